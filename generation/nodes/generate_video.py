@@ -1,0 +1,56 @@
+"""The protocol of the nodes that are already in the field: one long POST, then the file by its name."""
+
+from __future__ import annotations
+
+from generation.nodes import errors, parsing
+from generation.nodes.client import HEALTH_TIMEOUT, NodeClient
+from generation.nodes.transport import Answer
+from generation.nodes.types import GenerationRequest, NodeHealth, RemoteJob
+
+
+class GenerateVideoClient(NodeClient):
+    """Speaks `GET /health`, `POST /generate_video` and `GET /get_video/{name}`, and nothing else."""
+
+    protocol = "generate_video"
+
+    async def health(self) -> NodeHealth:
+        answer = await self.transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
+        if answer.status != 200:
+            raise self.transport.refuse(answer)
+        return parsing.node_health(answer.json_object(), self.protocol)
+
+    async def generate(self, request: GenerationRequest, *, timeout: float = 90.0) -> RemoteJob:
+        """Run the job within one request.
+
+        NodeTimeout says nothing about the clip: the node may still be at it, and cannot be asked. A failure
+        that the node reports itself is a RemoteJob with state "failed", not an error.
+        """
+        body = {
+            "prompt": request.prompt,
+            "frames": request.num_frames,
+            "fps": request.fps,
+            "steps": request.num_inference_steps,
+        }
+        answer = await self.transport.call("POST", "/generate_video", json_body=body, timeout=timeout)
+        if answer.status == 404:
+            raise errors.NodeAnsweredNonsense("The node has no /generate_video.")
+        if answer.status != 200:
+            raise self.transport.refuse(answer)
+        return self._outcome(answer)
+
+    def _outcome(self, answer: Answer) -> RemoteJob:
+        body = answer.json_object()
+        if body.get("status") == "error":
+            said = parsing.text(body.get("error")) or "The node gave no reason."
+            return RemoteJob(state="failed", error=self.transport.clean(said))
+        if body.get("status") != "ok":
+            raise errors.NodeAnsweredNonsense("The node answered with neither ok nor error.")
+        return RemoteJob(
+            state="completed",
+            progress=100,
+            file_name=parsing.file_name(body.get("video_path")),
+            generation_ms=parsing.whole_number(body.get("generation_time_ms")),
+        )
+
+    def content_path(self, job: RemoteJob) -> str:
+        return f"/get_video/{parsing.file_name(job.file_name)}"

@@ -1,0 +1,275 @@
+"""HTTP to a node that is not trusted: no redirects, bounded bodies, deadlines, one family of errors."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import math
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from typing import Any
+
+import httpx
+
+from generation.nodes import errors
+from generation.nodes.types import NodeEndpoint
+
+MAX_JSON_BYTES = 1024 * 1024
+MAX_MESSAGE = 500
+CONNECT_TIMEOUT = 5.0
+DEFAULT_RETRY_AFTER = 5.0
+MAX_RETRY_AFTER = 600.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole, bounded HTTP answer."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+
+    def json_object(self) -> dict[str, Any]:
+        """The body as a JSON object, or NodeAnsweredNonsense."""
+        try:
+            value = json.loads(self.body)
+        except (ValueError, RecursionError):
+            raise errors.NodeAnsweredNonsense(f"The node answered {self._kind()} instead of JSON.") from None
+        if not isinstance(value, dict):
+            raise errors.NodeAnsweredNonsense("The node answered JSON that is not an object.")
+        return value
+
+    def _kind(self) -> str:
+        if not self.body:
+            return "nothing"
+        if self.body.lstrip()[:1] == b"<":
+            return "a web page"
+        return "something else"
+
+
+class Transport:
+    """One pooled HTTP connection to a node, with its key."""
+
+    def __init__(self, endpoint: NodeEndpoint) -> None:
+        self._key = endpoint.api_key
+        url = _checked_url(endpoint.base_url)
+        self._client = httpx.AsyncClient(
+            base_url=url,
+            headers=_auth_headers(endpoint.api_key),
+            follow_redirects=False,
+            timeout=httpx.Timeout(30.0, connect=CONNECT_TIMEOUT),
+            verify=_tls_context(),
+            # A proxy named in the environment must never be asked for a node on this machine.
+            trust_env=not _is_loopback(url.host),
+        )
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout: float,
+        headers: Mapping[str, str] | None = None,
+        json_body: Mapping[str, Any] | None = None,
+        form: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """One request, answered whole within `timeout` seconds, whatever its status."""
+        # File tuples without a name make httpx write multipart/form-data even though nothing is a file.
+        files = {name: (None, value.encode()) for name, value in form.items()} if form is not None else None
+        request = self._client.build_request(
+            method, path, headers=headers, json=json_body, files=files, timeout=self._timeout(timeout)
+        )
+        async with self._guard(timeout), self._sent(request) as response:
+            return Answer(response.status_code, response.headers, await _bounded_body(response))
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, headers: Mapping[str, str], read_timeout: float
+    ) -> AsyncIterator[httpx.Response]:
+        """A GET whose body the caller reads; the caller also holds the deadline."""
+        request = self._client.build_request(
+            "GET", path, headers=headers, timeout=self._timeout(read_timeout)
+        )
+        async with self._guard(None), self._sent(request) as response:
+            yield response
+
+    def refuse(self, answer: Answer) -> errors.NodeError:
+        """The error that an answer with a status other than 2xx stands for."""
+        return error_for_status(answer, said=self.clean(message_of(answer)))
+
+    def clean(self, text: str) -> str:
+        """A node's own words, made fit to show: one line, bounded, without our key."""
+        if self._key:
+            text = text.replace(self._key, "***")
+        line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+        return line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 1] + "…"
+
+    @staticmethod
+    def _timeout(seconds: float) -> httpx.Timeout:
+        return httpx.Timeout(seconds, connect=min(CONNECT_TIMEOUT, seconds))
+
+    @asynccontextmanager
+    async def _sent(self, request: httpx.Request) -> AsyncIterator[httpx.Response]:
+        response = await self._client.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
+    @asynccontextmanager
+    async def _guard(self, seconds: float | None) -> AsyncIterator[None]:
+        """Turn what httpx raises, and the end of the time allowed, into NodeError."""
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except (httpx.ConnectTimeout, httpx.ConnectError) as error:
+            raise errors.NodeUnreachable(f"No connection to the node ({_reason(error)}).") from None
+        except (TimeoutError, httpx.TimeoutException):
+            within = "in time" if seconds is None else f"within {seconds:g} s"
+            raise errors.NodeTimeout(f"The node did not answer {within}.") from None
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError):
+            raise errors.NodeMisconfigured("The node's address or key cannot be used in a request.") from None
+        except httpx.DecodingError:
+            raise errors.NodeAnsweredNonsense("The node's answer could not be decoded.") from None
+        except httpx.HTTPError as error:
+            raise errors.NodeUnreachable(
+                f"The connection to the node broke off ({_reason(error)})."
+            ) from None
+
+
+def error_for_status(answer: Answer, *, said: str) -> errors.NodeError:
+    """The error for a status other than 2xx; `said` is the node's own message, already cleaned."""
+    status, suffix = answer.status, f": {said}" if said else "."
+    if status in (401, 403):
+        return errors.NodeUnauthorized("The node does not accept the key.")
+    if status in (404, 410):
+        return errors.RemoteJobLost(f"The node answered {status}{suffix}")
+    if status == 429 or (status == 503 and "retry-after" in answer.headers):
+        return errors.NodeBusy(f"The node is busy{suffix}", retry_after=retry_after(answer.headers))
+    if status in (408, 425):
+        return errors.NodeTimeout(f"The node answered {status}{suffix}")
+    if status >= 500:
+        return errors.NodeServerError(f"The node answered {status}{suffix}")
+    if 300 <= status < 400:
+        return errors.NodeAnsweredNonsense("The node answered with a redirect, which is not followed.")
+    if status in (405, 501):
+        return errors.NodeAnsweredNonsense("The node does not speak this protocol.")
+    if status >= 400:
+        return errors.NodeRejected(said or f"The node refused the request ({status}).")
+    return errors.NodeAnsweredNonsense(f"The node answered with status {status}.")
+
+
+def message_of(answer: Answer) -> str:
+    """The node's own words in an error body, in any of the usual shapes; empty when it has none."""
+    try:
+        body = json.loads(answer.body)
+    except (ValueError, RecursionError):
+        return ""
+    return _message_in(body) if isinstance(body, dict) else ""
+
+
+def _message_in(body: Mapping[str, Any]) -> str:
+    for key in ("error", "detail", "message"):
+        value = body.get(key)
+        if isinstance(value, dict):
+            value = value.get("message")
+        if isinstance(value, list):
+            value = "; ".join(_validation_line(item) for item in value[:5])
+        if isinstance(value, str) and value.strip():
+            return value
+    return ""
+
+
+def _validation_line(item: object) -> str:
+    """One entry of FastAPI's list of validation errors."""
+    if not isinstance(item, dict):
+        return str(item)[:MAX_MESSAGE]
+    place, said = item.get("loc"), str(item.get("msg", ""))[:MAX_MESSAGE]
+    return f"{place[-1]}: {said}" if isinstance(place, list) and place else said
+
+
+def retry_after(headers: httpx.Headers) -> float:
+    """Seconds from Retry-After (a number or a date), within 1..600; 5 when it says nothing usable."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value)
+    if not math.isfinite(seconds):
+        return DEFAULT_RETRY_AFTER
+    return min(max(seconds, 1.0), MAX_RETRY_AFTER)
+
+
+def _seconds_until(http_date: str) -> float:
+    try:
+        moment = parsedate_to_datetime(http_date)
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return DEFAULT_RETRY_AFTER
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - datetime.now(UTC)).total_seconds()
+
+
+async def _bounded_body(response: httpx.Response) -> bytes:
+    """The body, at most MAX_JSON_BYTES of it: raw, so that a small compressed answer cannot unfold."""
+    body = bytearray()
+    async for chunk in response.aiter_raw():
+        body += chunk
+        if len(body) > MAX_JSON_BYTES:
+            raise errors.NodeAnsweredNonsense("The node's answer is too long.")
+    return bytes(body)
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an httpx error in words; its text may hold the address and is left out."""
+    names: dict[type[Exception], str] = {
+        httpx.ConnectTimeout: "connecting took too long",
+        httpx.ConnectError: "refused or no route",
+        httpx.RemoteProtocolError: "the answer ended early",
+        httpx.ReadError: "reading failed",
+        httpx.WriteError: "sending failed",
+    }
+    return names.get(type(error), type(error).__name__)
+
+
+def _checked_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url.strip())
+    except httpx.InvalidURL:
+        raise errors.NodeMisconfigured("The node's address is not a web address.") from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise errors.NodeMisconfigured("The node's address must begin with http:// or https://.")
+    # Whoever pastes an address with a query or a fragment means the part before it.
+    return url.copy_with(query=None, fragment=None)
+
+
+def _auth_headers(key: str) -> dict[bytes, bytes]:
+    headers = {b"Accept": b"application/json, video/*;q=0.9", b"Accept-Encoding": b"identity"}
+    if not key:
+        return headers
+    if any(c.isspace() or not c.isprintable() for c in key):
+        raise errors.NodeMisconfigured("The node's key has a space or a control character in it.")
+    encoded = key.encode("utf-8", "surrogatepass")
+    return headers | {b"x-api-key": encoded, b"Authorization": b"Bearer " + encoded}
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Loading the certificate store takes tens of milliseconds, so once a process."""
+    return httpx.create_ssl_context()
