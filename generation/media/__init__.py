@@ -1,0 +1,27 @@
+"""Finished clips: checking that they play, making them play, posters, and where they are kept."""
+
+from generation.media.sandbox import (
+    MediaFailure,
+    MediaLimits,
+    UnplayableVideo,
+    VideoFacts,
+    make_playable,
+    make_poster,
+    prepare,
+    probe,
+)
+from generation.media.storage import StoredClip, discard, store
+
+__all__ = [
+    "MediaFailure",
+    "MediaLimits",
+    "StoredClip",
+    "UnplayableVideo",
+    "VideoFacts",
+    "discard",
+    "make_playable",
+    "make_poster",
+    "prepare",
+    "probe",
+    "store",
+]
