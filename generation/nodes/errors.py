@@ -28,6 +28,10 @@ class NodeUnreachable(TransientNodeError):
     """No connection to the node, or it broke off in the middle."""
 
 
+class NodeNotReached(NodeUnreachable):
+    """No connection was made at all, so the node surely took nothing."""
+
+
 class NodeTimeout(TransientNodeError):
     """The node did not answer in time; what it was asked to do may still be running."""
 

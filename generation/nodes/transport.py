@@ -132,7 +132,7 @@ class Transport:
             async with asyncio.timeout(seconds):
                 yield
         except (httpx.ConnectTimeout, httpx.ConnectError) as error:
-            raise errors.NodeUnreachable(f"No connection to the node ({_reason(error)}).") from None
+            raise errors.NodeNotReached(f"No connection to the node ({_reason(error)}).") from None
         except (TimeoutError, httpx.TimeoutException):
             within = "in time" if seconds is None else f"within {seconds:g} s"
             raise errors.NodeTimeout(f"The node did not answer {within}.") from None
