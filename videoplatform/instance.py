@@ -1,0 +1,160 @@
+"""A whole platform as a child process, for the demo and the tests: `make run` on free ports, in its own DATA_DIR."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+START_SECONDS = 180.0
+STOP_SECONDS = 60.0
+
+
+class InstanceFailed(Exception):
+    """The platform did not start, or a command of it failed. The message holds the end of its log."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Instance:
+    """One platform: `with Instance(data_dir) as platform: platform.url …`. Its own database, files, node and secrets.
+
+    settings: further environment variables. The person's `.env` and environment are overruled where they would point
+    the instance at somebody else's database, node, bot or bucket.
+    """
+
+    def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.data_dir = Path(data_dir).resolve()
+        self.port, self.node_port = free_port(), free_port()
+        self.log = self.data_dir / "logs" / "run.log"
+        self.environment = {**os.environ, **self._isolation(), **(settings or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def _isolation(self) -> dict[str, str]:
+        nobody = dict.fromkeys(("DATABASE_URL", "VIDEO_API_URL", "TELEGRAM_BOT_TOKEN", "S3_BUCKET"), "")
+        return nobody | {
+            "DATA_DIR": str(self.data_dir),
+            "MEDIA_ROOT": str(self.data_dir / "media"),
+            "HOST": "127.0.0.1",
+            "PORT": str(self.port),
+            "SITE_URL": self.url,
+            "ALLOWED_HOSTS": "127.0.0.1,localhost",
+            "DEBUG": "false",
+            "SECURE_SSL_REDIRECT": "false",
+            "SECRET_KEY": secrets.token_urlsafe(48),
+            "VIDEO_API_KEY": secrets.token_urlsafe(32),
+            "GPU_NODE_HOST": "127.0.0.1",
+            "GPU_NODE_PORT": str(self.node_port),
+            "GPU_NODE_MODEL": "tiny",
+            "GPU_NODE_SAVE_DIR": str(self.data_dir / "gpu_node" / "videos"),
+        }
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def node_url(self) -> str:
+        return f"http://127.0.0.1:{self.node_port}"
+
+    @property
+    def pid(self) -> int:
+        """The process of `videoplatform.run`, which supervises the others."""
+        assert self._process is not None, "not started"
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start everything; return when the site answers. Raises InstanceFailed."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "videoplatform.run", "--leash"],
+                cwd=BASE_DIR,
+                env=self.environment,
+                stdin=subprocess.PIPE,  # the leash: it stops when this process is gone, however that came
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us, who then stop it in order
+            )
+        try:
+            self._await_site()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _await_site(self) -> None:
+        assert self._process is not None
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                raise InstanceFailed(f"The platform did not start.\n{self.log_tail()}")
+            if self._healthy():
+                return
+            time.sleep(0.1)
+        raise InstanceFailed(f"The site did not answer within {START_SECONDS:.0f} s.\n{self.log_tail()}")
+
+    def _healthy(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/healthz", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def manage(self, *arguments: str) -> str:
+        """Run a `manage.py` command in this instance and return what it prints. Raises InstanceFailed."""
+        command = [sys.executable, "manage.py", *arguments]
+        result = subprocess.run(
+            command,
+            cwd=BASE_DIR,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        if result.returncode != 0:
+            raise InstanceFailed(f"manage.py {' '.join(arguments)}: {result.stderr or result.stdout}")
+        return result.stdout
+
+    def log_tail(self, lines: int = 40) -> str:
+        """The end of what all the processes wrote."""
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        return "\n".join([*text.splitlines()[-lines:], f"(from {self.log})"])
+
+    def stop(self) -> None:
+        """Stop everything and wait for its end."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        finally:
+            process.stdin.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
