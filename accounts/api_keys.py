@@ -1,0 +1,47 @@
+"""Issue, verify and revoke API keys. The key itself is shown once and only its SHA-256 is stored."""
+
+import hashlib
+import secrets
+from datetime import timedelta
+
+from django.utils import timezone
+
+from accounts.models import ApiKey, User
+
+PREFIX = "vk_"
+# Writing last_used_at on every request would lock the row on a busy key: a minute is precise enough.
+LAST_USED_PRECISION = timedelta(minutes=1)
+
+
+def issue(*, user: User, name: str = "default") -> tuple[ApiKey, str]:
+    """A new key of the user: the row, and the key that is never shown again."""
+    secret = PREFIX + secrets.token_urlsafe(32)
+    row = ApiKey.objects.create(user=user, name=name[:100], prefix=secret[:8], digest=digest(secret))
+    return row, secret
+
+
+def verify(secret: str) -> ApiKey | None:
+    """The live key with an active owner, or None. Looked up by digest, so timing tells nothing about a key."""
+    key = (
+        ApiKey.objects.select_related("user")
+        .filter(digest=digest(secret), revoked_at=None, user__is_active=True)
+        .first()
+    )
+    if key is not None:
+        _touch(key)
+    return key
+
+
+def revoke(*, key: ApiKey) -> None:
+    """From now on the key is refused. Revoking twice keeps the first time."""
+    ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now())
+
+
+def digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _touch(key: ApiKey) -> None:
+    now = timezone.now()
+    if key.last_used_at is None or now - key.last_used_at > LAST_USED_PRECISION:
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)

@@ -1,0 +1,249 @@
+"""Every movement of credits. Two-phase, as TigerBeetle has it: reserve, then capture or release exactly
+once.
+
+All functions are atomic and take the account's row lock first, so two of them on one wallet run one after
+the other. Amounts are whole credits. Repeating a resolution is harmless: the entry that exists is returned.
+The database holds the same rules in constraints and triggers (migration 0002), so a mistake here is an
+IntegrityError and never a wrong balance.
+"""
+
+import uuid
+
+from django.db import transaction
+
+from accounts.errors import AlreadyResolved, InsufficientBalance, InvalidAmount, NotFound
+from accounts.models import CreditAccount, CreditTransaction, User
+
+Kind = CreditTransaction.Kind
+
+
+def open_account(*, user: User) -> CreditAccount:
+    """The user's wallet, opened empty when there is none yet."""
+    return CreditAccount.objects.get_or_create(user=user)[0]
+
+
+def lock_account(*, user: User) -> CreditAccount:
+    """The user's wallet, its row locked until the transaction ends. Must be called inside one."""
+    return CreditAccount.objects.select_for_update().get(user=user)
+
+
+@transaction.atomic
+def grant(
+    *, user: User, amount: int, reason: str, actor: User | None = None, external_id: str | None = None
+) -> CreditTransaction:
+    """Give credits. With `external_id` the same grant is made once only.
+
+    Raises:
+        InvalidAmount: the amount is not positive.
+    """
+    _require_positive(amount)
+    account = lock_account(user=user)
+    if external_id and (earlier := _find(kind=Kind.GRANT, external_id=external_id)):
+        return earlier
+    return _enter(account, Kind.GRANT, posted=amount, reason=reason, actor=actor, external_id=external_id)
+
+
+@transaction.atomic
+def purchase(*, user: User, amount: int, external_id: str, reason: str) -> CreditTransaction:
+    """Credits that were paid for; `external_id` is the payment's own id and is credited once only."""
+    _require_positive(amount)
+    account = lock_account(user=user)
+    if earlier := _find(kind=Kind.PURCHASE, external_id=external_id):
+        return earlier
+    return _enter(account, Kind.PURCHASE, posted=amount, reason=reason, actor=user, external_id=external_id)
+
+
+@transaction.atomic
+def purchase_refund(
+    *, purchase: CreditTransaction, reason: str, actor: User | None = None
+) -> CreditTransaction:
+    """Take back all credits of a purchase whose money goes back; never more than the free balance.
+
+    Raises:
+        InsufficientBalance: some of them were spent or are held.
+    """
+    account = _lock_account_of(purchase)
+    if earlier := _find(kind=Kind.PURCHASE_REFUND, resolves=purchase):
+        return earlier
+    _require_free(account, purchase.posted_delta)
+    return _enter(
+        account,
+        Kind.PURCHASE_REFUND,
+        posted=-purchase.posted_delta,
+        resolves=purchase,
+        reason=reason,
+        actor=actor,
+    )
+
+
+@transaction.atomic
+def reserve(*, user: User, amount: int, reference: uuid.UUID, reason: str) -> CreditTransaction:
+    """Hold credits for a job; 0 is a valid hold, so that a free job has one too.
+
+    Raises:
+        InsufficientBalance: fewer are free.
+    """
+    if amount < 0:
+        raise InvalidAmount()
+    account = lock_account(user=user)
+    _require_free(account, amount)
+    return _enter(account, Kind.RESERVE, held=amount, reference=reference, reason=reason, actor=user)
+
+
+def capture(*, reference: uuid.UUID, reason: str) -> CreditTransaction:
+    """Charge what was held for a job.
+
+    Raises:
+        NotFound: nothing was held. AlreadyResolved: it was released before.
+    """
+    return _resolve(reference, Kind.CAPTURE, reason=reason)
+
+
+def release(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> CreditTransaction:
+    """Give back what was held for a job.
+
+    Raises:
+        NotFound: nothing was held. AlreadyResolved: it was captured before.
+    """
+    return _resolve(reference, Kind.RELEASE, reason=reason, actor=actor)
+
+
+@transaction.atomic
+def refund(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> CreditTransaction:
+    """Give back, whole and once, what a job captured. A second call returns the first refund.
+
+    Raises:
+        NotFound: the job captured nothing.
+    """
+    captured = CreditTransaction.objects.filter(
+        kind=Kind.CAPTURE, reference=reference, posted_delta__lt=0
+    ).first()
+    if captured is None:
+        raise NotFound("This job was not charged, so there is nothing to refund.")
+    account = _lock_account_of(captured)
+    if earlier := _find(kind=Kind.REFUND, resolves=captured):
+        return earlier
+    return _enter(
+        account,
+        Kind.REFUND,
+        posted=-captured.posted_delta,
+        reference=reference,
+        resolves=captured,
+        reason=reason,
+        actor=actor,
+    )
+
+
+@transaction.atomic
+def adjust(*, user: User, amount: int, reason: str, actor: User) -> CreditTransaction:
+    """Correct a balance up or down by hand.
+
+    Raises:
+        InvalidAmount: 0. InsufficientBalance: more would be taken than is free.
+    """
+    if amount == 0:
+        raise InvalidAmount()
+    account = lock_account(user=user)
+    _require_free(account, -amount)
+    return _enter(account, Kind.ADJUST, posted=amount, reason=reason, actor=actor)
+
+
+@transaction.atomic
+def transfer(*, source: User, target: User, amount: int, reason: str, actor: User) -> CreditTransaction:
+    """Move free credits between two wallets as two entries that name each other's account and share a
+    reference.
+
+    Raises:
+        InsufficientBalance: the source has fewer free. InvalidAmount: not positive, or both are one wallet.
+    """
+    _require_positive(amount)
+    if source.pk == target.pk:
+        raise InvalidAmount("Credits cannot be transferred to the same account.")
+    locked = CreditAccount.objects.select_for_update().filter(user__in=[source, target]).order_by("pk")
+    accounts = {account.user_id: account for account in locked}
+    giver, taker = accounts[source.pk], accounts[target.pk]
+    _require_free(giver, amount)
+    pair = uuid.uuid4()
+    _enter(
+        giver, Kind.TRANSFER, posted=-amount, counterpart=taker, reference=pair, reason=reason, actor=actor
+    )
+    return _enter(
+        taker, Kind.TRANSFER, posted=amount, counterpart=giver, reference=pair, reason=reason, actor=actor
+    )
+
+
+@transaction.atomic
+def _resolve(
+    reference: uuid.UUID, kind: CreditTransaction.Kind, *, reason: str, actor: User | None = None
+) -> CreditTransaction:
+    hold = CreditTransaction.objects.filter(kind=Kind.RESERVE, reference=reference).first()
+    if hold is None:
+        raise NotFound(f"Nothing is held for {reference}.")
+    account = _lock_account_of(hold)
+    earlier = CreditTransaction.objects.filter(resolves=hold, kind__in=[Kind.CAPTURE, Kind.RELEASE]).first()
+    if earlier is not None:
+        if earlier.kind == kind:
+            return earlier
+        raise AlreadyResolved(f"The hold of {reference} was resolved before, by {earlier.kind}.")
+    posted = -hold.held_delta if kind == Kind.CAPTURE else 0
+    return _enter(
+        account,
+        kind,
+        posted=posted,
+        held=-hold.held_delta,
+        reference=reference,
+        resolves=hold,
+        reason=reason,
+        actor=actor,
+    )
+
+
+def _enter(
+    account: CreditAccount,
+    kind: CreditTransaction.Kind,
+    *,
+    reason: str,
+    posted: int = 0,
+    held: int = 0,
+    reference: uuid.UUID | None = None,
+    resolves: CreditTransaction | None = None,
+    counterpart: CreditAccount | None = None,
+    external_id: str | None = None,
+    actor: User | None = None,
+) -> CreditTransaction:
+    entry = CreditTransaction(
+        account=account,
+        kind=kind,
+        posted_delta=posted,
+        held_delta=held,
+        # The trigger computes these from the locked row and moves the balance; what is sent is not trusted.
+        posted_after=account.posted + posted,
+        held_after=account.held + held,
+        reference=reference,
+        resolves=resolves,
+        counterpart=counterpart,
+        external_id=external_id,
+        actor=actor,
+        reason=reason[:500],
+    )
+    entry.save(force_insert=True)
+    account.posted, account.held = entry.posted_after, entry.held_after
+    return entry
+
+
+def _find(**lookup: object) -> CreditTransaction | None:
+    return CreditTransaction.objects.filter(**lookup).first()
+
+
+def _lock_account_of(entry: CreditTransaction) -> CreditAccount:
+    return CreditAccount.objects.select_for_update().get(pk=entry.account_id)
+
+
+def _require_positive(amount: int) -> None:
+    if amount <= 0:
+        raise InvalidAmount("The amount must be a positive whole number of credits.")
+
+
+def _require_free(account: CreditAccount, amount: int) -> None:
+    if amount > account.balance:
+        raise InsufficientBalance(needed=amount, balance=account.balance)

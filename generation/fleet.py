@@ -1,0 +1,96 @@
+"""The GPU nodes: where they are, and what was last heard of them."""
+
+import logging
+
+from django.conf import settings
+from django.utils import timezone
+
+from generation.models import GpuNode
+from generation.nodes import NodeEndpoint, NodeError, NodeHealth, detect_protocol, open_client
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT_NODE = "default"
+
+
+def sync_environment_node() -> GpuNode | None:
+    """Make the node that VIDEO_API_URL names a row, or follow a changed address; None when none is named."""
+    if not settings.VIDEO_API_URL:
+        return None
+    address = {"base_url": settings.VIDEO_API_URL, "api_key": settings.VIDEO_API_KEY}
+    known = GpuNode.objects.filter(base_url=settings.VIDEO_API_URL).first()
+    if known is None:
+        known = GpuNode.objects.filter(from_environment=True).first()
+    if known is None:
+        return GpuNode.objects.create(name=_free_name(), from_environment=True, **address)
+    if (known.base_url, known.api_key) != (
+        settings.VIDEO_API_URL,
+        settings.VIDEO_API_KEY,
+    ) or not known.from_environment:
+        moved = known.base_url != settings.VIDEO_API_URL
+        known.base_url, known.api_key, known.from_environment = (
+            settings.VIDEO_API_URL,
+            settings.VIDEO_API_KEY,
+            True,
+        )
+        if moved:
+            known.status, known.detected_protocol, known.last_seen_at = "unknown", "", None
+        known.save()
+    GpuNode.objects.filter(from_environment=True).exclude(pk=known.pk).update(
+        from_environment=False, enabled=False
+    )
+    return known
+
+
+def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
+    """What a client needs to speak to the node."""
+    spoken = protocol or node.effective_protocol or GpuNode.Protocol.VIDEOS
+    return NodeEndpoint(
+        base_url=node.base_url,
+        api_key=node.api_key,
+        protocol="generate_video" if spoken == GpuNode.Protocol.GENERATE_VIDEO else "videos",
+    )
+
+
+async def examine(node: GpuNode) -> NodeHealth:
+    """Ask the node how it is, in its own protocol, which is found out first where it is not known.
+
+    Raises:
+        NodeError: it cannot be asked, or speaks neither protocol.
+    """
+    protocol = node.effective_protocol or await detect_protocol(endpoint_of(node))
+    async with open_client(endpoint_of(node, protocol=protocol)) as client:
+        return await client.health()
+
+
+def record_health(node: GpuNode, health: NodeHealth) -> bool:
+    """Write down what it said; True when it has just become able to take work."""
+    status = "ready" if health.ready else health.status
+    GpuNode.objects.filter(pk=node.pk).update(
+        detected_protocol=health.protocol,
+        status=status[:20],
+        status_detail=str(health.detail.get("detail") or health.detail.get("error") or "")[:300],
+        backend=(health.backend or health.model or "")[:100],
+        sizes=list(health.sizes[:20]),
+        capacity=max(1, health.capacity),
+        seconds_per_step=health.seconds_per_step,
+        last_seen_at=timezone.now(),
+    )
+    _log_change(node, status)
+    return status == "ready" and node.status != "ready"
+
+
+def record_failure(node: GpuNode, error: NodeError) -> None:
+    """It could not be asked. It keeps the protocol it was known to speak."""
+    GpuNode.objects.filter(pk=node.pk).update(status="unreachable", status_detail=str(error)[:300])
+    _log_change(node, "unreachable", str(error))
+
+
+def _log_change(node: GpuNode, status: str, why: str = "") -> None:
+    if node.status != status:
+        logger.info("node %s: %s → %s %s", node.name, node.status, status, why)
+
+
+def _free_name() -> str:
+    taken = GpuNode.objects.filter(name__startswith=ENVIRONMENT_NODE).count()
+    return ENVIRONMENT_NODE if not taken else f"{ENVIRONMENT_NODE}-{taken + 1}"

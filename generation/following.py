@@ -1,0 +1,295 @@
+"""Drive one open attempt on its node to its end: hand it over, follow it, stop it, and tell `lifecycle`
+what became of it.
+
+Only the holder of the attempt's lease does so. A time-out or a lost connection is no verdict: the node is
+asked again, by the same id, until it was silent for NODE_LOST_SECONDS.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import ParamSpec, TypeVar
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.db import close_old_connections
+
+from generation import lifecycle
+from generation.fleet import endpoint_of
+from generation.models import GpuNode, JobAttempt
+from generation.nodes import (
+    GenerationRequest,
+    NodeBusy,
+    NodeClient,
+    NodeNotReached,
+    NodeRejected,
+    NodeTimeout,
+    PermanentNodeError,
+    RemoteJob,
+    RemoteJobLost,
+    TransientNodeError,
+    open_client,
+)
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# How long a node that cannot be used just now is left alone, in seconds.
+UNREACHABLE_PAUSE = 10.0
+BROKEN_PAUSE = 30.0
+# Between two questions to a node that answers at once, in seconds.
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 2.0
+
+
+def in_database(function: Callable[P, R]) -> Callable[P, Awaitable[R]]:
+    """Run a function that uses the ORM on the database thread, with a connection that survived a restart of
+    the server.
+    """
+
+    def fresh(*args: P.args, **kwargs: P.kwargs) -> R:
+        close_old_connections()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            close_old_connections()
+
+    return sync_to_async(fresh, thread_sensitive=True)
+
+
+class Follower:
+    """One attempt, followed by one coroutine. `attempt` must come with its job and node loaded."""
+
+    def __init__(self, attempt: JobAttempt, *, token: uuid.UUID) -> None:
+        self.attempt = attempt
+        self.token = token
+        self.stop_requested = asyncio.Event()
+        if attempt.cancel_requested_at is not None:
+            self.stop_requested.set()
+        self._heard = time.monotonic()
+
+    async def run(self) -> None:
+        """Until the attempt is closed, its file is being stored, or the lease is somebody else's."""
+        try:
+            async with open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol)) as client:
+                if self.attempt.protocol == GpuNode.Protocol.GENERATE_VIDEO:
+                    await self._drive(client)
+                else:
+                    await self._follow(client)
+        except PermanentNodeError as error:
+            await self._give_up(error)
+
+    async def post_once(self) -> None:
+        """Hand the job over, once; what the answer means for the attempt is decided here.
+
+        For the dispatcher.
+        """
+        try:
+            async with open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol)) as client:
+                await self._post(client, hand_over=True)
+        except TransientNodeError as error:
+            logger.info("job %s: no answer to the post yet: %s", self._job, error)
+            await in_database(lifecycle.drop_lease)(attempt_id=self.attempt.pk, token=self.token)
+        except PermanentNodeError as error:
+            await self._give_up(error)
+
+    # --- /v1/videos ---
+
+    async def _follow(self, client: NodeClient) -> None:
+        while await self._renew_lease():
+            try:
+                if await self._advance(client):
+                    return
+            except TransientNodeError as error:
+                if self._silent_seconds() > settings.NODE_LOST_SECONDS:
+                    await self._lost(f"silent for {settings.NODE_LOST_SECONDS} s: {error}")
+                    return
+                logger.info("job %s: %s", self._job, error)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _advance(self, client: NodeClient) -> bool:
+        """One question to the node and what follows from its answer; True when there is nothing more to
+        follow.
+        """
+        if not self.attempt.remote_id:
+            if self.stop_requested.is_set():
+                # It ended before any node answered for it: there is nothing to stop.
+                await in_database(lifecycle.attempt_stopped)(attempt_id=self.attempt.pk, stopped_at_step=None)
+                return True
+            return not await self._post(client)
+        if self.stop_requested.is_set():
+            stopped = await client.cancel(self.attempt.remote_id)
+            if stopped is not None and stopped.finished:
+                return await self._apply(stopped)
+        asked_at = time.monotonic()
+        remote = await self._ask(client)
+        if remote is None:
+            return False
+        self._heard = time.monotonic()
+        if await self._apply(remote):
+            return True
+        # A server without long polling answers at once; one that cannot cancel is asked as rarely.
+        if self.stop_requested.is_set() or (
+            time.monotonic() - asked_at < POLL_SECONDS and not self._moved(remote)
+        ):
+            await asyncio.sleep(POLL_SECONDS)
+        return False
+
+    async def _post(self, client: NodeClient, *, hand_over: bool = False) -> bool:
+        """True when the node has it. Repeating is harmless where the node knows Idempotency-Key."""
+        try:
+            remote = await client.submit(_request_of(self.attempt))
+        except (NodeBusy, NodeNotReached) as error:
+            return await self._refused(error)
+        if remote.remote_id is None:
+            await self._lost("the node gave its job no id")
+            return False
+        self.attempt.remote_id = remote.remote_id
+        self._heard = time.monotonic()
+        return await in_database(lifecycle.attempt_posted)(
+            attempt_id=self.attempt.pk, token=self.token, remote_id=remote.remote_id, hand_over=hand_over
+        )
+
+    async def _refused(self, error: NodeBusy | NodeNotReached) -> bool:
+        pause = error.retry_after if isinstance(error, NodeBusy) else UNREACHABLE_PAUSE
+        await in_database(lifecycle.attempt_refused)(attempt=self.attempt, retry_after=pause, why=str(error))
+        return False
+
+    async def _ask(self, client: NodeClient) -> RemoteJob | None:
+        """The job's state on the node; None when a cancel came in while waiting for it."""
+        question = asyncio.create_task(
+            client.retrieve(self.attempt.remote_id, wait=settings.LEASE_SECONDS / 3)
+        )
+        stop = asyncio.create_task(self.stop_requested.wait())
+        try:
+            waited_for = {question} if self.stop_requested.is_set() else {question, stop}
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            return question.result() if question.done() else None
+        finally:
+            for task in (question, stop):
+                task.cancel()
+            await asyncio.gather(question, stop, return_exceptions=True)
+
+    # --- /generate_video ---
+
+    async def _drive(self, client: NodeClient) -> None:
+        """Hold the one long request that makes the clip; nobody can ask for it again if this process dies
+        meanwhile.
+        """
+        if self.attempt.posted_at is not None:
+            await self._lost("the request was cut off when its process ended")
+            return
+        if not await in_database(lifecycle.request_sent)(attempt_id=self.attempt.pk, token=self.token):
+            return
+        heartbeat = asyncio.create_task(self._keep_lease())
+        try:
+            remote = await client.generate(
+                _request_of(self.attempt), timeout=settings.FIELD_NODE_TIMEOUT_SECONDS
+            )
+        except NodeTimeout as error:
+            await self._failed(
+                code="timed_out",
+                message=f"Video generation timed out (>{settings.FIELD_NODE_TIMEOUT_SECONDS}s)",
+                error=str(error),
+            )
+        except (NodeBusy, NodeNotReached) as error:
+            await self._refused(error)
+        except TransientNodeError as error:
+            await self._lost(str(error), pause=UNREACHABLE_PAUSE)
+        else:
+            await self._apply(remote)
+        finally:
+            heartbeat.cancel()
+
+    async def _keep_lease(self) -> None:
+        while await self._renew_lease():
+            await asyncio.sleep(settings.LEASE_SECONDS / 3)
+
+    # --- What the answers mean ---
+
+    async def _apply(self, remote: RemoteJob) -> bool:
+        """Write down what the node says; True when the attempt needs no following any more."""
+        if remote.state == "completed":
+            await in_database(lifecycle.begin_storing)(
+                attempt_id=self.attempt.pk,
+                token=self.token,
+                file_name=remote.file_name or "",
+                generation_ms=remote.generation_ms,
+            )
+            return True
+        if remote.finished:
+            await self._ended_without_a_file(remote)
+            return True
+        step = self._step(remote)
+        return not await in_database(lifecycle.record_progress)(
+            attempt_id=self.attempt.pk, token=self.token, step=step
+        )
+
+    async def _ended_without_a_file(self, remote: RemoteJob) -> None:
+        if self.stop_requested.is_set():
+            step = remote.stopped_at_step if remote.stopped_at_step is not None else remote.step
+            await in_database(lifecycle.attempt_stopped)(attempt_id=self.attempt.pk, stopped_at_step=step)
+        elif remote.state == "canceled":
+            await self._lost("the node says it was canceled there")
+        else:
+            reason = remote.error or "The node gave no reason."
+            await self._failed(code="generation_failed", message=reason, error=reason)
+
+    def _step(self, remote: RemoteJob) -> int:
+        """Denoising steps done: as the node says, else from the percentage it says, else what was known."""
+        total = self.attempt.job.num_inference_steps
+        if remote.step is None and remote.progress is not None:
+            return min(total, total * remote.progress // 100)
+        return min(total, remote.step if remote.step is not None else self.attempt.step)
+
+    def _moved(self, remote: RemoteJob) -> bool:
+        step, before = self._step(remote), self.attempt.step
+        self.attempt.step = step
+        return step != before
+
+    async def _give_up(self, error: PermanentNodeError) -> None:
+        """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
+        if isinstance(error, NodeRejected):
+            await self._failed(code="rejected", message=str(error), error=str(error))
+            return
+        pause = 0.0 if isinstance(error, RemoteJobLost) else BROKEN_PAUSE
+        await self._lost(str(error), pause=pause)
+
+    async def _lost(self, error: str, *, pause: float = 0.0) -> None:
+        logger.warning(
+            "job %s: attempt %s on %s is lost: %s", self._job, self.attempt.pk.hex, self.attempt.node, error
+        )
+        await in_database(lifecycle.attempt_lost)(attempt_id=self.attempt.pk, error=error, pause=pause)
+
+    async def _failed(self, *, code: str, message: str, error: str) -> None:
+        await in_database(lifecycle.attempt_failed)(
+            attempt_id=self.attempt.pk, code=code, message=message, error=error
+        )
+
+    async def _renew_lease(self) -> bool:
+        return await in_database(lifecycle.take_lease)(attempt_id=self.attempt.pk, token=self.token)
+
+    def _silent_seconds(self) -> float:
+        return time.monotonic() - self._heard
+
+    @property
+    def _job(self) -> str:
+        return self.attempt.job_id.hex
+
+
+def _request_of(attempt: JobAttempt) -> GenerationRequest:
+    job = attempt.job
+    return GenerationRequest(
+        id=attempt.pk.hex,
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        num_frames=job.num_frames,
+        fps=job.fps,
+        num_inference_steps=job.num_inference_steps,
+        guidance_scale=job.guidance_scale,
+        seed=job.seed,
+    )

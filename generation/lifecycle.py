@@ -1,0 +1,528 @@
+"""The life of a job. Each transition is one conditional UPDATE, fenced by the attempt where one is open, in
+one transaction with its credit move and the signal that makes its deliveries. A transition that finds no
+row has lost a race: it changes nothing and says so.
+"""
+
+import hashlib
+import json
+import logging
+import math
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.utils import timezone
+from django_q.tasks import async_task
+
+from accounts import ledger
+from accounts.errors import InsufficientBalance
+from accounts.models import CreditAccount, User
+from generation import events, pricing
+from generation.errors import (
+    AccountInactive,
+    CannotCancel,
+    CannotDelete,
+    CooldownActive,
+    EmptyPrompt,
+    IdempotencyConflict,
+    InsufficientCredits,
+    InvalidPrompt,
+    InvalidSetting,
+    PromptTooLong,
+)
+from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.signals import job_finished
+
+logger = logging.getLogger(__name__)
+State = GenerationJob.State
+
+# A nudge that no worker took up is repeated this much later, not with every sweep of the reconciler.
+NUDGE_SECONDS = 5.0
+MAX_IDEMPOTENCY_KEY = 255
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class StoredVideo:
+    """A clip that is safely in storage: names there, pixels, milliseconds, bytes."""
+
+    video: str
+    poster: str
+    width: int
+    height: int
+    frames: int
+    duration_ms: int
+    size_bytes: int
+
+
+# --- Submit -----------------------------------------------------------------------------------------------------------
+
+
+def submit(
+    *,
+    user: User,
+    prompt: str,
+    source: str,
+    preset: str | None = None,
+    seed: int | None = None,
+    negative_prompt: str = "",
+    idempotency_key: str | None = None,
+    remixed_from: GenerationJob | None = None,
+) -> GenerationJob:
+    """Accept a prompt: hold its credits and put it in the queue.
+
+    The wallet's row is locked first, so that two requests of one person run one after the other: a twin
+    with the same idempotency key waits and gets the same job. A refusal is not remembered.
+
+    Raises:
+        GenerationError: one of its subclasses; nothing was stored and nothing held.
+    """
+    request = [prompt, preset, seed, negative_prompt, remixed_from.id.hex if remixed_from else None]
+    key, digest = _check_idempotency_key(idempotency_key), _digest(request)
+    with transaction.atomic():
+        ledger.lock_account(user=user)
+        if key and (twin := GenerationJob.objects.filter(user=user, idempotency_key=key).first()):
+            if twin.request_digest != digest:
+                raise IdempotencyConflict()
+            return twin
+        user.refresh_from_db(fields=["is_active", "is_staff"])
+        if not user.is_active:
+            raise AccountInactive()
+        chosen = pricing.find_preset(preset)
+        job = GenerationJob(
+            user=user,
+            source=source,
+            prompt=_check_prompt(prompt),
+            negative_prompt=_check_negative_prompt(negative_prompt),
+            preset=chosen,
+            num_frames=chosen.num_frames,
+            fps=chosen.fps,
+            num_inference_steps=chosen.num_inference_steps,
+            guidance_scale=chosen.guidance_scale,
+            cost=pricing.price(preset=chosen, user=user),
+            remixed_from=remixed_from,
+            idempotency_key=key,
+            request_digest=digest,
+        )
+        if seed is not None:
+            job.seed = _check_seed(seed)
+        _check_cooldown(user)
+        _reserve(job)
+        job.save(force_insert=True)
+        events.publish(job)
+        nudge_dispatch()
+    logger.info("job %s queued for user %s by %s", job.id.hex, user.pk, source)
+    return job
+
+
+def check_prompt(prompt: str) -> str:
+    """The prompt without surrounding space, or the reason why it cannot be used.
+
+    Raises:
+        InvalidPrompt: empty, too long, or with characters that no database text can hold.
+    """
+    return _check_prompt(prompt)
+
+
+def cooldown_left(user: User) -> int:
+    """Whole seconds until the user may submit again; 0 now.
+
+    Counted from the last job that did not fail; staff never wait.
+    """
+    if user.is_staff:
+        return 0
+    latest = (
+        GenerationJob.objects.filter(user=user).exclude(state=State.FAILED).order_by("-created_at").first()
+    )
+    if latest is None:
+        return 0
+    left = settings.VIDEO_COOLDOWN_SECONDS - (timezone.now() - latest.created_at).total_seconds()
+    return max(0, math.ceil(left))
+
+
+def _reserve(job: GenerationJob) -> None:
+    try:
+        ledger.reserve(user=job.user, amount=job.cost, reference=job.id, reason="Held for a video")
+    except InsufficientBalance as error:
+        raise InsufficientCredits(cost=job.cost, balance=error.balance) from None
+
+
+def _check_cooldown(user: User) -> None:
+    if seconds := cooldown_left(user):
+        raise CooldownActive(seconds=seconds)
+
+
+def _check_prompt(prompt: str) -> str:
+    prompt = _check_text(prompt).strip()
+    if not prompt:
+        raise EmptyPrompt()
+    if len(prompt) > settings.MAX_PROMPT_LENGTH:
+        raise PromptTooLong(maximum=settings.MAX_PROMPT_LENGTH)
+    return prompt
+
+
+def _check_negative_prompt(text: str) -> str:
+    text = _check_text(text).strip()
+    if len(text) > settings.MAX_PROMPT_LENGTH:
+        raise InvalidSetting(
+            f"Negative prompt too long. Maximum {settings.MAX_PROMPT_LENGTH} characters.",
+            param="negative_prompt",
+        )
+    return text
+
+
+def _check_text(text: str) -> str:
+    """PostgreSQL cannot store NUL, UTF-8 has no lone surrogates."""
+    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidPrompt()
+    return text
+
+
+def _check_seed(seed: int) -> int:
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidSetting(f"seed must be between 0 and {MAX_SEED}.", param="seed")
+    return seed
+
+
+def _check_idempotency_key(key: str | None) -> str | None:
+    if not key:
+        return None
+    if len(key) > MAX_IDEMPOTENCY_KEY or not key.isprintable():
+        raise InvalidSetting(
+            f"Idempotency-Key must be at most {MAX_IDEMPOTENCY_KEY} printable characters.",
+            param="Idempotency-Key",
+        )
+    return key
+
+
+def _digest(request: list[object]) -> str:
+    return hashlib.sha256(json.dumps(request).encode()).hexdigest()
+
+
+# --- While it runs: every function is fenced by the attempt and its lease ---------------------------------------------
+
+
+def take_lease(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
+    """Become the one who drives an open attempt, or stay it; False when somebody else is, or it is closed."""
+    now = timezone.now()
+    expires = now + timedelta(seconds=settings.LEASE_SECONDS)
+    open_one = JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN)
+    free = open_one.filter(Q(lease_token=token) | Q(lease_token=None) | Q(lease_expires_at__lt=now))
+    return bool(free.update(lease_token=token, lease_expires_at=expires))
+
+
+def drop_lease(*, attempt_id: uuid.UUID, token: uuid.UUID) -> None:
+    """Let anybody drive it from now on."""
+    JobAttempt.objects.filter(pk=attempt_id, lease_token=token).update(lease_expires_at=timezone.now())
+
+
+@transaction.atomic
+def nudge_store(*, attempt_id: uuid.UUID) -> None:
+    """Ask a worker to fetch and store the file.
+
+    Nobody drives the attempt until one takes it, but it is not asked for again at once.
+    """
+    soon = timezone.now() + timedelta(seconds=NUDGE_SECONDS)
+    JobAttempt.objects.filter(pk=attempt_id).update(lease_token=None, lease_expires_at=soon)
+    async_task("generation.tasks.store", str(attempt_id))
+
+
+@transaction.atomic
+def attempt_posted(
+    *, attempt_id: uuid.UUID, token: uuid.UUID, remote_id: str, hand_over: bool = False
+) -> bool:
+    """The node took it.
+
+    With `hand_over` the lease is dropped, and the event tells a reconciler to follow it from here.
+    """
+    now = timezone.now()
+    values: dict[str, object] = {"remote_id": remote_id, "posted_at": now, "heard_at": now}
+    if hand_over:
+        values["lease_expires_at"] = now
+    if not _mine(attempt_id, token).update(**values):
+        return False
+    events.publish(GenerationJob.objects.get(attempts=attempt_id))
+    return True
+
+
+def request_sent(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
+    """The one long request to a field node goes out now; whoever finds this set later cannot re-attach to
+    it.
+    """
+    return bool(_mine(attempt_id, token).filter(posted_at=None).update(posted_at=timezone.now()))
+
+
+@transaction.atomic
+def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bool:
+    """The node is at this denoising step; False when the lease is lost and the caller must stop."""
+    if not _mine(attempt_id, token).update(step=step, heard_at=timezone.now()):
+        return False
+    moved = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING).exclude(step=step)
+    if moved.update(step=step):
+        events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
+    return True
+
+
+@transaction.atomic
+def begin_storing(
+    *, attempt_id: uuid.UUID, token: uuid.UUID, file_name: str = "", generation_ms: int | None = None
+) -> bool:
+    """The node has made the file: fetch it. The node's slot is free from here on."""
+    if not _mine(attempt_id, token).update(
+        file_name=file_name, generation_ms=generation_ms, heard_at=timezone.now()
+    ):
+        return False
+    running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
+    if not running.update(state=State.STORING, step=F("num_inference_steps"), generation_ms=generation_ms):
+        # Canceled or past its deadline meanwhile: the late result is discarded and never charged.
+        _close(attempt_id, JobAttempt.State.CANCELED, error="finished after the job had ended; discarded")
+        nudge_dispatch()
+        return False
+    events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
+    nudge_store(attempt_id=attempt_id)
+    nudge_dispatch()
+    return True
+
+
+@transaction.atomic
+def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
+    """The file is stored: charge.
+
+    False when the job ended meanwhile: the caller removes the file, nothing is charged.
+    """
+    _lock_attempts(current_of=attempt_id)
+    job = _end(
+        GenerationJob.objects.filter(current_attempt=attempt_id, state=State.STORING),
+        state=State.COMPLETED,
+        video=stored.video,
+        poster=stored.poster,
+        width=stored.width,
+        height=stored.height,
+        stored_frames=stored.frames,
+        duration_ms=stored.duration_ms,
+        size_bytes=stored.size_bytes,
+    )
+    if job is None:
+        return False
+    _close(attempt_id, JobAttempt.State.SUCCEEDED)
+    ledger.capture(reference=job.id, reason="Video completed")
+    _announce(job)
+    return True
+
+
+@transaction.atomic
+def attempt_refused(*, attempt: JobAttempt, retry_after: float, why: str) -> None:
+    """The node surely did not take it: the job queues again, uncounted, and the node is left alone for
+    `retry_after` seconds.
+    """
+    GpuNode.objects.filter(pk=attempt.node_id).update(
+        leave_alone_until=timezone.now() + timedelta(seconds=retry_after), status_detail=why[:300]
+    )
+    if not _close(attempt.pk, JobAttempt.State.CANCELED, error=why):
+        return
+    running = GenerationJob.objects.filter(current_attempt=attempt.pk, state=State.RUNNING)
+    if running.update(state=State.QUEUED, current_attempt=None, step=0, attempt_count=F("attempt_count") - 1):
+        events.publish(GenerationJob.objects.get(pk=attempt.job_id))
+        nudge_dispatch()
+
+
+@transaction.atomic
+def attempt_lost(
+    *,
+    attempt_id: uuid.UUID,
+    error: str,
+    code: str = "node_lost",
+    message: str = "The GPU node could not be reached or stopped answering.",
+    pause: float = 0.0,
+) -> None:
+    """The attempt came to nothing, which is no verdict on the job: it queues again while attempts are left,
+    else it fails.
+
+    With `pause` its node is left alone for that many seconds.
+    """
+    if pause:
+        until = timezone.now() + timedelta(seconds=pause)
+        GpuNode.objects.filter(attempts=attempt_id).update(leave_alone_until=until, status_detail=error[:300])
+    if not _close(attempt_id, JobAttempt.State.LOST, error=error):
+        return
+    held_up = GenerationJob.objects.filter(
+        current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]
+    )
+    job_id = held_up.values_list("pk", flat=True).first()
+    again = held_up.filter(attempt_count__lt=settings.JOB_MAX_ATTEMPTS)
+    if again.update(state=State.QUEUED, current_attempt=None, step=0, generation_ms=None):
+        events.publish(GenerationJob.objects.get(pk=job_id))
+    elif job_id is not None:
+        _fail(held_up, code=code, message=message)
+    nudge_dispatch()
+
+
+@transaction.atomic
+def attempt_failed(*, attempt_id: uuid.UUID, code: str, message: str, error: str) -> None:
+    """A definite verdict: the job ends here. `message` is for its owner, `error` for staff."""
+    if not _close(attempt_id, JobAttempt.State.FAILED, error=error):
+        return
+    _fail(
+        GenerationJob.objects.filter(current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]),
+        code=code,
+        message=message,
+    )
+    nudge_dispatch()
+
+
+@transaction.atomic
+def attempt_stopped(*, attempt_id: uuid.UUID, stopped_at_step: int | None) -> None:
+    """The node confirmed a cancel: its slot is free again."""
+    if _close(attempt_id, JobAttempt.State.CANCELED, stopped_at_step=stopped_at_step):
+        job = GenerationJob.objects.get(attempts=attempt_id)
+        logger.info("job %s stopped at step %s of %s", job.id.hex, stopped_at_step, job.num_inference_steps)
+        events.publish(job)
+        nudge_dispatch()
+
+
+# --- The ends ---------------------------------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = "Canceled") -> GenerationJob:
+    """Stop a queued or running job and give its credits back at once; the node is told by the reconciler.
+
+    Canceling a canceled job again is harmless.
+
+    Raises:
+        CannotCancel: it is being stored or has ended otherwise.
+    """
+    _lock_attempts(job_id=job.pk)
+    live = GenerationJob.objects.filter(pk=job.pk, state__in=[State.QUEUED, State.RUNNING])
+    ended = _end(live, state=State.CANCELED, error_code="canceled", error_message="Canceled.")
+    if ended is None:
+        job.refresh_from_db()
+        if job.state == State.CANCELED:
+            return job
+        if job.state == State.STORING:
+            raise CannotCancel("This video can no longer be canceled: it is being stored.")
+        raise CannotCancel()
+    _ask_to_stop(ended)
+    ledger.release(reference=ended.id, reason=reason, actor=actor)
+    _announce(ended)
+    return ended
+
+
+@transaction.atomic
+def expire(*, job_id: uuid.UUID) -> bool:
+    """End a job that is past its deadline, in whichever live state it is."""
+    _lock_attempts(job_id=job_id)
+    live = GenerationJob.objects.filter(
+        pk=job_id, state__in=GenerationJob.LIVE, deadline_at__lt=timezone.now()
+    )
+    minutes = round(settings.JOB_DEADLINE_SECONDS / 60)
+    ended = _fail(live, code="timed_out", message=f"Video generation timed out (>{minutes} min)")
+    if ended is not None:
+        _ask_to_stop(ended)
+    return ended is not None
+
+
+@transaction.atomic
+def delete(*, job: GenerationJob) -> None:
+    """Hide an ended job from its owner for good; the row stays for the books, the files go (see
+    tasks.remove_files).
+
+    Raises:
+        CannotDelete: it is still live.
+    """
+    hidden = GenerationJob.objects.filter(pk=job.pk, finished_at__isnull=False, deleted_at=None)
+    if hidden.update(deleted_at=timezone.now()):
+        async_task("generation.tasks.remove_files", str(job.pk))
+        return
+    job.refresh_from_db()
+    if job.is_live:
+        raise CannotDelete()
+
+
+def cancel_all(*, user: User, reason: str) -> int:
+    """Cancel every live job of somebody who was banned or is leaving; how many there were.
+
+    What is being stored finishes.
+    """
+    canceled = 0
+    for job in GenerationJob.objects.filter(user=user, state__in=[State.QUEUED, State.RUNNING]):
+        try:
+            cancel(job=job, reason=reason)
+            canceled += 1
+        except CannotCancel:
+            logger.info("job %s ended before it could be canceled", job.id.hex)
+    return canceled
+
+
+def refund(*, job: GenerationJob, reason: str, actor: User) -> None:
+    """Give back, once, what a completed job cost.
+
+    Raises:
+        ledger errors: NotFound when it was not charged.
+    """
+    ledger.refund(reference=job.id, reason=reason, actor=actor)
+
+
+def nudge_dispatch() -> None:
+    """Wake a worker when this transaction commits. A lost nudge is healed by the reconciler."""
+    async_task("generation.tasks.dispatch")
+
+
+def receipt(job: GenerationJob) -> dict[str, int]:
+    """What the ledger says of a job, in credits: reserved, captured, released, refunded."""
+    totals = {"reserved": 0, "captured": 0, "released": 0, "refunded": 0}
+    names = {"reserve": "reserved", "capture": "captured", "release": "released", "refund": "refunded"}
+    account = CreditAccount.objects.get(user_id=job.user_id)
+    for entry in account.transactions.filter(reference=job.id, kind__in=names):
+        totals[names[entry.kind]] += max(abs(entry.posted_delta), abs(entry.held_delta))
+    return totals
+
+
+def _fail(live: "QuerySet[GenerationJob]", *, code: str, message: str) -> GenerationJob | None:
+    ended = _end(live, state=State.FAILED, error_code=code, error_message=message[:500])
+    if ended is not None:
+        ledger.release(reference=ended.id, reason=f"Video failed: {message}")
+        logger.warning("job %s failed: %s (%s)", ended.id.hex, message, code)
+        _announce(ended)
+    return ended
+
+
+def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> GenerationJob | None:
+    """The one conditional UPDATE behind every end; the job as it is now, or None when the race was lost."""
+    job_id = live.values_list("pk", flat=True).first()
+    if job_id is None or not live.filter(pk=job_id).update(state=state, finished_at=timezone.now(), **values):
+        return None
+    return GenerationJob.objects.select_related("user").get(pk=job_id)
+
+
+def _announce(job: GenerationJob) -> None:
+    job_finished.send(sender=GenerationJob, job=job)
+    events.publish(job)
+
+
+def _lock_attempts(*, job_id: uuid.UUID | None = None, current_of: uuid.UUID | None = None) -> None:
+    """Rows are always locked in the order node, attempt, job, account, so that no two transitions wait for
+    each other.
+    """
+    attempts = (
+        JobAttempt.objects.filter(pk=current_of) if current_of else JobAttempt.objects.filter(job_id=job_id)
+    )
+    list(attempts.filter(state=JobAttempt.State.OPEN).select_for_update().values_list("pk"))
+
+
+def _ask_to_stop(job: GenerationJob) -> None:
+    JobAttempt.objects.filter(job=job, state=JobAttempt.State.OPEN).update(cancel_requested_at=timezone.now())
+
+
+def _mine(attempt_id: uuid.UUID, token: uuid.UUID) -> QuerySet[JobAttempt]:
+    return JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN, lease_token=token)
+
+
+def _close(attempt_id: uuid.UUID, state: str, *, error: str = "", stopped_at_step: int | None = None) -> bool:
+    values: dict[str, object] = {"state": state, "closed_at": timezone.now(), "error": error[:500]}
+    if stopped_at_step is not None:
+        values["stopped_at_step"] = stopped_at_step
+    return bool(JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN).update(**values))

@@ -1,0 +1,15 @@
+"""Run the django-q2 cluster that dispatches, stores and cleans up."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from generation import cluster
+
+
+class Command(BaseCommand):
+    help = "Run the worker: hands queued jobs to GPU nodes and stores what they made."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        cluster.lead_process_group()
+        cluster.run()

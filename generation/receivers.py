@@ -1,0 +1,31 @@
+"""What follows from changes elsewhere: a ban cancels what is live, a fresh database gets its presets."""
+
+from typing import Any
+
+from django.db.models.signals import post_migrate, post_save
+from django.dispatch import receiver
+
+from accounts.models import User
+from generation import lifecycle
+from generation.models import Preset
+
+# cost None: VIDEO_COST
+FIRST_PRESETS: tuple[dict[str, Any], ...] = (
+    {"name": "quick", "label": "Quick", "num_frames": 16, "num_inference_steps": 20, "is_default": True},
+    {"name": "standard", "label": "Standard", "num_frames": 49, "num_inference_steps": 50, "cost": 250},
+)
+
+
+@receiver(post_save, sender=User, dispatch_uid="generation.cancel_jobs_of_banned")
+def cancel_jobs_of_banned(instance: User, created: bool, **_: Any) -> None:
+    if not created and not instance.is_active:
+        lifecycle.cancel_all(user=instance, reason="The account was closed")
+
+
+@receiver(post_migrate, dispatch_uid="generation.first_presets")
+def first_presets(sender: Any, using: str = "default", **_: Any) -> None:
+    """Only where there is none: staff may have renamed or removed them."""
+    if sender.name != "generation" or Preset.objects.using(using).exists():
+        return
+    for position, values in enumerate(FIRST_PRESETS):
+        Preset.objects.using(using).create(position=position, fps=8, **values)

@@ -1,0 +1,135 @@
+"""Who is next, and where: claims a queued job together with a free slot on a healthy node."""
+
+import uuid
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Case, Count, F, IntegerField, Q, QuerySet, Value, When
+from django.utils import timezone
+
+from generation import events
+from generation.models import GenerationJob, GpuNode, JobAttempt
+
+State = GenerationJob.State
+
+# What a node of the field takes for a clip until it has made one here: 28 s for 16 frames of 20 steps.
+FIELD_SECONDS_PER_FRAME_STEP = 28 / (16 * 20)
+
+
+def claim_next() -> JobAttempt | None:
+    """Give the fairest queued job to the least loaded healthy node with a free slot.
+
+    The node's row is locked while its slots are counted, the job's row while it is claimed, both skipping
+    what others have locked, so any number of dispatchers may run. Returns the opened attempt, its lease
+    held by its own id, or None.
+    """
+    for node in _nodes_with_a_free_slot():
+        attempt = _claim_for(node)
+        if attempt is not None:
+            return attempt
+    return None
+
+
+def work_is_waiting() -> bool:
+    """A job is queued and some node could take it now."""
+    return GenerationJob.objects.filter(state=State.QUEUED).exists() and bool(_nodes_with_a_free_slot())
+
+
+def open_slots_taken(node: GpuNode) -> int:
+    """Attempts that occupy the node. One whose file is being stored does not: the GPU is done with it."""
+    taken = node.attempts.filter(state=JobAttempt.State.OPEN).exclude(job__state=State.STORING)
+    return taken.count()
+
+
+def _nodes_with_a_free_slot() -> list[GpuNode]:
+    now = timezone.now()
+    reachable = GpuNode.objects.filter(enabled=True).filter(
+        Q(leave_alone_until=None) | Q(leave_alone_until__lt=now)
+    )
+    occupied = Count(
+        "attempts", filter=Q(attempts__state=JobAttempt.State.OPEN) & ~Q(attempts__job__state=State.STORING)
+    )
+    nodes = [node for node in reachable.annotate(taken=occupied) if node.healthy and node.effective_protocol]
+    return sorted(
+        (node for node in nodes if node.taken < node.slots), key=lambda node: node.taken / node.slots
+    )
+
+
+@transaction.atomic
+def _claim_for(node: GpuNode) -> JobAttempt | None:
+    locked = (
+        GpuNode.objects.select_for_update(skip_locked=True, no_key=True)
+        .filter(pk=node.pk, enabled=True)
+        .first()
+    )
+    if locked is None or open_slots_taken(locked) >= locked.slots:
+        return None
+    job = _fairest_job(locked)
+    if job is None:
+        return None
+    attempt = _open_attempt(job, locked)
+    claimed = GenerationJob.objects.filter(pk=job.pk, state=State.QUEUED).update(
+        state=State.RUNNING,
+        current_attempt=attempt,
+        attempt_count=F("attempt_count") + 1,
+        started_at=timezone.now(),
+        step=0,
+    )
+    if not claimed:
+        raise RuntimeError(f"job {job.pk.hex} changed while its row was locked")
+    job.refresh_from_db()
+    events.publish(job)
+    return attempt
+
+
+def _open_attempt(job: GenerationJob, node: GpuNode) -> JobAttempt:
+    """The dispatcher holds the lease of what it posts itself; a request to a field node is the reconciler's
+    from the start.
+    """
+    now = timezone.now()
+    identity = uuid.uuid4()
+    field = node.effective_protocol == GpuNode.Protocol.GENERATE_VIDEO
+    return JobAttempt.objects.create(
+        id=identity,
+        job=job,
+        node=node,
+        protocol=node.effective_protocol,
+        lease_token=None if field else identity,
+        lease_expires_at=now if field else now + timedelta(seconds=settings.LEASE_SECONDS),
+        heard_at=now,
+    )
+
+
+def _fairest_job(node: GpuNode) -> GenerationJob | None:
+    """Fewest running clips of its user, then oldest. Only people who have something running need a count."""
+    running = GenerationJob.objects.filter(state__in=[State.RUNNING, State.STORING])
+    busy = list(running.order_by().values("user").annotate(clips=Count("pk")))
+    queued = _jobs_it_can_run(node).select_for_update(skip_locked=True, of=("self",))
+    if busy:
+        clips = [When(user=row["user"], then=Value(row["clips"])) for row in busy]
+        queued = queued.annotate(running=Case(*clips, default=Value(0), output_field=IntegerField()))
+        return queued.order_by("running", "created_at").first()
+    return queued.order_by("created_at").first()
+
+
+def _jobs_it_can_run(node: GpuNode) -> QuerySet[GenerationJob]:
+    queued = GenerationJob.objects.filter(state=State.QUEUED, deadline_at__gt=timezone.now())
+    if node.effective_protocol != GpuNode.Protocol.GENERATE_VIDEO:
+        return queued
+    # One request makes the whole clip there: only what it can finish before the client gives up.
+    affordable = settings.FIELD_NODE_TIMEOUT_SECONDS / _seconds_per_frame_step(node)
+    return queued.annotate(work=F("num_frames") * F("num_inference_steps")).filter(work__lte=affordable)
+
+
+def _seconds_per_frame_step(node: GpuNode) -> float:
+    """Measured on the slowest of the node's last clips."""
+    done = JobAttempt.objects.filter(node=node, state=JobAttempt.State.SUCCEEDED, generation_ms__isnull=False)
+    rates = [
+        milliseconds / 1000 / (frames * steps)
+        for milliseconds, frames, steps in done.order_by("-opened_at").values_list(
+            "generation_ms", "job__num_frames", "job__num_inference_steps"
+        )[:10]
+        if milliseconds
+    ]
+    return max(rates, default=FIELD_SECONDS_PER_FRAME_STEP)

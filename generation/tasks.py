@@ -1,0 +1,168 @@
+"""What django-q2 runs.
+
+Short, by id, safe to repeat: the job table is the truth and a lost task is healed by the reconciler.
+"""
+
+import logging
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from asgiref.sync import async_to_sync
+from django.conf import settings
+from django.db import DatabaseError, close_old_connections
+
+from generation import lifecycle, media, scheduling
+from generation.fleet import endpoint_of
+from generation.following import Follower
+from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.nodes import (
+    NodeError,
+    RemoteJob,
+    RemoteJobLost,
+    ResultTooLarge,
+    TransientNodeError,
+    open_client,
+)
+
+logger = logging.getLogger(__name__)
+
+DOWNLOAD_FAILED = "Video generated but download failed. No credits were deducted. Please try again."
+# Each download already resumes and retries by itself; this is how often a whole one is tried, and how long
+# between.
+DOWNLOADS = 3
+DOWNLOAD_PAUSE_SECONDS = 2.0
+
+
+def dispatch() -> None:
+    """Claim queued jobs while nodes have free slots, and hand each to its node.
+
+    Field nodes are driven by the reconciler.
+    """
+    while (attempt := scheduling.claim_next()) is not None:
+        logger.info("job %s: attempt %s on %s", attempt.job_id.hex, attempt.pk.hex, attempt.node)
+        if attempt.protocol != GpuNode.Protocol.GENERATE_VIDEO:
+            async_to_sync(Follower(attempt, token=attempt.pk).post_once)()
+
+
+def store(attempt_id: str) -> None:
+    """Fetch the finished file, check and mend it, store it with its poster, and charge for it.
+
+    A fault of our own (a full disk, a storage that is away) is raised: the lease runs out and the task is
+    repeated.
+    """
+    attempt = JobAttempt.objects.select_related("job", "node").filter(pk=attempt_id).first()
+    token = uuid.uuid4()
+    if attempt is None or attempt.job.state != GenerationJob.State.STORING:
+        return
+    if not lifecycle.take_lease(attempt_id=attempt.pk, token=token):
+        return
+    with _lease_kept(attempt.pk, token), tempfile.TemporaryDirectory(prefix="clip-") as folder:
+        try:
+            stored = _fetch_and_store(attempt, Path(folder))
+        except (NodeError, media.UnplayableVideo) as error:
+            _nothing_to_store(attempt, error)
+            return
+    if lifecycle.complete(attempt_id=attempt.pk, stored=stored):
+        logger.info("job %s completed: %s", attempt.job_id.hex, stored.video)
+    else:
+        logger.warning("job %s ended before its file was stored: the file is discarded", attempt.job_id.hex)
+        media.discard(media.StoredClip(video=stored.video, poster=stored.poster))
+
+
+def remove_files(job_id: str) -> None:
+    """Delete the files of a video that its owner deleted."""
+    job = GenerationJob.objects.filter(pk=job_id, deleted_at__isnull=False).first()
+    if job is not None:
+        media.discard(media.StoredClip(video=job.video.name, poster=job.poster.name))
+
+
+def _fetch_and_store(attempt: JobAttempt, folder: Path) -> lifecycle.StoredVideo:
+    raw, clip, poster = folder / "raw.mp4", folder / "clip.mp4", folder / "poster.jpg"
+    _download(attempt, raw)
+    facts = media.prepare(raw, clip, poster)
+    names = media.store(clip, poster, attempt.job_id)
+    return lifecycle.StoredVideo(
+        video=names.video,
+        poster=names.poster,
+        width=facts.width,
+        height=facts.height,
+        frames=facts.frames,
+        duration_ms=facts.duration_ms,
+        size_bytes=facts.size_bytes,
+    )
+
+
+def _download(attempt: JobAttempt, destination: Path) -> None:
+    for left in reversed(range(DOWNLOADS)):
+        try:
+            async_to_sync(_download_once)(attempt, destination)
+            return
+        except TransientNodeError as error:
+            if not left:
+                raise
+            logger.info("job %s: download: %s, trying again", attempt.job_id.hex, error)
+            time.sleep(DOWNLOAD_PAUSE_SECONDS)
+
+
+async def _download_once(attempt: JobAttempt, destination: Path) -> None:
+    remote = RemoteJob(
+        state="completed", remote_id=attempt.remote_id or None, file_name=attempt.file_name or None
+    )
+    async with open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
+        await client.download(
+            remote,
+            destination,
+            max_bytes=settings.MAX_VIDEO_BYTES,
+            timeout=settings.DOWNLOAD_TIMEOUT_SECONDS / DOWNLOADS,
+        )
+
+
+def _nothing_to_store(attempt: JobAttempt, error: Exception) -> None:
+    """No playable file came of it. Another attempt may do better, while there are any left."""
+    logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
+    if isinstance(error, ResultTooLarge):
+        lifecycle.attempt_failed(
+            attempt_id=attempt.pk,
+            code="result_too_large",
+            message="The video is too large.",
+            error=str(error),
+        )
+    elif isinstance(error, RemoteJobLost | TransientNodeError):
+        lifecycle.attempt_lost(
+            attempt_id=attempt.pk, error=str(error), code="download_failed", message=DOWNLOAD_FAILED
+        )
+    else:
+        lifecycle.attempt_lost(
+            attempt_id=attempt.pk,
+            error=str(error),
+            code="unplayable",
+            message="The video could not be played.",
+        )
+
+
+@contextmanager
+def _lease_kept(attempt_id: uuid.UUID, token: uuid.UUID) -> Iterator[None]:
+    """Renew the lease from a thread while the block runs, so that only the death of this process frees it."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(settings.LEASE_SECONDS / 3):
+            try:
+                close_old_connections()
+                lifecycle.take_lease(attempt_id=attempt_id, token=token)
+            except DatabaseError as error:
+                logger.warning("attempt %s: lease not renewed: %s", attempt_id.hex, str(error).strip())
+        close_old_connections()
+
+    thread = threading.Thread(target=renew, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,22 @@
+"""Real clips for tests, written by PyAV."""
+
+from pathlib import Path
+
+import av
+import numpy
+
+
+def write_clip(
+    path: Path, *, frames: int = 16, fps: int = 8, width: int = 96, height: int = 64, codec: str = "libx264"
+) -> Path:
+    """An MP4 of a bright bar that moves to the right: H.264 yuv420p with its index in front unless told otherwise."""
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            picture = numpy.full((height, width, 3), 40, dtype=numpy.uint8)
+            left = number * (width - 8) // max(1, frames - 1)
+            picture[:, left : left + 8] = (220, 80, 60)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path

@@ -1,0 +1,152 @@
+"""Fixtures for every test: a real PostgreSQL, people, a node, and a job brought to its end through the lifecycle."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from django.conf import settings as django_settings
+from django.core.files import File
+from django.core.files.storage import default_storage
+from django.db import connection
+from django.db.backends.postgresql.operations import DatabaseOperations
+from django.utils import timezone
+
+from tests.clips import write_clip
+
+LEDGER_TABLES = ("accounts_creditaccount", "accounts_credittransaction")
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> Iterator[None]:
+    """Hold the embedded PostgreSQL for the session; a server that DATABASE_URL names is there by itself."""
+    from videoplatform import embedded_postgres
+
+    if not django_settings.EMBEDDED_POSTGRES:
+        yield
+        return
+    with embedded_postgres.hold(django_settings.DATA_DIR):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _flush_may_truncate_the_ledger() -> Iterator[None]:
+    """Between transactional tests the tables are emptied, which the ledger's guards rightly refuse."""
+    original = DatabaseOperations.execute_sql_flush
+
+    def flush(self: DatabaseOperations, sql_list: list[str]) -> None:
+        def guards(verb: str) -> list[str]:
+            return [f"ALTER TABLE {table} {verb} TRIGGER USER" for table in LEDGER_TABLES]
+
+        original(self, [*guards("DISABLE"), *sql_list, *guards("ENABLE")])
+
+    DatabaseOperations.execute_sql_flush = flush  # type: ignore[method-assign]
+    yield
+    DatabaseOperations.execute_sql_flush = original  # type: ignore[method-assign]
+
+
+@pytest.fixture(autouse=True)
+def _settings_for_tests(settings: Any, tmp_path: Path) -> None:
+    settings.MEDIA_ROOT = tmp_path / "media"
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    settings.STORAGES = {
+        **settings.STORAGES,
+        "staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.StaticFilesStorage"},
+    }
+
+
+@pytest.fixture
+def database_url(transactional_db: None) -> str:
+    """The test database, for child processes: what is written there must be committed, hence transactional."""
+    parameters = connection.settings_dict
+    password = f":{quote(parameters['PASSWORD'], safe='')}" if parameters["PASSWORD"] else ""
+    host = quote(parameters["HOST"], safe="")
+    port = f":{parameters['PORT']}" if parameters["PORT"] else ""
+    return f"postgresql://{parameters['USER']}{password}@{host}{port}/{parameters['NAME']}"
+
+
+@pytest.fixture
+def make_user(db: None) -> Callable[..., Any]:
+    """Users by name; each has the sign-up credits."""
+    from accounts.models import User
+
+    def make(username: str = "ada", **fields: Any) -> User:
+        return User.objects.create_user(username=username, password="a long enough password", **fields)
+
+    return make
+
+
+@pytest.fixture
+def user(make_user: Callable[..., Any]) -> Any:
+    return make_user()
+
+
+@pytest.fixture
+def staff(make_user: Callable[..., Any]) -> Any:
+    return make_user("grace", is_staff=True, is_superuser=True)
+
+
+@pytest.fixture
+def node(db: None) -> Any:
+    """A node that was just heard of; nothing listens at its address."""
+    from generation.models import GpuNode
+
+    return GpuNode.objects.create(
+        name="node-1",
+        base_url="http://127.0.0.1:9",
+        api_key="node-key",
+        detected_protocol=GpuNode.Protocol.VIDEOS,
+        status="ready",
+        backend="CogVideoX-tiny",
+        last_seen_at=timezone.now(),
+    )
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A playable MP4 of 16 frames, 96×64 pixels, 8 frames a second."""
+    return write_clip(tmp_path_factory.mktemp("clips") / "clip.mp4")
+
+
+@pytest.fixture
+def start_job(node: Any) -> Callable[[Any], Any]:
+    """Bring a queued job onto the node; returns its open attempt, whose lease is held by the attempt's own id."""
+    from generation import scheduling
+
+    def start(job: Any) -> Any:
+        attempt = scheduling.claim_next()
+        assert attempt is not None
+        assert attempt.job_id == job.pk, "another job was queued before this one"
+        return attempt
+
+    return start
+
+
+@pytest.fixture
+def finish_job(start_job: Callable[[Any], Any], clip: Path) -> Callable[[Any], Any]:
+    """Bring a queued job to COMPLETED with a real clip in the storage, as the tasks would."""
+    from generation import lifecycle, media
+    from generation.models import GenerationJob
+
+    def finish(job: GenerationJob) -> GenerationJob:
+        attempt = start_job(job)
+        assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=28300)
+        video = default_storage.save(f"videos/{job.id.hex}.mp4", File(clip.open("rb")))
+        poster_file = clip.with_name("poster.jpg")
+        facts = media.make_poster(clip, poster_file)
+        poster = default_storage.save(f"posters/{job.id.hex}.jpg", File(poster_file.open("rb")))
+        stored = lifecycle.StoredVideo(
+            video=video,
+            poster=poster,
+            width=facts.width,
+            height=facts.height,
+            frames=facts.frames,
+            duration_ms=facts.duration_ms,
+            size_bytes=facts.size_bytes,
+        )
+        assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+        job.refresh_from_db()
+        return job
+
+    return finish

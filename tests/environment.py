@@ -1,0 +1,15 @@
+"""What the tests' settings are read from. Loaded by `-p tests.environment`, before Django's settings are."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Nothing of the machine's own configuration, and nothing of `make run`'s data, may reach the tests.
+os.environ["SECRET_KEY"] = "for-tests-only"
+os.environ["DEBUG"] = "false"
+os.environ["DATA_DIR"] = os.environ.get("TEST_DATA_DIR", str(REPOSITORY / ".data" / "test"))
+os.environ["VIDEO_API_URL"] = ""
+os.environ["VIDEO_API_KEY"] = ""
+os.environ["TELEGRAM_BOT_TOKEN"] = ""
+os.environ["SITE_URL"] = "http://localhost:8000"

@@ -1,0 +1,130 @@
+"""The ledger's guards, attacked in raw SQL: whatever a script, a shell or a bug tries, the database refuses it."""
+
+import uuid
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection, transaction
+
+from accounts import ledger
+from accounts.models import CreditTransaction
+
+pytestmark = pytest.mark.django_db
+
+INSERT = """
+INSERT INTO accounts_credittransaction
+    (account_id, kind, posted_delta, held_delta, posted_after, held_after, reference, resolves_id, counterpart_id,
+     external_id, actor_id, reason, created_at)
+VALUES (%(account)s, %(kind)s, %(posted)s, %(held)s, 0, 0, %(reference)s, %(resolves)s, %(counterpart)s,
+        %(external)s, NULL, %(reason)s, now())
+"""
+NOTHING: dict[str, Any] = {
+    "posted": 0, "held": 0, "reference": None, "resolves": None, "counterpart": None, "external": None, "reason": "attack",
+}  # fmt: skip
+
+
+@pytest.fixture
+def books(user, make_user) -> dict[str, Any]:
+    """Two wallets; on the first a captured job, a held job and a purchase."""
+    other = make_user("mallory")
+    captured, held = uuid.uuid4(), uuid.uuid4()
+    ledger.reserve(user=user, amount=50, reference=captured, reason="Held")
+    ledger.capture(reference=captured, reason="Done")
+    ledger.reserve(user=user, amount=50, reference=held, reason="Held")
+    ledger.purchase(user=user, amount=100, external_id="charge-1", reason="Stars")
+    entries = {e.kind + str(e.reference or ""): e.pk for e in CreditTransaction.objects.order_by("pk")}
+    return {
+        "mine": user.credit_account.pk,
+        "theirs": other.credit_account.pk,
+        "captured": captured,
+        "held": held,
+        "hold": entries[f"reserve{held}"],
+        "old_hold": entries[f"reserve{captured}"],
+        "capture": entries[f"capture{captured}"],
+        "purchase": entries["purchase"],
+    }
+
+
+def attempt(sql: str, parameters: dict[str, Any] | None = None) -> None:
+    """Run as a client would: a transaction of its own, with deferred checks made at its end."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(sql, parameters)
+        cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+
+STATEMENTS = {
+    "edit an entry": "UPDATE accounts_credittransaction SET posted_delta = 1000 WHERE kind = 'grant'",
+    "edit a reason": "UPDATE accounts_credittransaction SET reason = 'nothing to see'",
+    "delete an entry": "DELETE FROM accounts_credittransaction WHERE id = %(capture)s",
+    "truncate the ledger": "TRUNCATE accounts_credittransaction CASCADE",
+    "truncate the wallets": "TRUNCATE accounts_creditaccount CASCADE",
+    "raise a balance": "UPDATE accounts_creditaccount SET posted = posted + 1000 WHERE id = %(mine)s",
+    "free what is held": "UPDATE accounts_creditaccount SET held = 0 WHERE id = %(mine)s",
+    "give a wallet away": "UPDATE accounts_creditaccount SET user_id = user_id + 1000 WHERE id = %(mine)s",
+    "delete a wallet": "DELETE FROM accounts_creditaccount WHERE id = %(theirs)s",
+    "open a full wallet": "INSERT INTO accounts_creditaccount (user_id, posted, held) "
+    "SELECT user_id + 1000, 1000, 0 FROM accounts_creditaccount WHERE id = %(mine)s",
+}
+
+ENTRIES = {
+    "capture twice": {"kind": "capture", "posted": -50, "held": -50, "reference": "captured", "resolves": "old_hold"},
+    "release what was captured": {"kind": "release", "held": -50, "reference": "captured", "resolves": "old_hold"},
+    "capture more than was held": {"kind": "capture", "posted": -70, "held": -70, "reference": "held", "resolves": "hold"},
+    "capture less than was held": {"kind": "capture", "posted": -1, "held": -1, "reference": "held", "resolves": "hold"},
+    "release and keep": {"kind": "release", "held": -20, "reference": "held", "resolves": "hold"},
+    "hold one job twice": {"kind": "reserve", "held": 50, "reference": "held"},
+    "resolve another's hold": {"account": "theirs", "kind": "release", "held": -50, "reference": "held", "resolves": "hold"},
+    "resolve a hold for another job": {"kind": "release", "held": -50, "reference": "captured", "resolves": "hold"},
+    "capture a purchase": {"kind": "capture", "posted": -100, "held": -100, "reference": "held", "resolves": "purchase"},
+    "refund another's capture": {"account": "theirs", "kind": "refund", "posted": 50, "reference": "captured", "resolves": "capture"},
+    "refund more than was paid": {"kind": "refund", "posted": 500, "reference": "captured", "resolves": "capture"},
+    "refund a hold": {"kind": "refund", "posted": 50, "reference": "held", "resolves": "hold"},
+    "refund nothing in particular": {"kind": "refund", "posted": 50, "reference": "held"},
+    "hold more than there is": {"kind": "reserve", "held": 100_000, "reference": "new"},
+    "hold less than nothing": {"kind": "reserve", "held": -50, "reference": "new"},
+    "overdraw by adjusting": {"kind": "adjust", "posted": -100_000},
+    "adjust what is held": {"kind": "adjust", "posted": 5, "held": -50},
+    "grant less than nothing": {"kind": "grant", "posted": -10},
+    "credit a charge twice": {"kind": "purchase", "posted": 100, "external": "charge-1"},
+    "purchase without a charge": {"kind": "purchase", "posted": 100},
+    "take a purchase back in part": {"kind": "purchase_refund", "posted": -10, "resolves": "purchase"},
+    "half a transfer": {"kind": "transfer", "posted": 500, "reference": "new", "counterpart": "theirs"},
+    "an unknown kind": {"kind": "gift", "posted": 500},
+    "no reason": {"kind": "grant", "posted": 500, "reason": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", STATEMENTS)
+def test_a_statement_that_would_falsify_the_books_is_refused(books, attack):
+    with pytest.raises(DatabaseError):
+        attempt(STATEMENTS[attack], books)
+
+
+@pytest.mark.parametrize("attack", ENTRIES)
+def test_an_entry_that_would_falsify_the_books_is_refused(books, attack):
+    names = {**books, "new": uuid.uuid4()}
+    values = {"account": "mine", **ENTRIES[attack]}
+    parameters = NOTHING | {key: names.get(value, value) for key, value in values.items()}
+    with pytest.raises(DatabaseError):
+        attempt(INSERT, parameters)
+
+
+def test_a_refund_in_sql_counts_once(books):
+    refund = NOTHING | {
+        "account": books["mine"], "kind": "refund", "posted": 50, "reference": books["captured"], "resolves": books["capture"],
+    }  # fmt: skip
+    attempt(INSERT, refund)
+    with pytest.raises(DatabaseError):
+        attempt(INSERT, refund)
+
+
+def test_what_an_entry_claims_as_its_balance_is_not_believed(books, user):
+    """The control: an honest entry passes, and the database itself works out the balance after it."""
+    attempt(INSERT, NOTHING | {"account": books["mine"], "kind": "grant", "posted": 7})
+    entry = CreditTransaction.objects.latest("id")
+    user.credit_account.refresh_from_db()
+    assert (
+        (entry.posted_after, entry.held_after)
+        == (557, 50)
+        == (user.credit_account.posted, user.credit_account.held)
+    )

@@ -1,0 +1,289 @@
+"""Settings of the platform, all of them read from the environment (or from `.env`) by typed readers that
+fail loudly.
+
+docs/configuration.md lists every variable; the names in design terms: credits are whole numbers, times are
+seconds.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import dj_database_url
+from csp.constants import NONE, SELF
+from django.core.exceptions import ImproperlyConfigured
+from environs import Env
+
+from videoplatform import embedded_postgres
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = Env()
+env.read_env(str(BASE_DIR / ".env"), recurse=False)
+
+# --- Core -------------------------------------------------------------------------------------------------------------
+DEBUG = env.bool("DEBUG", False)
+SECRET_KEY = env.str("SECRET_KEY", "only-for-debugging" if DEBUG else "")
+if not SECRET_KEY:
+    raise ImproperlyConfigured(
+        "SECRET_KEY is not set. `make run` writes one to .env; elsewhere set it yourself."
+    )
+
+PORT = env.int("PORT", 8000)
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+SITE_URL = env.str("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", [SITE_URL] if SITE_URL.startswith("https://") else [])
+DATA_DIR = env.path("DATA_DIR", BASE_DIR / ".data").resolve()
+LOG_LEVEL = env.log_level("LOG_LEVEL", "INFO")
+
+ROOT_URLCONF = "videoplatform.urls"
+ASGI_APPLICATION = "videoplatform.asgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "whitenoise.runserver_nostatic",
+    "django.contrib.staticfiles",
+    "django.contrib.humanize",
+    "allauth",
+    "allauth.account",
+    "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "django_htmx",
+    "django_q",
+    "accounts",
+    "generation",
+    "telegram_bot",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "csp.middleware.CSPMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "django_htmx.middleware.HtmxMiddleware",
+]
+
+TEMPLATES: list[dict[str, Any]] = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "generation.context_processors.wallet",
+            ],
+        },
+    },
+]
+
+# --- Database: PostgreSQL only ----------------------------------------------------------------------------------------
+DATABASE_URL = env.str("DATABASE_URL", "")
+EMBEDDED_POSTGRES = not DATABASE_URL
+DATABASES: dict[str, Any] = {
+    "default": embedded_postgres.connection_settings(DATA_DIR)
+    if EMBEDDED_POSTGRES
+    else dict(dj_database_url.parse(DATABASE_URL, conn_max_age=600, conn_health_checks=True)),
+}
+if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
+    raise ImproperlyConfigured(
+        "DATABASE_URL must name a PostgreSQL server: the ledger's guards are PostgreSQL triggers."
+    )
+# The web process serves many short requests on threads that come and go: it shares a pool. Everything else
+# keeps one connection a process, and forked processes must not share a pool.
+DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 0)
+if DATABASE_POOL_SIZE:
+    DATABASES["default"]["CONN_MAX_AGE"] = 0
+    DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
+        "min_size": 1,
+        "max_size": DATABASE_POOL_SIZE,
+        "timeout": 10,
+    }
+
+# --- Accounts ---------------------------------------------------------------------------------------------------------
+AUTH_USER_MODEL = "accounts.User"
+AUTHENTICATION_BACKENDS = [
+    "django.contrib.auth.backends.ModelBackend",
+    "allauth.account.auth_backends.AuthenticationBackend",
+]
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
+]
+LOGIN_URL = "account_login"
+LOGIN_REDIRECT_URL = "dashboard"
+LOGOUT_REDIRECT_URL = "dashboard"
+ACCOUNT_LOGIN_METHODS = {"username", "email"}
+ACCOUNT_SIGNUP_FIELDS = ["username*", "email", "password1*"]
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_LOGOUT_ON_GET = False
+ACCOUNT_SESSION_REMEMBER = True
+SIGNUP_CREDITS = env.int("SIGNUP_CREDITS", 500, validate=lambda n: n >= 0)
+EMAIL_HOST = env.str("EMAIL_HOST", "")
+EMAIL_PORT = env.int("EMAIL_PORT", 587)
+EMAIL_HOST_USER = env.str("EMAIL_HOST_USER", "")
+EMAIL_HOST_PASSWORD = env.str("EMAIL_HOST_PASSWORD", "")
+EMAIL_USE_TLS = env.bool("EMAIL_USE_TLS", True)
+EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if EMAIL_HOST else 'console'}.EmailBackend"
+DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", "Video platform <noreply@localhost>")
+
+
+# --- Generation: what a clip costs and what is allowed ----------------------------------------------------------------
+VIDEO_COST = env.int("VIDEO_COST", 50, validate=lambda n: n >= 0)
+VIDEO_COOLDOWN_SECONDS = env.int("VIDEO_COOLDOWN_SECONDS", 60)
+MAX_PROMPT_LENGTH = env.int("MAX_PROMPT_LENGTH", 200)
+STAFF_GENERATE_FREE = env.bool("STAFF_GENERATE_FREE", True)
+VIDEO_EXPECTED_SECONDS = env.int("VIDEO_EXPECTED_SECONDS", 30)
+
+# --- GPU nodes --------------------------------------------------------------------------------------------------------
+VIDEO_API_URL = env.str("VIDEO_API_URL", "").rstrip("/")
+VIDEO_API_KEY = env.str("VIDEO_API_KEY", "")
+if VIDEO_API_URL and urlsplit(VIDEO_API_URL).scheme not in ("http", "https"):
+    raise ImproperlyConfigured("VIDEO_API_URL must start with http:// or https://")
+FIELD_NODE_TIMEOUT_SECONDS = env.int("FIELD_NODE_TIMEOUT_SECONDS", 90)
+NODE_HEALTH_SECONDS = env.float("NODE_HEALTH_SECONDS", 5.0)
+NODE_LOST_SECONDS = env.int("NODE_LOST_SECONDS", 120)
+JOB_DEADLINE_SECONDS = env.int("JOB_DEADLINE_SECONDS", 1800)
+JOB_MAX_ATTEMPTS = env.int("JOB_MAX_ATTEMPTS", 3)
+LEASE_SECONDS = env.int("LEASE_SECONDS", 30)
+DOWNLOAD_TIMEOUT_SECONDS = env.int("DOWNLOAD_TIMEOUT_SECONDS", 120)
+MAX_VIDEO_BYTES = env.int("MAX_VIDEO_BYTES", 512 * 1024 * 1024)
+
+# --- Background work: the ORM broker carries nudges, the job table is the truth ---------------------------------------
+WORKER_PROCESSES = env.int("WORKER_PROCESSES", 2)
+_TASK_TIMEOUT = DOWNLOAD_TIMEOUT_SECONDS + 120
+_QUEUE_LIMIT = WORKER_PROCESSES
+Q_CLUSTER = {
+    "name": "videoplatform",
+    "orm": "default",
+    "broker_class": "generation.broker.NotifiedBroker",
+    "workers": WORKER_PROCESSES,
+    "timeout": _TASK_TIMEOUT,
+    # The retry clock starts when a task is prefetched: shorter than this and tasks run twice
+    # (docs/architecture.md).
+    "retry": _TASK_TIMEOUT * (1 + -(-(_QUEUE_LIMIT + WORKER_PROCESSES) // WORKER_PROCESSES)) + 10,
+    "queue_limit": _QUEUE_LIMIT,
+    "save_limit": -1,
+    "ack_failures": True,
+    "max_attempts": 1,
+    "scheduler": False,
+    "catch_up": False,
+    "label": "Tasks",
+}
+
+# --- Telegram ---------------------------------------------------------------------------------------------------------
+TELEGRAM_BOT_TOKEN = env.str("TELEGRAM_BOT_TOKEN", "")
+TELEGRAM_API_BASE_URL = env.str("TELEGRAM_API_BASE_URL", "https://api.telegram.org/bot")
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+STATIC_URL = "/static/"
+STATIC_ROOT = DATA_DIR / "static"
+STATICFILES_DIRS = [BASE_DIR / "videoplatform" / "static"]
+MEDIA_ROOT = env.path("MEDIA_ROOT", DATA_DIR / "media")
+S3_BUCKET = env.str("S3_BUCKET", "")
+STORAGES: dict[str, Any] = {
+    "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
+    "staticfiles": {"BACKEND": "whitenoise.storage.CompressedManifestStaticFilesStorage"},
+}
+if S3_BUCKET:
+    STORAGES["default"] = {
+        "BACKEND": "storages.backends.s3.S3Storage",
+        "OPTIONS": {
+            "bucket_name": S3_BUCKET,
+            "endpoint_url": env.str("S3_ENDPOINT_URL", "") or None,
+            "region_name": env.str("S3_REGION", "") or None,
+            "access_key": env.str("S3_ACCESS_KEY_ID", "") or None,
+            "secret_key": env.str("S3_SECRET_ACCESS_KEY", "") or None,
+            "default_acl": "private",
+            "file_overwrite": True,
+        },
+    }
+
+# --- Security ---------------------------------------------------------------------------------------------------------
+HTTPS = SITE_URL.startswith("https://")
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = HTTPS
+SECURE_SSL_REDIRECT = env.bool("SECURE_SSL_REDIRECT", False)
+SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", 3600 if HTTPS else 0)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("BEHIND_PROXY", False) else None
+X_FRAME_OPTIONS = "DENY"
+CONTENT_SECURITY_POLICY = {
+    # unfold's Alpine needs unsafe-eval and style attributes, Swagger UI an inline script: the strict policy
+    # is for every other page.
+    "EXCLUDE_URL_PREFIXES": ["/admin/", "/v1/docs"],
+    "DIRECTIVES": {
+        "default-src": [NONE],
+        "script-src": [SELF],
+        "style-src": [SELF],
+        "img-src": [SELF, "data:"],
+        "media-src": [SELF],
+        "connect-src": [SELF],
+        "font-src": [SELF],
+        "manifest-src": [SELF],
+        "form-action": [SELF],
+        "base-uri": [NONE],
+        "frame-ancestors": [NONE],
+    },
+}
+
+# --- REST -------------------------------------------------------------------------------------------------------------
+REST_FRAMEWORK: dict[str, Any] = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api_auth.ApiKeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_PARSER_CLASSES": [
+        "rest_framework.parsers.JSONParser",
+        "rest_framework.parsers.MultiPartParser",
+        "rest_framework.parsers.FormParser",
+    ],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+    "EXCEPTION_HANDLER": "generation.api_errors.handle",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "Video platform API",
+    "DESCRIPTION": "Text to video. Clients written against OpenAI's /v1/videos work here by changing the base URL.",
+    "VERSION": "1",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
+    "SERVE_AUTHENTICATION": [],
+}
+
+# --- Words and time ---------------------------------------------------------------------------------------------------
+LANGUAGE_CODE = "en"
+TIME_ZONE = "UTC"
+USE_TZ = True
+USE_I18N = True
+
+UNFOLD = {"SITE_TITLE": "Video platform", "SITE_HEADER": "Video platform", "SHOW_HISTORY": True}
+
+LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": LOG_LEVEL},
+    "loggers": {
+        "httpx": {"level": "WARNING"},  # one line a health check is noise, and its URLs may hold a bot token
+        "django-q": {"handlers": ["stderr"], "level": "WARNING", "propagate": False},
+    },
+}
+
+# django-q2 puts the working directory first in its process titles; nothing else reads this.
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
