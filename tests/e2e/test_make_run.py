@@ -1,0 +1,172 @@
+"""`make run`: what it starts, what it restarts, and that nothing stays behind."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.stack import COMMANDS, Stack
+from videoplatform.instance import BASE_DIR, Instance, InstanceFailed
+
+pytestmark = pytest.mark.e2e
+ALWAYS = tuple(name for name in COMMANDS if name != "bot")  # there is no token
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+def eventually(what: str, check: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < deadline, f"after {seconds} s still not so: {what}"
+        time.sleep(0.1)
+
+
+def running_pid(stack: Stack, program: str) -> int | None:
+    try:
+        return stack.pid_of(program)
+    except (LookupError, psutil.NoSuchProcess):
+        return None
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_every_program_runs_and_the_bot_only_with_a_token(stack: Stack) -> None:
+    for program in ALWAYS:
+        eventually(f"{program} runs", lambda program=program: running_pid(stack, program) is not None)
+    assert running_pid(stack, "bot") is None
+
+
+def test_the_site_and_the_node_answer(stack: Stack) -> None:
+    assert httpx.get(f"{stack.url}/healthz").status_code == 200
+    eventually("the node answers", lambda: healthy(f"{stack.node_url}/health"))
+
+
+def test_it_greets_with_the_address_and_shows_the_first_password_once(stack: Stack) -> None:
+    eventually("it greets", lambda: "Ready:" in stack.log.read_text())
+    assert f"http://localhost:{stack.port}" in stack.log.read_text()
+    assert len(re.findall(r"user admin, password \S{12,}", stack.log.read_text())) == 1
+
+
+def test_the_first_staff_user_signs_in_with_that_password(stack: Stack) -> None:
+    eventually("it greets", lambda: "Ready:" in stack.log.read_text())
+    password = re.search(r"user admin, password (\S+)", stack.log.read_text())
+    assert password
+    with httpx.Client(base_url=stack.url) as browser:
+        page = browser.get("/admin/login/").text
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)
+        assert token
+        form = {
+            "csrfmiddlewaretoken": token[1],
+            "username": "admin",
+            "password": password[1],
+            "next": "/admin/",
+        }
+        assert browser.post("/admin/login/", data=form).status_code == 302
+        assert browser.get("/admin/").status_code == 200
+
+
+def test_static_files_are_served(stack: Stack) -> None:
+    page = httpx.get(f"{stack.url}/accounts/login/").text
+    sheet = re.search(r'href="(/static/[^"]+\.css)"', page)
+    assert sheet
+    answer = httpx.get(f"{stack.url}{sheet[1]}")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/css")
+
+
+@pytest.mark.parametrize("program", ALWAYS)
+def test_what_is_killed_is_started_again_and_its_group_does_not_outlive_it(
+    stack: Stack, program: str
+) -> None:
+    eventually(f"{program} runs", lambda: running_pid(stack, program) is not None)
+    first = stack.pid_of(program)
+    family = psutil.Process(first).children(recursive=True)
+    os.kill(first, signal.SIGKILL)
+    eventually(f"{program} runs again", lambda: running_pid(stack, program) not in {None, first})
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+    eventually("the site answers", lambda: healthy(f"{stack.url}/healthz"))
+
+
+def test_a_killed_database_server_comes_back_by_itself(stack: Stack) -> None:
+    pid_file = stack.data_dir / "postgres" / "postmaster.pid"
+    first = int(pid_file.read_text().split()[0])
+    os.kill(first, signal.SIGKILL)
+
+    def replaced() -> bool:
+        return pid_file.exists() and int(pid_file.read_text().split()[0]) != first
+
+    eventually("another server runs", replaced)
+    eventually("the site answers", lambda: healthy(f"{stack.url}/healthz"))
+
+
+def test_commands_share_its_database(stack: Stack) -> None:
+    count = "from django.contrib.auth import get_user_model as m; print(m().objects.count())"
+    assert int(stack.manage("shell", "--no-imports", "-c", count)) >= 1
+    assert healthy(f"{stack.url}/healthz")
+
+
+def test_a_second_one_in_the_same_folder_is_refused(stack: Stack) -> None:
+    with pytest.raises(InstanceFailed, match="already runs here"):
+        Instance(stack.data_dir).start()
+    assert healthy(f"{stack.url}/healthz")
+
+
+def test_a_taken_port_is_said_plainly(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        environment = {**Instance(tmp_path).environment, "PORT": str(port)}
+        command = [sys.executable, "-m", "videoplatform.run"]
+        result = subprocess.run(
+            command, cwd=BASE_DIR, env=environment, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert result.returncode == 2
+    assert f"port {port}" in result.stderr
+    assert "make run PORT=" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(tmp_path: Path) -> None:
+    first = Stack(tmp_path).start()
+    orphans = [process for process in first.processes() if process.pid != first.pid]
+    os.kill(first.pid, signal.SIGKILL)
+    first.stop()
+    second = Stack(tmp_path)
+    with second:
+        postgres = int((tmp_path / "postgres" / "postmaster.pid").read_text().split()[0])
+        left = [process for process in orphans if process.is_running() and process.pid != postgres]
+        assert left == []
+        everything = second.processes()
+    _, alive = psutil.wait_procs(everything, timeout=30)
+    assert alive == []
+
+
+def test_stopping_leaves_no_process(
+    stack: Stack,
+) -> None:  # the last test of this file: it ends the module's stack
+    everything = stack.processes()
+    assert len(everything) > len(ALWAYS)
+    stack.stop()
+    _, alive = psutil.wait_procs(everything, timeout=30)
+    assert alive == []
+    assert "Stopped." in stack.log.read_text()
