@@ -45,7 +45,7 @@ POSTER_BYTES = 300_000
 BLANK_SPREAD = 16
 
 
-class Unplayable(Exception):  # noqa: N818
+class Unplayable(Exception):
     """The file is not a video that can be shown; the text says why."""
 
 
@@ -263,7 +263,7 @@ class _Timeline:
 
     @property
     def first(self) -> VideoFrame:
-        assert self._first is not None  # noqa: S101  (finish() has seen to it)
+        assert self._first is not None
         return self._first
 
     @property

@@ -17,11 +17,11 @@ _DECODER = Path(__file__).with_name("decoder.py")
 _KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 
 
-class UnplayableVideo(Exception):  # noqa: N818
+class UnplayableVideo(Exception):
     """The file is not a video that browsers and Telegram could show, nor can it be made one. The text says why."""
 
 
-class MediaFailure(Exception):  # noqa: N818
+class MediaFailure(Exception):
     """Our own side failed (a full disk, a missing folder); the file may be all right."""
 
 

@@ -5,8 +5,6 @@ of these, `NodeRejected` speaks of the job and the others of the node (`NodeErro
 The text of each is one plain sentence for staff; it never has a key or a query string in it.
 """
 
-# ruff: noqa: N818  (the names say what happened; "Error" behind each would add nothing)
-
 from __future__ import annotations
 
 

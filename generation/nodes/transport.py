@@ -246,6 +246,8 @@ def _checked_url(base_url: str) -> httpx.URL:
         url = httpx.URL(base_url.strip())
     except httpx.InvalidURL:
         raise errors.NodeMisconfigured("The node's address is not a web address.") from None
+    if url.port is not None and not 0 < url.port < 65536:
+        raise errors.NodeMisconfigured("The port in the node's address is out of range.")
     if url.scheme not in ("http", "https") or not url.host:
         raise errors.NodeMisconfigured("The node's address must begin with http:// or https://.")
     # Whoever pastes an address with a query or a fragment means the part before it.

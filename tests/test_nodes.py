@@ -1,0 +1,782 @@
+"""The clients of GPU nodes, against real servers over HTTP: every bad day of a node has its own kind of error."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+
+from generation import nodes
+from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client, parsing
+from generation.nodes.transport import Answer, Transport, error_for_status, message_of, retry_after
+from tests.field_node import FieldNode
+from tests.videos_server import VideosServer
+
+T = TypeVar("T")
+PROMPT = "A fox crosses the snow"
+KEY = "field-key"
+
+
+@pytest.fixture(scope="module")
+def running_field_node() -> Iterator[FieldNode]:
+    with FieldNode.start(key=KEY) as node:
+        yield node
+
+
+@pytest.fixture
+def field_node(running_field_node: FieldNode) -> Iterator[FieldNode]:
+    running_field_node.set_fault("none")
+    yield running_field_node
+    running_field_node.set_fault("none")
+
+
+@pytest.fixture(scope="module")
+def videos_server() -> Iterator[VideosServer]:
+    with VideosServer.start(key="vllm-key", seconds=0.05) as server:
+        yield server
+
+
+def request(**fields: Any) -> GenerationRequest:
+    return GenerationRequest(**{"id": "a1b2", "prompt": PROMPT, **fields})
+
+
+def with_client(endpoint: NodeEndpoint, act: Callable[[NodeClient], Awaitable[T]]) -> T:
+    async def run() -> T:
+        async with open_client(endpoint) as client:
+            return await act(client)
+
+    return asyncio.run(run())
+
+
+def field(node: FieldNode, *, key: str = KEY) -> NodeEndpoint:
+    return NodeEndpoint(base_url=node.url, api_key=key, protocol="generate_video")
+
+
+def videos(server: VideosServer, *, key: str | None = None) -> NodeEndpoint:
+    return NodeEndpoint(base_url=server.url, api_key=server.key if key is None else key, protocol="videos")
+
+
+def generate(node: FieldNode, *, timeout: float = 30.0, key: str = KEY) -> RemoteJob:
+    return with_client(field(node, key=key), lambda client: client.generate(request(), timeout=timeout))
+
+
+def download(node: FieldNode, job: RemoteJob, to: Path, **limits: Any) -> int:
+    return with_client(field(node), lambda client: client.download(job, to, **limits))
+
+
+async def followed(client: NodeClient, job: RemoteJob) -> RemoteJob:
+    """Poll until the job has ended, as the reconciler does with a server that does not hold its answers."""
+    async with asyncio.timeout(60):
+        while not job.finished:
+            await asyncio.sleep(0.05)
+            job = await client.retrieve(job.remote_id or "", wait=5)
+    return job
+
+
+# --- The field protocol ----------------------------------------------------------------------------------------
+
+
+def test_a_field_node_makes_a_clip_that_can_be_fetched(field_node: FieldNode, tmp_path: Path) -> None:
+    job = generate(field_node)
+    assert (job.state, job.progress, job.remote_id) == ("completed", 100, None)
+    assert job.generation_ms is not None
+    size = download(field_node, job, tmp_path / "clip.mp4")
+    data = (tmp_path / "clip.mp4").read_bytes()
+    assert len(data) == size
+    assert data[4:8] == b"ftyp"
+    assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_field_node_is_asked_exactly_what_the_protocol_says(field_node: FieldNode) -> None:
+    fields = request(
+        num_frames=9, fps=4, num_inference_steps=3, seed=7, negative_prompt="fog", width=720, height=480
+    )
+    with_client(field(field_node), lambda client: client.generate(fields, timeout=30))
+    asked = field_node.requests("/generate_video")[-1]
+    assert httpx.Response(200, text=asked["body"]).json() == {
+        "prompt": PROMPT,
+        "frames": 9,
+        "fps": 4,
+        "steps": 3,
+    }
+    assert asked["headers"]["x-api-key"] == KEY
+    assert asked["headers"]["content-type"] == "application/json"
+
+
+def test_a_field_node_says_how_it_is(field_node: FieldNode) -> None:
+    health = with_client(field(field_node), lambda client: client.health())
+    assert health.ready
+    assert (health.status, health.backend, health.capacity) == ("ready", "CogVideoX-5B", 1)
+    assert health.protocol == "generate_video"
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "says"),
+    [
+        ("http400", nodes.NodeRejected, "prompt not allowed"),
+        ("http429", nodes.NodeBusy, "queue full"),
+        ("http503", nodes.NodeBusy, "busy"),
+        ("http500", nodes.NodeServerError, "500"),
+        ("drop_connection", nodes.NodeUnreachable, "connection"),
+        ("html200", nodes.NodeAnsweredNonsense, "web page"),
+        ("empty200", nodes.NodeAnsweredNonsense, "nothing"),
+        ("list200", nodes.NodeAnsweredNonsense, "not an object"),
+        ("huge_json", nodes.NodeAnsweredNonsense, "too long"),
+        ("deep_json", nodes.NodeAnsweredNonsense, "instead of JSON"),
+        ("redirect", nodes.NodeAnsweredNonsense, "redirect"),
+        ("wrong_type", nodes.NodeAnsweredNonsense, "named no file"),
+        ("traversal", nodes.NodeAnsweredNonsense, "not allowed"),
+        ("traversal_encoded", nodes.NodeAnsweredNonsense, "not allowed"),
+    ],
+)
+def test_each_bad_answer_is_its_own_kind_of_error(
+    field_node: FieldNode, fault: str, kind: type[nodes.NodeError], says: str
+) -> None:
+    field_node.set_fault(fault)
+    with pytest.raises(kind, match=says) as caught:
+        generate(field_node)
+    assert type(caught.value) is kind
+    assert KEY not in str(caught.value)
+
+
+def test_a_busy_node_says_for_how_long(field_node: FieldNode) -> None:
+    field_node.set_fault("http429")
+    with pytest.raises(nodes.NodeBusy) as caught:
+        generate(field_node)
+    assert caught.value.retry_after == 7
+
+
+def test_a_node_that_hangs_is_given_up_after_the_time_allowed(field_node: FieldNode) -> None:
+    field_node.set_fault("hang")
+    with pytest.raises(nodes.NodeTimeout, match=r"within 0\.3 s"):
+        generate(field_node, timeout=0.3)
+
+
+def test_a_slow_node_is_waited_for(field_node: FieldNode) -> None:
+    field_node.set_fault("slow:0.5")
+    assert generate(field_node, timeout=30).state == "completed"
+
+
+def test_a_failure_that_the_node_reports_is_a_failed_job(field_node: FieldNode) -> None:
+    field_node.set_fault("error_status")
+    job = generate(field_node)
+    assert (job.state, job.error, job.file_name) == ("failed", "CUDA out of memory", None)
+
+
+def test_a_wrong_key_is_unauthorized_everywhere(field_node: FieldNode, tmp_path: Path) -> None:
+    job = generate(field_node)
+    with pytest.raises(nodes.NodeUnauthorized):
+        generate(field_node, key="wrong")
+    with pytest.raises(nodes.NodeUnauthorized):
+        with_client(field(field_node, key=""), lambda client: client.download(job, tmp_path / "clip.mp4"))
+
+
+def test_nobody_at_the_address_is_not_reached() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = NodeEndpoint(
+            base_url=f"http://127.0.0.1:{free.getsockname()[1]}", protocol="generate_video"
+        )
+        with pytest.raises(nodes.NodeNotReached, match="No connection"):
+            with_client(endpoint, lambda client: client.health())
+
+
+def test_an_unhealthy_node_is_a_server_error(field_node: FieldNode) -> None:
+    field_node.set_fault("unhealthy")
+    with pytest.raises(nodes.NodeServerError):
+        with_client(field(field_node), lambda client: client.health())
+
+
+def test_a_field_node_has_no_background_jobs(field_node: FieldNode) -> None:
+    with pytest.raises(nodes.NodeCannot):
+        with_client(field(field_node), lambda client: client.submit(request()))
+    with pytest.raises(nodes.NodeCannot):
+        with_client(field(field_node), lambda client: client.retrieve("x"))
+    assert with_client(field(field_node), lambda client: client.cancel("x")) is None
+
+
+# --- Fetching the file -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("download401", nodes.NodeUnauthorized),
+        ("download404", nodes.RemoteJobLost),
+        ("download500", nodes.NodeServerError),
+        ("download_html", nodes.NodeAnsweredNonsense),
+        ("download_redirect", nodes.NodeAnsweredNonsense),
+        ("truncated", nodes.NodeUnreachable),
+        ("gzip", nodes.NodeAnsweredNonsense),
+    ],
+)
+def test_each_bad_download_is_its_own_kind_of_error_and_leaves_nothing(
+    field_node: FieldNode, tmp_path: Path, fault: str, kind: type[nodes.NodeError], quick_retries: None
+) -> None:
+    job = generate(field_node)
+    field_node.set_fault(fault)
+    with pytest.raises(kind):
+        download(field_node, job, tmp_path / "clip.mp4")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("generation.nodes.download.FIRST_PAUSE", 0.01)
+
+
+def test_a_file_that_is_no_video_is_refused_by_its_first_bytes(field_node: FieldNode, tmp_path: Path) -> None:
+    field_node.set_fault("not_video")
+    job = generate(field_node)
+    with pytest.raises(nodes.NodeAnsweredNonsense, match="no video"):
+        download(field_node, job, tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("fault", ["flaky", "flaky_no_range", "flaky_changed", "no_length"])
+def test_a_download_that_breaks_comes_together_all_the_same(
+    field_node: FieldNode, tmp_path: Path, fault: str, quick_retries: None
+) -> None:
+    job = generate(field_node)
+    field_node.set_fault(fault)
+    size = download(field_node, job, tmp_path / "clip.mp4")
+    field_node.set_fault("none")
+    whole = httpx.get(f"{field_node.url}/get_video/{job.file_name}", headers={"x-api-key": KEY}).content
+    got = (tmp_path / "clip.mp4").read_bytes()
+    assert len(got) == size
+    # The changed file is fetched anew and whole, never glued to the first half of the old one.
+    assert (got == whole) is (fault != "flaky_changed")
+    assert got[4:8] == b"ftyp"
+    if fault == "flaky_changed":
+        from tests.field_node import make_clip
+
+        assert got == make_clip(seed="another file", frames=20)
+
+
+def test_a_broken_download_goes_on_where_it_broke(
+    field_node: FieldNode, tmp_path: Path, quick_retries: None
+) -> None:
+    job = generate(field_node)
+    field_node.set_fault("flaky")
+    download(field_node, job, tmp_path / "clip.mp4")
+    asked = [entry["headers"] for entry in field_node.requests(f"/get_video/{job.file_name}")]
+    assert "range" not in asked[0]
+    starts = [int(headers["range"].removeprefix("bytes=").rstrip("-")) for headers in asked[1:]]
+    assert starts == sorted(set(starts))
+    assert all(headers["if-range"].startswith('"') for headers in asked[1:])
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_fetched(
+    field_node: FieldNode, tmp_path: Path
+) -> None:
+    job = generate(field_node)
+    with pytest.raises(nodes.ResultTooLarge, match="100 are allowed"):
+        download(field_node, job, tmp_path / "clip.mp4", max_bytes=100)
+
+
+def test_a_download_without_end_is_cut_off(field_node: FieldNode, tmp_path: Path) -> None:
+    job = generate(field_node)
+    field_node.set_fault("endless")
+    with pytest.raises(nodes.ResultTooLarge):
+        download(field_node, job, tmp_path / "clip.mp4", max_bytes=1_000_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_download_that_stands_still_ends_with_its_time(field_node: FieldNode, tmp_path: Path) -> None:
+    job = generate(field_node)
+    field_node.set_fault("download_hang")
+    with pytest.raises(nodes.NodeTimeout, match=r"within 0\.4 s"):
+        download(field_node, job, tmp_path / "clip.mp4", timeout=0.4)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["../etc/passwd", "..", "", "a/b.mp4", "a%2fb.mp4", "\0.mp4", "-.mp4", None])
+def test_a_hostile_file_name_is_never_asked_for(
+    field_node: FieldNode, tmp_path: Path, name: str | None
+) -> None:
+    if name in ("../etc/passwd", "a/b.mp4"):
+        # What a path is cut down to is its last part, which is harmless, and not there.
+        expected: type[nodes.NodeError] = nodes.RemoteJobLost
+    else:
+        expected = nodes.NodeAnsweredNonsense
+    job = RemoteJob(state="completed", file_name=name)
+    with pytest.raises(expected):
+        download(field_node, job, tmp_path / "clip.mp4")
+    assert not [entry for entry in field_node.requests("/get_video") if ".." in entry["path"]]
+
+
+# --- /v1/videos ------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_takes_forms_only_makes_a_clip(videos_server: VideosServer, tmp_path: Path) -> None:
+    async def act(client: NodeClient) -> RemoteJob:
+        job = await client.submit(request(num_frames=9, fps=4, width=128, height=96))
+        assert job.remote_id
+        job = await followed(client, job)
+        await client.download(job, tmp_path / "clip.mp4")
+        return job
+
+    job = with_client(videos(videos_server), act)
+    assert (job.state, job.progress) == ("completed", 100)
+    assert job.generation_ms is not None
+    assert (tmp_path / "clip.mp4").read_bytes()[4:8] == b"ftyp"
+    posts = [entry["type"] for entry in videos_server.requests() if entry["method"] == "POST"]
+    assert posts[0] == "application/json"
+    assert posts[1].startswith("multipart/form-data")
+
+
+def test_the_client_remembers_that_a_server_takes_forms() -> None:
+    async def act(client: NodeClient) -> None:
+        await client.submit(request(id="one"))
+        await client.submit(request(id="two"))
+
+    with VideosServer.start() as server:
+        with_client(videos(server), act)
+        kinds = [entry["type"].split(";")[0] for entry in server.requests() if entry["method"] == "POST"]
+    assert kinds == ["application/json", "multipart/form-data", "multipart/form-data"]
+
+
+def test_a_server_with_an_empty_health_is_known_by_its_models(videos_server: VideosServer) -> None:
+    health = with_client(videos(videos_server), lambda client: client.health())
+    assert health.ready
+    assert (health.model, health.queue_depth) == ("Wan-AI/Wan2.2-T2V", None)
+
+
+def test_a_request_that_is_itself_at_fault_is_rejected_in_the_servers_words() -> None:
+    async def act(client: NodeClient) -> None:
+        await client.submit(request(prompt=""))
+
+    with VideosServer.start() as server, pytest.raises(nodes.NodeRejected, match="prompt: Field required"):
+        with_client(videos(server), act)
+
+
+def test_a_server_without_cancel_lets_the_job_run_on() -> None:
+    async def act(client: NodeClient) -> tuple[RemoteJob | None, RemoteJob]:
+        job = await client.submit(request())
+        stopped = await client.cancel(job.remote_id or "")
+        return stopped, await followed(client, job)
+
+    with VideosServer.start(seconds=0.3) as server:
+        stopped, ended = with_client(videos(server), act)
+    assert stopped is None
+    assert ended.state == "completed"
+
+
+def test_a_server_that_stops_what_is_deleted_cancels() -> None:
+    async def act(client: NodeClient) -> RemoteJob | None:
+        job = await client.submit(request())
+        stopped = await client.cancel(job.remote_id or "")
+        with pytest.raises(nodes.RemoteJobLost):
+            await client.retrieve(job.remote_id or "")
+        return stopped
+
+    with VideosServer.start(seconds=5, deletes=True) as server:
+        stopped = with_client(videos(server), act)
+    assert stopped is not None
+    assert stopped.state == "canceled"
+
+
+def test_canceling_what_has_ended_tells_how_it_ended(videos_server: VideosServer) -> None:
+    async def act(client: NodeClient) -> RemoteJob | None:
+        job = await followed(client, await client.submit(request()))
+        return await client.cancel(job.remote_id or "")
+
+    stopped = with_client(videos(videos_server), act)
+    assert stopped is not None
+    assert stopped.state == "completed"
+
+
+def test_a_job_that_fails_on_the_server_gives_its_reason() -> None:
+    async def act(client: NodeClient) -> RemoteJob:
+        return await followed(client, await client.submit(request()))
+
+    with VideosServer.start(fault="failing") as server:
+        job = with_client(videos(server), act)
+    assert (job.state, job.error) == ("failed", "CUDA error: device-side assert triggered")
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ("forgetful", nodes.RemoteJobLost),
+        ("other_job", nodes.NodeAnsweredNonsense),
+        ("odd_status", nodes.NodeAnsweredNonsense),
+        ("busy", nodes.NodeBusy),
+    ],
+)
+def test_each_bad_videos_server_is_its_own_kind_of_error(fault: str, kind: type[nodes.NodeError]) -> None:
+    async def act(client: NodeClient) -> None:
+        job = await client.submit(request())
+        await client.retrieve(job.remote_id or "")
+
+    with VideosServer.start(fault=fault) as server, pytest.raises(kind):
+        with_client(videos(server), act)
+
+
+def test_a_videos_server_refuses_a_wrong_key(videos_server: VideosServer) -> None:
+    with pytest.raises(nodes.NodeUnauthorized):
+        with_client(videos(videos_server, key="wrong"), lambda client: client.submit(request()))
+
+
+def test_an_unknown_job_is_lost(videos_server: VideosServer, tmp_path: Path) -> None:
+    for act in (
+        lambda client: client.retrieve("video_gen_unknown"),
+        lambda client: client.cancel("video_gen_unknown"),
+        lambda client: client.download(
+            RemoteJob(state="completed", remote_id="video_gen_unknown"), tmp_path / "clip.mp4"
+        ),
+    ):
+        with pytest.raises(nodes.RemoteJobLost):
+            with_client(videos(videos_server), act)
+
+
+@pytest.mark.parametrize("remote_id", ["", "..", ".", "x" * 201])
+def test_an_id_that_is_none_is_not_asked_for(videos_server: VideosServer, remote_id: str) -> None:
+    with pytest.raises(nodes.NodeAnsweredNonsense):
+        with_client(videos(videos_server), lambda client: client.retrieve(remote_id))
+
+
+def test_an_id_with_slashes_stays_below_the_collection(videos_server: VideosServer) -> None:
+    with pytest.raises(nodes.NodeError):
+        with_client(videos(videos_server), lambda client: client.retrieve("../../health?x=#y"))
+    assert videos_server.requests()[-1]["path"] == "/v1/videos/..%2F..%2Fhealth%3Fx%3D%23y"
+
+
+# --- Servers that answer one thing -----------------------------------------------------------------------------
+
+
+@contextmanager
+def canned(*answers: bytes, seen: list[bytes] | None = None) -> Iterator[str]:
+    """A server that answers each connection with the next of these bytes, and then hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            # Closing the listener ends this when fewer came than were expected.
+            with suppress(OSError):
+                for answer in answers:
+                    connection, _ = listener.accept()
+                    with connection:
+                        received = read_request(connection)
+                        if seen is not None:
+                            seen.append(received)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def read_request(connection: socket.socket) -> bytes:
+    with connection.makefile("rb") as stream:
+        head = b"".join(iter(stream.readline, b"\r\n"))
+        length = re.search(rb"(?i)content-length: (\d+)", head)
+        return head + b"\r\n" + (stream.read(int(length[1])) if length else b"")
+
+
+def json_answer(body: str, status: str = "200 OK", headers: str = "") -> bytes:
+    data = body.encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nConnection: close\r\n{headers}"
+    return head.encode() + f"Content-Length: {len(data)}\r\n\r\n".encode() + data
+
+
+def ask(url: str, act: Callable[[NodeClient], Awaitable[T]], *, key: str = "k3y-s3cret") -> T:
+    return with_client(NodeEndpoint(base_url=url, api_key=key, protocol="videos"), act)
+
+
+FULL_JOB = """{"id": "v1", "object": "video", "status": "failed", "progress": 46, "step": 23, "steps": 50,
+ "error": {"code": "canceled", "message": "Canceled."}, "stopped_at_step": 23, "queue_position": 0,
+ "file_name": "v1.mp4", "generation_time_ms": 1234}"""
+
+
+def test_our_own_nodes_extra_fields_are_understood() -> None:
+    with canned(json_answer(FULL_JOB)) as url:
+        job = ask(url, lambda client: client.cancel("v1"))
+    assert job == RemoteJob(
+        remote_id="v1",
+        state="canceled",
+        step=23,
+        steps=50,
+        progress=46,
+        error="Canceled.",
+        file_name="v1.mp4",
+        generation_ms=1234,
+        stopped_at_step=23,
+        queue_position=0,
+    )
+
+
+def test_submitting_sends_json_and_the_attempts_id() -> None:
+    seen: list[bytes] = []
+    with canned(json_answer('{"id": "v1", "status": "queued"}'), seen=seen) as url:
+        ask(url, lambda client: client.submit(request(id="attempt-1", seed=0, guidance_scale=0.0)))
+    head, _, body = seen[0].partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert b"idempotency-key: attempt-1" in lines
+    assert b"x-api-key: k3y-s3cret" in lines
+    assert b"authorization: bearer k3y-s3cret" in lines
+    sent = httpx.Response(200, content=body).json()
+    assert sent == {
+        "prompt": PROMPT,
+        "num_frames": 16,
+        "fps": 8,
+        "num_inference_steps": 20,
+        "seed": 0,
+        "guidance_scale": 0.0,
+    }
+
+
+def test_retrieving_asks_the_node_to_hold_the_answer() -> None:
+    seen: list[bytes] = []
+    with canned(json_answer('{"id": "v1", "status": "in_progress"}'), seen=seen) as url:
+        job = ask(url, lambda client: client.retrieve("v1", wait=20))
+    assert b"prefer: wait=20" in seen[0].lower().split(b"\r\n")
+    assert (job.state, job.step) == ("in_progress", None)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "{}",
+        "[]",
+        "null",
+        '{"id": 5, "status": "queued"}',
+        '{"id": "", "status": "queued"}',
+        '{"id": "v1"}',
+        '{"id": "v1", "status": null}',
+        '{"id": "v1", "status": ["queued"]}',
+        '{"id": "v1", "status": "queued"',
+        '{"id": "' + "x" * 300 + '", "status": "queued"}',
+        "\ufeff",
+    ],
+)
+def test_what_is_no_job_is_nonsense(body: str) -> None:
+    with canned(json_answer(body)) as url, pytest.raises(nodes.NodeAnsweredNonsense):
+        ask(url, lambda client: client.retrieve("v1"))
+
+
+def test_extra_fields_of_wrong_types_are_left_out() -> None:
+    body = """{"id": "v1", "status": "in_progress", "progress": 1e999, "step": true, "steps": "50", "error": 5,
+     "file_name": 3, "generation_time_ms": -4, "queue_position": {}}"""
+    with canned(json_answer(body)) as url:
+        job = ask(url, lambda client: client.retrieve("v1"))
+    assert job == RemoteJob(remote_id="v1", state="in_progress")
+
+
+def test_a_nodes_words_are_cleaned_before_they_are_shown() -> None:
+    said = "key k3y-s3cret \\u0000\\ud800 refused\\n" + "x" * 2000
+    with (
+        canned(json_answer('{"error": {"message": "' + said + '"}}', "400 Bad Request")) as url,
+        pytest.raises(nodes.NodeRejected) as caught,
+    ):
+        ask(url, lambda client: client.retrieve("v1"))
+    text = str(caught.value)
+    assert text.startswith("key *** refused x")
+    assert len(text) <= 500
+    text.encode()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
+        b"HTTP/1.1 999 What\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
+        b"HTTP/1.1 301 Moved\r\nLocation: //\r\nContent-Length: 0\r\n\r\n",
+        b"\x15\x03\x01\x00\x02\x02\x46",
+    ],
+)
+def test_whatever_a_server_sends_is_a_node_error(answer: bytes, tmp_path: Path, quick_retries: None) -> None:
+    for act in (
+        lambda client: client.health(),
+        lambda client: client.submit(request()),
+        lambda client: client.cancel("v1"),
+    ):
+        with canned(answer) as url, pytest.raises(nodes.NodeError):
+            ask(url, act)
+    job = RemoteJob(state="completed", remote_id="v1")
+    with canned(*[answer] * 5) as url, pytest.raises(nodes.NodeError):
+        ask(url, lambda client: client.download(job, tmp_path / "clip.mp4"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_slow_drip_does_not_outlast_the_deadline() -> None:
+    """Each read succeeds in time; only the deadline of the whole call ends this."""
+
+    async def drip(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        while not writer.is_closing():
+            writer.write(b" ")
+            await asyncio.sleep(0.02)
+
+    async def run() -> None:
+        server = await asyncio.start_server(drip, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        transport = Transport(NodeEndpoint(base_url=f"http://127.0.0.1:{port}"))
+        try:
+            await transport.call("GET", "/", timeout=0.3)
+        finally:
+            await transport.aclose()
+            server.close()
+
+    with pytest.raises(nodes.NodeTimeout):
+        asyncio.run(run())
+
+
+# --- Addresses, keys, words ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "node", "ftp://node", "file:///etc/passwd", "http://", "http://a:99999999", "http://[::1", "/x"],
+)
+def test_an_address_that_is_none_is_misconfigured(address: str) -> None:
+    with pytest.raises(nodes.NodeMisconfigured, match="address"):
+        open_client(NodeEndpoint(base_url=address))
+
+
+@pytest.mark.parametrize("key", ["two words", "line\nbreak", "nul\0", "a\x7f"])
+def test_a_key_that_no_header_can_hold_is_misconfigured(key: str) -> None:
+    with pytest.raises(nodes.NodeMisconfigured, match="key"):
+        open_client(NodeEndpoint(base_url="http://127.0.0.1:1", api_key=key))
+
+
+def test_a_key_outside_ascii_is_sent_as_utf8() -> None:
+    seen: list[bytes] = []
+    with canned(json_answer('{"status": "ready"}'), seen=seen) as url:
+        assert ask(url, lambda client: client.health(), key="schlüssel").ready
+    assert "x-api-key: schlüssel".encode() in seen[0].split(b"\r\n")
+
+
+def test_a_prefix_and_a_query_in_the_address() -> None:
+    seen: list[bytes] = []
+    with canned(json_answer('{"status": "ready"}'), seen=seen) as url:
+        ask(f"{url}/pod-7/?token=abc#top", lambda client: client.health())
+    assert seen[0].startswith(b"GET /pod-7/health HTTP/1.1\r\n")
+
+
+def test_a_key_is_not_in_what_python_prints_of_an_endpoint() -> None:
+    assert "s3cret" not in repr(NodeEndpoint(base_url="http://node", api_key="s3cret"))
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7),
+        ("0", 1),
+        ("-3", 1),
+        ("999999", 600),
+        ("nan", 5),
+        ("inf", 5),
+        ("soon", 5),
+        ("", 5),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 1),
+        ("Fri, 31 Dec 2399 23:59:59 GMT", 600),
+    ],
+)
+def test_retry_after_is_read_within_reason(value: str, seconds: float) -> None:
+    assert retry_after(httpx.Headers({"Retry-After": value})) == seconds
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (301, nodes.NodeAnsweredNonsense),
+        (400, nodes.NodeRejected),
+        (401, nodes.NodeUnauthorized),
+        (402, nodes.NodeRejected),
+        (403, nodes.NodeUnauthorized),
+        (404, nodes.RemoteJobLost),
+        (405, nodes.NodeAnsweredNonsense),
+        (408, nodes.NodeTimeout),
+        (410, nodes.RemoteJobLost),
+        (413, nodes.NodeRejected),
+        (422, nodes.NodeRejected),
+        (429, nodes.NodeBusy),
+        (500, nodes.NodeServerError),
+        (502, nodes.NodeServerError),
+        (503, nodes.NodeServerError),
+        (504, nodes.NodeServerError),
+    ],
+)
+def test_each_status_is_one_kind_of_error(status: int, kind: type[nodes.NodeError]) -> None:
+    error = error_for_status(Answer(status, httpx.Headers(), b""), said="")
+    assert type(error) is kind
+    assert str(error).endswith(".") or status == 429
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"error": {"message": "too long", "code": "x"}}', "too long"),
+        (b'{"status": "error", "error": "queue full"}', "queue full"),
+        (b'{"detail": "Not Found"}', "Not Found"),
+        (b'{"detail": [{"loc": ["body", "fps"], "msg": "must be positive"}]}', "fps: must be positive"),
+        (b'{"detail": [5, {"msg": "odd"}]}', "5; odd"),
+        (b'{"message": "no"}', "no"),
+        (b"<html>", ""),
+        (b"[1]", ""),
+        (b'{"error": null}', ""),
+    ],
+)
+def test_a_nodes_words_are_found_in_any_usual_shape(body: bytes, words: str) -> None:
+    assert message_of(Answer(400, httpx.Headers(), body)) == words
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/srv/out/clip_1.mp4", "clip_1.mp4"),
+        ("C:\\videos\\clip.mp4", "clip.mp4"),
+        ("clip.mp4", "clip.mp4"),
+        ("../../etc/passwd", "passwd"),
+    ],
+)
+def test_a_path_is_cut_down_to_its_name(path: str, name: str) -> None:
+    assert parsing.file_name(path) == name
+
+
+# --- Finding out the protocol ----------------------------------------------------------------------------------
+
+
+def detect(url: str, key: str = "") -> str:
+    return asyncio.run(nodes.detect_protocol(NodeEndpoint(base_url=url, api_key=key)))
+
+
+def test_a_field_node_is_recognised(field_node: FieldNode) -> None:
+    assert detect(field_node.url, KEY) == "generate_video"
+
+
+def test_a_videos_server_is_recognised(videos_server: VideosServer) -> None:
+    assert detect(videos_server.url, videos_server.key) == "videos"
+
+
+@pytest.mark.parametrize(
+    ("protocols", "expected"),
+    [('["videos", "generate_video"]', "videos"), ('["generate_video"]', "generate_video")],
+)
+def test_a_node_of_ours_says_what_it_speaks(protocols: str, expected: str) -> None:
+    with canned(json_answer('{"status": "starting", "protocols": ' + protocols + "}")) as url:
+        assert detect(url) == expected
+
+
+def test_a_server_that_takes_only_posts_is_recognised_by_its_allow_header() -> None:
+    refusal = json_answer("{}", "405 Method Not Allowed", "Allow: POST\r\n")
+    with canned(json_answer("{}"), refusal) as url:
+        assert detect(url) == "videos"
+
+
+def test_a_web_site_speaks_neither_protocol() -> None:
+    page = (
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: 6\r\n\r\n<html>"
+    )
+    with canned(page, page, page, page) as url, pytest.raises(nodes.NodeAnsweredNonsense, match="Nothing at"):
+        detect(url)
