@@ -1,0 +1,87 @@
+"""`python -m gpu_node`: serve until SIGTERM or Ctrl-C."""
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from gpu_node.app import create_app
+from gpu_node.node import Node
+from gpu_node.settings import BadConfiguration, NodeSettings, load_settings
+
+log = logging.getLogger("gpu_node")
+
+BAD_CONFIGURATION = 2
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+LAST_ANSWERS_SECONDS = 2  # for answers under way after the node has drained
+
+
+class DrainingServer(uvicorn.Server):
+    """Uvicorn, but a signal first drains the node, which still answers meanwhile; the exit status is then 0."""
+
+    def __init__(self, config: uvicorn.Config, node: Node) -> None:
+        super().__init__(config)
+        self._node = node
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until drained."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain at the first signal; a second Ctrl-C ends at once."""
+        if self._draining is None:
+            self._loop.call_soon_threadsafe(self._begin_to_drain)
+        elif sig == signal.SIGINT:
+            self.should_exit = self.force_exit = True
+
+    def _begin_to_drain(self) -> None:
+        if self._draining is None:
+            self._draining = self._loop.create_task(self._drain_then_exit())
+
+    async def _drain_then_exit(self) -> None:
+        try:
+            await self._node.drain()
+        finally:
+            self.should_exit = True
+
+
+def _listen(settings: NodeSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=128)
+    except OSError as error:
+        where = f"{settings.host}:{settings.port}"
+        raise BadConfiguration(f"GPU_NODE_PORT: cannot listen on {where}: {error.strerror}") from error
+
+
+def _serve(settings: NodeSettings) -> None:
+    listener = _listen(settings)
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=LAST_ANSWERS_SECONDS, lifespan="on"
+    )
+    host, port = listener.getsockname()[:2]
+    log.info("%s on http://%s:%d, clips in %s", settings.backend, host, port, settings.save_dir.absolute())
+    DrainingServer(config, app.state.node).run(sockets=[listener])
+
+
+def main() -> int:
+    """Serve. The exit status is 2 when the settings are wrong."""
+    try:
+        settings = load_settings()
+        logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)
+        _serve(settings)
+    except BadConfiguration as error:
+        sys.stderr.write(f"gpu_node: {error}\n")
+        return BAD_CONFIGURATION
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

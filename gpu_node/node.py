@@ -1,0 +1,175 @@
+"""The node as its HTTP routes see it: take a job, follow it, cancel it, tell how the node is, shut down."""
+
+import asyncio
+import logging
+import math
+import shutil
+import time
+from typing import Any, Literal
+
+from gpu_node.errors import DiskFull, NotReady, Unavailable
+from gpu_node.job import Job
+from gpu_node.jobs import CAPACITY, JobQueue
+from gpu_node.records import RecordStore
+from gpu_node.schemas import ClipSpec
+from gpu_node.settings import NodeSettings
+from gpu_node.supervisor import WorkerSupervisor
+
+log = logging.getLogger(__name__)
+
+MEGABYTE = 2**20
+SWEEP_INTERVAL = 600.0
+CANCEL_WAIT = 30.0  # how long a cancel request waits for the worker's word
+# Shut down within 10 s in all, which is what process supervisors grant before they kill:
+FINISH_SECONDS = 4.0
+WORKER_SECONDS = 1.0
+UNKNOWN_WAIT = 5  # seconds to Retry-After before any step was measured
+
+NodeStatus = Literal["ready", "starting", "busy", "draining", "failed"]
+
+
+class Node:
+    """Everything behind the HTTP routes."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.settings = settings
+        self.store = RecordStore(settings.save_dir)
+        self.queue = JobQueue(store=self.store, size=settings.queue_size)
+        self.worker = WorkerSupervisor(settings=settings, queue=self.queue, store=self.store)
+        self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start the worker and the cleaning; needs a running event loop."""
+        self._tasks = [asyncio.create_task(self._keep_worker()), asyncio.create_task(self._keep_clean())]
+
+    def submit(self, *, spec: ClipSpec, key: str | None = None) -> Job:
+        """Accept a job, or find the one that was made for the same key.
+
+        Raises KeyReused, Busy, Unavailable (shutting down, no model) or DiskFull.
+        """
+        twin = self.queue.find_twin(key=key, spec=spec)
+        if twin is not None:
+            return twin
+        self._check_open()
+        job = self.queue.add(spec=spec, key=key, native=self.worker.native, retry_after=self._retry_after())
+        self.worker.pump()
+        return job
+
+    async def cancel(self, job: Job) -> None:
+        """Stop a job. On return it has ended, unless the worker did not confirm within CANCEL_WAIT seconds."""
+        if job.status == "queued":
+            self.queue.cancel(job, step=0)
+        elif job.status == "in_progress":
+            self.worker.ask_to_cancel(job)
+            await job.ended(CANCEL_WAIT)
+
+    async def delete(self, job: Job) -> None:
+        """Cancel the job if it still lives, then drop it and its clip. Raises NotReady if it will not stop."""
+        await self.cancel(job)
+        if not job.has_ended:
+            raise NotReady("The video is being canceled; please delete it again in a moment.")
+        self.queue.forget(job)
+
+    @property
+    def status(self) -> NodeStatus:
+        """`busy` means that one more job would be refused."""
+        if self._draining:
+            return "draining"
+        if self.reason is not None:
+            return "failed"
+        if self.worker.state == "starting":
+            return "starting"
+        return "busy" if self.queue.is_full else "ready"
+
+    @property
+    def reason(self) -> str | None:
+        """Why the node has failed; None when it has not."""
+        return self.worker.reason or self._disk_problem()
+
+    def health(self) -> dict[str, Any]:
+        """How the node is. Anyone may read it: no paths, no prompts, no ids."""
+        native = self.worker.native
+        return {
+            "status": self.status,
+            "reason": self.reason,
+            "backend": self.settings.backend,
+            "model": self.settings.model_name,
+            "device": native.device if native else None,
+            "queue_depth": self.queue.depth,
+            "running": int(self.queue.running is not None),
+            "capacity": CAPACITY,
+            "queue_size": self.settings.queue_size,
+            "seconds_per_step": self.worker.seconds_per_step,
+            "protocols": ["videos", "generate_video"],
+            "sizes": [f"{native.width}x{native.height}"] if native else [],
+            "max_frames": self.settings.max_frames,
+            "max_steps": self.settings.max_steps,
+        }
+
+    async def drain(self) -> None:
+        """Stop well: refuse new jobs, let the running one finish if it is quick, forget the rest, end the worker."""
+        if self._draining:
+            return
+        self._draining = True
+        log.info(
+            "shutting down: %d waiting, %d running", self.queue.depth, int(self.queue.running is not None)
+        )
+        for job in self.queue.waiting():
+            self.queue.interrupt(job)
+        interrupted = await self._finish_running()
+        await self.worker.stop(patience=WORKER_SECONDS)
+        if interrupted is not None:
+            self.store.delete(interrupted)  # what the worker wrote until its end
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _finish_running(self) -> Job | None:
+        """Give the running job a moment; the one that was interrupted, or None."""
+        job = self.queue.running
+        if job is None or await job.ended(FINISH_SECONDS):
+            return None
+        self.queue.interrupt(job)
+        return job
+
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Unavailable("The node is shutting down.", retry_after=UNKNOWN_WAIT)
+        if self.worker.reason is not None:
+            raise Unavailable(self.worker.reason)
+        problem = self._disk_problem()
+        if problem is not None:
+            raise DiskFull(problem)
+
+    def _disk_problem(self) -> str | None:
+        free = shutil.disk_usage(self.settings.save_dir).free // MEGABYTE
+        if free >= self.settings.min_free_mb:
+            return None
+        return f"The node's disk is full: {free} MB are free, {self.settings.min_free_mb} MB are needed."
+
+    def _retry_after(self) -> int:
+        """Seconds until the running job is likely to have made room."""
+        job, pace = self.queue.running, self.worker.seconds_per_step
+        if job is None or pace is None:
+            return UNKNOWN_WAIT
+        return min(120, max(1, math.ceil((job.steps - job.step) * pace)))
+
+    async def _keep_worker(self) -> None:
+        try:
+            await self.worker.run()
+        except Exception as error:
+            log.exception("the worker's supervisor failed")
+            self.worker.give_up(f"The node has an internal error: {error}")
+
+    async def _keep_clean(self) -> None:
+        """Drop clips and records that are older than the retention time."""
+        interval = min(SWEEP_INTERVAL, self.settings.retention_hours * 3600 / 4)
+        while True:
+            oldest = time.time() - self.settings.retention_hours * 3600
+            try:
+                self.queue.forget_ended_before(oldest)
+                self.store.sweep(older_than=oldest)
+            except OSError as error:
+                log.error("cannot clean %s: %s", self.settings.save_dir, error)
+            await asyncio.sleep(interval)

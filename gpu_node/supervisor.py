@@ -1,0 +1,237 @@
+"""Keeps the worker process alive, hands it one job at a time, and believes nothing it does not hear from it."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+from gpu_node import messages
+from gpu_node.job import Job
+from gpu_node.jobs import JobQueue
+from gpu_node.records import RecordStore
+from gpu_node.settings import NodeSettings
+
+log = logging.getLogger(__name__)
+
+LOAD_ATTEMPTS = 3  # after so many workers in a row that died while loading, the model counts as failed
+LONGEST_PAUSE = 30.0
+WATCH_INTERVAL = 0.5
+
+State = Literal["starting", "ready", "failed"]
+
+
+class WorkerSupervisor:
+    """The one worker process: started, fed, watched and started again."""
+
+    def __init__(self, *, settings: NodeSettings, queue: JobQueue, store: RecordStore) -> None:
+        self._settings = settings
+        self._queue = queue
+        self._store = store
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+        self._failed_loads = 0
+        self._gave_up = False
+        self._last_sign_of_life = 0.0
+        self._cancel_asked_at: float | None = None
+        self._kill_reason: str | None = None
+        self.state: State = "starting"
+        self.reason: str | None = None
+        self.native: messages.Ready | None = None
+        self.seconds_per_step: float | None = None
+
+    async def run(self) -> None:
+        """Keep a worker alive until `stop`, or until its model turns out to be impossible to load."""
+        watch = asyncio.create_task(self._watch())
+        try:
+            while not (self._stopping or self._gave_up):
+                await self._live_once()
+                if not (self._stopping or self._gave_up):
+                    await asyncio.sleep(self._pause())
+        finally:
+            watch.cancel()
+
+    def pump(self) -> None:
+        """Give the worker the next job, if it can take one."""
+        if self.state != "ready" or self.native is None or self._stopping:
+            return
+        job = self._queue.start_next(self.native)
+        if job is not None:
+            self._last_sign_of_life = time.monotonic()
+            self._cancel_asked_at = None
+            self._send(_run_command(job, self._store.clip_path(job)))
+
+    def ask_to_cancel(self, job: Job) -> None:
+        """Tell the worker to stop the running job; one that does not comply in time is killed by the watch."""
+        if job is self._queue.running and self._cancel_asked_at is None:
+            self._cancel_asked_at = time.monotonic()
+            self._send(messages.Cancel(job_id=job.id))
+
+    async def stop(self, *, patience: float) -> None:
+        """End the worker: by closing its input, and by force after `patience` seconds."""
+        self._stopping = True
+        process = self._process
+        if process is None or process.returncode is not None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), patience)
+        except TimeoutError:
+            log.warning("the worker did not end by itself: killing it")
+            _kill(process)
+            await process.wait()
+
+    def give_up(self, reason: str) -> None:
+        """No worker will come any more: fail what waits and what runs."""
+        self._on_load_failed(reason, permanent=True)
+        if self._queue.running is not None:
+            self._queue.fail(self._queue.running, code="model_unavailable", message=reason)
+
+    async def _live_once(self) -> None:
+        """Start one worker and listen to it until it is gone."""
+        self._process = process = await asyncio.create_subprocess_exec(
+            *_command_line(self._settings),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env=_environment(),
+        )
+        assert process.stdout is not None
+        async for line in process.stdout:
+            self._last_sign_of_life = time.monotonic()
+            self._hear(messages.EVENTS.validate_json(line))
+            self.pump()
+        self._mourn(await process.wait())
+
+    def _hear(self, event: messages.Event) -> None:
+        if isinstance(event, messages.Ready):
+            self._on_ready(event)
+        elif isinstance(event, messages.LoadFailed):
+            self._on_load_failed(event.reason, permanent=event.permanent)
+        else:
+            self._on_job_event(event)
+
+    def _on_ready(self, event: messages.Ready) -> None:
+        log.info("%s is ready on %s", self._settings.backend, event.device)
+        self.native = event
+        self.state, self.reason = "ready", None
+        self._failed_loads = 0
+
+    def _on_load_failed(self, reason: str, *, permanent: bool) -> None:
+        log.error("%s", reason)
+        self.state, self.reason = "failed", reason
+        self._failed_loads += 1
+        self._gave_up = permanent
+        for job in self._queue.waiting():
+            self._queue.fail(job, code="model_unavailable", message=reason)
+
+    def _on_job_event(
+        self, event: messages.Step | messages.Done | messages.Stopped | messages.Failed
+    ) -> None:
+        job = self._queue.running
+        if job is None or job.id != event.job_id:
+            log.warning("the worker spoke of %s, which does not run", event.job_id)
+        elif isinstance(event, messages.Step):
+            self._queue.advance(job, event.step)
+        elif isinstance(event, messages.Done):
+            self.seconds_per_step = event.seconds_per_step
+            self._queue.complete(job)
+        elif isinstance(event, messages.Stopped):
+            self._queue.cancel(job, step=event.step)
+        else:
+            self._queue.fail(job, code=event.code, message=event.message)
+
+    def _mourn(self, exit_status: int) -> None:
+        """The worker is gone: its job fails, nobody else's does."""
+        how = _how_it_ended(exit_status)
+        if not self._stopping:
+            log.error("the worker process ended (%s)", how)
+        self._end_job_of_dead_worker(self._kill_reason or f"The GPU worker process died ({how}).")
+        self._kill_reason = None
+        if self.state == "starting" and not self._stopping:
+            self._failed_loads += 1
+            if self._failed_loads >= LOAD_ATTEMPTS:
+                self._on_load_failed(
+                    f"The worker process dies while it loads the model ({how}).", permanent=False
+                )
+        elif self.state == "ready":
+            self.state = "starting"
+
+    def _end_job_of_dead_worker(self, why: str) -> None:
+        job = self._queue.running
+        if job is None:
+            return
+        self._store.discard_part(job)
+        if self._cancel_asked_at is not None:
+            self._queue.cancel(job, step=job.step)
+        else:
+            self._queue.fail(job, code="worker_died", message=why)
+
+    def _pause(self) -> float:
+        """Seconds before the next worker: none after one that worked, then longer with every failure."""
+        return min(2.0**self._failed_loads, LONGEST_PAUSE) if self._failed_loads else 0.0
+
+    async def _watch(self) -> None:
+        """Kill a worker that hangs in its job, or that does not stop when told to."""
+        while True:
+            await asyncio.sleep(WATCH_INTERVAL)
+            reason = self._why_kill(time.monotonic())
+            if reason is not None and self._kill_reason is None and self._process is not None:
+                log.error("%s Killing the worker.", reason)
+                self._kill_reason = reason
+                _kill(self._process)
+
+    def _why_kill(self, now: float) -> str | None:
+        if self._queue.running is None:
+            return None
+        if self._cancel_asked_at is not None and now - self._cancel_asked_at > self._settings.cancel_seconds:
+            return f"The job did not stop within {self._settings.cancel_seconds:g} seconds."
+        if now - self._last_sign_of_life > self._settings.stall_seconds:
+            return f"The job made no progress for {self._settings.stall_seconds:g} seconds."
+        return None
+
+    def _send(self, command: messages.Command) -> None:
+        """Write a command. To a worker that just died it is lost, and `_mourn` ends its job."""
+        assert self._process is not None and self._process.stdin is not None
+        if not self._process.stdin.is_closing():
+            self._process.stdin.write(messages.to_line(command))
+
+
+def _run_command(job: Job, path: Path) -> messages.Run:
+    """The job as the worker needs it; `Job.resolve` has filled in the model's defaults."""
+    return messages.Run.model_validate(job.model_dump() | {"job_id": job.id, "path": str(path)})
+
+
+def _command_line(settings: NodeSettings) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "gpu_node.worker",
+        *("--model", settings.model),
+        *("--device", settings.device),
+        *("--cache-dir", str(settings.model_cache)),
+        *("--log-level", settings.log_level),
+    ]
+
+
+def _environment() -> dict[str, str]:
+    """Ours, so that the worker finds this package from any folder, and without the key it has no use for."""
+    environment = {name: value for name, value in os.environ.items() if name != "VIDEO_API_KEY"}
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return environment
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it ended by itself in the meantime
+        process.kill()
+
+
+def _how_it_ended(exit_status: int) -> str:
+    if exit_status >= 0:
+        return f"exit status {exit_status}"
+    return f"killed by {signal.Signals(-exit_status).name}"
