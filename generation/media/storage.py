@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.core.files import File
 from django.core.files.storage import Storage, default_storage
@@ -22,10 +22,10 @@ class StoredClip:
 def store(video: Path, poster: Path, job_id: UUID, *, storage: Storage = default_storage) -> StoredClip:
     """Copy a clip and its poster into the storage; both are there when this returns, or neither.
 
-    The names come from the job's id alone. A second call for the same job gets names of its own, so what is
-    being played is never overwritten; whoever finds its result unwanted calls `discard`.
+    The names come from the job's id and chance. A second call for the same job so has names of its own, and
+    whoever finds its result unwanted can `discard` it without touching what is being played. (S3 overwrites.)
     """
-    stem = f"{job_id.hex[:2]}/{job_id.hex}"
+    stem = f"{job_id.hex[:2]}/{job_id.hex}-{uuid4().hex[:8]}"
     video_name = _save(video, f"videos/{stem}.mp4", storage)
     try:
         return StoredClip(video=video_name, poster=_save(poster, f"posters/{stem}.jpg", storage))
