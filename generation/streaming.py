@@ -19,7 +19,7 @@ from asgiref.sync import sync_to_async
 from django.core.files.base import File
 from django.core.files.storage import Storage, default_storage
 from django.core.handlers.asgi import ASGIRequest
-from django.db import close_old_connections
+from django.db import close_old_connections, connection
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.utils.cache import get_conditional_response
@@ -93,7 +93,8 @@ def serve_file(
         if disposition:
             response["Content-Disposition"] = disposition
     # A viewer may take minutes over a film; the connection that the view used must not wait for the end.
-    close_old_connections()
+    if not connection.in_atomic_block:
+        close_old_connections()
     return response
 
 

@@ -193,7 +193,7 @@ TELEGRAM_API_BASE_URL = env.str("TELEGRAM_API_BASE_URL", "https://api.telegram.o
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 STATIC_URL = "/static/"
-STATIC_ROOT = DATA_DIR / "static"
+STATIC_ROOT = env.path("STATIC_ROOT", DATA_DIR / "static")
 STATICFILES_DIRS = [BASE_DIR / "videoplatform" / "static"]
 MEDIA_ROOT = env.path("MEDIA_ROOT", DATA_DIR / "media")
 S3_BUCKET = env.str("S3_BUCKET", "")
@@ -245,8 +245,9 @@ CONTENT_SECURITY_POLICY = {
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api_auth.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api_formats.AnyAccept",
     "DEFAULT_PARSER_CLASSES": [
-        "rest_framework.parsers.JSONParser",
+        "generation.api_formats.PlainJSONParser",
         "rest_framework.parsers.MultiPartParser",
         "rest_framework.parsers.FormParser",
     ],
@@ -254,6 +255,9 @@ REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "generation.api_errors.handle",
 }
+# Live event streams: a comment every so often keeps proxies from cutting them; a session or key is looked at again.
+EVENTS_HEARTBEAT_SECONDS = env.float("EVENTS_HEARTBEAT_SECONDS", 15.0)
+EVENTS_RECHECK_SECONDS = env.float("EVENTS_RECHECK_SECONDS", 60.0)
 SPECTACULAR_SETTINGS = {
     "TITLE": "Video platform API",
     "DESCRIPTION": "Text to video. Clients written against OpenAI's /v1/videos work here by changing the base URL.",

@@ -1,0 +1,94 @@
+"""The wallet over REST."""
+
+from typing import Any
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import serializers
+from rest_framework.exceptions import NotFound
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from accounts import ledger
+from accounts.models import CreditTransaction
+from videoplatform.openapi import errors
+
+Kind = CreditTransaction.Kind
+MAX_ID = 2**63 - 1
+
+
+class CreditsPage(serializers.Serializer):
+    """Which part of the history is wanted."""
+
+    after = serializers.IntegerField(
+        required=False, min_value=0, max_value=MAX_ID, help_text="The last id of the page before."
+    )
+    limit = serializers.IntegerField(default=20, min_value=1, max_value=100)
+    order = serializers.ChoiceField(choices=["asc", "desc"], default="desc", help_text="By time.")
+
+
+class TransactionSerializer(serializers.Serializer):
+    """One entry of the ledger, which is only ever added to."""
+
+    id = serializers.IntegerField()
+    kind = serializers.ChoiceField(choices=Kind.choices)
+    amount = serializers.IntegerField(help_text="Change of the free credits.")
+    posted_delta = serializers.IntegerField(
+        help_text="Change of the credits owned: what was given or charged."
+    )
+    held_delta = serializers.IntegerField(help_text="Change of the credits held for videos being made.")
+    balance_after = serializers.IntegerField(help_text="Free credits after it.")
+    reason = serializers.CharField()
+    video_id = serializers.SerializerMethodField(help_text="The video it is about.")
+    created_at = serializers.SerializerMethodField(help_text="Unix time.")
+
+    def get_video_id(self, entry: CreditTransaction) -> str | None:
+        # The reference of a transfer is the pair of entries; every other one is a job, which the API calls so.
+        about_a_job = entry.reference is not None and entry.kind != Kind.TRANSFER
+        return f"video_{entry.reference.hex}" if about_a_job else None
+
+    def get_created_at(self, entry: CreditTransaction) -> int:
+        return int(entry.created_at.timestamp())
+
+
+class CreditsSerializer(serializers.Serializer):
+    object = serializers.CharField(default="credits")
+    balance = serializers.IntegerField(help_text="Credits free to spend.")
+    held = serializers.IntegerField(help_text="Credits held for videos being made.")
+    posted = serializers.IntegerField(help_text="Credits owned: balance and held.")
+    transactions = TransactionSerializer(many=True)
+    last_id = serializers.IntegerField(allow_null=True, help_text="`after` of the next page.")
+    has_more = serializers.BooleanField()
+
+
+class Credits(APIView):
+    @extend_schema(
+        operation_id="credits_retrieve",
+        parameters=[CreditsPage],
+        responses={200: CreditsSerializer, **errors(400, 401, 404)},
+        summary="Your credits and where they went",
+    )
+    def get(self, request: Request) -> Response:
+        wanted = CreditsPage(data=request.query_params)
+        wanted.is_valid(raise_exception=True)
+        page: dict[str, Any] = wanted.validated_data
+        account = ledger.open_account(user=request.user)
+        newest_first = page["order"] == "desc"
+        entries = account.transactions.order_by("-id" if newest_first else "id")
+        if "after" in page:
+            if not account.transactions.filter(pk=page["after"]).exists():
+                raise NotFound("There is no such transaction.")
+            entries = entries.filter(**{"id__lt" if newest_first else "id__gt": page["after"]})
+        rows = list(entries[: page["limit"] + 1])
+        shown = rows[: page["limit"]]
+        return Response(
+            {
+                "object": "credits",
+                "balance": account.balance,
+                "held": account.held,
+                "posted": account.posted,
+                "transactions": TransactionSerializer(shown, many=True).data,
+                "last_id": shown[-1].pk if shown else None,
+                "has_more": len(rows) > len(shown),
+            }
+        )

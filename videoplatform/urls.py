@@ -1,0 +1,18 @@
+"""Every address of the site, but for the event streams: `generation.sse` answers them before Django does."""
+
+from django.contrib import admin
+from django.urls import include, path
+
+from videoplatform import health
+
+handler400 = "generation.api_errors.bad_request"
+handler500 = "generation.api_errors.server_error"
+
+urlpatterns = [
+    path("healthz", health.healthz, name="healthz"),
+    path("v1/", include("generation.api_urls")),
+    path("admin/", admin.site.urls),
+    path("accounts/", include("allauth.urls")),
+    path("", include("accounts.urls")),
+    path("", include("generation.urls")),
+]
