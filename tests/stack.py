@@ -16,13 +16,13 @@ COMMANDS = {
 
 
 class Stack(Instance):
-    """`with Stack(tmp_path, {"VIDEO_COOLDOWN_SECONDS": "0"}) as stack:` then stack.url, stack.node_url, stack.manage(…).
+    """`with Stack(tmp_path, {"VIDEO_COOLDOWN_SECONDS": "0"}) as stack:` then stack.url, .node_url, .manage(…).
 
     Start it once for a module where that will do: it takes some seconds.
     """
 
     def pid_of(self, program: str) -> int:
-        """The process that supervises nothing itself but leads the program's group. Raises LookupError when it is down."""
+        """The process that leads a program's group. Raises LookupError when it is down."""
         for process in psutil.Process(self.pid).children():
             if COMMANDS[program] in process.cmdline():
                 return process.pid

@@ -4,6 +4,7 @@
 person who sets this up: the first staff user's password, once.
 """
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -38,13 +39,18 @@ def write_secrets(path: Path) -> None:
 
 def collect_static() -> None:
     """Collect and compress static files into STATIC_ROOT, unless none has changed since the last time."""
-    stamp = Path(settings.STATIC_ROOT) / ".collected"
+    root = Path(settings.STATIC_ROOT)
+    root.mkdir(parents=True, exist_ok=True)
     fingerprint = _static_fingerprint()
-    if stamp.exists() and stamp.read_text() == fingerprint:
-        return
-    print("Collecting static files …", file=sys.stderr, flush=True)
-    call_command("collectstatic", interactive=False, verbosity=0, stdout=sys.stderr)
-    stamp.write_text(fingerprint)
+    with (root / ".collected").open("a+") as stamp:
+        fcntl.flock(stamp, fcntl.LOCK_EX)
+        stamp.seek(0)
+        if stamp.read() == fingerprint:
+            return
+        print("Collecting static files …", file=sys.stderr, flush=True)
+        call_command("collectstatic", interactive=False, verbosity=0, stdout=sys.stderr)
+        stamp.truncate(0)
+        stamp.write(fingerprint)
 
 
 def _static_fingerprint() -> str:

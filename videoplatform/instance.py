@@ -49,6 +49,9 @@ class Instance:
         return nobody | {
             "DATA_DIR": str(self.data_dir),
             "MEDIA_ROOT": str(self.data_dir / "media"),
+            "STATIC_ROOT": str(
+                BASE_DIR / ".data" / "static"
+            ),  # the code's, not the data's: collected once for all
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
             "SITE_URL": self.url,
@@ -80,6 +83,7 @@ class Instance:
     def start(self) -> Self:
         """Start everything; return when the site answers. Raises InstanceFailed."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        self.log.touch(mode=0o600)  # it shows the first staff user's password
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "videoplatform.run", "--leash"],

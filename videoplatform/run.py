@@ -167,12 +167,12 @@ class Console:
 
     def __init__(self, plan: Plan, words: str) -> None:
         self._plan, self._words = plan, words
-        self._logs: dict[str, IO[str]] = {}
+        self._logs: dict[str, IO[bytes]] = {}
         self._greeted = False
         for name in PROGRAMS:
             path = plan.data_dir / "logs" / f"{name}.log"
             path.touch()
-            self._logs[name] = path.open(errors="replace")
+            self._logs[name] = path.open("rb")
             self._logs[name].seek(0, os.SEEK_END)
 
     def say(self, words: str) -> None:
@@ -183,8 +183,8 @@ class Console:
     def pump(self) -> None:
         """Print what the logs have got since the last call."""
         for name, log in list(self._logs.items()):
-            for line in log:
-                self.say(f"{name:>10} | {line.rstrip()}")
+            for line in _whole_lines(log):
+                self.say(f"{name:>10} | {line}")
             self._follow_rotation(name)
         if not self._greeted and _answers(self._plan):
             self._greeted = True
@@ -194,7 +194,7 @@ class Console:
         path = self._plan.data_dir / "logs" / f"{name}.log"
         if path.exists() and path.stat().st_ino != os.fstat(self._logs[name].fileno()).st_ino:
             self._logs[name].close()
-            self._logs[name] = path.open(errors="replace")
+            self._logs[name] = path.open("rb")
 
     def _greet(self) -> None:
         node = f"GPU node: {self._plan.node_url}" + (
@@ -210,6 +210,14 @@ class Console:
             f"\n  Ready: {self._plan.url}   (staff: {self._plan.url}/admin/, API: {self._plan.url}/v1/docs)\n"
             f"  {staff}\n  {node}\n  Stop with Ctrl-C.\n"
         )
+
+
+def _whole_lines(log: IO[bytes]) -> Iterator[str]:
+    while line := log.readline():
+        if not line.endswith(b"\n"):  # still being written: read it again next time
+            log.seek(-len(line), os.SEEK_CUR)
+            return
+        yield line.decode(errors="replace").rstrip()
 
 
 def _answers(plan: Plan) -> bool:
