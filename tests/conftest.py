@@ -14,6 +14,7 @@ from django.db.backends.postgresql.operations import DatabaseOperations
 from django.utils import timezone
 
 from tests.clips import write_clip
+from tests.processes import Processes
 
 LEDGER_TABLES = ("accounts_creditaccount", "accounts_credittransaction")
 
@@ -64,6 +65,20 @@ def database_url(transactional_db: None) -> str:
     host = quote(parameters["HOST"], safe="")
     port = f":{parameters['PORT']}" if parameters["PORT"] else ""
     return f"postgresql://{parameters['USER']}{password}@{host}{port}/{parameters['NAME']}"
+
+
+@pytest.fixture
+def processes(database_url: str, settings: Any, tmp_path: Path) -> Iterator[Processes]:
+    """Start background processes against the test database; what still runs at the end is stopped."""
+    started = Processes(
+        database_url=database_url,
+        media_root=settings.MEDIA_ROOT,
+        logs=tmp_path,
+        NODE_HEALTH_SECONDS="0.5",
+        LEASE_SECONDS="3",
+    )
+    yield started
+    started.stop_all()
 
 
 @pytest.fixture

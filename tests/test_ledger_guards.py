@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (a table of attacks reads best with one a line)
 """The ledger's guards, attacked in raw SQL: whatever a script, a shell or a bug tries, the database refuses it."""
 
 import uuid

@@ -11,6 +11,7 @@ from generation.reconciler import Reconciler
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # they load every URL and view, which this process never serves
     help = "Run the reconciler: follows running jobs on their GPU nodes and heals what was lost. Several may run."
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -8,6 +8,7 @@ from generation import cluster
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # they load every URL and view, which this process never serves
     help = "Run the worker: hands queued jobs to GPU nodes and stores what they made."
 
     def handle(self, *args: Any, **options: Any) -> None:
