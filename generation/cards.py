@@ -1,0 +1,115 @@
+"""A job as its owner sees it: its place in line, the time it still needs, and the HTML of its card."""
+
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from django.db.models import Count, Q, QuerySet
+from django.template.loader import render_to_string
+from django.utils import timezone
+
+from generation import pricing
+from generation.models import GenerationJob, GpuNode
+
+State = GenerationJob.State
+
+
+@dataclass(frozen=True)
+class Card:
+    """A job and what is not in its row.
+
+    position: 1 is next in line, None unless it is queued. seconds_left: a guess, None where none can be made.
+    waits_for_node: it is queued and no GPU node can take it just now.
+    """
+
+    job: GenerationJob
+    position: int | None = None
+    seconds_left: int | None = None
+    waits_for_node: bool = False
+
+    @property
+    def percent(self) -> int:
+        """How many of a hundred parts of the denoising steps are done."""
+        return 100 * self.job.step // max(1, self.job.num_inference_steps)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The queue: `ahead` of each queued job, `running` clips, and the `capacity` of all healthy nodes together."""
+
+    ahead: Mapping[uuid.UUID, int]
+    running: int
+    capacity: int
+
+
+def render_card(job_id: uuid.UUID) -> str:
+    """The card of one job as an HTML fragment, as it is put into open pages; empty when the job is gone."""
+    job = owned_jobs().filter(pk=job_id).first()
+    if job is None:
+        return ""
+    return render_to_string("generation/_card.html", {"card": cards([job])[0]})
+
+
+def owned_jobs() -> QuerySet[GenerationJob]:
+    """Every job that its owner has not deleted, with all that a card shows."""
+    return GenerationJob.objects.filter(deleted_at=None).select_related("preset")
+
+
+def cards(jobs: Iterable[GenerationJob], *, expected: Mapping[int, int] | None = None) -> list[Card]:
+    """A card for each job, in a number of queries that does not depend on how many there are.
+
+    expected: seconds a clip of each preset takes, by the preset's primary key; asked for where it is missing.
+    """
+    jobs = list(jobs)
+    seconds = dict(expected or {})
+    for job in jobs:
+        if job.is_live and job.preset_id not in seconds:
+            seconds[job.preset_id] = pricing.expected_seconds(job.preset)
+    line = _line([job for job in jobs if job.state == State.QUEUED])
+    return [_card(job, line, seconds.get(job.preset_id, 0)) for job in jobs]
+
+
+def seconds_left(job: GenerationJob, *, expected: int) -> int:
+    """Of a running job, from its own measured steps and from what a clip of its preset takes (`expected`, seconds).
+
+    A clip may have waited on its node behind another one, so time per step so far is an upper bound of its true pace.
+    It waits there for one clip at most: what has taken twice as long as expected is slow, not late.
+    """
+    remaining = max(0, job.num_inference_steps - job.step)
+    usual = expected / max(1, job.num_inference_steps)
+    elapsed = (timezone.now() - job.started_at).total_seconds() if job.started_at else 0.0
+    if not job.step:
+        return max(1, expected)
+    own = elapsed / job.step
+    pace = own if elapsed > 2 * expected else min(own, usual)
+    return max(1, round(remaining * pace))
+
+
+def _card(job: GenerationJob, line: _Line, expected: int) -> Card:
+    if job.state == State.RUNNING:
+        return Card(job=job, seconds_left=seconds_left(job, expected=expected))
+    if job.state != State.QUEUED:
+        return Card(job=job)
+    ahead = line.ahead.get(job.pk, 0)
+    if not line.capacity:
+        return Card(job=job, position=ahead + 1, waits_for_node=True)
+    # What runs now is half done on average.
+    waiting = (ahead + line.running / 2) * expected / line.capacity
+    return Card(job=job, position=ahead + 1, seconds_left=max(1, round(waiting + expected)))
+
+
+def _line(queued: list[GenerationJob]) -> _Line:
+    if not queued:
+        return _Line(ahead={}, running=0, capacity=0)
+    counts = {
+        f"ahead_{index}": Count("pk", filter=Q(state=State.QUEUED, created_at__lt=job.created_at))
+        for index, job in enumerate(queued)
+    }
+    waiting_or_running = GenerationJob.objects.filter(state__in=[State.QUEUED, State.RUNNING])
+    found = waiting_or_running.aggregate(running=Count("pk", filter=Q(state=State.RUNNING)), **counts)
+    nodes = GpuNode.objects.filter(enabled=True)
+    return _Line(
+        ahead={job.pk: found[f"ahead_{index}"] for index, job in enumerate(queued)},
+        running=found["running"],
+        capacity=sum(node.capacity for node in nodes if node.healthy),
+    )

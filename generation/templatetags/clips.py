@@ -1,0 +1,79 @@
+"""The words that templates need for clips, times and credits."""
+
+import uuid
+from collections.abc import Iterable
+from datetime import datetime
+
+from django import template
+from django.db.models import Model
+from django.utils import timezone
+from django.utils.formats import date_format
+
+from accounts.models import CreditTransaction
+from generation.models import GenerationJob
+
+register = template.Library()
+
+FREE = "No credits were deducted."
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """Seconds in the largest unit that still says something: `12 s`, `2 min`, `3 h`."""
+    if seconds is None:
+        return ""
+    if seconds < 100:
+        return f"{round(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{round(minutes / 60)} h"
+
+
+@register.filter
+def ago(moment: datetime) -> str:
+    """When something happened, in few letters: `just now`, `4 min ago`, `22 Nov`."""
+    seconds = (timezone.now() - moment).total_seconds()
+    if seconds < 60:
+        return "just now"
+    return f"{duration(max(seconds, 100))} ago" if seconds < 24 * 3600 else date_format(moment, "j M")
+
+
+@register.filter
+def milliseconds(value: int | None) -> str:
+    """Milliseconds as seconds with one digit: `28.3 s`."""
+    return "" if value is None else f"{value / 1000:.1f} s"
+
+
+@register.filter
+def credit_words(amount: int) -> str:
+    """A price: `50 credits`, `1 credit`, `free`."""
+    if not amount:
+        return "free"
+    return f"{amount:,} credit{'' if amount == 1 else 's'}"
+
+
+@register.filter
+def signed(amount: int) -> str:
+    """A change of balance, with a true minus sign."""
+    return f"+{amount:,}" if amount > 0 else f"−{-amount:,}" if amount else "0"
+
+
+@register.filter
+def jobs_of(entries: Iterable[CreditTransaction], owner: Model) -> dict[uuid.UUID, GenerationJob]:
+    """The owner's jobs that ledger entries are about, by reference, in one query."""
+    references = {entry.reference for entry in entries if entry.reference}
+    return GenerationJob.objects.filter(user_id=owner.pk).in_bulk(references)
+
+
+@register.filter
+def of(mapping: dict[object, object], key: object) -> object:
+    """The mapping's value for the key, or None."""
+    return mapping.get(key)
+
+
+@register.filter
+def failure(job: GenerationJob) -> str:
+    """What happened and that it cost nothing, in whole sentences."""
+    happened = (job.error_message or "Video generation failed").strip()
+    if FREE in happened:
+        return happened
+    return f"{happened}{'' if happened.endswith(('.', '!', '?')) else '.'} {FREE}"

@@ -1,0 +1,37 @@
+"""The site's own pages about clips."""
+
+import uuid
+
+from django.urls import path, register_converter
+
+from generation import views
+
+
+class VideoId:
+    """`video_` and 32 hex digits, as the API names a video; anything else is a page that does not exist."""
+
+    regex = "video_[0-9a-f]{32}"
+
+    def to_python(self, value: str) -> uuid.UUID:
+        return uuid.UUID(value.removeprefix("video_"))
+
+    def to_url(self, value: uuid.UUID) -> str:
+        return f"video_{value.hex}"
+
+
+register_converter(VideoId, "video_id")
+
+urlpatterns = [
+    path("", views.dashboard, name="dashboard"),
+    path("start/", views.start, name="start"),
+    path("balance/", views.balance, name="balance"),
+    path("videos/", views.submit, name="submit"),
+    path("videos/ready/", views.submit_bar, name="submit_bar"),
+    path("videos/<video_id:job_id>/", views.video, name="video"),
+    path("videos/<video_id:job_id>/card/", views.card, name="video_card"),
+    path("videos/<video_id:job_id>/cancel/", views.cancel, name="video_cancel"),
+    path("videos/<video_id:job_id>/retry/", views.retry, name="video_retry"),
+    path("videos/<video_id:job_id>/delete/", views.delete, name="video_delete"),
+    path("videos/<video_id:job_id>/video.mp4", views.video_file, name="video_file"),
+    path("videos/<video_id:job_id>/poster.jpg", views.poster_file, name="poster_file"),
+]
