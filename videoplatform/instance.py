@@ -52,7 +52,7 @@ class Instance:
             "STATIC_ROOT": str(
                 BASE_DIR / ".data" / "static"
             ),  # the code's, not the data's: collected once for all
-            "HOST": "127.0.0.1",
+            "WEB_HOST": "127.0.0.1",
             "PORT": str(self.port),
             "SITE_URL": self.url,
             "ALLOWED_HOSTS": "127.0.0.1,localhost",

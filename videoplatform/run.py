@@ -69,7 +69,7 @@ def make_plan(env: Env) -> Plan:
     local = address.hostname in {"127.0.0.1", "localhost", "::1"} and address.port == node_port
     return Plan(
         data_dir=env.path("DATA_DIR", BASE_DIR / ".data").resolve(),
-        host=env.str("HOST", "127.0.0.1"),
+        host=env.str("WEB_HOST", "127.0.0.1"),
         port=env.int("PORT", 8000),
         node_port=node_port if local else None,
         embedded_postgres=not env.str("DATABASE_URL", ""),
@@ -232,7 +232,7 @@ def _answers(plan: Plan) -> bool:
         connection.close()
 
 
-class PlatformSupervisor(Supervisor):  # type: ignore[misc]  # supervisor is untyped
+class PlatformSupervisor(Supervisor):
     """supervisord that ends the rest of a process group when its leader dies, and tells the console what happens."""
 
     def __init__(self, options: ServerOptions, console: Console, *, leash: bool) -> None:
