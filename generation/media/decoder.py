@@ -13,6 +13,7 @@ Django nor this package (it is started by its path), sees no environment, and an
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import resource
@@ -37,6 +38,8 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 
 SMALLEST_SIDE = 16
+# Errors of FFmpeg that say nothing of the file: the disk, or a limit of ours.
+OUR_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EACCES, errno.EROFS})
 # What every browser, Telegram and iOS play; High 10 and 4:4:4 are H.264 too, and play almost nowhere.
 PLAYABLE_PROFILES = frozenset({"Constrained Baseline", "Baseline", "Main", "High"})
 POSTER_SIDE = 1280
@@ -89,8 +92,20 @@ def main(arguments: list[str]) -> None:
     except MemoryError:
         answer = {"unplayable": "it needs more memory than is allowed"}
     except OSError as error:
-        answer = {"failed": f"{type(error).__name__}: {error.strerror or error}"}
+        answer = _outgrown(error) or {"failed": error.strerror or type(error).__name__}
+    except Exception as error:
+        # A mistake of ours: the worker's log should say which.
+        answer = {"failed": f"{type(error).__name__}: {error}"}
     print(json.dumps(answer))  # noqa: T201  (stdout is the way back)
+
+
+def _outgrown(error: OSError) -> dict[str, Any] | None:
+    """The verdict when a limit of `_confine` was met: the file is at fault, not the disk."""
+    excess = {
+        errno.ENOMEM: "it needs more memory than is allowed",
+        errno.EFBIG: "it grows larger than is allowed",
+    }
+    return {"unplayable": excess[error.errno]} if error.errno in excess else None
 
 
 def _confine(limits: Limits) -> None:
@@ -168,7 +183,7 @@ def _described(source: Path, container: InputContainer, stream: VideoStream, tim
         "size_bytes": source.stat().st_size,
         "faststart": faststart,
     }
-    sounds_fit = all(sound.codec_context.codec.canonical_name == "aac" for sound in container.streams.audio)
+    sounds_fit = all(sound.codec_context.codec.canonical_name == "aac" for sound in _sounds(container))
     is_mov = "mov" in container.format.name
     is_mp4 = is_mov and container.metadata.get("major_brand", "").strip() != "qt"
     return Survey(
@@ -213,9 +228,11 @@ def _opened(source: Path) -> Iterator[InputContainer]:
 def _decoding_errors() -> Iterator[None]:
     try:
         yield
-    except av.error.MemoryError as error:
-        raise Unplayable("it needs more memory than is allowed") from error
-    except (av.error.FFmpegError, ValueError, OverflowError, ZeroDivisionError) as error:
+    except av.error.FFmpegError as error:
+        if error.errno in OUR_ERRORS:
+            raise OSError(error.errno, os.strerror(error.errno)) from error
+        raise Unplayable("it does not decode") from error
+    except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise Unplayable("it does not decode") from error
 
 
@@ -227,6 +244,11 @@ def _video_stream(container: InputContainer) -> VideoStream:
     if streams[0].codec_context is None:
         raise Unplayable("its codec is not known")
     return streams[0]
+
+
+def _sounds(container: InputContainer) -> list[AudioStream]:
+    """The audio there is a decoder for; other audio is left out rather than failing the pictures."""
+    return [sound for sound in container.streams.audio if sound.codec_context is not None]
 
 
 def _check_shape(width: int, height: int, limits: Limits) -> None:
@@ -309,8 +331,11 @@ class _Timeline:
 
 
 def _is_blank(frame: VideoFrame) -> bool:
-    # Every 97th byte of the first plane: rows of any width are sampled all over.
-    sample = memoryview(frame.planes[0])[::97].tobytes()
+    """Whether the first plane (luma, mostly) is the same all over; each row ends in padding that is not looked at."""
+    plane = frame.planes[0]
+    rows = memoryview(plane)
+    step = plane.line_size * max(1, plane.height // 64)
+    sample = b"".join(bytes(rows[start : start + plane.width : 7]) for start in range(0, len(rows), step))
     return max(sample) - min(sample) < BLANK_SPREAD
 
 
@@ -359,7 +384,7 @@ def convert(source: Path, destination: Path, found: Survey, limits: Limits) -> N
         video = _video_stream(container)
         video.codec_context.thread_count = limits.threads
         tracks: dict[int, _Track] = {video.index: _video_track(out, video, found, limits)}
-        for sound in container.streams.audio[:1]:
+        for sound in _sounds(container)[:1]:
             tracks[sound.index] = _sound_track(out, sound)
         for packet in container.demux([container.streams[index] for index in tracks]):
             tracks[packet.stream_index].take(packet)

@@ -1,0 +1,404 @@
+"""Checking, converting and storing clips: real files, good ones, odd ones and hostile ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import psutil
+import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import FileSystemStorage, default_storage
+
+from generation import media
+from generation.media import MediaFailure, MediaLimits, UnplayableVideo, VideoFacts, sandbox
+from tests.clips import write_clip
+
+DECODER = Path(sandbox.__file__).with_name("decoder.py")
+
+
+def write(
+    path: Path,
+    *,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    size: tuple[int, int] = (96, 64),
+    frames: int = 16,
+    fps: int = 8,
+    container: str = "mp4",
+    movflags: str = "+faststart",
+    sound: str = "",
+    blank: int = 0,
+) -> Path:
+    """A clip of a moving gradient in any codec and container; its first `blank` frames are black."""
+    options = {"movflags": movflags} if container == "mp4" and movflags else {}
+    with av.open(str(path), "w", format=container, options=options) as out:
+        video = out.add_stream(codec, rate=fps, options={"x265-params": "log-level=none"})
+        video.width, video.height = size
+        video.pix_fmt = pix_fmt
+        audio: Any = out.add_stream(sound, rate=48_000, options={"strict": "-2"}) if sound else None
+        for number in range(frames):
+            picture = av.VideoFrame(*size, "rgb24")
+            row = bytes((x * 2 + number * 6 + 40 * c) % 256 for x in range(size[0]) for c in range(3))
+            line = bytes(picture.planes[0].line_size) if number < blank else row
+            picture.planes[0].update(line.ljust(picture.planes[0].line_size, b"\0") * size[1])
+            picture.pts = number
+            out.mux(video.encode(picture.reformat(format=pix_fmt)))
+        out.mux(video.encode(None))
+        if audio:
+            for number in range(94):
+                silence = av.AudioFrame(format="s16", layout="stereo", samples=1024)
+                silence.planes[0].update(bytes(silence.planes[0].buffer_size))
+                silence.sample_rate, silence.pts = 48_000, number * 1024
+                out.mux(audio.encode(silence))
+            out.mux(audio.encode(None))
+    return path
+
+
+def pictures(path: Path) -> list[Any]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24").astype("int16") for frame in container.decode(video=0)]
+
+
+def assert_plays_everywhere(path: Path, facts: VideoFacts) -> None:
+    assert (facts.codec, facts.pix_fmt, facts.faststart) == ("h264", "yuv420p", True)
+    assert facts.width % 2 == facts.height % 2 == 0
+    assert facts.size_bytes == path.stat().st_size
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.profile in ("High", "Main", "Constrained Baseline")
+        assert sum(1 for _ in container.decode(video=0)) == facts.frames
+
+
+# --- Facts -----------------------------------------------------------------------------------------------------
+
+
+def test_the_facts_of_a_clip_are_what_its_frames_say(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4", frames=49, fps=8, size=(128, 96))
+    assert media.probe(clip) == VideoFacts(
+        codec="h264",
+        pix_fmt="yuv420p",
+        width=128,
+        height=96,
+        frames=49,
+        fps=8.0,
+        duration_ms=6125,
+        size_bytes=clip.stat().st_size,
+        faststart=True,
+    )
+
+
+def test_an_index_at_the_end_is_noticed(tmp_path: Path) -> None:
+    assert not media.probe(write(tmp_path / "clip.mp4", movflags="")).faststart
+    assert not media.probe(write(tmp_path / "clip.mp4", movflags="frag_keyframe+empty_moov")).faststart
+
+
+# --- Making it play --------------------------------------------------------------------------------------------
+
+
+def test_what_plays_already_is_taken_over_byte_by_byte(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4")
+    facts = media.make_playable(clip, tmp_path / "playable.mp4")
+    assert (tmp_path / "playable.mp4").read_bytes() == clip.read_bytes()
+    assert facts == media.probe(clip)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"codec": "mpeg4"},
+        {"pix_fmt": "yuv444p"},
+        {"pix_fmt": "yuv420p10le"},
+        {"codec": "libx264rgb", "pix_fmt": "rgb24"},
+        {"codec": "libx265"},
+        {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+        {"codec": "libvpx-vp9", "container": "webm"},
+        {"codec": "libvpx", "container": "webm"},
+        {"container": "matroska"},
+        {"codec": "mpeg4", "size": (97, 65)},
+        {"movflags": "frag_keyframe+empty_moov"},
+        {"codec": "mpeg4", "sound": "aac"},
+        {"codec": "libvpx-vp9", "container": "webm", "sound": "opus"},
+    ],
+    ids=lambda kind: "-".join(str(value) for value in kind.values()),
+)
+def test_whatever_else_comes_is_made_to_play_with_the_same_pictures(
+    tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    clip, playable = write(tmp_path / "clip", **kind), tmp_path / "playable.mp4"
+    facts = media.make_playable(clip, playable)
+    assert_plays_everywhere(playable, facts)
+    assert (facts.frames, facts.fps, facts.duration_ms) == (16, 8.0, 2000)
+    if "size" not in kind:
+        for before, after in zip(pictures(clip), pictures(playable), strict=True):
+            assert abs(before - after).mean() < 8
+    with av.open(str(playable)) as container:
+        assert [stream.codec_context.name for stream in container.streams.audio] == ["aac"] * (
+            "sound" in kind
+        )
+
+
+def test_pictures_that_fit_are_not_encoded_again(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4", movflags="", sound="aac")
+    facts = media.make_playable(clip, tmp_path / "playable.mp4")
+    assert_plays_everywhere(tmp_path / "playable.mp4", facts)
+    before, after = pictures(clip), pictures(tmp_path / "playable.mp4")
+    assert all((one == other).all() for one, other in zip(before, after, strict=True))
+
+
+def test_preparing_does_it_all_at_once(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4", codec="mpeg4")
+    facts = media.prepare(clip, tmp_path / "playable.mp4", tmp_path / "poster.jpg")
+    assert facts == media.probe(tmp_path / "playable.mp4")
+    assert (tmp_path / "poster.jpg").read_bytes().startswith(b"\xff\xd8\xff")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "playable.mp4", "poster.jpg"]
+
+
+# --- Posters ---------------------------------------------------------------------------------------------------
+
+
+def jpeg(path: Path) -> Any:
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "mjpeg"
+        return next(container.decode(video=0))
+
+
+def test_a_poster_shows_half_a_second_into_the_clip(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4")
+    facts = media.make_poster(clip, tmp_path / "poster.jpg")
+    assert facts.frames == 16
+    shown = jpeg(tmp_path / "poster.jpg").to_ndarray(format="rgb24").astype("int16")
+    differences = [abs(frame - shown).mean() for frame in pictures(clip)]
+    assert differences.index(min(differences)) == 4
+
+
+def test_a_poster_is_not_a_blank_frame_while_there_is_another(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4", blank=10)
+    media.make_poster(clip, tmp_path / "poster.jpg")
+    assert jpeg(tmp_path / "poster.jpg").to_ndarray(format="gray").std() > 20
+    media.make_poster(write(tmp_path / "dark.mp4", blank=16), tmp_path / "dark.jpg")
+    assert jpeg(tmp_path / "dark.jpg").to_ndarray(format="gray").std() < 2
+
+
+def test_a_poster_is_bounded(tmp_path: Path) -> None:
+    media.make_poster(write(tmp_path / "clip.mp4", size=(1920, 1080), frames=3), tmp_path / "poster.jpg")
+    frame = jpeg(tmp_path / "poster.jpg")
+    assert (frame.width, frame.height) == (1280, 720)
+    assert (tmp_path / "poster.jpg").stat().st_size <= 300_000
+
+
+# --- What does not play ----------------------------------------------------------------------------------------
+
+
+def cut(path: Path, share: float) -> Path:
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda p: p.write_bytes(b""), "empty"),
+        (lambda p: p.write_bytes(b"x"), "neither MP4 nor WebM"),
+        (lambda p: p.write_bytes(b"<!doctype html>" * 99), "neither MP4 nor WebM"),
+        (lambda p: p.write_bytes(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"), "neither MP4 nor WebM"),
+        (lambda p: p.write_bytes(b"\x00\x00\x00\x20ftypisom" + bytes(5000)), "cut short or damaged|no video"),
+        (lambda p: p.write_bytes(b"\x1aE\xdf\xa3" + bytes(5000)), "cut short or damaged|no video"),
+        (lambda p: cut(write(p), 0.9), "cut short"),
+        (lambda p: cut(write(p), 0.5), "cut short"),
+        (lambda p: cut(write(p, movflags=""), 0.9), "cut short or damaged|no video"),
+        (lambda p: write(p, frames=1), "single picture"),
+        (lambda p: write(p, codec="png", pix_fmt="rgb24", frames=1, container="mov"), "single picture"),
+        (lambda p: write(p, size=(8, 8)), "8x8 pixels is out of bounds"),
+    ],
+)
+def test_what_is_no_video_is_unplayable_and_says_why(tmp_path: Path, make: Any, why: str) -> None:
+    path, made = tmp_path / "clip.mp4", (tmp_path / "out.mp4", tmp_path / "out.jpg")
+    make(path)
+    for act in (
+        lambda: media.probe(path),
+        lambda: media.prepare(path, *made),
+    ):
+        with pytest.raises(UnplayableVideo, match=why):
+            act()
+    assert [left.name for left in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_file_with_sound_only_is_unplayable(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mp4"), "w") as out:
+        audio = out.add_stream("aac", rate=48_000)
+        silence = av.AudioFrame(format="s16", layout="stereo", samples=1024)
+        silence.planes[0].update(bytes(silence.planes[0].buffer_size))
+        silence.sample_rate = 48_000
+        out.mux(audio.encode(silence))
+        out.mux(audio.encode(None))
+    with pytest.raises(UnplayableVideo, match="no video in it"):
+        media.probe(tmp_path / "sound.mp4")
+
+
+def test_pictures_that_are_noise_are_unplayable(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4")
+    data = clip.read_bytes()
+    start = data.index(b"mdat") + 4
+    clip.write_bytes(data[:start] + random.Random(1).randbytes(len(data) - start))
+    with pytest.raises(UnplayableVideo, match=r"does not decode|damaged"):
+        media.probe(clip)
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        ({"max_side": 64}, "96x64 pixels is out of bounds"),
+        ({"max_duration": 1.0}, "longer than 1 s"),
+        ({"max_frames": 5}, "longer than"),
+        ({"max_bytes": 1000}, "larger than is allowed"),
+    ],
+)
+def test_what_outgrows_a_limit_is_unplayable(tmp_path: Path, limits: dict[str, Any], why: str) -> None:
+    clip = write(tmp_path / "clip.mp4", codec="mpeg4")
+    with pytest.raises(UnplayableVideo, match=why):
+        media.make_playable(clip, tmp_path / "out.mp4", limits=MediaLimits(**limits))
+    assert [left.name for left in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_what_needs_too_much_memory_is_unplayable(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4", codec="mpeg4", size=(1920, 1920), frames=12)
+    with pytest.raises(UnplayableVideo, match=r"memory|does not decode|crashed"):
+        media.make_playable(clip, tmp_path / "out.mp4", limits=MediaLimits(memory=240 * 1024**2))
+
+
+def test_what_takes_too_long_is_unplayable_and_its_process_is_gone(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4", size=(1280, 720), frames=40, codec="mpeg4")
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(UnplayableVideo, match=r"more than 0\.3 s"):
+        media.make_playable(clip, tmp_path / "out.mp4", limits=MediaLimits(seconds=0.3))
+    assert {child.pid for child in psutil.Process().children()} <= before
+    assert [left.name for left in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_decoder_that_crashes_takes_nothing_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    crashing = tmp_path / "crashing.py"
+    crashing.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    monkeypatch.setattr(sandbox, "_DECODER", crashing)
+    with pytest.raises(UnplayableVideo, match=r"crashed \(signal 11\)"):
+        media.probe(write_clip(tmp_path / "clip.mp4"))
+
+
+def test_a_fault_of_our_own_is_not_blamed_on_the_file(tmp_path: Path) -> None:
+    clip = write(tmp_path / "clip.mp4")
+    with pytest.raises(MediaFailure, match="No such file"):
+        media.probe(tmp_path / "nowhere.mp4")
+    with pytest.raises(MediaFailure, match="No such file"):
+        media.make_playable(clip, tmp_path / "nowhere" / "out.mp4")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    "kind", [{}, {"movflags": ""}, {"codec": "mpeg4"}], ids=["copied", "remuxed", "encoded"]
+)
+def test_a_full_disk_is_a_fault_of_our_own(tmp_path: Path, kind: dict[str, str]) -> None:
+    clip = write(tmp_path / "clip.mp4", **kind)  # type: ignore[arg-type]
+    done = subprocess.run(
+        [sys.executable, "-I", DECODER, json.dumps(asdict(MediaLimits())), "playable", clip, "/dev/full"],
+        capture_output=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == {"failed": os.strerror(28)}
+
+
+def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = tmp_path / "spy.py"
+    spy.write_text("import json, os, sys\nprint(json.dumps({'failed': ' '.join(sorted(os.environ))}))\n")
+    monkeypatch.setattr(sandbox, "_DECODER", spy)
+    monkeypatch.setenv("SECRET_KEY", "secret")
+    with pytest.raises(MediaFailure) as caught:
+        media.probe(tmp_path / "clip.mp4")
+    assert "MALLOC_ARENA_MAX" in str(caught.value)
+    assert not {"SECRET_KEY", "DATABASE_URL", "HOME", "PATH"} & set(str(caught.value).split())
+
+
+def test_the_decoder_knows_no_django(tmp_path: Path) -> None:
+    program = f"import runpy, sys; runpy.run_path({str(DECODER)!r}); print('django' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_the_decoder_ends_when_its_worker_was_killed(tmp_path: Path) -> None:
+    """Its own alarm ends it, whatever it is at: nobody is left to do so."""
+    limits = json.dumps(asdict(replace(MediaLimits(), seconds=-1)))
+    program = (
+        f"import runpy, time; decoder = runpy.run_path({str(DECODER)!r}); "
+        f"decoder['_confine'](decoder['Limits'](**{limits})); time.sleep(60)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    assert done.returncode == -14
+    assert time.monotonic() - started < 50
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_files_are_facts_or_unplayable_and_never_anything_else(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    kinds: list[dict[str, Any]] = [
+        {},
+        {"codec": "mpeg4", "sound": "aac"},
+        {"codec": "libvpx-vp9", "container": "webm"},
+    ]
+    clip = write(tmp_path / "clip.mp4", **kinds[seed % 3])
+    data = bytearray(clip.read_bytes())
+    for _ in range(chance.choice([1, 3, 30])):
+        data[chance.randrange(min(len(data), 1500))] = chance.randrange(256)
+    clip.write_bytes(data)
+    try:
+        facts = media.prepare(clip, tmp_path / "out.mp4", tmp_path / "out.jpg")
+    except UnplayableVideo as error:
+        assert str(error).startswith("The file is unplayable: ")
+    else:
+        assert_plays_everywhere(tmp_path / "out.mp4", facts)
+
+
+# --- Where they are kept ---------------------------------------------------------------------------------------
+
+
+def test_a_stored_clip_is_under_a_name_of_its_job(tmp_path: Path, clip: Path) -> None:
+    job = uuid.uuid4()
+    (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
+    stored = media.store(clip, tmp_path / "poster.jpg", job)
+    assert stored.video.startswith(f"videos/{job.hex[:2]}/{job.hex}-")
+    assert stored.video.endswith(".mp4")
+    assert stored.poster.endswith(".jpg")
+    with default_storage.open(stored.video) as file:
+        assert file.read() == clip.read_bytes()
+
+
+def test_storing_a_job_twice_touches_nothing_of_the_first(tmp_path: Path, clip: Path) -> None:
+    job = uuid.uuid4()
+    (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
+    first = media.store(clip, tmp_path / "poster.jpg", job)
+    second = media.store(clip, tmp_path / "poster.jpg", job)
+    assert first != second
+    media.discard(second)
+    media.discard(second)
+    assert default_storage.exists(first.video)
+    assert default_storage.exists(first.poster)
+    assert not default_storage.exists(second.video)
+
+
+def test_a_poster_that_cannot_be_stored_takes_the_video_with_it(tmp_path: Path, clip: Path) -> None:
+    storage = FileSystemStorage(location=tmp_path / "kept")
+    storage.save("posters", ContentFile(b"a file where a folder should be"))
+    (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
+    with pytest.raises(OSError, match="posters"):
+        media.store(clip, tmp_path / "poster.jpg", uuid.uuid4(), storage=storage)
+    assert not list((tmp_path / "kept").rglob("*.mp4"))
