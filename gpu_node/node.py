@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
 SWEEP_INTERVAL = 600.0
-CANCEL_WAIT = 30.0  # how long a cancel request waits for the worker's word
+CANCEL_WAIT = 20.0  # how long a cancel request waits for the worker's word; clients give up at about 30 s
 # Shut down within 10 s in all, which is what process supervisors grant before they kill:
 FINISH_SECONDS = 4.0
 WORKER_SECONDS = 1.0

@@ -145,7 +145,8 @@ class VideoPipeline:
         finally:
             self._pipe.maybe_free_model_hooks()
         pixels = (video[0].float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-        return pixels.permute(1, 2, 3, 0).cpu().numpy()
+        frames: NDArray[np.uint8] = pixels.permute(1, 2, 3, 0).cpu().numpy()
+        return frames
 
 
 def is_out_of_memory(error: BaseException) -> bool:

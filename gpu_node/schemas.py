@@ -4,7 +4,15 @@ import hashlib
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from gpu_node.errors import InvalidRequest
 from gpu_node.settings import NodeSettings
@@ -19,8 +27,10 @@ SMALLEST_SIDE = 32
 MAX_PROMPT_CHARACTERS = 4000  # far above T5's 226 tokens, which cut the rest off
 
 
-def _encodable(text: str) -> str:
-    """Refuse what no database, file or terminal downstream can hold."""
+def _encodable(text: Any) -> Any:
+    """Refuse what no database, file or terminal downstream can hold. Looked at first, for a clear message."""
+    if not isinstance(text, str):
+        return text
     if "\x00" in text:
         raise ValueError("must not contain NUL characters")
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -34,7 +44,7 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS), AfterValidator(_encodable)]
+Text = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS), BeforeValidator(_encodable)]
 Prompt = Annotated[Text, AfterValidator(_not_blank)]
 Size = Annotated[str, Field(pattern=re.compile(r"^\d{2,5}x\d{2,5}$"))]
 
