@@ -254,7 +254,7 @@ class Follower:
     async def _give_up(self, error: PermanentNodeError) -> None:
         """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
         if isinstance(error, NodeRejected):
-            await self._failed(code="rejected", message=str(error), error=str(error))
+            await self._failed(code="rejected", message=str(error), error=str(error), blame_node=False)
             return
         pause = 0.0 if isinstance(error, RemoteJobLost) else BROKEN_PAUSE
         await self._lost(str(error), pause=pause)
@@ -265,9 +265,9 @@ class Follower:
         )
         await in_database(lifecycle.attempt_lost)(attempt_id=self.attempt.pk, error=error, pause=pause)
 
-    async def _failed(self, *, code: str, message: str, error: str) -> None:
+    async def _failed(self, *, code: str, message: str, error: str, blame_node: bool = True) -> None:
         await in_database(lifecycle.attempt_failed)(
-            attempt_id=self.attempt.pk, code=code, message=message, error=error
+            attempt_id=self.attempt.pk, code=code, message=message, error=error, blame_node=blame_node
         )
 
     async def _renew_lease(self) -> bool:

@@ -20,7 +20,7 @@ from django_q.tasks import async_task
 from accounts import ledger
 from accounts.errors import InsufficientBalance
 from accounts.models import CreditAccount, User
-from generation import events, pricing
+from generation import breaker, events, pricing
 from generation.errors import (
     AccountInactive,
     CannotCancel,
@@ -293,6 +293,7 @@ def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
 
     False when the job ended meanwhile: the caller removes the file, nothing is charged.
     """
+    breaker.count_success(attempt_id=attempt_id)
     _lock_attempts(current_of=attempt_id)
     job = _end(
         GenerationJob.objects.filter(current_attempt=attempt_id, state=State.STORING),
@@ -346,6 +347,7 @@ def attempt_lost(
     if pause:
         until = timezone.now() + timedelta(seconds=pause)
         GpuNode.objects.filter(attempts=attempt_id).update(leave_alone_until=until, status_detail=error[:300])
+    breaker.count_failure(attempt_id=attempt_id, error=error)
     if not _close(attempt_id, JobAttempt.State.LOST, error=error):
         return
     held_up = GenerationJob.objects.filter(
@@ -361,8 +363,12 @@ def attempt_lost(
 
 
 @transaction.atomic
-def attempt_failed(*, attempt_id: uuid.UUID, code: str, message: str, error: str) -> None:
+def attempt_failed(
+    *, attempt_id: uuid.UUID, code: str, message: str, error: str, blame_node: bool = True
+) -> None:
     """A definite verdict: the job ends here. `message` is for its owner, `error` for staff."""
+    if blame_node:
+        breaker.count_failure(attempt_id=attempt_id, error=error)
     if not _close(attempt_id, JobAttempt.State.FAILED, error=error):
         return
     _fail(

@@ -80,6 +80,17 @@ class GpuNode(models.Model):
     leave_alone_until = models.DateTimeField(
         null=True, editable=False, help_text="It said it was busy until then."
     )
+    consecutive_failures = models.PositiveSmallIntegerField(
+        default=0, editable=False, help_text="Attempts in a row that came to nothing by its fault."
+    )
+    set_aside_at = models.DateTimeField(
+        null=True, editable=False, help_text="It failed too often: no jobs until a trial clip succeeds."
+    )
+    set_aside_reason = models.CharField(max_length=300, blank=True, editable=False)
+    trials = models.PositiveSmallIntegerField(
+        default=0, editable=False, help_text="Trial clips that failed since."
+    )
+    next_trial_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:

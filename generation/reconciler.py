@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
-from generation import fleet, lifecycle, scheduling
+from generation import breaker, fleet, lifecycle, media, scheduling
 from generation.events import JobEvent, hub
 from generation.following import Follower, in_database
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -33,6 +33,7 @@ class Reconciler:
         self._token = uuid.uuid4()
         self._followers: dict[uuid.UUID, Follower] = {}
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._trials: dict[int, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._nudged_at = -lifecycle.NUDGE_SECONDS
@@ -52,9 +53,10 @@ class Reconciler:
             for task in done - {stopping}:
                 task.result()  # these loops never end by themselves: whatever ended one must be heard
         finally:
-            for task in (*loops, stopping, *self._tasks.values()):
+            begun = [*loops, stopping, *self._tasks.values(), *self._trials.values()]
+            for task in begun:
                 task.cancel()
-            await asyncio.gather(*loops, stopping, *self._tasks.values(), return_exceptions=True)
+            await asyncio.gather(*begun, return_exceptions=True)
             await self._drop_leases()
 
     async def _sweep_for_ever(self) -> None:
@@ -147,8 +149,31 @@ class Reconciler:
             await in_database(fleet.record_failure)(node, error)
             return
         if await in_database(fleet.record_health)(node, health):
-            self._nudged_at = -lifecycle.NUDGE_SECONDS
-            self._wake.set()
+            self._look_again()
+        if node.set_aside_at and health.ready and node.pk not in self._trials:
+            self._trials[node.pk] = asyncio.create_task(
+                self._try(node, health.protocol), name=f"try-{node.name}"
+            )
+
+    async def _try(self, node: GpuNode, protocol: str) -> None:
+        """A set-aside node comes back when it makes a clip that plays."""
+        try:
+            if not await in_database(breaker.claim_trial)(node):
+                return
+            await breaker.make_trial_clip(node, protocol=protocol)
+            await in_database(breaker.bring_back)(node)
+            self._look_again()
+        except (NodeError, media.UnplayableVideo) as error:
+            await in_database(breaker.note_failed_trial)(node, error)
+        except (media.MediaFailure, OSError, DatabaseError, InterfaceError) as error:
+            logger.warning("node %s: the trial could not be made: %s", node.name, error)
+        finally:
+            self._trials.pop(node.pk, None)
+
+    def _look_again(self) -> None:
+        """A node can take work that could not before."""
+        self._nudged_at = -lifecycle.NUDGE_SECONDS
+        self._wake.set()
 
     async def _pause(self, seconds: float) -> None:
         try:

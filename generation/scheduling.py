@@ -20,8 +20,8 @@ FIELD_SECONDS_PER_FRAME_STEP = 28 / (16 * 20)
 def claim_next() -> JobAttempt | None:
     """Give the fairest queued job to the least loaded healthy node with a free slot.
 
-    The node's row is locked while its slots are counted, the job's row while it is claimed, both skipping
-    what others have locked, so any number of dispatchers may run. Returns the opened attempt, its lease
+    The node's row is locked while its slots are counted, the job's row while it is claimed, skipping jobs that
+    others have locked, so any number of dispatchers may run. Returns the opened attempt, its lease
     held by its own id, or None.
     """
     for node in _nodes_with_a_free_slot():
@@ -44,7 +44,7 @@ def open_slots_taken(node: GpuNode) -> int:
 
 def _nodes_with_a_free_slot() -> list[GpuNode]:
     now = timezone.now()
-    reachable = GpuNode.objects.filter(enabled=True).filter(
+    reachable = GpuNode.objects.filter(enabled=True, set_aside_at=None).filter(
         Q(leave_alone_until=None) | Q(leave_alone_until__lt=now)
     )
     occupied = Count(
@@ -58,11 +58,9 @@ def _nodes_with_a_free_slot() -> list[GpuNode]:
 
 @transaction.atomic
 def _claim_for(node: GpuNode) -> JobAttempt | None:
-    locked = (
-        GpuNode.objects.select_for_update(skip_locked=True, no_key=True)
-        .filter(pk=node.pk, enabled=True)
-        .first()
-    )
+    # Waits for others who claim here: skipping would leave a job lying until the reconciler's next nudge.
+    unlocked = GpuNode.objects.filter(pk=node.pk, enabled=True, set_aside_at=None)
+    locked = unlocked.select_for_update(no_key=True).first()
     if locked is None or open_slots_taken(locked) >= locked.slots:
         return None
     job = _fairest_job(locked)

@@ -152,3 +152,25 @@ def test_a_job_that_no_node_takes_ends_by_its_deadline_and_costs_nothing(user, r
     job = ended(submit(user))
     assert (job.state, job.error_code) == ("failed", "timed_out")
     assert balance(user) == (500, 0)
+
+
+def test_a_node_that_fails_repeatedly_is_set_aside_and_a_trial_clip_brings_it_back(user, processes, settings):
+    settings.VIDEO_COOLDOWN_SECONDS = 0
+    processes.environment |= {"NODE_FAILURES_TO_SET_ASIDE": "2", "NODE_TRIAL_SECONDS": "1"}
+    processes.start("run_worker")
+    processes.start("run_reconciler")
+    with FieldNode.start(fault="error_status") as field:
+        node = add_node(field.url, field.key)
+        assert [ended(submit(user)).state for _ in range(2)] == ["failed", "failed"]
+        waiting = submit(user)
+        node.refresh_from_db()
+        assert node.set_aside_at is not None
+        assert node.set_aside_reason.startswith("2 failures in a row, the last: ")
+        wait_for(lambda: GpuNode.objects.filter(set_aside_reason__startswith="The trial clip failed").exists())
+        waiting.refresh_from_db()
+        assert waiting.state == "queued"
+        field.set_fault("none")
+        assert ended(waiting).state == "completed"
+    node.refresh_from_db()
+    assert (node.set_aside_at, node.consecutive_failures) == (None, 0)
+    assert balance(user) == (450, 0)
