@@ -13,14 +13,16 @@ from generation.nodes.types import NodeHealth, Protocol
 # A finished file is asked for by this name under /get_video/, so it must never be a path.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _SIZE = re.compile(r"\d{1,5}x\d{1,5}")
+# More jobs at once than any one server runs: a slip or a lie.
+MOST_CAPACITY = 256
 # Servers that are not ours have other words for the same.
 _READY_WORDS = frozenset({"ready", "ok", "healthy", "up"})
 
 
 def whole_number(value: object) -> int | None:
-    """A count of at least 0, or None for anything else (a bool is no number here)."""
+    """A count from 0 to what an integer column holds, or None for anything else (a bool is no number here)."""
     number = real_number(value)
-    return int(number) if number is not None and number < 2**53 else None
+    return int(number) if number is not None and number < 2**31 else None
 
 
 def real_number(value: object) -> float | None:
@@ -35,10 +37,8 @@ def real_number(value: object) -> float | None:
 
 
 def text(value: object) -> str | None:
-    """A string with something in it, without what PostgreSQL or UTF-8 cannot hold; or None."""
-    if not isinstance(value, str):
-        return None
-    return "".join(c for c in value if c != "\0" and not "\ud800" <= c <= "\udfff").strip() or None
+    """A string with something in it, or None."""
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def file_name(path: object) -> str:
@@ -49,6 +49,14 @@ def file_name(path: object) -> str:
     if not _FILE_NAME.fullmatch(name):
         raise NodeAnsweredNonsense("The node named a file in a way that is not allowed.")
     return name
+
+
+def known_file_name(path: object) -> str | None:
+    """The same where a file need not be named: None when it is not, or not in a way that is allowed."""
+    try:
+        return file_name(path)
+    except NodeAnsweredNonsense:
+        return None
 
 
 def node_health(body: Mapping[str, Any], protocol: Protocol) -> NodeHealth:
@@ -63,7 +71,7 @@ def node_health(body: Mapping[str, Any], protocol: Protocol) -> NodeHealth:
         backend=text(body.get("backend")),
         model=text(body.get("model")),
         queue_depth=whole_number(body.get("queue_depth")),
-        capacity=max(1, whole_number(body.get("capacity")) or 1),
+        capacity=min(max(1, whole_number(body.get("capacity")) or 1), MOST_CAPACITY),
         seconds_per_step=real_number(body.get("seconds_per_step")),
         sizes=_sizes(body.get("sizes")),
         detail=body,

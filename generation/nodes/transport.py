@@ -21,7 +21,7 @@ from generation.nodes import errors
 from generation.nodes.types import NodeEndpoint
 
 MAX_JSON_BYTES = 1024 * 1024
-MAX_MESSAGE = 500
+MAX_MESSAGE = 400
 CONNECT_TIMEOUT = 5.0
 DEFAULT_RETRY_AFTER = 5.0
 MAX_RETRY_AFTER = 600.0
@@ -38,7 +38,7 @@ class Answer:
     def json_object(self) -> dict[str, Any]:
         """The body as a JSON object, or NodeAnsweredNonsense."""
         try:
-            value = json.loads(self.body)
+            value = storable(json.loads(self.body))
         except (ValueError, RecursionError):
             raise errors.NodeAnsweredNonsense(f"The node answered {self._kind()} instead of JSON.") from None
         if not isinstance(value, dict):
@@ -83,11 +83,14 @@ class Transport:
         form: Mapping[str, str] | None = None,
     ) -> Answer:
         """One request, answered whole within `timeout` seconds, whatever its status."""
-        # File tuples without a name make httpx write multipart/form-data even though nothing is a file.
-        files = {name: (None, value.encode()) for name, value in form.items()} if form is not None else None
-        request = self._client.build_request(
-            method, path, headers=headers, json=json_body, files=files, timeout=self._timeout(timeout)
-        )
+        try:
+            # File tuples without a name make httpx write multipart/form-data even though nothing is a file.
+            files = {name: (None, value.encode()) for name, value in form.items()} if form else None
+            request = self._client.build_request(
+                method, path, headers=headers, json=json_body, files=files, timeout=self._timeout(timeout)
+            )
+        except UnicodeEncodeError:
+            raise errors.NodeRejected("The request holds characters that cannot be sent.") from None
         async with self._guard(timeout), self._sent(request) as response:
             return Answer(response.status_code, response.headers, await _bounded_body(response))
 
@@ -146,6 +149,17 @@ class Transport:
             ) from None
 
 
+def storable(value: Any) -> Any:
+    """JSON without the characters that PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold."""
+    if isinstance(value, str):
+        return "".join(c for c in value if c != "\0" and not "\ud800" <= c <= "\udfff")
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    return value
+
+
 def error_for_status(answer: Answer, *, said: str) -> errors.NodeError:
     """The error for a status other than 2xx; `said` is the node's own message, already cleaned."""
     status, suffix = answer.status, f": {said}" if said else "."
@@ -171,7 +185,7 @@ def error_for_status(answer: Answer, *, said: str) -> errors.NodeError:
 def message_of(answer: Answer) -> str:
     """The node's own words in an error body, in any of the usual shapes; empty when it has none."""
     try:
-        body = json.loads(answer.body)
+        body = storable(json.loads(answer.body))
     except (ValueError, RecursionError):
         return ""
     return _message_in(body) if isinstance(body, dict) else ""

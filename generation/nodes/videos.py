@@ -6,6 +6,7 @@ are asked for, and a server that knows none of them still works: it is polled, a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,8 @@ from generation.nodes.transport import Answer
 from generation.nodes.types import GenerationRequest, NodeHealth, RemoteJob, RemoteState
 
 COLLECTION = "/v1/videos"
-MAX_ID_LENGTH = 200
+# Printable ASCII: what can stand in a path, a log and a column.
+_JOB_ID = re.compile(r"[!-~]{1,200}")
 _STATES: dict[str, RemoteState] = {
     "queued": "queued",
     "pending": "queued",
@@ -128,7 +130,7 @@ class VideosClient(NodeClient):
         """OpenAI's video object with whatever further fields this server has."""
         remote_id, status = body.get("id"), body.get("status")
         state = _STATES.get(status) if isinstance(status, str) else None
-        if not isinstance(remote_id, str) or not 0 < len(remote_id) <= MAX_ID_LENGTH or state is None:
+        if not isinstance(remote_id, str) or not _JOB_ID.fullmatch(remote_id) or state is None:
             raise errors.NodeAnsweredNonsense("The node answered something that is no video job.")
         if expected_id is not None and remote_id != expected_id:
             raise errors.NodeAnsweredNonsense("The node answered with another job than was asked for.")
@@ -142,7 +144,7 @@ class VideosClient(NodeClient):
             steps=parsing.whole_number(body.get("steps")),
             progress=_percent(body.get("progress")),
             error=said or ("The node gave no reason." if state == "failed" else None),
-            file_name=parsing.text(body.get("file_name")),
+            file_name=parsing.known_file_name(body.get("file_name")),
             generation_ms=_generation_ms(body),
             stopped_at_step=parsing.whole_number(body.get("stopped_at_step")),
             queue_position=parsing.whole_number(body.get("queue_position")),
@@ -174,7 +176,7 @@ def _fields(request: GenerationRequest) -> dict[str, Any]:
 
 def _job_path(remote_id: str | None) -> str:
     """The path of a job; an id that would leave the collection is not one."""
-    if not remote_id or len(remote_id) > MAX_ID_LENGTH or remote_id in (".", ".."):
+    if not remote_id or not _JOB_ID.fullmatch(remote_id) or remote_id in (".", ".."):
         raise errors.NodeAnsweredNonsense("The job has no usable id on the node.")
     return f"{COLLECTION}/{quote(remote_id, safe='')}"
 
