@@ -49,8 +49,9 @@ def sign_up(url: str) -> str:
 def follow(api: httpx.Client, video: dict[str, Any]) -> dict[str, Any]:
     """Show a job's denoising steps as a progress bar until it ends. Returns the finished video object."""
     deadline = time.monotonic() + JOB_SECONDS
+    interval = 0.1 if sys.stdout.isatty() else 1.0  # a log file needs fewer lines
     with tqdm(
-        total=video.get("steps") or None, desc="Denoising", unit="step", file=sys.stdout, leave=True
+        total=video.get("steps") or None, desc="Denoising", unit="step", file=sys.stdout, mininterval=interval
     ) as bar:
         while time.monotonic() < deadline:
             bar.total = video.get("steps") or bar.total
@@ -102,12 +103,11 @@ def describe(clip: Path) -> str:
 
 def receipt(account: dict[str, Any], video_id: str) -> str:
     """The moves of this job in words: reserved 50, captured 50, 450 left."""
-    moves = {
-        move["kind"]: abs(move["amount"]) for move in account["transactions"] if move["video_id"] == video_id
-    }
+    moves = {move["kind"]: move for move in account["transactions"] if move["video_id"] == video_id}
     if set(moves) != {"reserve", "capture"}:
         raise DemoFailed(f"The job's credits were not settled: {account['transactions']}")
-    return f"reserved {moves['reserve']}, captured {moves['capture']}, {account['balance']} left"
+    reserved, captured = moves["reserve"]["held_delta"], -moves["capture"]["posted_delta"]
+    return f"reserved {reserved}, captured {captured}, {account['balance']} left"
 
 
 def make_clip(platform: Instance, prompt: str, destination: Path) -> None:
@@ -134,9 +134,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--prompt", default=PROMPT)
     parser.add_argument("--output", type=Path, default=Path("demo.mp4"))
+    parser.add_argument("--data-dir", type=Path, default=BASE_DIR / ".data" / "demo")
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    platform = Instance(BASE_DIR / ".data" / "demo")
+    platform = Instance(options.data_dir)
     began = time.monotonic()
     print("Starting the platform …", flush=True)
     try:
