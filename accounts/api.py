@@ -1,6 +1,6 @@
 """The wallet over REST."""
 
-from typing import Any
+from typing import Any, cast
 
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers
@@ -10,7 +10,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from accounts import ledger
-from accounts.models import CreditTransaction
+from accounts.models import CreditTransaction, User
 from videoplatform.openapi import errors
 
 Kind = CreditTransaction.Kind
@@ -44,8 +44,7 @@ class TransactionSerializer(serializers.Serializer):
 
     def get_video_id(self, entry: CreditTransaction) -> str | None:
         # The reference of a transfer is the pair of entries; every other one is a job, which the API calls so.
-        about_a_job = entry.reference is not None and entry.kind != Kind.TRANSFER
-        return f"video_{entry.reference.hex}" if about_a_job else None
+        return f"video_{entry.reference.hex}" if entry.reference and entry.kind != Kind.TRANSFER else None
 
     def get_created_at(self, entry: CreditTransaction) -> int:
         return int(entry.created_at.timestamp())
@@ -72,7 +71,7 @@ class Credits(APIView):
         wanted = CreditsPage(data=request.query_params)
         wanted.is_valid(raise_exception=True)
         page: dict[str, Any] = wanted.validated_data
-        account = ledger.open_account(user=request.user)
+        account = ledger.open_account(user=cast(User, request.user))
         newest_first = page["order"] == "desc"
         entries = account.transactions.order_by("-id" if newest_first else "id")
         if "after" in page:

@@ -4,7 +4,7 @@ Every view parses, calls one operation and renders.
 """
 
 import uuid
-from typing import Any
+from typing import Any, cast
 
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.http.response import HttpResponseBase
@@ -17,6 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts.models import User
 from generation import lifecycle, offer, pricing
 from generation.api_errors import Problem
 from generation.api_serializers import (
@@ -56,6 +57,11 @@ VIDEO = OpenApiResponse(VideoSerializer, examples=[OpenApiExample("A video being
 SUBMIT_ERRORS = errors(400, 401, 402, 403, 413, 415, 422, 429)
 
 
+def caller(request: Request) -> User:
+    """Who asks. Behind IsAuthenticated there is always somebody."""
+    return cast(User, request.user)
+
+
 def find_job(request: Request, video_id: str) -> GenerationJob:
     """The caller's own video of that id; somebody else's, a deleted one and no id at all are the same JobNotFound."""
     match = PUBLIC_ID.fullmatch(video_id)
@@ -84,7 +90,7 @@ class Videos(APIView):
         if wish.get("preset") or wish.get("seconds"):
             chosen = offer.choose_preset(preset=wish.get("preset"), seconds=wish.get("seconds")).name
         job = lifecycle.submit(
-            user=request.user,
+            user=caller(request),
             prompt=wish["prompt"],
             source=GenerationJob.Source.API,
             preset=chosen,
@@ -174,7 +180,7 @@ class Cancel(APIView):
     )
     def post(self, request: Request, video_id: str) -> Response:
         """Gives the held credits back at once. `status` becomes `failed`, `error.code` is `canceled`."""
-        job = lifecycle.cancel(job=find_job(request, video_id), actor=request.user)
+        job = lifecycle.cancel(job=find_job(request, video_id), actor=caller(request))
         return Response(video_json(job))
 
 
@@ -192,7 +198,7 @@ class Remix(APIView):
         body = NewRemix(data=request.data)
         body.is_valid(raise_exception=True)
         job = lifecycle.submit(
-            user=request.user,
+            user=caller(request),
             prompt=body.validated_data["prompt"],
             source=GenerationJob.Source.API,
             preset=original.preset.name,
@@ -251,7 +257,7 @@ class Presets(APIView):
     )
     def get(self, request: Request) -> Response:
         """Price for the caller and expected wait of everything on offer."""
-        quotes = pricing.quotes(user=request.user)
+        quotes = pricing.quotes(user=caller(request))
         return Response({"object": "list", "data": PresetSerializer(quotes, many=True).data})
 
 
@@ -260,7 +266,7 @@ class Schema(SpectacularJSONAPIView):
 
     @extend_schema(exclude=True)
     def get(self, request: Request, *args: Any, **kwargs: Any) -> Response:
-        response: Response = super().get(request, *args, **kwargs)
+        response: Response = super().get(request, *args, **kwargs)  # type: ignore[no-untyped-call]
         return response
 
 
@@ -304,12 +310,14 @@ def _cursor(request: Request, after: str | None) -> GenerationJob | None:
 
 
 def _file_response(request: Request, job: GenerationJob, variant: str) -> HttpResponseBase:
-    name, kind, extension = job.video.name, "video/mp4", ".mp4"
+    file, kind, extension = job.video, "video/mp4", ".mp4"
     if variant == "thumbnail":
-        name, kind, extension = job.poster.name, "image/jpeg", ".jpg"
+        file, kind, extension = job.poster, "image/jpeg", ".jpg"
     plain: HttpRequest = request._request
     try:
-        response = serve_file(plain, name, content_type=kind, filename=filename_for(job.prompt, extension))
+        response = serve_file(
+            plain, file.name or "", content_type=kind, filename=filename_for(job.prompt, extension)
+        )
     except Http404:
         raise VideoGone() from None
     return _explained(response) if response.status_code >= 400 else response

@@ -106,11 +106,7 @@ def _invalid(error: exceptions.ValidationError) -> Problem:
 
 def _rest_error(error: exceptions.APIException) -> Problem:
     code = error.detail.code if isinstance(error.detail, exceptions.ErrorDetail) else error.default_code
-    headers = {}
-    if error.status_code == 401:
-        headers["WWW-Authenticate"] = REALM
-    if isinstance(error, exceptions.Throttled) and error.wait is not None:
-        headers["Retry-After"] = str(int(error.wait) + 1)
+    headers = {"WWW-Authenticate": REALM} if error.status_code == 401 else {}
     return Problem(error.status_code, str(code), str(error.detail), headers=headers)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
+from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from generation import offer, pricing
@@ -264,8 +265,9 @@ class VideoSerializer(serializers.Serializer):
     def get_size(self, job: GenerationJob) -> str | None:
         return f"{job.width}x{job.height}" if job.width and job.height else self._around.offer.size
 
-    def get_error(self, job: GenerationJob) -> VideoError | None:
-        return VideoError(job).data if STATUSES[State(job.state)] == "failed" else None
+    @extend_schema_field(VideoError(allow_null=True))
+    def get_error(self, job: GenerationJob) -> dict[str, Any] | None:
+        return dict(VideoError(job).data) if STATUSES[State(job.state)] == "failed" else None
 
     def get_remixed_from_video_id(self, job: GenerationJob) -> str | None:
         return public_id(job.remixed_from_id) if job.remixed_from_id else None
@@ -279,7 +281,7 @@ class VideoSerializer(serializers.Serializer):
 
 class VideoList(serializers.Serializer):
     object = serializers.CharField(default="list")
-    data = VideoSerializer(many=True)
+    data = VideoSerializer(many=True)  # type: ignore[assignment]  # the wire's name for it
     first_id = serializers.CharField(allow_null=True)
     last_id = serializers.CharField(allow_null=True, help_text="`after` of the next page.")
     has_more = serializers.BooleanField()
@@ -311,7 +313,7 @@ class ModelSerializer(serializers.Serializer):
 
 class ModelList(serializers.Serializer):
     object = serializers.CharField(default="list")
-    data = ModelSerializer(many=True)
+    data = ModelSerializer(many=True)  # type: ignore[assignment]
 
 
 class PresetSerializer(serializers.Serializer):
@@ -319,7 +321,7 @@ class PresetSerializer(serializers.Serializer):
 
     id = serializers.CharField(source="preset.name")
     object = serializers.SerializerMethodField()
-    label = serializers.CharField(source="preset.label")
+    label = serializers.CharField(source="preset.label")  # type: ignore[assignment]
     seconds = serializers.SerializerMethodField()
     frames = serializers.IntegerField(source="preset.num_frames")
     fps = serializers.IntegerField(source="preset.fps")
@@ -337,7 +339,7 @@ class PresetSerializer(serializers.Serializer):
 
 class PresetList(serializers.Serializer):
     object = serializers.CharField(default="list")
-    data = PresetSerializer(many=True)
+    data = PresetSerializer(many=True)  # type: ignore[assignment]
 
 
 def public_id(job_id: Any) -> str:

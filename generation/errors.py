@@ -43,7 +43,7 @@ class PromptTooLong(InvalidPrompt):
 class InvalidSetting(GenerationError):
     """A setting of the request is not valid."""
 
-    def __init__(self, message: str, *, param: str) -> None:
+    def __init__(self, message: str, *, param: str | None) -> None:
         super().__init__(message)
         self.param = param  # type: ignore[misc]  # the one class whose field differs by instance
 

@@ -29,7 +29,7 @@ from django.conf import settings
 from django.contrib.auth import get_user
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
-from django.db import DatabaseError, InterfaceError, connections
+from django.db import InterfaceError, OperationalError, connections
 from django.db.models import Q
 from django.utils import timezone
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
 
 MEDIA_TYPE = "text/event-stream"
 HEADERS = [
@@ -103,28 +103,52 @@ def video_frame(job: GenerationJob) -> bytes:
 class Inbox:
     """What one stream has yet to send: for each job the latest event only.
 
-    job: hex id of the one job that matters, or None for all of the user's. missed: everything must be looked at again.
+    job: hex id of the one job that matters, or None for all of the user's.
     """
 
     def __init__(self, *, user: int, job: str | None = None) -> None:
         self.user = user
         self.job = job
-        self.missed = True
-        self.line_moved = False
         self._events: dict[str, JobEvent] = {}
+        self._everything = True
+        self._waiting: dict[str, JobEvent] = {}
+        self._line_moved = False
         self._wake = asyncio.Event()
 
     def put(self, event: JobEvent | None) -> None:
+        """Something happened; None: something may have been missed, look at everything again."""
         if event is None:
-            self.missed = True
+            self._everything = True
         elif self.job in (None, event.job):
             self._events[event.job] = event
+            self.note(event)
+        else:
+            return
         self._wake.set()
 
-    def take(self) -> list[JobEvent]:
-        events, self._events = list(self._events.values()), {}
+    def note(self, event: JobEvent) -> None:
+        """Remember which jobs wait in the queue."""
+        if event.state == GenerationJob.State.QUEUED:
+            self._waiting[event.job] = event
+        else:
+            self._waiting.pop(event.job, None)
+
+    def take(self) -> tuple[list[JobEvent], bool]:
+        """The events since the last time, and whether everything is to be looked at instead."""
+        taken = list(self._events.values()), self._everything
+        self._events, self._everything = {}, False
         self._wake.clear()
-        return events
+        return taken
+
+    def the_line_moved(self) -> None:
+        """Others left the queue. Not worth a message of its own: it is told with the next heartbeat."""
+        self._line_moved = True
+
+    def look_at_the_line(self) -> None:
+        if self._line_moved:
+            self._line_moved = False
+            for event in list(self._waiting.values()):
+                self.put(event)
 
     def wake(self) -> None:
         self._wake.set()
@@ -173,7 +197,7 @@ class Board:
                     inbox.put(event)
                 if event is not None and _shortens_the_line(event):
                     for inbox in self.everybody():
-                        inbox.line_moved = True
+                        inbox.the_line_moved()
 
 
 def _shortens_the_line(event: JobEvent) -> bool:
@@ -191,6 +215,11 @@ class Stream(ABC):
     def __init__(self, inbox: Inbox) -> None:
         self.inbox = inbox
         self.ended = False
+
+    async def read(self) -> list[bytes]:
+        """What is to be sent now."""
+        events, everything = self.inbox.take()
+        return await self.snapshot() if everything else await self.news(events)
 
     @abstractmethod
     async def still_allowed(self) -> bool:
@@ -218,6 +247,8 @@ class BrowserStream(Stream):
     async def snapshot(self) -> list[bytes]:
         since = min(_last_seen(self._request), timezone.now() - SNAPSHOT_WINDOW)
         events = await in_thread(_recent_events, self.inbox.user, since)
+        for event in events:
+            self.inbox.note(event)
         return await self.news(events)
 
     async def news(self, events: list[JobEvent]) -> list[bytes]:
@@ -249,7 +280,8 @@ class VideoStream(Stream):
         if found is None:
             self.ended = True
             return []
-        update, self.ended = found
+        event, update, self.ended = found
+        self.inbox.note(event)
         if update == self._sent:
             return []
         self._sent = update
@@ -295,31 +327,28 @@ class EventStreams:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            return await self._lifespan(receive, send)
-        wanted = scope["type"] == "http" and scope["method"] == "GET" and scope["path"].endswith("/events")
-        stream = await self._open(scope, send) if wanted else self._inner
-        if isinstance(stream, Stream):
-            await self._serve(stream, receive, send)
-        elif stream is not None:
-            await stream(scope, receive, send)
-        return None
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http" and scope["method"] == "GET" and scope["path"].endswith("/events"):
+            answer = await self._choose(ASGIRequest(scope, BytesIO()))
+            await answer(scope, receive, send)
+        else:
+            await self._inner(scope, receive, send)
 
-    async def _open(self, scope: Message, send: Send) -> Stream | App | None:
-        """The stream that is asked for; `inner` where Django is to answer (the API's errors); None when refused."""
-        request = ASGIRequest(scope, BytesIO())
+    async def _choose(self, request: ASGIRequest) -> App:
+        """Who answers: a stream, a refusal, or `inner`, which also tells the API's errors."""
         try:
             request.get_host()
             stream = await self._stream_for(request)
         except DisallowedHost:
             return self._inner
-        except (DatabaseError, InterfaceError) as error:
+        except (OperationalError, InterfaceError) as error:
             logger.error("an event stream could not be opened: %s", str(error).strip())
-            return await _refuse(send, 503)
+            return refusal(503)
         if stream is None:
-            return await _refuse(send, 401) if request.path_info == "/events" else self._inner
+            return refusal(401) if request.path_info == "/events" else self._inner
         if self._board.streams_of(stream.inbox.user) >= MAX_STREAMS_PER_USER:
-            return await _refuse(send, 429)
-        return stream
+            return refusal(429)
+        return functools.partial(self._serve, stream)
 
     async def _stream_for(self, request: ASGIRequest) -> Stream | None:
         if request.path_info == "/events":
@@ -331,7 +360,7 @@ class EventStreams:
             return VideoStream(user=user, job=job, key=header) if user is not None else None
         return None
 
-    async def _serve(self, stream: Stream, receive: Receive, send: Send) -> None:
+    async def _serve(self, stream: Stream, scope: Message, receive: Receive, send: Send) -> None:
         """Until the reader goes away, may not read any more, or has seen the end."""
         with self._board.opened(stream.inbox):
             tasks = [
@@ -350,33 +379,34 @@ class EventStreams:
     async def _write(self, stream: Stream, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         await _send_chunk(send, f"retry: {RETRY_MS}\n\n".encode())
-        checked_at = time.monotonic()
-        while not (self._closing or stream.ended):
-            await self._send_news(stream, send)
-            if stream.ended or self._closing:
-                break
+        check_at = time.monotonic() + settings.EVENTS_RECHECK_SECONDS
+        while await self._send_news(stream, send):
             await asyncio.sleep(BREATH_SECONDS)
             if not await stream.inbox.wait(settings.EVENTS_HEARTBEAT_SECONDS):
                 await _send_chunk(send, b": still here\n\n")
-                stream.inbox.missed, stream.inbox.line_moved = stream.inbox.line_moved, False
-            if time.monotonic() - checked_at >= settings.EVENTS_RECHECK_SECONDS:
-                checked_at = time.monotonic()
+                stream.inbox.look_at_the_line()
+            if time.monotonic() >= check_at:
+                check_at = time.monotonic() + settings.EVENTS_RECHECK_SECONDS
                 stream.ended = not await _allowed(stream)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_news(self, stream: Stream, send: Send) -> None:
-        """Read and send what is new. When the database was away, everything is looked at again."""
-        events, missed = stream.inbox.take(), stream.inbox.missed
-        stream.inbox.missed = False
+    async def _send_news(self, stream: Stream, send: Send) -> bool:
+        """Read and send what is new; False when nothing more will come.
+
+        When the database is away, everything is looked at again a little later.
+        """
+        if self._closing or stream.ended:
+            return False
         try:
-            frames = await stream.snapshot() if missed else await stream.news(events)
-        except (DatabaseError, InterfaceError) as error:
+            frames = await stream.read()
+        except (OperationalError, InterfaceError) as error:
             logger.warning("an event stream waits for the database: %s", str(error).strip())
             await asyncio.sleep(DATABASE_AWAY_SECONDS)
             stream.inbox.put(None)
-            return
+            return True
         if frames:
             await _send_chunk(send, b"".join(frames))
+        return not stream.ended
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -418,7 +448,7 @@ def _before(server_handler: Any, action: Callable[[], object]) -> Callable[[int,
 async def _allowed(stream: Stream) -> bool:
     try:
         return await stream.still_allowed()
-    except (DatabaseError, InterfaceError):
+    except (OperationalError, InterfaceError):
         # Nothing can be read from a database that is away, so nothing leaks until the next look.
         return True
 
@@ -432,11 +462,19 @@ async def _send_chunk(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _refuse(send: Send, status: int) -> None:
-    """No stream. A browser's EventSource does not ask again after this."""
-    headers = [(b"content-type", b"text/plain"), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+def refusal(status: int) -> App:
+    """No stream: an app that says so. A browser's EventSource does not ask again after this."""
+
+    async def refuse(scope: Message, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/plain"),
+            (b"cache-control", b"no-store"),
+            (b"content-length", b"0"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    return refuse
 
 
 # --- What is read from the database, in a thread ----------------------------------------------------------------------
@@ -464,16 +502,19 @@ def _recent_events(user: int, since: datetime) -> list[JobEvent]:
     recent = jobs.filter(Q(finished_at=None) | Q(finished_at__gte=since)).order_by("-created_at")[
         :SNAPSHOT_JOBS
     ]
-    return [
-        JobEvent(job=job.id.hex, user=user, state=job.state, step=job.step, steps=job.num_inference_steps)
-        for job in recent
-    ]
+    return [_as_event(job) for job in recent]
 
 
-def _frame_of_video(job: uuid.UUID, user: int) -> tuple[bytes, bool] | None:
-    """The event that says how it stands, and whether it is the last one; None when it was deleted."""
+def _frame_of_video(job: uuid.UUID, user: int) -> tuple[JobEvent, bytes, bool] | None:
+    """How it stands, the same as the API's stream says it, and whether that is the last; None when it was deleted."""
     row = with_what_is_shown(GenerationJob.objects.filter(pk=job, user=user, deleted_at=None)).first()
-    return None if row is None else (video_frame(row), not row.is_live)
+    return None if row is None else (_as_event(row), video_frame(row), not row.is_live)
+
+
+def _as_event(job: GenerationJob) -> JobEvent:
+    return JobEvent(
+        job=job.id.hex, user=job.user_id, state=job.state, step=job.step, steps=job.num_inference_steps
+    )
 
 
 def _last_seen(request: ASGIRequest) -> datetime:
