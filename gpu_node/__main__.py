@@ -17,6 +17,9 @@ log = logging.getLogger("gpu_node")
 
 BAD_CONFIGURATION = 2
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+KEEP_ALIVE_SECONDS = (
+    65  # longer than HTTP clients keep a connection, so that they never write into a closed one
+)
 LAST_ANSWERS_SECONDS = 2  # for answers under way after the node has drained
 
 
@@ -64,7 +67,12 @@ def _serve(settings: NodeSettings) -> None:
     listener = _listen(settings)
     app = create_app(settings)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=LAST_ANSWERS_SECONDS, lifespan="on"
+        app,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=LAST_ANSWERS_SECONDS,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        lifespan="on",
     )
     host, port = listener.getsockname()[:2]
     log.info("%s on http://%s:%d, clips in %s", settings.backend, host, port, settings.save_dir.absolute())

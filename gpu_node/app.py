@@ -67,7 +67,7 @@ async def generate_video(request: Request) -> dict[str, Any]:
     try:
         spec = parse_generate_video(await read_json(request), node.settings)
     except InvalidRequest as error:
-        error.status = 422
+        error.status = 422 if error.status == 400 else error.status
         raise
     job = node.submit(spec=spec)
     await job.ended()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers.utils import logging as transformers_logging
 
 from gpu_node import tiny
+from gpu_node.settings import shown_name
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class VideoPipeline:
         Raises ModelUnavailable where trying again is no use; OSError when a download or the disk fails.
         """
         place = _choose_device(model, device)
+        _check_folder(model)
         _quiet_progress_bars()
         if place == "cpu":
             torch.set_num_threads(1 if model == "tiny" else torch.get_num_threads())
@@ -171,12 +173,19 @@ def _choose_device(model: str, device: str) -> str:
     if device == "auto":
         device = "cpu" if model == "tiny" else "cuda"
     if device == "cuda" and not torch.cuda.is_available():
-        raise ModelUnavailable(f"{model} needs a CUDA GPU, and this process sees none.")
+        raise ModelUnavailable(f"{shown_name(model)} needs a CUDA GPU, and this process sees none.")
     if device == "cuda" and not torch.cuda.is_bf16_supported():
         raise ModelUnavailable(
             f"{torch.cuda.get_device_name()} has no bfloat16, and float16 gives black frames."
         )
     return device
+
+
+def _check_folder(model: str) -> None:
+    """A folder is local and complete, or it will not become so by trying again."""
+    folder = Path(model)
+    if (folder.is_dir() or folder.is_absolute()) and not (folder / "model_index.json").is_file():
+        raise ModelUnavailable(f"{shown_name(model)} cannot be loaded: the folder has no model_index.json.")
 
 
 def _dtype(device: str) -> torch.dtype:

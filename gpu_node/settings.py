@@ -59,13 +59,18 @@ class NodeSettings(BaseSettings):
 
     @property
     def model_name(self) -> str:
-        """The model as it may be shown to anyone: a folder loses its path."""
-        return Path(self.model).name if Path(self.model).is_dir() else self.model
+        """The model as it may be shown to anyone."""
+        return shown_name(self.model)
 
     @property
     def backend(self) -> str:
         """The backend's name: CogVideoX-5B, CogVideoX-tiny, …"""
         return backend_name(self.model)
+
+
+def shown_name(model: str) -> str:
+    """The model's name for people without the key: of a folder, only the last part of the path."""
+    return Path(model).name if Path(model).is_dir() or Path(model).is_absolute() else model
 
 
 def is_loopback(host: str) -> bool:

@@ -94,12 +94,12 @@ class WorkerSupervisor:
 
     async def _live_once(self) -> None:
         """Start one worker and listen to it until it is gone."""
-        self._process = process = await asyncio.create_subprocess_exec(
-            *_command_line(self._settings),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=_environment(),
-        )
+        try:
+            process = await _spawn(self._settings)
+        except OSError as error:  # no memory, no more processes: may pass
+            self._on_load_failed(f"The worker process cannot be started: {error.strerror}.", permanent=False)
+            return
+        self._process = process
         assert process.stdout is not None
         async for line in process.stdout:
             self._last_sign_of_life = time.monotonic()
@@ -204,6 +204,15 @@ class WorkerSupervisor:
 def _run_command(job: Job, path: Path) -> messages.Run:
     """The job as the worker needs it; `Job.resolve` has filled in the model's defaults."""
     return messages.Run.model_validate(job.model_dump() | {"job_id": job.id, "path": str(path)})
+
+
+async def _spawn(settings: NodeSettings) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *_command_line(settings),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=_environment(),
+    )
 
 
 def _command_line(settings: NodeSettings) -> list[str]:

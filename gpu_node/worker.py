@@ -27,6 +27,7 @@ from gpu_node.pipeline import (
     is_out_of_memory,
     poisons_process,
 )
+from gpu_node.settings import shown_name
 from gpu_node.video import write_mp4
 
 log = logging.getLogger("gpu_node.worker")
@@ -50,13 +51,17 @@ class Inbox:
         return job_id in self._canceled
 
     def _read(self) -> None:
-        for line in self._source:
-            command = messages.COMMANDS.validate_json(line)
-            if isinstance(command, messages.Run):
-                self._runs.put(command)
-            else:
-                self._canceled.add(command.job_id)
-        os._exit(0)  # the HTTP process is gone: nobody would take the result
+        try:
+            for line in self._source:
+                command = messages.COMMANDS.validate_json(line)
+                if isinstance(command, messages.Run):
+                    self._runs.put(command)
+                else:
+                    self._canceled.add(command.job_id)
+        except Exception:
+            log.exception("a command cannot be read")
+        finally:
+            os._exit(0)  # the HTTP process is gone: nobody would take the result
 
 
 class Worker:
@@ -169,12 +174,17 @@ def _load(options: argparse.Namespace, outbox: BinaryIO) -> VideoPipeline | None
         return VideoPipeline.load(model=options.model, device=options.device, cache_dir=options.cache_dir)
     except Exception as error:
         log.exception("the model cannot be loaded")
-        permanent = isinstance(error, ModelUnavailable)
-        reason = (
-            str(error) if permanent else f"{options.model} cannot be loaded: {type(error).__name__}: {error}"
-        )
-        send(outbox, messages.LoadFailed(reason=reason[:1000], permanent=permanent))
+        send(outbox, _load_failure(options.model, error))
         return None
+
+
+def _load_failure(model: str, error: Exception) -> messages.LoadFailed:
+    """The reason is on /health, for anyone to read: without the folder's path."""
+    if isinstance(error, ModelUnavailable):
+        return messages.LoadFailed(reason=str(error), permanent=True)
+    name = shown_name(model)
+    reason = f"{name} cannot be loaded: {type(error).__name__}: {str(error).replace(model, name)}"
+    return messages.LoadFailed(reason=reason[:1000], permanent=False)
 
 
 def _options() -> argparse.Namespace:

@@ -107,6 +107,13 @@ def test_a_body_that_is_no_json_is_refused(client: Client, body: bytes) -> None:
     assert response.json() == {"status": "error", "error": "The body is not valid JSON."}
 
 
+def test_a_body_larger_than_any_valid_one_is_refused(client: Client) -> None:
+    response = client.post("/generate_video", data=b"x" * (2**20 + 1))
+
+    assert response.status_code == 413
+    assert response.json()["status"] == "error"
+
+
 def test_other_requests_are_answered_while_a_client_waits_for_its_clip(client: Client) -> None:
     answers: list[dict[str, Any]] = []
     body = {"prompt": "x", "steps": 1000}

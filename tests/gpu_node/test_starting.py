@@ -1,0 +1,227 @@
+"""How the node starts, or refuses to, and who may talk to it."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+
+from gpu_node.settings import backend_name, is_loopback
+from tests.gpu_node.client import Client
+from tests.node_process import NodeProcess, free_port, node_environment, wait_until
+
+
+def run_node(folder: Path, *, key: str = "", **env: str) -> "subprocess.CompletedProcess[str]":
+    """Run a node that is expected to end by itself."""
+    environment = node_environment(folder, port=free_port(), key=key) | env
+    return subprocess.run(
+        [sys.executable, "-m", "gpu_node"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    ("env", "complaint"),
+    [
+        ({"GPU_NODE_HOST": "0.0.0.0"}, "VIDEO_API_KEY must be set to listen on 0.0.0.0"),
+        ({"GPU_NODE_HOST": "::"}, "VIDEO_API_KEY must be set to listen on ::"),
+        ({"GPU_NODE_HOST": "gpu.example"}, "VIDEO_API_KEY must be set to listen on gpu.example"),
+        ({"GPU_NODE_PORT": "many"}, "GPU_NODE_PORT"),
+        ({"GPU_NODE_PORT": "70000"}, "GPU_NODE_PORT"),
+        ({"GPU_NODE_QUEUE_SIZE": "-1"}, "GPU_NODE_QUEUE_SIZE"),
+        ({"GPU_NODE_RETENTION_HOURS": "0"}, "GPU_NODE_RETENTION_HOURS"),
+        ({"GPU_NODE_MODEL": ""}, "GPU_NODE_MODEL"),
+        ({"GPU_NODE_DEVICE": "tpu"}, "GPU_NODE_DEVICE"),
+        ({"GPU_NODE_SAVE_DIR": "/dev/null/videos"}, "GPU_NODE_SAVE_DIR"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_exit_status_2(
+    tmp_path: Path, env: dict[str, str], complaint: str
+) -> None:
+    result = run_node(tmp_path, **env)
+
+    assert result.returncode == 2
+    assert result.stderr.startswith("gpu_node: ")
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_said_plainly(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run_node(tmp_path, GPU_NODE_PORT=str(port))
+
+    assert result.returncode == 2
+    assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+
+
+def test_settings_are_read_from_dotenv_too(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("GPU_NODE_QUEUE_SIZE=minus one\nSECRET_KEY=the platform's\n")
+
+    result = run_node(tmp_path)
+
+    assert result.returncode == 2
+    assert "GPU_NODE_QUEUE_SIZE" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("a.b", False),
+    ],
+)
+def test_loopback_is_what_only_this_machine_reaches(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("THUDM/CogVideoX-5b", "CogVideoX-5B"),
+        ("THUDM/CogVideoX-2b", "CogVideoX-2B"),
+        ("zai-org/CogVideoX1.5-5B", "CogVideoX1.5-5B"),
+        ("/models/CogVideoX-5b/", "CogVideoX-5B"),
+        ("tiny", "CogVideoX-tiny"),
+        ("/models/mine", "CogVideoX-mine"),
+    ],
+)
+def test_the_backend_is_named_after_the_model(model: str, name: str) -> None:
+    assert backend_name(model) == name
+
+
+def test_the_http_process_never_imports_torch() -> None:
+    code = "import sys, json, gpu_node.__main__; print(json.dumps(sorted(sys.modules)))"
+    modules = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
+
+    loaded = {name.partition(".")[0] for name in modules}
+    assert "uvicorn" in loaded
+    assert not loaded & {
+        "torch",
+        "diffusers",
+        "transformers",
+        "av",
+        "numpy",
+        "django",
+        "generation",
+        "accounts",
+    }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/PID/maps")
+def test_the_running_http_process_never_loads_torch(client: Client) -> None:
+    client.make()
+
+    assert "libtorch" not in Path(f"/proc/{client.node.pid}/maps").read_text()
+    assert "libtorch" in Path(f"/proc/{client.node.worker_pid()}/maps").read_text()
+
+
+def test_health_tells_what_the_node_is(client: Client) -> None:
+    client.make()
+
+    health = client.node.health()
+
+    assert health.pop("seconds_per_step") > 0
+    assert health == {
+        "status": "ready",
+        "reason": None,
+        "backend": "CogVideoX-tiny",
+        "model": "tiny",
+        "device": "cpu",
+        "queue_depth": 0,
+        "running": 0,
+        "capacity": 1,
+        "queue_size": 2,
+        "protocols": ["videos", "generate_video"],
+        "sizes": ["96x64"],
+        "max_frames": 49,
+        "max_steps": 1000,
+    }
+
+
+class TestKey:
+    PATHS = ("/v1/videos", "/v1/videos/x", "/get_video/x.mp4", "/nothing", "/health/", "//health")
+
+    @pytest.mark.parametrize("path", PATHS)
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {},
+            {"x-api-key": "wrong"},
+            {"x-api-key": ""},
+            {"x-api-key": "schlüssel".encode()},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": "Basic node-key"},
+            {"Authorization": "node-key"},
+        ],
+    )
+    def test_without_the_right_key_everything_but_health_is_401(
+        self, session_node: NodeProcess, path: str, headers: dict[str, str]
+    ) -> None:
+        assert requests.get(session_node.url + path, headers=headers, timeout=10).status_code == 401
+
+    @pytest.mark.parametrize("headers", [{"x-api-key": "node-key"}, {"Authorization": "Bearer node-key"}])
+    def test_the_key_is_taken_from_either_header(
+        self, session_node: NodeProcess, headers: dict[str, str]
+    ) -> None:
+        assert requests.get(f"{session_node.url}/v1/videos", headers=headers, timeout=10).status_code == 200
+
+    def test_a_refusal_has_the_shape_of_its_protocol(self, session_node: NodeProcess) -> None:
+        field = requests.post(f"{session_node.url}/generate_video", json={"prompt": "x"}, timeout=10)
+        videos = requests.post(f"{session_node.url}/v1/videos", json={"prompt": "x"}, timeout=10)
+
+        assert (field.status_code, videos.status_code) == (401, 401)
+        assert field.json()["status"] == "error"
+        assert videos.json()["error"]["code"] == "invalid_api_key"
+        assert videos.headers["WWW-Authenticate"] == "Bearer"
+
+    def test_health_needs_no_key(self, session_node: NodeProcess) -> None:
+        assert requests.get(f"{session_node.url}/health", timeout=10).status_code == 200
+
+    def test_on_loopback_a_node_without_a_key_is_open(self, tmp_path: Path) -> None:
+        with NodeProcess.start(tmp_path, key="", until="starting") as node:
+            assert requests.get(f"{node.url}/v1/videos", timeout=10).status_code == 200
+
+    def test_a_key_may_have_any_letters(self, tmp_path: Path) -> None:
+        with NodeProcess.start(tmp_path, key="schlüssel", until="starting") as node:
+            right, wrong = "schlüssel".encode(), "schlussel"
+            assert (
+                requests.get(f"{node.url}/v1/videos", headers={"x-api-key": right}, timeout=10).status_code
+                == 200
+            )
+            assert (
+                requests.get(f"{node.url}/v1/videos", headers={"x-api-key": wrong}, timeout=10).status_code
+                == 401
+            )
+
+    def test_the_worker_does_not_get_the_key(self, session_node: NodeProcess) -> None:
+        worker = session_node.worker_pid()
+
+        assert b"node-key" not in Path(f"/proc/{worker}/environ").read_bytes()
+
+
+def test_a_real_model_without_a_gpu_is_a_clear_failure(tmp_path: Path) -> None:
+    env = {"GPU_NODE_MODEL": "THUDM/CogVideoX-5b", "CUDA_VISIBLE_DEVICES": ""}
+    with NodeProcess.start(tmp_path, env=env, until="starting") as node:
+        client = Client(node)
+        waiting = client.create()
+        health = node.wait_for("failed")
+
+        assert health["backend"] == "CogVideoX-5B"
+        assert health["reason"] == "THUDM/CogVideoX-5b needs a CUDA GPU, and this process sees none."
+        assert client.finish(waiting["id"])["error"]["code"] == "model_unavailable"
+        assert client.post("/v1/videos", json={"prompt": "x"}).status_code == 503
+        assert client.post("/generate_video", json={"prompt": "x"}).json()["error"] == health["reason"]
+        assert health["reason"] in node.log()
+        wait_until(lambda: node.worker_pid() is None, what="the worker to end")
