@@ -1,0 +1,52 @@
+"""For staff: who writes, what could not be handled, what could not be delivered. Nothing here is edited by hand."""
+
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.utils import timezone
+from unfold.admin import ModelAdmin
+
+from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
+
+
+class ReadOnlyAdmin(ModelAdmin):
+    """Rows to look at; the bot is the only writer."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: object | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: object | None = None) -> bool:
+        return False
+
+
+@admin.register(TelegramAccount)
+class TelegramAccountAdmin(ReadOnlyAdmin):
+    list_display = ("telegram_id", "username", "first_name", "user", "blocked_at", "last_seen_at")
+    list_select_related = ("user",)
+    search_fields = ("=telegram_id", "username", "first_name", "user__username")
+    list_filter = (("blocked_at", admin.EmptyFieldListFilter), "language_code")
+
+
+@admin.register(TelegramUpdate)
+class TelegramUpdateAdmin(ReadOnlyAdmin):
+    list_display = ("update_id", "state", "received_at", "settled_at", "error")
+    list_filter = ("state", "received_at")
+    search_fields = ("=update_id", "error")
+
+
+@admin.register(JobMessage)
+class JobMessageAdmin(ReadOnlyAdmin):
+    list_display = ("job", "chat_id", "state", "attempts", "next_attempt_at", "sent_at", "error")
+    list_select_related = ("job",)
+    list_filter = ("state",)
+    search_fields = ("=chat_id", "=job__id", "error")
+    actions = ("deliver_again",)
+
+    @admin.action(description="Try to deliver again what could not be delivered", permissions=["view"])
+    def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> None:
+        failed = queryset.filter(state=JobMessage.State.FAILED)
+        again = failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=timezone.now())
+        self.message_user(request, f"{again} to be delivered again.")

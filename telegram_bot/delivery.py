@@ -1,0 +1,319 @@
+"""The outbox: what became of a job reaches the person who asked for it, and nothing of that blocks generation.
+
+A row is due from the transaction that ended its job on. Who blocked the bot is not tried again; where Telegram or the
+network failed, it is, with growing pauses. A crash between a send and its mark repeats one message and loses none.
+"""
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.core.files.storage import default_storage
+from django.db.models import Q
+from django.utils import timezone
+from telegram import Message, ReplyParameters
+from telegram.constants import ChatAction
+from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, TelegramError
+
+from accounts.models import CreditAccount
+from generation.events import JobEvent, hub
+from generation.models import GenerationJob
+from telegram_bot import backoff, links, people, texts
+from telegram_bot.client import MEDIA_SECONDS, BotClient, is_transient, wait_asked_for
+from telegram_bot.crew import Crew
+from telegram_bot.database import DATABASE_AWAY, in_database
+from telegram_bot.live import LiveStatus
+from telegram_bot.models import JobMessage
+
+logger = logging.getLogger(__name__)
+
+State = GenerationJob.State
+Delivery = JobMessage.State
+
+SWEEP_SECONDS = 3.0
+UPLOADS_AT_ONCE = 4
+# Bots may upload 50 MB (core.telegram.org/bots/faq); measured in thousands here to stay on the safe side.
+MAX_UPLOAD_BYTES = 50 * 1000 * 1000
+# After so many failed uploads a link is sent as well as tried for.
+LINK_AFTER = 4
+GIVE_UP_AFTER = timedelta(days=1)
+LONGEST_PAUSE = 300.0
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A row that is due, with all that is needed to send it. `balance` is in credits."""
+
+    row: JobMessage
+    job: GenerationJob
+    balance: int
+
+    @property
+    def reply(self) -> ReplyParameters | None:
+        if self.row.reply_to is None:
+            return None
+        return ReplyParameters(self.row.reply_to, allow_sending_without_reply=True)
+
+
+# --- The table --------------------------------------------------------------------------------------------------------
+
+
+@in_database
+def due(bot_id: int, *, besides: set[int]) -> list[tuple[int, uuid.UUID]]:
+    """Rows to be worked on now, oldest first: results to send, and status messages to remove after them."""
+    open_ends = Q(state=Delivery.PENDING) | Q(state=Delivery.SENT, status_message_id__isnull=False)
+    rows = JobMessage.objects.filter(open_ends, bot_id=bot_id, next_attempt_at__lte=timezone.now())
+    return list(rows.exclude(pk__in=besides).order_by("next_attempt_at").values_list("pk", "job_id"))
+
+
+@in_database
+def load(row_id: int) -> Parcel:
+    row = JobMessage.objects.select_related("job").get(pk=row_id)
+    return Parcel(row=row, job=row.job, balance=CreditAccount.objects.get(user=row.job.user_id).balance)
+
+
+@in_database
+def mark_sent(row_id: int, *, file_id: str, keep_status: bool) -> int | None:
+    """The result is out. Returns the status message that is still to be removed."""
+    now = timezone.now()
+    row = JobMessage.objects.filter(pk=row_id)
+    values = {"status_message_id": None} if keep_status else {}
+    row.update(
+        state=Delivery.SENT, sent_at=now, next_attempt_at=now, file_id=file_id, error="", attempts=0, **values
+    )
+    return row.values_list("status_message_id", flat=True).get()
+
+
+@in_database
+def mark_failed(row: JobMessage, *, error: str, blocked: bool = False) -> None:
+    """It can never be delivered."""
+    JobMessage.objects.filter(pk=row.pk).update(
+        state=Delivery.FAILED, error=error[:500], next_attempt_at=None
+    )
+    if blocked:
+        people.mark_blocked(chat_id=row.chat_id)
+
+
+@in_database
+def try_later(row: JobMessage, *, error: str, seconds: float, counts: bool) -> None:
+    JobMessage.objects.filter(pk=row.pk).update(
+        attempts=row.attempts + counts,
+        next_attempt_at=timezone.now() + timedelta(seconds=seconds),
+        error=error[:500],
+    )
+
+
+@in_database
+def put_off(row_id: int, *, error: str, seconds: float) -> None:
+    when = timezone.now() + timedelta(seconds=seconds)
+    JobMessage.objects.filter(pk=row_id).update(next_attempt_at=when, error=error[:500])
+
+
+@in_database
+def forget_status(row_id: int) -> None:
+    """Nothing is left to do."""
+    JobMessage.objects.filter(pk=row_id).update(status_message_id=None, next_attempt_at=None)
+
+
+@in_database
+def move_chat(row: JobMessage, chat_id: int) -> None:
+    """The group became a supergroup; its old messages are out of reach."""
+    JobMessage.objects.filter(chat_id=row.chat_id).update(
+        chat_id=chat_id, status_message_id=None, reply_to=None
+    )
+
+
+# --- Sending ----------------------------------------------------------------------------------------------------------
+
+
+class Outbox:
+    """Sends what became of jobs, several at a time."""
+
+    def __init__(self, *, bot: BotClient, crew: Crew, live: LiveStatus) -> None:
+        self._bot, self._crew, self._live = bot, crew, live
+        self._active: set[int] = set()
+        self._slots = asyncio.Semaphore(UPLOADS_AT_ONCE)
+
+    async def run(self) -> None:
+        """Send what is due, whenever a job ends and every few seconds."""
+        with hub.subscribe() as events:
+            while True:
+                try:
+                    for row_id, job_id in await due(self._bot.id, besides=self._active):
+                        self._active.add(row_id)
+                        self._crew.errand(self._work_on(row_id, job_id))
+                except DATABASE_AWAY as error:
+                    logger.warning("cannot look for deliveries now: %s", error)
+                await _until_a_job_ends(events)
+
+    async def _work_on(self, row_id: int, job_id: uuid.UUID) -> None:
+        try:
+            async with self._slots, self._live.lock(job_id):
+                if self._crew.stopping:
+                    return
+                parcel = await load(row_id)
+                if parcel.row.state == Delivery.PENDING:
+                    await self._deliver(parcel)
+                elif parcel.row.status_message_id is not None:
+                    await self._remove_status(parcel.row, parcel.row.status_message_id)
+        except DATABASE_AWAY as error:
+            logger.warning("delivery of job %s has to wait: %s", job_id.hex, error)
+        except InvalidToken:
+            raise
+        except Exception as error:
+            # One delivery that fails in a new way must not stop the others, nor be tried without a pause.
+            logger.exception("delivery of job %s failed", job_id.hex)
+            await put_off(row_id, error=repr(error), seconds=LONGEST_PAUSE)
+        finally:
+            self._active.discard(row_id)
+
+    async def _deliver(self, parcel: Parcel) -> None:
+        try:
+            sent = await self._send(parcel)
+        except InvalidToken:
+            raise
+        except ChatMigrated as error:
+            await move_chat(parcel.row, error.new_chat_id)
+        except Forbidden as error:
+            await mark_failed(parcel.row, error=str(error), blocked=True)
+            logger.info("job %s is not delivered: %s", parcel.job.id.hex, error)
+        except (TelegramError, OSError) as error:
+            await self._note(parcel, error)
+        else:
+            await self._finish(parcel, sent)
+
+    async def _note(self, parcel: Parcel, error: Exception) -> None:
+        """A permanent error ends it, any other one is for another try."""
+        permanent = isinstance(error, BadRequest)
+        too_old = (
+            parcel.job.finished_at is not None and timezone.now() - parcel.job.finished_at > GIVE_UP_AFTER
+        )
+        if permanent or too_old:
+            await mark_failed(parcel.row, error=str(error))
+            logger.warning("job %s cannot be delivered: %s", parcel.job.id.hex, error)
+            return
+        asked = wait_asked_for(error)
+        pause = asked or backoff.delay(parcel.row.attempts + 1, longest=LONGEST_PAUSE)
+        await try_later(parcel.row, error=str(error) or repr(error), seconds=pause, counts=asked is None)
+        logger.warning("job %s is not delivered yet, again in %.0f s: %s", parcel.job.id.hex, pause, error)
+
+    async def _finish(self, parcel: Parcel, sent: Message | None) -> None:
+        """Marked however long the database is away: to forget it would be to send it twice."""
+        status = await self._patiently_mark_sent(parcel, sent)
+        if status is not None:
+            await self._remove_status(parcel.row, status)
+        logger.info("job %s is delivered", parcel.job.id.hex)
+
+    async def _patiently_mark_sent(self, parcel: Parcel, sent: Message | None) -> int | None:
+        canceled = parcel.job.state == State.CANCELED
+        for pause in backoff.delays(longest=5.0):
+            try:
+                return await mark_sent(parcel.row.pk, file_id=_file_id(sent), keep_status=canceled)
+            except DATABASE_AWAY as error:
+                logger.warning("job %s is delivered but cannot be marked yet: %s", parcel.job.id.hex, error)
+                await asyncio.sleep(pause)
+        raise AssertionError("delays have no end")
+
+    async def _remove_status(self, row: JobMessage, message_id: int) -> None:
+        try:
+            await self._bot.delete_message(row.chat_id, message_id)
+        except InvalidToken:
+            raise
+        except TelegramError as error:
+            if is_transient(error) and row.attempts < LINK_AFTER:
+                pause = wait_asked_for(error) or backoff.delay(row.attempts + 1)
+                await try_later(row, error=str(error), seconds=pause, counts=True)
+                return
+            logger.info("the status message %s cannot be removed: %s", message_id, error)
+        await forget_status(row.pk)
+
+    async def _send(self, parcel: Parcel) -> Message | None:
+        """The message that shows the result; None when an older one was changed to show it."""
+        if parcel.job.state == State.COMPLETED:
+            return await self._send_video(parcel)
+        if parcel.job.state == State.CANCELED:
+            return await self._show_cancel(parcel)
+        return await self._say(parcel, texts.failed(parcel.job))
+
+    async def _send_video(self, parcel: Parcel) -> Message:
+        if (parcel.job.size_bytes or 0) > MAX_UPLOAD_BYTES:
+            return await self._send_link(parcel)
+        try:
+            return await self._upload(parcel)
+        except (InvalidToken, Forbidden, ChatMigrated):
+            raise
+        except (TelegramError, OSError) as error:
+            refused = isinstance(error, TelegramError) and _is_refused(error)
+            if not refused and parcel.row.attempts + 1 < LINK_AFTER:
+                raise
+            logger.warning("job %s cannot be uploaded, sending a link: %s", parcel.job.id.hex, error)
+            return await self._send_link(parcel)
+
+    async def _upload(self, parcel: Parcel) -> Message:
+        job, row = parcel.job, parcel.row
+        await self._bot.send_chat_action(row.chat_id, ChatAction.UPLOAD_VIDEO)
+        return await self._bot.send_video(
+            row.chat_id,
+            row.file_id or await asyncio.to_thread(_read, job.video.name or ""),
+            filename=f"{job.public_id}.mp4",
+            caption=texts.caption(job, balance_left=parcel.balance),
+            width=job.width,
+            height=job.height,
+            duration=timedelta(milliseconds=job.duration_ms or 0),
+            supports_streaming=True,
+            reply_parameters=parcel.reply,
+            read_timeout=MEDIA_SECONDS,
+        )
+
+    async def _send_link(self, parcel: Parcel) -> Message:
+        url = links.video_page(parcel.job)
+        return await self._say(parcel, texts.link_instead(parcel.job, balance_left=parcel.balance, url=url))
+
+    async def _show_cancel(self, parcel: Parcel) -> Message | None:
+        """In the status message, without a sound: whoever canceled it knows."""
+        text, status = texts.canceled(parcel.job.prompt), parcel.row.status_message_id
+        if status is None:
+            return await self._say(parcel, text)
+        try:
+            await self._bot.edit_message_text(text, chat_id=parcel.row.chat_id, message_id=status)
+        except BadRequest as error:
+            if "not modified" not in error.message.lower():
+                return await self._say(parcel, text)
+        return None
+
+    async def _say(self, parcel: Parcel, text: str) -> Message:
+        return await self._bot.send_message(parcel.row.chat_id, text, reply_parameters=parcel.reply)
+
+
+async def _until_a_job_ends(events: "asyncio.Queue[JobEvent | None]") -> None:
+    """Or until the next sweep: a wake-up may have been missed, and retries have their own time."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SWEEP_SECONDS):
+            while (event := await events.get()) is not None and event.state in GenerationJob.LIVE:
+                pass
+
+
+def _is_refused(error: TelegramError) -> bool:
+    """Telegram will not take this file, today or tomorrow: its own word for it, or 413."""
+    return isinstance(error, BadRequest) or "too large" in error.message.lower()
+
+
+class FileUnavailable(OSError):
+    """The stored video cannot be read."""
+
+
+def _read(name: str) -> bytes:
+    try:
+        with default_storage.open(name, "rb") as stored:
+            return bytes(stored.read())
+    except Exception as error:  # each storage has errors of its own
+        raise FileUnavailable(f"the stored video cannot be read: {error}") from error
+
+
+def _file_id(message: Message | None) -> str:
+    """Telegram files a short clip without sound under animations."""
+    media = message and (message.video or message.animation or message.document)
+    return media.file_id if media else ""

@@ -1,0 +1,47 @@
+import asyncio
+import logging
+import sys
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import Tags
+from django.core.management.base import BaseCommand, CommandError
+from telegram.error import InvalidToken
+
+from telegram_bot.client import BadToken, bot_id_of, connect_to, hide_token_in_logs
+from telegram_bot.service import run
+
+logger = logging.getLogger(__name__)
+
+# What no restart can mend.
+EXIT_CONFIGURATION = 2
+
+
+class Command(BaseCommand):
+    help = "Run the Telegram bot: commands, progress, delivery. One instance works, any others stand by."
+    requires_system_checks = [Tags.models]  # the site's pages are not its business
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Run until SIGTERM. Exits with 2 when the token is missing or wrong."""
+        token = settings.TELEGRAM_BOT_TOKEN
+        if not token:
+            raise CommandError(
+                "TELEGRAM_BOT_TOKEN is not set. Get a token from @BotFather in Telegram and put it into .env.",
+                returncode=EXIT_CONFIGURATION,
+            )
+        hide_token_in_logs(token)
+        try:
+            bot_id = bot_id_of(token)
+            asyncio.run(run(connect_to(token=token, base_url=settings.TELEGRAM_API_BASE_URL), bot_id))
+        except BadToken as error:
+            raise CommandError(str(error), returncode=EXIT_CONFIGURATION) from None
+        except InvalidToken:
+            # Its own message holds the token.
+            raise CommandError(
+                "Telegram does not know TELEGRAM_BOT_TOKEN: it was revoked or mistyped, or TELEGRAM_API_BASE_URL "
+                "is no Bot API server (it ends in /bot).",
+                returncode=EXIT_CONFIGURATION,
+            ) from None
+        except Exception:
+            logger.exception("the bot died")
+            sys.exit(1)

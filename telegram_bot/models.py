@@ -1,0 +1,107 @@
+"""Who writes to the bot, what they wrote (the inbox), and which message shows which job (the outbox)."""
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+
+from generation.models import GenerationJob
+
+
+class TelegramAccount(models.Model):
+    """A person on Telegram and the user they are here. The chat with the bot has the same id as the person."""
+
+    telegram_id = models.BigIntegerField(unique=True)
+    user = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="telegram_account"
+    )
+    username = models.CharField(max_length=64, blank=True)
+    first_name = models.CharField(max_length=128, blank=True)
+    language_code = models.CharField(max_length=16, blank=True)
+    blocked_at = models.DateTimeField(
+        null=True, blank=True, help_text="They blocked the bot, without a word since."
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+    last_seen_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+
+    def __str__(self) -> str:
+        return f"@{self.username}" if self.username else f"Telegram {self.telegram_id}"
+
+
+class TelegramUpdate(models.Model):
+    """The inbox: an update exactly as it came, stored before anything is done about it and before it is acknowledged.
+
+    RECEIVED → DONE, or FAILED with the reason; a repeated update finds its row and changes nothing.
+    """
+
+    class State(models.TextChoices):
+        RECEIVED = "received", "Received"
+        DONE = "done", "Done"
+        FAILED = "failed", "Failed"  # it could not be parsed or answered; kept for staff to look at
+
+    bot_id = models.BigIntegerField()
+    update_id = models.BigIntegerField()
+    # Text and not jsonb, which refuses the NULs and lone surrogates that a client may send.
+    raw = models.TextField()
+    state = models.CharField(max_length=10, choices=State, default=State.RECEIVED)
+    error = models.CharField(max_length=500, blank=True)
+    received_at = models.DateTimeField(auto_now_add=True)
+    settled_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["bot_id", "update_id"], name="one_row_per_telegram_update")
+        ]
+        indexes = [
+            models.Index(
+                fields=["bot_id", "update_id"], condition=Q(state="received"), name="telegram_inbox"
+            ),
+            models.Index(fields=["settled_at"], name="telegram_update_age"),
+        ]
+
+    def __str__(self) -> str:
+        return f"update {self.update_id} ({self.state})"
+
+
+class JobMessage(models.Model):
+    """A job that was asked for in Telegram: its status message while it is made, and the delivery of its result.
+
+    `next_attempt_at` is empty until the job ends. After the result is out, it says when to remove the status message.
+    """
+
+    class State(models.TextChoices):
+        PENDING = "pending", "Pending"  # the person still waits for the result
+        SENT = "sent", "Sent"
+        FAILED = "failed", "Failed"  # it can never be delivered: the bot is blocked, the chat is gone
+
+    job = models.OneToOneField(GenerationJob, on_delete=models.CASCADE, related_name="telegram_message")
+    bot_id = models.BigIntegerField(
+        help_text="The bot that was asked; another one may not write to this chat."
+    )
+    chat_id = models.BigIntegerField()
+    reply_to = models.BigIntegerField(null=True, blank=True, help_text="The message that asked for it.")
+    status_message_id = models.BigIntegerField(null=True, blank=True)
+    last_text = models.TextField(blank=True, help_text="What the status message shows.")
+    state = models.CharField(max_length=10, choices=State, default=State.PENDING)
+    attempts = models.PositiveIntegerField(default=0, help_text="Tries that failed.")
+    next_attempt_at = models.DateTimeField(null=True, blank=True)
+    file_id = models.CharField(
+        max_length=250, blank=True, help_text="Sends the same file again without an upload."
+    )
+    error = models.CharField(max_length=500, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+    sent_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        indexes = [
+            models.Index(
+                fields=["next_attempt_at"], condition=Q(next_attempt_at__isnull=False), name="telegram_outbox"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.job_id} in chat {self.chat_id} ({self.state})"

@@ -1,0 +1,56 @@
+"""Telegram users as users of this service."""
+
+import telegram
+from django.db import IntegrityError, transaction
+from django.utils import timezone
+
+from accounts.models import User
+from telegram_bot.models import TelegramAccount
+
+
+def account_of(person: telegram.User) -> TelegramAccount:
+    """The account of whoever wrote, opened at their first message and kept up to date."""
+    account = _find(person.id) or open_account(telegram_id=person.id)
+    account.username = _storable(person.username, 64)
+    account.first_name = _storable(person.first_name, 128)
+    account.language_code = _storable(person.language_code, 16)
+    account.last_seen_at = timezone.now()
+    account.blocked_at = None
+    account.save(update_fields=["username", "first_name", "language_code", "last_seen_at", "blocked_at"])
+    return account
+
+
+def open_account(*, telegram_id: int) -> TelegramAccount:
+    """The account with that Telegram id, with a new user `tg_<id>` behind it when there is none yet."""
+    if account := _find(telegram_id):
+        return account
+    try:
+        with transaction.atomic():
+            user = User.objects.create_user(username=_free_username(telegram_id))
+            return TelegramAccount.objects.create(telegram_id=telegram_id, user=user)
+    except IntegrityError:
+        # Another process opened it at the same moment.
+        return TelegramAccount.objects.select_related("user").get(telegram_id=telegram_id)
+
+
+def mark_blocked(*, chat_id: int) -> None:
+    """The person blocked the bot: a private chat has the id of the person."""
+    TelegramAccount.objects.filter(telegram_id=chat_id, blocked_at=None).update(blocked_at=timezone.now())
+
+
+def _find(telegram_id: int) -> TelegramAccount | None:
+    return TelegramAccount.objects.select_related("user").filter(telegram_id=telegram_id).first()
+
+
+def _free_username(telegram_id: int) -> str:
+    """`tg_<id>`, unless somebody signed up under that name on the web: their account is not to be taken over."""
+    name, number = f"tg_{telegram_id}", 1
+    while User.objects.filter(username=name).exists():
+        number += 1
+        name = f"tg_{telegram_id}_{number}"
+    return name
+
+
+def _storable(text: str | None, length: int) -> str:
+    """Text that PostgreSQL can hold: without NUL and lone surrogates."""
+    return (text or "").replace("\x00", "").encode("utf-8", "ignore").decode()[:length]

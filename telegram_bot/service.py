@@ -1,0 +1,117 @@
+"""The bot process: everything that talks to Telegram, behind one rate limiter, in one instance."""
+
+import asyncio
+import logging
+import signal
+
+import psycopg
+from telegram.error import InvalidToken, TelegramError
+
+from telegram_bot import backoff
+from telegram_bot.client import BotClient, wait_asked_for
+from telegram_bot.crew import Crew
+from telegram_bot.delivery import Outbox
+from telegram_bot.handlers import Dispatcher, command_menu
+from telegram_bot.inbox import Inbox
+from telegram_bot.instance import only_instance, watch
+from telegram_bot.live import LiveStatus
+
+logger = logging.getLogger(__name__)
+
+# Sends that are under way when the process is told to stop may take so long.
+GRACE_SECONDS = 5.0
+GOODBYE_SECONDS = 2.0
+
+
+async def run(client: BotClient, bot_id: int) -> None:
+    """Work until SIGTERM or SIGINT.
+
+    Raises:
+        InvalidToken: Telegram does not know the token.
+    """
+    told_to_stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
+    work = asyncio.create_task(_connect_and_serve(client, bot_id))
+    stop = asyncio.create_task(told_to_stop.wait())
+    try:
+        await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+        work.cancel()
+        [outcome] = await asyncio.gather(work, return_exceptions=True)
+        await _hang_up(client)
+    if isinstance(outcome, Exception):
+        raise outcome
+    logger.info("the bot has stopped")
+
+
+async def _connect_and_serve(client: BotClient, bot_id: int) -> None:
+    await _connect(client)
+    logger.info("connected as @%s", client.username)
+    while True:
+        async with only_instance(bot_id) as connection:
+            try:
+                await _serve(client, bot_id, connection)
+            except psycopg.OperationalError as error:
+                # With the connection the lock is gone, and somebody else may hold it: begin again.
+                logger.warning("PostgreSQL went away, starting over: %s", error)
+
+
+async def _connect(client: BotClient) -> None:
+    """Ask Telegram who we are, until it answers."""
+    for pause in backoff.delays(longest=30.0):
+        try:
+            return await client.initialize()
+        except InvalidToken:
+            raise
+        except TelegramError as error:
+            logger.warning("Telegram cannot be reached, trying again: %s", error)
+            await asyncio.sleep(wait_asked_for(error) or pause)
+    raise AssertionError("delays have no end")
+
+
+async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) -> None:
+    """All loops, until one fails or the task is cancelled; then what is under way gets a moment."""
+    crew = Crew()
+    live = LiveStatus(bot=client, crew=crew)
+    dispatcher = Dispatcher(bot=client, bot_id=bot_id, live=live)
+    inbox = Inbox(bot=client, bot_id=bot_id, crew=crew, handle=dispatcher.handle)
+    grace = 0.0
+    try:
+        crew.loop(watch(lock))
+        crew.loop(_introduce(client))
+        crew.loop(inbox.run())
+        crew.loop(inbox.prune_for_ever())
+        crew.loop(live.follow_events())
+        crew.loop(live.follow_the_line())
+        crew.loop(Outbox(bot=client, crew=crew, live=live).run())
+        logger.info("the bot is at work")
+        await crew.first_failure()
+    except asyncio.CancelledError:
+        grace = GRACE_SECONDS
+        raise
+    finally:
+        await crew.stop(grace=grace)
+
+
+async def _introduce(client: BotClient) -> None:
+    """Polling needs the webhook gone, and people see a menu of commands."""
+    for pause in backoff.delays():
+        try:
+            await client.delete_webhook()
+            await client.set_my_commands(command_menu())
+            return
+        except InvalidToken:
+            raise
+        except TelegramError as error:
+            logger.warning("the list of commands could not be set, trying again: %s", error)
+            await asyncio.sleep(wait_asked_for(error) or pause)
+
+
+async def _hang_up(client: BotClient) -> None:
+    try:
+        async with asyncio.timeout(GOODBYE_SECONDS):
+            await client.shutdown()
+    except TimeoutError:
+        logger.warning("connections to Telegram were still open and are cut off")

@@ -1,0 +1,477 @@
+"""A Bot API server for tests: it accepts what Telegram accepts, refuses what Telegram refuses, and fails on demand.
+
+Only the standard library. In a test: `with BotApiServer() as telegram`, then `telegram.say()` and `telegram.shown()`.
+By hand: `python -m tests.bot_api_server --port 9000`, then `POST /control/say {"sender": 1, "text": "/start"}` and
+`GET /control/messages`.
+"""
+
+import argparse
+import contextlib
+import email.parser
+import email.policy
+import html
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs
+
+TOKEN = "4242:for-tests-only-AAAAAAAAAAAAAAAAAAAAAAAAAAA"
+MAX_UPLOAD_BYTES = 50 * 1024 * 1024
+TAGS = {"b", "strong", "i", "em", "u", "ins", "s", "strike", "del", "code", "pre", "a", "blockquote", "span"}
+MARKUP = re.compile(
+    r"<(?P<close>/?)(?P<name>[a-zA-Z0-9-]*)[^<>]*>|<|&(?P<entity>[a-z]+|#\d+|#x[0-9a-fA-F]+);"
+)
+
+
+class Refused(Exception):
+    """An answer with `ok: false`."""
+
+    def __init__(self, status: int, description: str, **parameters: Any) -> None:
+        super().__init__(description)
+        self.status, self.description, self.parameters = status, description, parameters
+
+
+class DropConnection(Exception):
+    """No answer at all."""
+
+
+@dataclass
+class Fault:
+    """What the next `times` calls of `method` (any, when None) get instead of an answer."""
+
+    method: str | None
+    error: Refused | None  # None: the connection is dropped
+    times: int
+    after_doing: bool = False  # the request is carried out, and then the connection is dropped
+
+
+@dataclass
+class Call:
+    method: str
+    parameters: dict[str, Any]
+    at: float
+
+
+@dataclass
+class Message:
+    """A message of the bot, as the person sees it now. `texts` are all it has ever shown."""
+
+    message_id: int
+    chat_id: int
+    text: str
+    reply_to: int | None = None
+    video: bytes | None = None
+    deleted: bool = False
+    texts: list[str] = field(default_factory=list)
+
+
+def units(text: str) -> int:
+    """Length as Telegram counts it."""
+    return len(text.encode("utf-16-le")) // 2
+
+
+def parse_html(text: str) -> str:
+    """The text without its tags; refuses what Telegram cannot parse."""
+    shown, opened, position = [], [], 0
+    for match in MARKUP.finditer(text):
+        shown.append(text[position : match.start()])
+        position = match.end()
+        if match["entity"] is not None:
+            known = match["entity"].startswith("#") or match["entity"] in ("lt", "gt", "amp", "quot")
+            shown.append(html.unescape(match[0]) if known else match[0])
+        elif match["name"] not in TAGS:
+            raise _unparsable(f'Unsupported start tag "{match["name"] or ""}" at byte offset {match.start()}')
+        elif not match["close"]:
+            opened.append(match["name"])
+        elif not opened or opened.pop() != match["name"]:
+            raise _unparsable(f"Unmatched end tag at byte offset {match.start()}")
+    if opened:
+        raise _unparsable(f'Can\'t find end tag corresponding to start tag "{opened[-1]}"')
+    return "".join(shown) + text[position:]
+
+
+def _unparsable(why: str) -> Refused:
+    return Refused(400, f"Bad Request: can't parse entities: {why}")
+
+
+class BotApiServer:
+    """One bot at one server, on a free port of the loopback interface."""
+
+    def __init__(self, *, token: str = TOKEN, port: int = 0) -> None:
+        self.token, self.bot_id = token, int(token.partition(":")[0])
+        self.messages: list[Message] = []
+        self.calls: list[Call] = []
+        self.files: dict[str, bytes] = {}
+        self.commands: list[dict[str, str]] = []
+        self.blocked_by: set[int] = set()
+        self.webhook = ""
+        self.paused = False  # polls are answered with nothing
+        self._known_chats: set[int] = set()
+        self._updates: list[dict[str, Any]] = []
+        self._faults: list[Fault] = []
+        self._next_update, self._next_message = 1000, 1
+        self._poll = 0
+        self.changed = threading.Condition(threading.RLock())
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler_of(self))
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+
+    def __enter__(self) -> "BotApiServer":
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/bot"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the bot's process needs to find it."""
+        return {
+            "TELEGRAM_BOT_TOKEN": self.token,
+            "TELEGRAM_API_BASE_URL": self.base_url,
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    # --- What tests do ------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget all messages and faults; updates that were not fetched are gone."""
+        with self.changed:
+            self.messages.clear()
+            self.calls.clear()
+            self.blocked_by.clear()
+            self._faults.clear()
+            self._updates.clear()
+            self.paused = False
+
+    def say(self, text: str, *, sender: int = 77, chat: int | None = None, **sender_facts: Any) -> int:
+        """Somebody writes to the bot, in private or in the group `chat`; returns the id of their message."""
+        chat_id = sender if chat is None else chat
+        kind = (
+            {"type": "private", "first_name": "Ada"}
+            if chat is None
+            else {"type": "supergroup", "title": "Friends"}
+        )
+        person = {"id": sender, "is_bot": False, "first_name": "Ada", "language_code": "en"} | sender_facts
+        return self.push_message({"chat": {"id": chat_id} | kind, "from": person, "text": text})
+
+    def push_message(self, message: dict[str, Any]) -> int:
+        """A message as Telegram would bring it, completed with its number and date."""
+        with self.changed:
+            number = self._number()
+            self._known_chats.add(message["chat"]["id"])
+            self.push({"message": {"message_id": number, "date": int(time.time())} | message})
+            return number
+
+    def push(self, update: dict[str, Any], *, update_id: int | None = None) -> int:
+        """Any update at all; it gets the next number unless it is given one."""
+        with self.changed:
+            if update_id is None:
+                update_id = self._next_update
+                self._next_update += 1
+            self._updates.append({"update_id": update_id} | update)
+            self.changed.notify_all()
+            return update_id
+
+    def fail(
+        self, method: str | None, status: int, description: str, *, times: int = 1, **parameters: Any
+    ) -> None:
+        """Refuse the next calls, e.g. `fail("sendVideo", 429, "Too Many Requests: retry after 1", retry_after=1)`."""
+        with self.changed:
+            self._faults.append(Fault(method, Refused(status, description, **parameters), times))
+
+    def drop(self, method: str | None, *, times: int = 1, after_doing: bool = False) -> None:
+        """Close the connection without an answer, before or after the request is carried out."""
+        with self.changed:
+            self._faults.append(Fault(method, None, times, after_doing))
+
+    def heal(self) -> None:
+        """No more faults."""
+        with self.changed:
+            self._faults.clear()
+
+    def shown(self, chat: int = 77) -> list[Message]:
+        """The bot's messages that stand in a chat now."""
+        with self.changed:
+            return [message for message in self.messages if message.chat_id == chat and not message.deleted]
+
+    def called(self, method: str) -> list[Call]:
+        with self.changed:
+            return [call for call in self.calls if call.method == method]
+
+    def unacknowledged(self) -> list[int]:
+        """Numbers of the updates that would be brought again."""
+        with self.changed:
+            return [update["update_id"] for update in self._updates]
+
+    # --- What the Bot API does ----------------------------------------------------------------------------------------
+
+    def answer(self, method: str, parameters: dict[str, Any]) -> Any:
+        """The result of one call, by the method's own name.
+
+        Raises:
+            Refused, DropConnection.
+        """
+        with self.changed:
+            self.calls.append(Call(method, parameters, time.monotonic()))
+            fault = self._fault_for(method)
+            self.changed.notify_all()
+            if fault is not None and not fault.after_doing:
+                raise fault.error or DropConnection
+        operation = getattr(self, "_on_" + re.sub("([A-Z])", r"_\1", method).lower(), None)
+        if operation is None:
+            raise Refused(404, "Not Found: method not found")
+        if method == "getUpdates":
+            return operation(parameters)
+        with self.changed:
+            result = operation(parameters)
+            self.changed.notify_all()
+        if fault is not None:
+            raise DropConnection
+        return result
+
+    def _fault_for(self, method: str) -> Fault | None:
+        for fault in self._faults:
+            if fault.times and fault.method in (None, method):
+                fault.times -= 1
+                return fault
+        return None
+
+    def _number(self) -> int:
+        self._next_message += 1
+        return self._next_message
+
+    def _on_get_me(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"id": self.bot_id, "is_bot": True, "first_name": "Videos", "username": "videos_test_bot"}
+
+    def _on_get_updates(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
+        """What was not acknowledged, after a long poll; a newer poll ends an older one."""
+        with self.changed:
+            if self.webhook:
+                raise Refused(409, "Conflict: can't use getUpdates method while webhook is active")
+            self._poll += 1
+            mine = self._poll
+            self.changed.notify_all()
+            offset = int(parameters.get("offset") or 0)
+            self._updates = [update for update in self._updates if update["update_id"] >= offset]
+            deadline = time.monotonic() + float(parameters.get("timeout") or 0)
+            while not self._updates or self.paused:
+                if self._poll != mine or (left := deadline - time.monotonic()) <= 0:
+                    break
+                self.changed.wait(min(left, 0.5))
+            if self._poll != mine:
+                raise Refused(409, "Conflict: terminated by other getUpdates request")
+            return [] if self.paused else self._updates[: int(parameters.get("limit") or 100)]
+
+    def _on_delete_webhook(self, _: dict[str, Any]) -> bool:
+        self.webhook = ""
+        return True
+
+    def _on_set_my_commands(self, parameters: dict[str, Any]) -> bool:
+        self.commands = json.loads(parameters["commands"])
+        return True
+
+    def _on_answer_callback_query(self, _: dict[str, Any]) -> bool:
+        return True
+
+    def _on_send_chat_action(self, parameters: dict[str, Any]) -> bool:
+        self._chat(parameters)
+        return True
+
+    def _on_send_message(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        chat_id, reply_to = self._chat(parameters), self._reply_to(parameters)
+        text = self._text(parameters, "text", 4096)
+        return self._post(Message(self._number(), chat_id, text, reply_to, texts=[text]))
+
+    def _on_send_video(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        chat_id, reply_to = self._chat(parameters), self._reply_to(parameters)
+        caption = self._text(parameters, "caption", 1024, required=False)
+        content = self._video(parameters)
+        file_id = f"file-{self._number()}"
+        self.files[file_id] = content
+        video = {
+            "file_id": file_id,
+            "file_unique_id": f"unique-{file_id}",
+            "width": int(parameters.get("width") or 0),
+            "height": int(parameters.get("height") or 0),
+            "duration": int(float(parameters.get("duration") or 0)),
+            "file_size": len(content),
+        }
+        message = Message(self._number(), chat_id, caption, reply_to, video=content, texts=[caption])
+        return self._post(message) | {"video": video, "caption": caption}
+
+    def _on_edit_message_text(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        message = self._find(parameters, "message to edit not found")
+        text = self._text(parameters, "text", 4096)
+        if text == message.text:
+            raise Refused(
+                400, "Bad Request: message is not modified: specified new message content is the same"
+            )
+        message.text = text
+        message.texts.append(text)
+        return self._shape(message)
+
+    def _on_delete_message(self, parameters: dict[str, Any]) -> bool:
+        self._find(parameters, "message to delete not found").deleted = True
+        return True
+
+    def _post(self, message: Message) -> dict[str, Any]:
+        self.messages.append(message)
+        return self._shape(message)
+
+    def _shape(self, message: Message) -> dict[str, Any]:
+        chat = {"id": message.chat_id, "type": "private" if message.chat_id > 0 else "supergroup"}
+        return {
+            "message_id": message.message_id,
+            "date": int(time.time()),
+            "chat": chat,
+            "from": self._on_get_me({}),
+        } | ({} if message.video else {"text": message.text})
+
+    def _find(self, parameters: dict[str, Any], otherwise: str) -> Message:
+        chat_id, number = self._chat(parameters), int(parameters.get("message_id") or 0)
+        for message in self.messages:
+            if (message.chat_id, message.message_id, message.deleted) == (chat_id, number, False):
+                return message
+        raise Refused(400, f"Bad Request: {otherwise}")
+
+    def _chat(self, parameters: dict[str, Any]) -> int:
+        chat_id = int(parameters.get("chat_id") or 0)
+        if chat_id in self.blocked_by:
+            raise Refused(403, "Forbidden: bot was blocked by the user")
+        if chat_id not in self._known_chats:
+            raise Refused(400, "Bad Request: chat not found")
+        return chat_id
+
+    def _reply_to(self, parameters: dict[str, Any]) -> int | None:
+        if "reply_parameters" not in parameters:
+            return None
+        return int(json.loads(parameters["reply_parameters"])["message_id"])
+
+    def _text(self, parameters: dict[str, Any], name: str, limit: int, *, required: bool = True) -> str:
+        text = parameters.get(name) or ""
+        mode = parameters.get("parse_mode")
+        if mode not in (None, "HTML"):
+            raise Refused(400, f"Bad Request: this server has no parse mode {mode}")
+        text = (parse_html(text) if mode else text).strip()
+        if required and not text:
+            raise Refused(400, "Bad Request: message text is empty")
+        if units(text) > limit:
+            what = "message" if name == "text" else "message caption"
+            raise Refused(400, f"Bad Request: {what} is too long")
+        return text
+
+    def _video(self, parameters: dict[str, Any]) -> bytes:
+        video = parameters.get("video") or ""
+        if isinstance(video, str) and video.startswith("attach://"):
+            video = parameters.get(video.removeprefix("attach://")) or b""
+        content = self.files.get(video) if isinstance(video, str) else video
+        if content is None:
+            raise Refused(400, "Bad Request: wrong file identifier/HTTP URL specified")
+        if not content:
+            raise Refused(400, "Bad Request: file must be non-empty")
+        if content[4:8] != b"ftyp" or b"moov" not in content:
+            raise Refused(400, "Bad Request: failed to process the video: it is no MP4")
+        return content
+
+    # --- By hand ------------------------------------------------------------------------------------------------------
+
+    def control(self, name: str, body: dict[str, Any]) -> Any:
+        """The same by HTTP: say, fail, messages."""
+        if name == "say":
+            return {"message_id": self.say(**body)}
+        if name == "fail":
+            return self.fail(**body)
+        with self.changed:
+            return [vars(message) | {"video": bool(message.video)} for message in self.messages]
+
+
+def _handler_of(server: BotApiServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_POST(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            try:
+                if length > MAX_UPLOAD_BYTES:
+                    self.close_connection = True
+                    raise Refused(413, "Request Entity Too Large")
+                body = self.rfile.read(length)
+                result = self._result(body)
+            except Refused as refusal:
+                answer = {"ok": False, "error_code": refusal.status, "description": refusal.description}
+                if refusal.parameters:
+                    answer["parameters"] = refusal.parameters
+                self._send(refusal.status, answer)
+            except DropConnection:
+                self.close_connection = True
+                self.connection.close()
+            else:
+                self._send(200, {"ok": True, "result": result})
+
+        do_GET = do_POST  # noqa: N815
+
+        def _result(self, body: bytes) -> Any:
+            if self.path.startswith("/control/"):
+                return server.control(self.path.removeprefix("/control/"), json.loads(body or b"{}"))
+            prefix, _, method = self.path.rpartition("/")
+            if not re.fullmatch(r"/bot\d+:[\w-]+", prefix):
+                raise Refused(404, "Not Found")
+            if prefix != f"/bot{server.token}":
+                raise Refused(401, "Unauthorized")
+            return server.answer(method, _parameters(self.headers.get("Content-Type") or "", body))
+
+        def _send(self, status: int, answer: dict[str, Any]) -> None:
+            content = json.dumps(answer).encode()
+            with contextlib.suppress(OSError):  # the caller was killed
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            """Quiet."""
+
+    return Handler
+
+
+def _parameters(content_type: str, body: bytes) -> dict[str, Any]:
+    if content_type.startswith("multipart/form-data"):
+        return dict(_parts(content_type, body))
+    return {name: values[-1] for name, values in parse_qs(body.decode(), keep_blank_values=True).items()}
+
+
+def _parts(content_type: str, body: bytes) -> Iterator[tuple[str, Any]]:
+    head = f"Content-Type: {content_type}\r\n\r\n".encode()
+    whole = email.parser.BytesParser(policy=email.policy.HTTP).parsebytes(head + body)
+    for part in whole.iter_parts():
+        name = str(part.get_param("name", header="content-disposition"))
+        content = part.get_payload(decode=True)
+        assert isinstance(content, bytes)
+        yield name, content if part.get_filename() else content.decode()
+
+
+def main() -> None:
+    """Serve until Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, default=9000)
+    with BotApiServer(port=parser.parse_args().port) as server:
+        print(" ".join(f"{name}={value}" for name, value in server.environment.items()), flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()
