@@ -41,6 +41,10 @@ R = TypeVar("R")
 # How long a node that cannot be used just now is left alone, in seconds.
 UNREACHABLE_PAUSE = 10.0
 BROKEN_PAUSE = 30.0
+# Failures of a node that say nothing about the job: its worker died, its model is away, or it was stopped.
+NO_VERDICT = frozenset({"worker_died", "model_unavailable", "node_shutdown"})
+# A node that answers at every step is asked no more often than this, in seconds.
+PACE_SECONDS = 0.05
 # Between two questions to a node that answers at once, in seconds.
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 2.0
@@ -133,10 +137,10 @@ class Follower:
         if await self._apply(remote):
             return True
         # A server without long polling answers at once; one that cannot cancel is asked as rarely.
-        if self.stop_requested.is_set() or (
-            time.monotonic() - asked_at < POLL_SECONDS and not self._moved(remote)
-        ):
-            await asyncio.sleep(POLL_SECONDS)
+        idle = self.stop_requested.is_set() or not self._moved(remote)
+        await asyncio.sleep(
+            max(0.0, (POLL_SECONDS if idle else PACE_SECONDS) - (time.monotonic() - asked_at))
+        )
         return False
 
     async def _post(self, client: NodeClient, *, hand_over: bool = False) -> bool:
@@ -235,6 +239,8 @@ class Follower:
             await in_database(lifecycle.attempt_stopped)(attempt_id=self.attempt.pk, stopped_at_step=step)
         elif remote.state == "canceled":
             await self._lost("the node says it was canceled there")
+        elif remote.error_code in NO_VERDICT:
+            await self._lost(remote.error or remote.error_code)
         else:
             reason = remote.error or "The node gave no reason."
             await self._failed(code="generation_failed", message=reason, error=reason)

@@ -81,7 +81,7 @@ class RemoteJob:
     """A job as its node sees it.
 
     remote_id: None on the field protocol, which has no ids. step of steps: denoising steps that are done.
-    progress: percent. error: one sentence of the node's, when failed. file_name: what `/get_video/` wants.
+    progress: percent. error: one sentence of the node's, when failed; error_code: its word for it, where it has one. file_name: what `/get_video/` wants.
     generation_ms: the node's own clock. stopped_at_step: set by a confirmed cancel.
     queue_position: 1 is next.
     """
@@ -92,6 +92,7 @@ class RemoteJob:
     steps: int | None = None
     progress: int | None = None
     error: str | None = None
+    error_code: str | None = None
     file_name: str | None = None
     generation_ms: int | None = None
     stopped_at_step: int | None = None

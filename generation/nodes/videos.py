@@ -144,6 +144,7 @@ class VideosClient(NodeClient):
             steps=parsing.whole_number(body.get("steps")),
             progress=_percent(body.get("progress")),
             error=said or ("The node gave no reason." if state == "failed" else None),
+            error_code=code,
             file_name=parsing.known_file_name(body.get("file_name")),
             generation_ms=_generation_ms(body),
             stopped_at_step=parsing.whole_number(body.get("stopped_at_step")),

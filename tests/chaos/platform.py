@@ -1,0 +1,228 @@
+"""The whole platform as the chaos tests use it: its doors, its processes, its database, and the proof of its books."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import psycopg
+
+from tests.bot_api_server import BotApiServer
+from tests.processes import wait_for
+from tests.stack import Stack
+from videoplatform.embedded_postgres import connection_settings
+
+SIGNUP_CREDITS = 100_000
+PROMPT = "a red ball moving right"
+PATIENCE_SECONDS = 90.0
+
+
+class Platform(Stack):
+    """A Stack with a few people who have API keys, small clips, and Telegram at its side."""
+
+    def __init__(self, folder: Path, telegram: BotApiServer) -> None:
+        self.telegram = telegram
+        super().__init__(
+            folder,
+            {
+                **telegram.environment,
+                "VIDEO_COOLDOWN_SECONDS": "0",
+                "SIGNUP_CREDITS": str(SIGNUP_CREDITS),
+                "JOB_DEADLINE_SECONDS": "900",
+                "LEASE_SECONDS": "6",
+                "NODE_HEALTH_SECONDS": "1",
+                "NODE_TRIAL_SECONDS": "2",
+                "GPU_NODE_QUEUE_SIZE": "8",
+            },
+        )
+        self.keys: list[str] = []
+
+    def __enter__(self) -> "Platform":
+        super().__enter__()
+        # The least clip that is a clip: the platform's faults are under test here, not the model.
+        self.sql("UPDATE generation_preset SET num_frames = 9, num_inference_steps = 2 WHERE name = 'quick'")
+        for name in ("ada", "bob", "eve"):
+            self._add_person(name)
+        return self
+
+    def _add_person(self, name: str) -> None:
+        script = f"from accounts.models import User; User.objects.create_user({name!r})"
+        self.manage("shell", "-c", script)
+        self.keys.append(self.manage("create_api_key", name).strip())
+
+    # --- The database, directly ---
+
+    def connect(self) -> psycopg.Connection[Any]:
+        parameters = connection_settings(self.data_dir)
+        return psycopg.connect(
+            host=parameters["HOST"],
+            port=parameters["PORT"],
+            user=parameters["USER"],
+            dbname=parameters["NAME"],
+            autocommit=True,
+            connect_timeout=5,
+        )
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self.connect() as connection:
+            cursor = connection.execute(statement, values)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+    def database_pid(self) -> int:
+        return int((self.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+
+    # --- Its processes ---
+
+    def victim(self, role: str, rng: random.Random) -> psutil.Process:
+        """The process that plays a role now. Raises LookupError while it is down."""
+        try:
+            return self._find(role, rng)
+        except (psutil.NoSuchProcess, IndexError, FileNotFoundError):
+            raise LookupError(f"{role} is not there now") from None
+
+    def _find(self, role: str, rng: random.Random) -> psutil.Process:
+        if role in ("worker main", "reconciler", "web main", "bot", "node front"):
+            program = {"worker main": "worker", "web main": "web", "node front": "gpu_node"}.get(role, role)
+            return psutil.Process(self.pid_of(program))
+        if role == "web worker":
+            return rng.choice(psutil.Process(self.pid_of("web")).children())
+        if role == "node worker":
+            return psutil.Process(self.pid_of("gpu_node")).children()[0]
+        sentinel = psutil.Process(self.pid_of("worker")).children()[0]
+        if role == "worker sentinel":
+            return sentinel
+        # Forked in this order: the pool, then the monitor and the pusher.
+        children = sorted(sentinel.children(), key=lambda child: child.pid)
+        if len(children) < 4:
+            raise LookupError("the worker is starting")
+        return rng.choice(children[:2]) if role == "worker child" else rng.choice(children[2:])
+
+    def kill(self, role: str, rng: random.Random) -> None:
+        """SIGKILL whoever plays the role, as soon as somebody does, and see that it is gone."""
+        process = wait_for(lambda: self._victim_or_none(role, rng), message=f"{role} did not come back")
+        process.send_signal(signal.SIGKILL)
+        wait_for(lambda: is_gone(process), message=f"{role} survived a SIGKILL")
+
+    def _victim_or_none(self, role: str, rng: random.Random) -> psutil.Process | None:
+        try:
+            return self.victim(role, rng)
+        except LookupError:
+            return None
+
+    # --- Its doors ---
+
+    def submit(self, number: int, *, key: str | None = None, prompt: str = PROMPT) -> str:
+        """A job by REST; repeated with the same key until it is accepted, as a client would. Returns its id."""
+        headers = {
+            "Authorization": f"Bearer {self.keys[number % len(self.keys)]}",
+            "Idempotency-Key": key or f"chaos-{number}",
+        }
+
+        def post() -> str | None:
+            try:
+                answer = httpx.post(
+                    f"{self.url}/v1/videos", json={"prompt": prompt}, headers=headers, timeout=10
+                )
+            except httpx.TransportError:
+                time.sleep(0.3)
+                return None
+            if answer.status_code >= 500:
+                time.sleep(0.3)
+                return None
+            assert answer.status_code < 300, answer.text
+            return str(answer.json()["id"])
+
+        return wait_for(post, seconds=PATIENCE_SECONDS, message="no submit was accepted")
+
+    def status(self, video_id: str, number: int = 0) -> str | None:
+        """What the API says of a video; None while it cannot be asked."""
+        headers = {"Authorization": f"Bearer {self.keys[number % len(self.keys)]}"}
+        try:
+            answer = httpx.get(f"{self.url}/v1/videos/{video_id}", headers=headers, timeout=5)
+        except httpx.TransportError:
+            return None
+        return str(answer.json()["status"]) if answer.status_code == 200 else None
+
+    def makes_a_clip(self, number: int, *, seconds: float = PATIENCE_SECONDS) -> float:
+        """Submit a job and wait until it is completed; the seconds it took."""
+        begun = time.monotonic()
+        video = self.submit(number)
+        wait_for(
+            lambda: self.status(video, number) == "completed",
+            seconds=seconds,
+            message="the job did not complete",
+        )
+        return time.monotonic() - begun
+
+    def bot_answers(self, text: str, *, sender: int, seconds: float = PATIENCE_SECONDS) -> float:
+        """Write to the bot and wait for a message; the seconds it took."""
+        begun, before = time.monotonic(), len(self.telegram.shown(sender))
+        self.telegram.say(text, sender=sender)
+        wait_for(
+            lambda: len(self.telegram.shown(sender)) > before, seconds=seconds, message="the bot is silent"
+        )
+        return time.monotonic() - begun
+
+    # --- The proof ---
+
+    def live_jobs(self) -> int:
+        return int(self.sql("SELECT count(*) FROM generation_generationjob WHERE finished_at IS NULL")[0][0])
+
+    def wait_until_idle(self, *, seconds: float) -> None:
+        def idle() -> bool:
+            try:
+                return self.live_jobs() == 0
+            except psycopg.OperationalError:
+                return False
+
+        wait_for(idle, seconds=seconds, message="jobs are stuck")
+
+    def check_books(self) -> dict[str, int]:
+        """Nothing lost, charged twice or stuck, and `audit_credits` agrees (R12); the number of jobs by state."""
+        self.manage("audit_credits")  # raises unless it ends with 0
+        unresolved = self.sql(CHARGED_WRONGLY)
+        assert not unresolved, f"charged wrongly: {unresolved[:5]}"
+        late = self.sql(
+            "SELECT id FROM generation_generationjob WHERE finished_at > deadline_at + interval '60 seconds'"
+        )
+        assert not late, f"past their deadline: {late[:5]}"
+        self._check_files()
+        return dict(self.sql("SELECT state, count(*) FROM generation_generationjob GROUP BY state"))
+
+    def _check_files(self) -> None:
+        media_root = Path(self.environment["MEDIA_ROOT"])
+        stored = self.sql(
+            "SELECT video, size_bytes FROM generation_generationjob WHERE state = 'completed' AND deleted_at IS NULL"
+        )
+        for name, size in stored:
+            assert (media_root / name).stat().st_size == size, f"charged, but {name} is not whole"
+
+
+# Jobs without exactly one hold and, once they are over, exactly one resolution of the right kind.
+CHARGED_WRONGLY = """
+SELECT job.id, job.state, array_agg(entry.kind ORDER BY entry.id)
+FROM generation_generationjob job LEFT JOIN accounts_credittransaction entry ON entry.reference = job.id
+GROUP BY job.id
+HAVING count(*) FILTER (WHERE entry.kind = 'reserve') <> 1
+    OR count(*) FILTER (WHERE entry.kind = 'capture') <> (job.state = 'completed')::int
+    OR count(*) FILTER (WHERE entry.kind = 'release') <> (job.state IN ('failed', 'canceled'))::int
+"""
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Dead, or dead and not yet reaped by its parent."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def measured(work: Callable[[], Any]) -> float:
+    """Seconds that `work` took."""
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
