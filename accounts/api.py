@@ -68,7 +68,7 @@ class Credits(APIView):
         summary="Your credits and where they went",
     )
     def get(self, request: Request) -> Response:
-        wanted = CreditsPage(data=request.query_params)
+        wanted = CreditsPage(data=request.query_params.dict())
         wanted.is_valid(raise_exception=True)
         page: dict[str, Any] = wanted.validated_data
         account = ledger.open_account(user=cast(User, request.user))

@@ -54,6 +54,14 @@ IDEMPOTENCY_KEY = OpenApiParameter(
     description="The same key is the same video, however often it is sent; with another body it is refused (422).",
 )
 VIDEO = OpenApiResponse(VideoSerializer, examples=[OpenApiExample("A video being made", value=EXAMPLE)])
+SERVER_SENT_EVENT = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["video.updated", "video.completed", "video.failed"]},
+        "data": {"type": "string", "description": "The video, as JSON."},
+    },
+    "required": ["event", "data"],
+}
 SUBMIT_ERRORS = errors(400, 401, 402, 403, 413, 415, 422, 429)
 
 
@@ -108,7 +116,7 @@ class Videos(APIView):
     )
     def get(self, request: Request) -> Response:
         """Newest first unless `order` says otherwise. Deleted videos are left out."""
-        wanted = Page(data=request.query_params)
+        wanted = Page(data=request.query_params.dict())
         wanted.is_valid(raise_exception=True)
         jobs, has_more = page_of(
             with_what_is_shown(GenerationJob.objects.filter(user=request.user.pk, deleted_at=None)),
@@ -163,7 +171,7 @@ class Content(APIView):
     )
     def get(self, request: Request, video_id: str) -> HttpResponseBase:
         """The MP4 (H.264), or a JPEG with `variant=thumbnail`. Knows Range."""
-        wanted = Wanted(data=request.query_params)
+        wanted = Wanted(data=request.query_params.dict())
         wanted.is_valid(raise_exception=True)
         job = find_job(request, video_id)
         if job.state != State.COMPLETED:
@@ -213,7 +221,7 @@ class Remix(APIView):
 class Events(APIView):
     @extend_schema(
         operation_id="videos_events",
-        responses={(200, MEDIA_TYPE): OpenApiTypes.STR, **errors(401, 404, 429)},
+        responses={(200, MEDIA_TYPE): SERVER_SENT_EVENT, **errors(401, 404, 429)},
         summary="Follow a video",
     )
     def get(self, request: Request, video_id: str) -> HttpResponse:

@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from django.conf import settings
 from django.db.models import Count, OuterRef, QuerySet, Subquery
 from django.db.models.functions import Coalesce
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from generation import offer, pricing
+from generation import lifecycle, offer, pricing
 from generation.errors import EmptyPrompt, InvalidSetting
 from generation.models import GenerationJob, Preset
 
@@ -66,6 +67,7 @@ class Text(serializers.CharField):
         return data
 
 
+@extend_schema_field({"type": "string", "minLength": 1, "maxLength": settings.MAX_PROMPT_LENGTH})
 class Prompt(Text):
     """Left out, null or empty: all the same to a person."""
 
@@ -112,7 +114,11 @@ class NewVideo(KnownFieldsOnly):
     size = Text(required=False, allow_null=True, help_text="`WIDTHxHEIGHT`; left out: the model's own.")
     preset = Text(required=False, allow_null=True, help_text="One of `GET /v1/presets`.")
     seed = serializers.IntegerField(
-        required=False, allow_null=True, help_text="0 to 2147483647; the same seed makes the same clip."
+        required=False,
+        allow_null=True,
+        min_value=0,
+        max_value=lifecycle.MAX_SEED,
+        help_text="The same seed makes the same clip.",
     )
     negative_prompt = Text(
         required=False, allow_null=True, allow_blank=True, help_text="What it should not show."

@@ -452,6 +452,7 @@ class TestList:
             ({"limit": "many"}, 400),
             ({"limit": "9" * 5000}, 400),
             ({"order": "up"}, 400),
+            ({"order": ""}, 400),
             ({"after": "nothing"}, 404),
             ({"after": "\x00"}, 404),
             ({"after": f"video_{'0' * 32}"}, 404),
