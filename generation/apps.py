@@ -5,4 +5,4 @@ class GenerationConfig(AppConfig):
     name = "generation"
 
     def ready(self) -> None:
-        from generation import receivers  # noqa: F401  (bans cancel live jobs, presets are seeded after migrate)
+        from generation import audit, receivers  # noqa: F401  (audit checks, bans cancel jobs, first presets)

@@ -88,7 +88,7 @@ class FailFastSentinel(Sentinel):  # type: ignore[misc]  # django-q2 has no type
 def _exitcode(process: BaseProcess) -> int | None:
     """Of a process that has ended.
 
-    The guard loop may be reaping it in this moment, so the code can be a little late.
+    Another thread may be reaping it in this moment, so the code can be a little late.
     """
     for _ in range(100):
         if process.exitcode is not None:
@@ -118,9 +118,9 @@ def _begin_child(**_: Any) -> None:
 
 def _watch_sentinel(sentinel: BaseProcess) -> None:
     connection.wait([sentinel.sentinel])
-    sentinel.join()
-    if sentinel.exitcode != 0:
-        _fail_fast(f"the sentinel (pid {sentinel.pid}) died with {sentinel.exitcode}")
+    exitcode = _exitcode(sentinel)
+    if exitcode != 0:
+        _fail_fast(f"the sentinel (pid {sentinel.pid}) died with {exitcode}")
 
 
 def _die_with_parent(parent: int) -> None:

@@ -119,7 +119,9 @@ def test_a_node_that_takes_a_job_and_forgets_it_or_answers_late_is_never_paid_tw
         wait_for(lambda: JobAttempt.objects.filter(job=crashed).exclude(remote_id="").exists())
         server.kill()
     with VideosServer.start(seconds=2, port=server.port) as reborn:
-        assert reborn.url == node.base_url  # the same node as far as anybody can see, but it has forgotten the job
+        assert (
+            reborn.url == node.base_url
+        )  # the same node as far as anybody can see, but it has forgotten the job
         ended(crashed)
         assert crashed.state == "failed"
         check_paid_iff_playable(crashed)

@@ -4,9 +4,9 @@ import uuid
 from typing import Any
 
 import pytest
-from django.core.management import call_command
 from django.db import DatabaseError
 
+from accounts.audit import audit
 from tests.test_ledger_guards import ENTRIES, INSERT, NOTHING, STATEMENTS, attempt, books
 
 pytestmark = pytest.mark.django_db
@@ -30,6 +30,7 @@ def test_every_attack_on_the_books_in_sql_is_refused(books: dict[str, Any], scor
         values = {"account": "mine", **attack}
         with pytest.raises(DatabaseError):
             attempt(INSERT, NOTHING | {key: names.get(value, value) for key, value in values.items()})
-    call_command("audit_credits")
+    # The holds under attack are of made-up jobs, which the audit rightly finds; it must find nothing else.
+    assert not [found for found in audit().discrepancies if "which is no job" not in found]
     row.result = f"{len(STATEMENTS) + len(ENTRIES)} rejected"
     row.passed = True

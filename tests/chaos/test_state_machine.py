@@ -5,8 +5,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-
-# AUDIT
 from django.db import transaction
 from django.utils import timezone
 from hypothesis import HealthCheck, settings
@@ -21,6 +19,7 @@ from hypothesis.stateful import (
 )
 
 from accounts import ledger
+from accounts.audit import audit
 from accounts.errors import LedgerError
 from accounts.models import CreditTransaction, User
 from generation import lifecycle, scheduling
@@ -271,7 +270,7 @@ def test_the_books_agree_with_a_model_whatever_happens(
             database=None,
         ),
     )
-    # AUDITED
+    assert not audit().discrepancies
     row.result = f"{examples} examples held"
     row.passed = True
 

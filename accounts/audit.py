@@ -1,0 +1,109 @@
+"""Prove the books: everything the database holds is added up again, from the entries alone.
+
+Other apps add what they know of the references (`register`); the ledger itself does not know what a job is.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from django.db import connection, transaction
+
+from accounts.models import CreditAccount, CreditTransaction
+
+Check = Callable[[], Iterable[str]]
+_checks: list[Check] = []
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was looked at, and every discrepancy as a sentence; none is what it should be."""
+
+    accounts: int
+    entries: int
+    discrepancies: list[str]
+
+
+def register(check: Check) -> Check:
+    """Make a function that yields discrepancies part of every audit."""
+    if check not in _checks:
+        _checks.append(check)
+    return check
+
+
+def audit() -> Audit:
+    """Run every check on one snapshot, so that what happens meanwhile looks like no discrepancy."""
+    snapshot = not connection.in_atomic_block
+    with transaction.atomic():
+        if snapshot:
+            query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+        found = [sentence for check in _checks for sentence in check()]
+        return Audit(
+            accounts=CreditAccount.objects.count(),
+            entries=CreditTransaction.objects.count(),
+            discrepancies=found,
+        )
+
+
+def query(statement: str) -> list[tuple[object, ...]]:
+    """Rows of a statement, or none where it returns none."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+        return cursor.fetchall() if cursor.description else []
+
+
+@register
+def balances_are_the_sums_of_their_entries() -> Iterable[str]:
+    for account, posted, held, sum_posted, sum_held in query(SUMS):
+        yield f"account {account} says {posted} posted, {held} held; its entries sum to {sum_posted} and {sum_held}"
+
+
+@register
+def running_balances_follow_from_the_entries_before() -> Iterable[str]:
+    for entry, posted, held, running_posted, running_held in query(RUNNING):
+        sums = f"{running_posted} and {running_held}"
+        yield f"entry {entry} says {posted} and {held} after it; the entries up to it sum to {sums}"
+
+
+@register
+def resolutions_fit_what_they_resolve() -> Iterable[str]:
+    for entry, kind, origin in query(RESOLUTIONS):
+        yield f"entry {entry}, a {kind}, does not fit entry {origin}, which it resolves"
+
+
+@register
+def transfers_sum_to_nothing() -> Iterable[str]:
+    for reference, total in query(TRANSFERS):
+        yield f"transfer {reference} creates {total} credits"
+
+
+SUMS = """
+SELECT account.id, account.posted, account.held,
+       coalesce(sum(entry.posted_delta), 0), coalesce(sum(entry.held_delta), 0)
+FROM accounts_creditaccount account LEFT JOIN accounts_credittransaction entry ON entry.account_id = account.id
+GROUP BY account.id
+HAVING account.posted <> coalesce(sum(entry.posted_delta), 0) OR account.held <> coalesce(sum(entry.held_delta), 0)
+    OR account.held < 0 OR account.held > account.posted
+"""
+
+RUNNING = """
+SELECT * FROM (
+    SELECT id, posted_after, held_after,
+           sum(posted_delta) OVER upto AS posted, sum(held_delta) OVER upto AS held
+    FROM accounts_credittransaction WINDOW upto AS (PARTITION BY account_id ORDER BY id)
+) entry WHERE posted_after <> posted OR held_after <> held
+"""
+
+RESOLUTIONS = """
+SELECT entry.id, entry.kind, origin.id
+FROM accounts_credittransaction entry JOIN accounts_credittransaction origin ON origin.id = entry.resolves_id
+WHERE origin.account_id <> entry.account_id OR origin.reference IS DISTINCT FROM entry.reference
+   OR origin.kind <> CASE entry.kind WHEN 'capture' THEN 'reserve' WHEN 'release' THEN 'reserve'
+                                     WHEN 'refund' THEN 'capture' WHEN 'purchase_refund' THEN 'purchase' END
+   OR (entry.kind IN ('capture', 'release') AND entry.held_delta <> -origin.held_delta)
+   OR (entry.kind IN ('refund', 'purchase_refund') AND entry.posted_delta <> -origin.posted_delta)
+"""
+
+TRANSFERS = """
+SELECT reference, sum(posted_delta) FROM accounts_credittransaction WHERE kind = 'transfer'
+GROUP BY reference HAVING sum(posted_delta) <> 0 OR count(*) <> 2
+"""

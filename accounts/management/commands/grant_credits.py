@@ -1,0 +1,34 @@
+"""Give somebody credits, with a reason."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts import ledger
+from accounts.errors import LedgerError
+from accounts.models import User
+
+
+class Command(BaseCommand):
+    help = "Give a user credits."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("username")
+        parser.add_argument("amount", type=int, help="whole credits, more than 0")
+        parser.add_argument(
+            "--reason", required=True, metavar="TEXT", help="shown to the user in their history"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        user = User.objects.filter(username=options["username"]).first()
+        if user is None:
+            raise CommandError(f"There is no user {options['username']!r}.")
+        reason = options["reason"].strip()
+        if not reason:
+            raise CommandError("Please give a reason.")
+        try:
+            entry = ledger.grant(user=user, amount=options["amount"], reason=reason)
+        except LedgerError as error:
+            raise CommandError(str(error)) from None
+        self.stdout.write(f"{user.username}: {entry.amount:+d} credits, balance {entry.balance_after}")

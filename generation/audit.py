@@ -1,0 +1,35 @@
+"""What jobs say about the books: one hold of its price each, and one resolution of the right kind once it is over."""
+
+from collections.abc import Iterable
+
+from accounts.audit import query, register
+
+
+@register
+def jobs_and_their_credits_agree() -> Iterable[str]:
+    for job, state, cost, kinds in query(JOBS):
+        yield f"job {job} is {state} and costs {cost}, but its entries are: {kinds or 'none'}"
+
+
+@register
+def every_hold_belongs_to_a_job() -> Iterable[str]:
+    for entry, reference in query(STRAY_HOLDS):
+        yield f"entry {entry} holds credits for {reference}, which is no job"
+
+
+JOBS = """
+SELECT job.id, job.state, job.cost, string_agg(entry.kind || ' ' || abs(entry.held_delta), ', ' ORDER BY entry.id)
+FROM generation_generationjob job
+LEFT JOIN accounts_creditaccount account ON account.user_id = job.user_id
+LEFT JOIN accounts_credittransaction entry ON entry.reference = job.id AND entry.account_id = account.id
+GROUP BY job.id
+HAVING count(*) FILTER (WHERE entry.kind = 'reserve' AND entry.held_delta = job.cost) <> 1
+    OR count(*) FILTER (WHERE entry.kind = 'capture') <> (job.state = 'completed')::int
+    OR count(*) FILTER (WHERE entry.kind = 'release') <> (job.state IN ('failed', 'canceled'))::int
+"""
+
+STRAY_HOLDS = """
+SELECT entry.id, entry.reference FROM accounts_credittransaction entry
+LEFT JOIN generation_generationjob job ON job.id = entry.reference
+WHERE entry.kind = 'reserve' AND job.id IS NULL
+"""
