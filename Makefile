@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint types format clean
+.PHONY: help setup demo run test lint types format screenshots clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ types: setup ## the type checker
 format: setup ## put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+screenshots: setup ## docs/screenshots anew, from the real stack and a real browser
+	$(BIN)/python -m tests.screenshots
 
 setup: $(STAMP) ## only make the virtual environment (the other targets do it when needed)
 

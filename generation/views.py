@@ -119,8 +119,8 @@ def submit(request: SiteRequest) -> HttpResponse:
         return _refused(request, form)
     if not request.htmx:
         return redirect("video", job.pk)
-    context = {"card": cards([job])[0], "accepted": True}
-    return render(request, "generation/_accepted.html", _composer(request, ComposerForm()) | context)
+    fresh = _composer(request, ComposerForm(initial={"preset": job.preset.name}))
+    return render(request, "generation/_accepted.html", fresh | {"card": cards([job])[0]})
 
 
 @require_safe

@@ -129,6 +129,9 @@
     if (event.target.id === "job-events") {
       event.preventDefault();
       jobChanged(JSON.parse(event.detail.data));
+    } else if (one(".htmx-request", event.target)) {
+      event.preventDefault(); // its own request, a cancel, is about to bring the card
+      setTimeout(refreshCards, 1500);
     } else if (movedOnly(event.target, event.detail.data)) {
       event.preventDefault();
     }
