@@ -49,7 +49,7 @@ def signed_in(
     """Ask for a sign-in first; a piece of a page is answered by sending the whole browser there. Nothing is cached."""
 
     @functools.wraps(view)
-    def wrapped(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+    def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
         if not request.user.is_authenticated:
             return _ask_to_sign_in(request)
         response = view(cast("SiteRequest", request), *args, **kwargs)
@@ -195,14 +195,14 @@ def video_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
     """The MP4, in ranges when asked for; `?download` makes browsers save it, named after the prompt."""
     job = _own_job(request, job_id)
     download = "download" in request.GET
-    return serve_file(request, job.video.name, filename=filename_for(job.prompt), as_attachment=download)
+    return serve_file(request, str(job.video), filename=filename_for(job.prompt), as_attachment=download)
 
 
 @require_safe
 @signed_in
 def poster_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
     job = _own_job(request, job_id)
-    return serve_file(request, job.poster.name, content_type="image/jpeg")
+    return serve_file(request, str(job.poster), content_type="image/jpeg")
 
 
 # --- Behind the pages -------------------------------------------------------------------------------------------------
@@ -277,8 +277,9 @@ def _card(request: SiteRequest, job: GenerationJob, *, with_messages: bool = Fal
 
 def _node_of(job: GenerationJob) -> str:
     """The model that makes it or made it, as its node names it."""
-    attempt = JobAttempt.objects.select_related("node").filter(pk=job.current_attempt_id).first()
-    return attempt.node.backend if attempt else ""
+    if job.current_attempt_id is None:
+        return ""
+    return JobAttempt.objects.select_related("node").get(pk=job.current_attempt_id).node.backend
 
 
 def _page_number(text: str) -> int:

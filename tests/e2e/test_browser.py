@@ -121,6 +121,8 @@ def test_a_person_signs_up_watches_the_bar_plays_and_seeks(new_page):
     assert page.evaluate("() => window.pushed") >= 3, "the event stream moved it"
     expect(page.locator("#announcer")).to_have_text("Your video is ready.")
 
+    page.locator(".card.completed .card-media").hover()
+    expect(page.locator(".card-media video")).to_be_visible()
     page.locator(".card.completed .card-prompt").click()
     expect(page.locator(".receipt")).to_have_text(
         re.compile(r"Reserved\s*250 credits\s*Charged\s*250 credits")
@@ -173,6 +175,21 @@ def test_mistakes_are_told_in_place_and_nothing_typed_is_lost(new_page):
     expect(page.get_by_label("Seed")).to_have_value("12")
     expect(page.locator(".generate")).to_contain_text("Generate · 250 credits")
     expect(page.locator(".card")).to_have_count(0)
+
+
+def test_the_button_says_at_once_what_cannot_be_afforded(new_page):
+    page = new_page()
+    sign_up(page, "spender")
+    generate(page, "The first half", preset="Standard")
+    generate(page, "A fifth of the rest")
+    page.locator(".chip", has_text="Standard").click()
+    expect(page.locator("#submit-note")).to_have_text(
+        "Not enough credits: this video costs 250 credits, you have 200."
+    )
+    expect(page.locator(".generate")).to_be_disabled()
+    page.locator(".chip", has_text="Quick").click()
+    expect(page.locator(".generate")).to_be_enabled(timeout=(COOLDOWN_SECONDS + 5) * 1000)
+    expect(page.locator("#submit-note")).to_have_text("")
 
 
 def test_a_sample_prompt_is_one_click_away_and_ctrl_enter_submits(new_page):
@@ -252,3 +269,26 @@ def test_an_api_key_is_shown_once_and_copied(new_page, stack):
     assert httpx.get(f"{stack.url}/v1/credits", headers=headers, timeout=30).json()["balance"] == 500
     page.reload()
     assert key not in page.content()
+
+
+def test_the_first_load_is_under_100_kb_on_the_wire_and_kept_by_browsers(stack):
+    def wire(path):
+        with httpx.stream(
+            "GET", f"{stack.url}{path}", headers={"Accept-Encoding": "gzip"}, timeout=30
+        ) as answer:
+            assert answer.status_code == 200, path
+            return len(b"".join(answer.iter_raw())), answer.headers
+
+    page = httpx.get(stack.url, timeout=30).text
+    assets = re.findall(r'(?:src|href)="(/static/[^"]+)"', page)
+    assert len(assets) == 5
+    sizes = {path: wire(path) for path in assets}
+    assert wire("/")[0] + sum(size for size, _ in sizes.values()) < 100_000
+    assert all("immutable" in headers["Cache-Control"] for _, headers in sizes.values())
+
+
+def test_pages_about_errors_have_their_looks_too(stack):
+    answer = httpx.get(f"{stack.url}/nowhere/", timeout=30)
+    assert answer.status_code == 404
+    for path in re.findall(r'href="(/static/[^"]+)"', answer.text):
+        assert httpx.get(f"{stack.url}{path}", timeout=30).status_code == 200, path
