@@ -171,6 +171,9 @@ class Outbox:
             self._active.discard(row_id)
 
     async def _deliver(self, parcel: Parcel) -> None:
+        if parcel.job.deleted_at is not None:
+            await self._drop(parcel)
+            return
         try:
             sent = await self._send(parcel)
         except InvalidToken:
@@ -184,6 +187,12 @@ class Outbox:
             await self._note(parcel, error)
         else:
             await self._finish(parcel, sent)
+
+    async def _drop(self, parcel: Parcel) -> None:
+        """The owner deleted the video before it was sent: only the status message is left to remove."""
+        if parcel.row.status_message_id is not None:
+            await self._remove_status(parcel.row, parcel.row.status_message_id)
+        await mark_failed(parcel.row, error="deleted by its owner")
 
     async def _note(self, parcel: Parcel, error: Exception) -> None:
         """A permanent error ends it, any other one is for another try."""

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
+from aiolimiter import AsyncLimiter
 from django.utils import timezone
 from telegram import Update
 from telegram.error import Conflict, Forbidden, InvalidToken, TelegramError
@@ -33,6 +34,9 @@ PRUNE_SECONDS = 3600.0
 # Telegram itself gives up on an update after a day.
 GIVE_UP_AFTER = timedelta(days=1)
 CHATS_AT_ONCE = 32
+# One chat may be sent a message a second; who writes faster waits, instead of stopping the bot for everybody by a 429.
+BURST, BURST_SECONDS = 5, 5.0
+PACED_CHATS = 1000
 
 Handler = Callable[[Update], Awaitable[None]]
 
@@ -101,6 +105,7 @@ class Inbox:
         self._bot, self._bot_id, self._crew, self._handle = bot, bot_id, crew, handle
         self._chats: dict[int, deque[TelegramUpdate]] = {}
         self._taken: set[int] = set()
+        self._paces: dict[int, AsyncLimiter] = {}
         self._slots = asyncio.Semaphore(CHATS_AT_ONCE)
 
     async def run(self) -> None:
@@ -155,13 +160,20 @@ class Inbox:
 
     async def _work_off(self, chat: int) -> None:
         """The updates of one chat, one after the other."""
-        rows = self._chats[chat]
+        rows, pace = self._chats[chat], self._pace_of(chat)
         while rows and not self._crew.stopping:
             row = rows.popleft()
-            async with self._slots:
+            async with pace, self._slots:
                 await self._process(row)
             self._taken.discard(row.pk)
         del self._chats[chat]
+
+    def _pace_of(self, chat: int) -> AsyncLimiter:
+        if len(self._paces) > PACED_CHATS:
+            rested = [known for known, pace in self._paces.items() if pace.has_capacity(BURST)]
+            for known in rested:
+                del self._paces[known]
+        return self._paces.setdefault(chat, AsyncLimiter(BURST, BURST_SECONDS))
 
     async def _process(self, row: TelegramUpdate) -> None:
         """Handle one update; what can be mended by waiting is waited for, what cannot is put aside with its reason."""

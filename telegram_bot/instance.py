@@ -33,7 +33,9 @@ async def watch(connection: psycopg.AsyncConnection) -> None:
         psycopg.OperationalError: the connection is gone, and the lock with it.
     """
     while True:
-        await asyncio.sleep(CHECK_SECONDS)
+        # Nobody notifies this connection, but waiting on its socket hears at once when the server closes it.
+        async for _ in connection.notifies(timeout=CHECK_SECONDS):
+            pass
         await connection.execute("SELECT 1")
 
 

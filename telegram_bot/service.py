@@ -36,6 +36,8 @@ async def run(client: BotClient, bot_id: int) -> None:
     stop = asyncio.create_task(told_to_stop.wait())
     try:
         await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            logger.info("stopping: what is being sent gets %.0f s", GRACE_SECONDS)
     finally:
         stop.cancel()
         work.cancel()

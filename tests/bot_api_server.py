@@ -110,12 +110,12 @@ class BotApiServer:
         self.commands: list[dict[str, str]] = []
         self.blocked_by: set[int] = set()
         self.webhook = ""
-        self.paused = False  # polls are answered with nothing
+        self._held: set[str] = set()
         self._known_chats: set[int] = set()
         self._updates: list[dict[str, Any]] = []
         self._faults: list[Fault] = []
         self._next_update, self._next_message = 1000, 1
-        self._poll = 0
+        self._poll = self._poll_ended = 0
         self.changed = threading.Condition(threading.RLock())
         self._server = ThreadingHTTPServer(("127.0.0.1", port), _handler_of(self))
         self._server.daemon_threads = True
@@ -152,7 +152,7 @@ class BotApiServer:
             self.blocked_by.clear()
             self._faults.clear()
             self._updates.clear()
-            self.paused = False
+            self._held.clear()
 
     def say(self, text: str, *, sender: int = 77, chat: int | None = None, **sender_facts: Any) -> int:
         """Somebody writes to the bot, in private or in the group `chat`; returns the id of their message."""
@@ -195,6 +195,23 @@ class BotApiServer:
         with self.changed:
             self._faults.append(Fault(method, None, times, after_doing))
 
+    def hold(self, method: str) -> None:
+        """Calls of `method` are carried out, but not answered before `release`."""
+        with self.changed:
+            self._held.add(method)
+
+    def release(self) -> None:
+        """Answer what was held back, and go on."""
+        with self.changed:
+            self._held.clear()
+            self.changed.notify_all()
+
+    def end_poll(self) -> None:
+        """Answer the poll that waits now with nothing, as after half a minute without news."""
+        with self.changed:
+            self._poll_ended = self._poll
+            self.changed.notify_all()
+
     def heal(self) -> None:
         """No more faults."""
         with self.changed:
@@ -236,6 +253,8 @@ class BotApiServer:
         with self.changed:
             result = operation(parameters)
             self.changed.notify_all()
+            while method in self._held:
+                self.changed.wait(0.5)
         if fault is not None:
             raise DropConnection
         return result
@@ -265,13 +284,13 @@ class BotApiServer:
             offset = int(parameters.get("offset") or 0)
             self._updates = [update for update in self._updates if update["update_id"] >= offset]
             deadline = time.monotonic() + float(parameters.get("timeout") or 0)
-            while not self._updates or self.paused:
-                if self._poll != mine or (left := deadline - time.monotonic()) <= 0:
+            while not self._updates and self._poll == mine != self._poll_ended:
+                if (left := deadline - time.monotonic()) <= 0:
                     break
                 self.changed.wait(min(left, 0.5))
             if self._poll != mine:
                 raise Refused(409, "Conflict: terminated by other getUpdates request")
-            return [] if self.paused else self._updates[: int(parameters.get("limit") or 100)]
+            return self._updates[: int(parameters.get("limit") or 100)]
 
     def _on_delete_webhook(self, _: dict[str, Any]) -> bool:
         self.webhook = ""

@@ -383,6 +383,30 @@ def test_progress_shown_before_a_restart_goes_on_after_it(
     assert len(own_bot.telegram.shown(ada)) == 1
 
 
+def test_a_video_that_overtakes_its_status_message_removes_it(
+    bot: Bot, ada: int, finish_job: Callable[..., Any]
+):
+    bot.telegram.hold("sendMessage")
+    bot.telegram.say("/video a red fox", sender=ada)
+    status = the_status(bot, ada)
+    finish_job(job_of(ada))
+    the_video(bot, ada)
+    wait_for(lambda: JobMessage.objects.filter(state=JobMessage.State.SENT).exists())
+    bot.telegram.release()
+    wait_for(lambda: status.deleted, message=bot.log)
+
+
+def test_a_video_its_owner_deleted_before_it_was_sent_is_not_sent(
+    bot: Bot, ada: int, finish_job: Callable[..., Any]
+):
+    bot.telegram.say("/video a red fox", sender=ada)
+    status = the_status(bot, ada)
+    bot.telegram.fail("sendChatAction", 429, "Too Many Requests: retry after 2", retry_after=2)
+    lifecycle.delete(job=finish_job(job_of(ada)))
+    wait_for(lambda: status.deleted, message=bot.log)
+    assert not [message for message in bot.telegram.shown(ada) if message.text.startswith("❌")]
+
+
 def test_a_failure_says_why_and_that_nothing_was_charged(bot: Bot, ada: int, start_job: Callable[..., Any]):
     bot.telegram.say("/video a red fox", sender=ada)
     status = the_status(bot, ada)
@@ -449,12 +473,13 @@ def test_ids_that_begin_again_lower_are_not_thrown_away(bot: Bot, ada: int):
     bot.answer_to("/start", sender=ada)
     wait_for(lambda: inbox_is_empty() and not bot.telegram.unacknowledged())
     polls = len(bot.telegram.called("getUpdates"))
-    with bot.telegram.changed:  # an empty answer, as every long poll without news
-        bot.telegram.fail("getUpdates", 502, "Bad Gateway")
-        bot.telegram._poll += 1
-        bot.telegram.changed.notify_all()
-    wait_for(lambda: len(bot.telegram.called("getUpdates")) > polls + 1)
-    assert len(bot.telegram.shown(ada)) == 1
+    bot.telegram.end_poll()
+    wait_for(lambda: len(bot.telegram.called("getUpdates")) > polls)
+    person = {"id": ada, "is_bot": False, "first_name": "Ada"}
+    chat = {"id": ada, "type": "private", "first_name": "Ada"}
+    message = {"message_id": 1, "date": 1, "chat": chat, "from": person, "text": "/balance"}
+    bot.telegram.push({"message": message}, update_id=5)
+    assert bot.next_message(ada, after=1).text == "💰 Balance: 500 credits"
 
 
 def test_too_many_requests_is_waited_out(bot: Bot, ada: int):
@@ -615,6 +640,39 @@ def test_a_kill_in_the_middle_of_an_upload_loses_nothing(
     wait_for(lambda: status.deleted)
 
 
+def test_a_kill_between_an_upload_and_its_mark_repeats_the_video_once(
+    own_bot: Bot, ada: int, finish_job: Callable[..., Any]
+):
+    own_bot.start()
+    own_bot.telegram.say("/video a red fox", sender=ada)
+    status = the_status(own_bot, ada)
+    wait_for(inbox_is_empty)
+    own_bot.telegram.hold("sendVideo")
+    finish_job(job_of(ada))
+    the_video(own_bot, ada)
+    own_bot.kill()
+    own_bot.telegram.release()
+    own_bot.start()
+    wait_for(lambda: status.deleted, message=own_bot.log)
+    assert len([message for message in own_bot.telegram.shown(ada) if message.video]) == 2
+    assert user_of(ada).credit_account.balance == 450
+
+
+def test_sigterm_lets_an_upload_finish(own_bot: Bot, ada: int, finish_job: Callable[..., Any]):
+    own_bot.start()
+    own_bot.telegram.say("/video a red fox", sender=ada)
+    the_status(own_bot, ada)
+    wait_for(inbox_is_empty)
+    own_bot.telegram.hold("sendVideo")
+    finish_job(job_of(ada))
+    the_video(own_bot, ada)
+    own_bot.process.terminate()
+    wait_for(lambda: "stopping" in own_bot.log)
+    own_bot.telegram.release()
+    assert own_bot.process.wait(10) == 0
+    assert JobMessage.objects.get().state == JobMessage.State.SENT
+
+
 def test_sigterm_stops_it_within_ten_seconds(own_bot: Bot, ada: int):
     own_bot.start()
     own_bot.answer_to("/start", sender=ada)
@@ -658,7 +716,7 @@ def test_it_goes_on_after_its_database_connections_are_cut(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
                 "WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            assert cursor.fetchone()[0] >= 2
+            assert cursor.fetchone()[0]
         assert own_bot.answer_to("/balance", sender=ada).startswith("💰 Balance: 450 credits")
     finish_job(job_of(ada))
     the_video(own_bot, ada)

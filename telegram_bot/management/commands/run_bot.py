@@ -2,6 +2,7 @@ import asyncio
 import logging
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.checks import Tags
@@ -30,6 +31,11 @@ class Command(BaseCommand):
                 returncode=EXIT_CONFIGURATION,
             )
         hide_token_in_logs(token)
+        if urlsplit(settings.TELEGRAM_API_BASE_URL).scheme not in ("http", "https"):
+            raise CommandError(
+                "TELEGRAM_API_BASE_URL must start with http:// or https:// and end in /bot.",
+                returncode=EXIT_CONFIGURATION,
+            )
         try:
             bot_id = bot_id_of(token)
             asyncio.run(run(connect_to(token=token, base_url=settings.TELEGRAM_API_BASE_URL), bot_id))

@@ -1,0 +1,35 @@
+"""The bot as one program of `make run`: from a prompt in a chat to the video that our own GPU node made."""
+
+from pathlib import Path
+
+import pytest
+
+from generation import media
+from tests.bot_api_server import BotApiServer
+from tests.processes import wait_for
+from tests.stack import Stack
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+ADA = 77
+
+
+def test_a_prompt_in_a_chat_comes_back_as_a_playable_video(tmp_path: Path):
+    with BotApiServer() as telegram, Stack(tmp_path / "stack", dict(telegram.environment)) as stack:
+        telegram.say("/video a red fox in the snow", sender=ADA)
+        status = wait_for(lambda: telegram.shown(ADA), message="the bot does not answer")[0]
+        assert status.text.startswith("🎬 Generating video...\nPrompt: a red fox in the snow\n")
+        video = wait_for(
+            lambda: [message for message in telegram.shown(ADA) if message.video],
+            seconds=180,
+            message=f"no video came; the chat shows {[message.text for message in telegram.shown(ADA)]}",
+        )[0]
+        wait_for(lambda: status.deleted)
+        assert any("step" in text for text in status.texts), status.texts
+        stack.manage("audit_credits")
+    assert video.text.startswith("✅ Video generated!\nPrompt: a red fox in the snow\nTime: ")
+    assert video.text.endswith("s\nCredits remaining: 450")
+    file = tmp_path / "video.mp4"
+    file.write_bytes(video.video or b"")
+    facts = media.probe(file)
+    assert (facts.codec, facts.frames, facts.fps) == ("h264", 16, 8)
