@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with hold(data_dir) as server:
             print(f"PostgreSQL is ready (process {server.pid}, data in {data_dir}).", flush=True)
-            server.wait()
+            _await_end(Cluster(data_dir.resolve()), server)
             print("PostgreSQL died.", file=sys.stderr, flush=True)
     except EmbeddedPostgresError as error:
         print(error, file=sys.stderr, flush=True)
@@ -241,8 +241,9 @@ def _ends(server: psutil.Process, seconds: float) -> bool:
             server.wait(1.0)
             return True
         except psutil.TimeoutExpired:
-            if server.status() == psutil.STATUS_ZOMBIE:
-                return True
+            with suppress(psutil.NoSuchProcess):
+                if server.status() == psutil.STATUS_ZOMBIE and server.ppid() != 1:
+                    return True
     return False
 
 
