@@ -1,6 +1,7 @@
 """The Telegram door: the real `run_bot` process against a Bot API server that refuses what Telegram refuses."""
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
+from accounts import ledger
 from accounts.models import User
 from generation import lifecycle
 from generation.models import GenerationJob
@@ -83,16 +85,14 @@ def _shared_media_root(settings: Any, media_root: Path) -> None:
     settings.MEDIA_ROOT = media_root
 
 
-def _processes(database_url: str, media_root: Path, logs: Path) -> Iterator[Processes]:
-    started = Processes(
+def _processes(database_url: str, media_root: Path, logs: Path) -> Processes:
+    return Processes(
         database_url=database_url,
         media_root=media_root,
         logs=logs,
         VIDEO_COOLDOWN_SECONDS="0",
         SITE_URL="https://videos.example.org",
     )
-    yield started
-    started.stop_all()
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def _shared_bot(media_root: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 def bot(database_url: str, _shared_bot: list[Bot], media_root: Path) -> Bot:
     """A bot that is at work. It goes on from test to test: the tables are emptied under it, the connections stay."""
     if not _shared_bot:
-        processes = next(_processes(database_url, media_root, media_root))
+        processes = _processes(database_url, media_root, media_root)
         _shared_bot.append(Bot(BotApiServer().__enter__(), processes))
         _shared_bot[0].start()
     [bot] = _shared_bot
@@ -122,9 +122,9 @@ def own_bot(database_url: str, media_root: Path, tmp_path: Path) -> Iterator[Bot
     """A bot of the test's own, not started yet."""
     # Another bot than the shared one, which goes on working meanwhile.
     with BotApiServer(token=f"{next(people)}:for-tests-only-{next(people)}-AAAAAAAAAAAAAAAAA") as telegram:
-        started = _processes(database_url, media_root, tmp_path)
-        yield Bot(telegram, next(started))
-        next(started, None)
+        bot = Bot(telegram, _processes(database_url, media_root, tmp_path))
+        yield bot
+        bot.processes.stop_all()
 
 
 @pytest.fixture
@@ -285,8 +285,6 @@ def test_a_prompt_that_cannot_be_used_is_refused_in_words(bot: Bot, ada: int, pr
 
 def test_too_few_credits_are_said_with_both_figures(bot: Bot, ada: int):
     bot.answer_to("/start", sender=ada)
-    from accounts import ledger
-
     ledger.adjust(user=user_of(ada), amount=-470, reason="Spent elsewhere", actor=user_of(ada))
     assert bot.answer_to("/video a red fox", sender=ada) == (
         "❌ Insufficient credits. You need 50 credits to generate a video. Your balance: 30 credits"
@@ -339,6 +337,16 @@ def test_a_prompt_of_markup_comes_back_as_it_was_written(bot: Bot, ada: int, fin
     finish_job(job_of(ada))
     assert f"Prompt: {NASTY}\n" in the_video(bot, ada).text
     assert job_of(ada).prompt == NASTY
+
+
+def test_a_prompt_longer_than_a_caption_is_shortened_and_not_refused(
+    own_bot: Bot, ada: int, finish_job: Callable[..., Any]
+):
+    own_bot.start(MAX_PROMPT_LENGTH="4000")
+    own_bot.telegram.say("/video " + "🦊&" * 1500, sender=ada)
+    assert the_status(own_bot, ada).text.count("🦊&") > 200
+    finish_job(job_of(ada))
+    assert "🦊&…\nTime: 28.3s" in the_video(own_bot, ada).text
 
 
 def test_the_status_message_follows_the_steps(bot: Bot, ada: int, start_job: Callable[..., Any]):
@@ -460,8 +468,6 @@ def test_an_update_that_is_brought_twice_makes_one_job(bot: Bot, ada: int):
     the_status(bot, ada)
     wait_for(inbox_is_empty)
     update = TelegramUpdate.objects.get()
-    import json
-
     bot.telegram.push(json.loads(update.raw), update_id=update.update_id)
     bot.answer_to("/balance", sender=ada)
     assert GenerationJob.objects.count() == 1
@@ -738,6 +744,39 @@ def test_old_updates_are_deleted_after_a_week(own_bot: Bot):
     own_bot.start()
     wait_for(lambda: TelegramUpdate.objects.count() == 1, message=own_bot.log)
     assert TelegramUpdate.objects.get() == young
+
+
+# --- What staff see ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def failed_delivery(user: User) -> JobMessage:
+    job = lifecycle.submit(user=user, prompt="a red fox", source="telegram")
+    lifecycle.cancel(job=job)
+    return JobMessage.objects.create(
+        job=job, bot_id=1, chat_id=1, state=JobMessage.State.FAILED, error="gone"
+    )
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("page", ["telegramaccount", "telegramupdate", "jobmessage"])
+def test_staff_can_look_at_everything_and_change_nothing(
+    admin_client: Any, failed_delivery: JobMessage, page: str
+):
+    TelegramAccount.objects.create(telegram_id=1, user=failed_delivery.job.user)
+    update = TelegramUpdate.objects.create(bot_id=1, update_id=1, raw="{}", state="failed", error="broken")
+    assert admin_client.get(f"/admin/telegram_bot/{page}/").status_code == 200
+    assert admin_client.get(f"/admin/telegram_bot/{page}/add/").status_code == 403
+    assert admin_client.post(f"/admin/telegram_bot/telegramupdate/{update.pk}/delete/").status_code == 403
+
+
+@pytest.mark.django_db
+def test_staff_can_have_a_failed_delivery_tried_again(admin_client: Any, failed_delivery: JobMessage):
+    chosen = {"action": "deliver_again", "_selected_action": [failed_delivery.pk]}
+    admin_client.post("/admin/telegram_bot/jobmessage/", chosen, follow=True)
+    failed_delivery.refresh_from_db()
+    assert failed_delivery.state == JobMessage.State.PENDING
+    assert failed_delivery.next_attempt_at is not None
 
 
 # --- The token ----------------------------------------------------------------------------------------------
