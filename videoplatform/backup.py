@@ -326,11 +326,9 @@ def _run(program: str, *arguments: str, connect: bool = True) -> None:
     command = [str(_programs(_server_version()) / program), *arguments]
     environment = {**os.environ, "LC_ALL": "C"}
     if connect:
-        parameters = listen_parameters()
-        environment["PGPASSWORD"] = str(
-            parameters.pop("password", "")
-        )  # not on the command line, for all to see
-        command.append(f"--dbname={psycopg.conninfo.make_conninfo('', **parameters)}")
+        place = {name: str(value) for name, value in listen_parameters().items()}
+        environment["PGPASSWORD"] = place.pop("password", "")  # the command line is for all to see
+        command.append(f"--dbname={psycopg.conninfo.make_conninfo('', **place)}")
     result = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -362,8 +360,10 @@ def _program_version(folder: Path) -> int:
 
 
 def _server_version() -> int:
-    connection.ensure_connection()
-    return int(connection.pg_version) // 10000
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW server_version_num")
+        [version] = cursor.fetchone()
+    return int(version) // 10000
 
 
 def _media_root() -> Path | None:

@@ -247,6 +247,13 @@ def _ends(server: psutil.Process, seconds: float) -> bool:
     return False
 
 
+def _await_end(cluster: Cluster, server: psutil.Process) -> None:
+    """Until this server is gone, or a zombie that another holder has yet to reap."""
+    while _live_server(cluster) == server:
+        with suppress(psutil.TimeoutExpired):
+            server.wait(1.0)
+
+
 def _pid_file(cluster: Cluster) -> list[str]:
     """Lines of postmaster.pid: process, folder, start time, port, socket folder, address, shared memory, status."""
     try:
