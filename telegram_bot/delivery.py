@@ -37,7 +37,7 @@ SWEEP_SECONDS = 3.0
 UPLOADS_AT_ONCE = 4
 # Bots may upload 50 MB (core.telegram.org/bots/faq); measured in thousands here to stay on the safe side.
 MAX_UPLOAD_BYTES = 50 * 1000 * 1000
-# After so many failed uploads a link is sent as well as tried for.
+# From this many failed uploads on, each further one that fails is followed by a link.
 LINK_AFTER = 4
 GIVE_UP_AFTER = timedelta(days=1)
 LONGEST_PAUSE = 300.0
