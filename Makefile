@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH_INSTALL ?= torch==2.13.0
 TEST_PROCESSES ?= 2
+SEED ?= $(shell $(PYTHON) -c 'import random; print(random.randrange(1, 100000))')
 PROMPT ?= A red ball bounces on green grass
 
 BIN := .venv/bin
@@ -9,7 +10,7 @@ STAMP := .venv/.installed
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test lint types format screenshots clean
+.PHONY: help setup demo run test chaos lint types format screenshots clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -22,6 +23,11 @@ run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 
 
 test: setup lint ## linters and all tests
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+chaos: setup ## every fault at full strength, for about half an hour: make chaos SEED=7
+	@rm -rf .data/chaos
+	-CHAOS=full CHAOS_SEED="$(SEED)" CHAOS_REPORT=.data/chaos $(BIN)/python -m pytest tests/chaos -n $(TEST_PROCESSES)
+	@$(BIN)/python -m tests.chaos.scorecard .data/chaos docs/reliability docs/reliability.md
 
 lint: setup ## style, and the direction of imports
 	$(BIN)/ruff check .

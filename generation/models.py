@@ -223,6 +223,12 @@ class GenerationJob(models.Model):
             models.Index(fields=["created_at"], condition=Q(state="queued"), name="job_queue"),
             models.Index(fields=["state", "deadline_at"], condition=Q(finished_at=None), name="job_live"),
             models.Index(fields=["user", "-created_at"], name="job_gallery"),
+            models.Index(
+                fields=["preset", "-finished_at"],
+                include=["generation_ms"],
+                condition=Q(state="completed", generation_ms__isnull=False),
+                name="job_usual_time",
+            ),
         ]
 
     def __str__(self) -> str:

@@ -13,7 +13,11 @@ from typing import Any
 
 import psutil
 import pytest
+from django.db import connection
+from django.utils import timezone
 
+from accounts import ledger
+from generation.models import GenerationJob
 from tests.bot_api_server import BotApiServer
 from tests.chaos.platform import Platform
 from tests.chaos.scorecard import Row, Run
@@ -38,10 +42,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_sessionfinish() -> None:
+    """Each process of a run that is split among several leaves its part; `scorecard` puts them together."""
     if REPORT and rows:
         memory = psutil.virtual_memory().total / 2**30
         machine = f"{os.cpu_count()} cores, {memory:.0f} GB, Python {platform.python_version()}"
-        Run(seed=SEED, seconds=time.monotonic() - started, machine=machine, rows=rows).write(Path(REPORT))
+        part = os.environ.get("PYTEST_XDIST_WORKER", "whole")
+        Run(seed=SEED, seconds=time.monotonic() - started, machine=machine, rows=rows).write(
+            Path(REPORT) / part
+        )
 
 
 @pytest.fixture
@@ -66,6 +74,28 @@ def score() -> Callable[..., Row]:
         return entry
 
     return add
+
+
+@pytest.fixture(autouse=True)
+def _sabotage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a guard away, for tests/chaos/test_negative_controls.py."""
+    guard = os.environ.get("SABOTAGE")
+    if guard == "fencing":
+        monkeypatch.setattr("generation.lifecycle.complete", _complete_unfenced)
+    elif guard == "unique_index":
+        request.getfixturevalue("db")
+        with connection.cursor() as cursor:
+            cursor.execute("DROP INDEX one_resolution_per_hold")
+
+
+def _complete_unfenced(*, attempt_id: Any, stored: Any) -> bool:
+    """`lifecycle.complete` as it would be without its conditions: whoever comes with a file is believed."""
+    job = GenerationJob.objects.get(attempts=attempt_id)
+    GenerationJob.objects.filter(pk=job.pk).update(
+        state="completed", video=stored.video, finished_at=timezone.now()
+    )
+    ledger.capture(reference=job.pk, reason="Video completed")
+    return True
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,9 @@
+"""Take one guard away from every Python process that starts with this folder on its path. Only for negative controls.
+
+SABOTAGE=fail_fast: a worker whose part was killed does not end as a whole.
+"""
+
+import os
+
+if os.environ.get("SABOTAGE") == "fail_fast":
+    os.killpg = lambda *_: None
