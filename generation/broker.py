@@ -69,6 +69,6 @@ class NotifiedBroker(ORM):
         """One connection a process, opened after the fork: a connection must never be shared across one."""
         if self._listener is not None and self._listener_pid == os.getpid() and not self._listener.closed:
             return
-        self._listener = psycopg.connect(**listen_parameters(), autocommit=True)  # type: ignore[arg-type]
+        self._listener = psycopg.connect(**listen_parameters(), autocommit=True)
         self._listener_pid = os.getpid()
         self._listener.execute(f"LISTEN {CHANNEL}")

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import psycopg
 from django.db import connection
@@ -104,9 +105,9 @@ async def _notifications() -> AsyncIterator[JobEvent | None]:
                 logger.warning("not an event of ours on %s: %.200s", CHANNEL, notification.payload)
 
 
-def listen_parameters() -> dict[str, object]:
+def listen_parameters() -> dict[str, Any]:
     """Connection parameters for psycopg itself, outside Django's connection handling."""
-    parameters: dict[str, object] = connection.get_connection_params()
+    parameters: dict[str, Any] = connection.get_connection_params()
     for ours in ("cursor_factory", "context", "prepare_threshold"):
         parameters.pop(ours, None)
     return parameters | {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}

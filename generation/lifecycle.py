@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -198,7 +199,7 @@ def _check_idempotency_key(key: str | None) -> str | None:
     return key
 
 
-def _digest(request: list[object]) -> str:
+def _digest(request: Sequence[object]) -> str:
     return hashlib.sha256(json.dumps(request).encode()).hexdigest()
 
 
@@ -353,11 +354,12 @@ def attempt_lost(
     held_up = GenerationJob.objects.filter(
         current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]
     )
-    job_id = held_up.values_list("pk", flat=True).first()
+    job = held_up.first()
     again = held_up.filter(attempt_count__lt=settings.JOB_MAX_ATTEMPTS)
-    if again.update(state=State.QUEUED, current_attempt=None, step=0, generation_ms=None):
-        events.publish(GenerationJob.objects.get(pk=job_id))
-    elif job_id is not None:
+    if again.update(state=State.QUEUED, current_attempt=None, step=0, generation_ms=None) and job:
+        job.refresh_from_db()
+        events.publish(job)
+    elif job is not None:
         _fail(held_up, code=code, message=message)
     nudge_dispatch()
 

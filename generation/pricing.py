@@ -39,8 +39,9 @@ def expected_seconds(preset: Preset) -> int:
         preset=preset, state=GenerationJob.State.COMPLETED, generation_ms__isnull=False
     )
     times = list(latest.order_by("-finished_at").values_list("generation_ms", flat=True)[:SAMPLE])
-    if times:
-        return max(1, round(statistics.median(times) / 1000))
+    measured = [milliseconds for milliseconds in times if milliseconds is not None]
+    if measured:
+        return max(1, round(statistics.median(measured) / 1000))
     work = preset.num_frames * preset.num_inference_steps / (16 * 20)
     return max(1, round(settings.VIDEO_EXPECTED_SECONDS * work))
 

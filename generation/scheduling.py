@@ -1,6 +1,7 @@
 """Who is next, and where: claims a queued job together with a free slot on a healthy node."""
 
 import uuid
+from collections import Counter
 from datetime import timedelta
 
 from django.conf import settings
@@ -36,24 +37,22 @@ def work_is_waiting() -> bool:
     return GenerationJob.objects.filter(state=State.QUEUED).exists() and bool(_nodes_with_a_free_slot())
 
 
-def open_slots_taken(node: GpuNode) -> int:
-    """Attempts that occupy the node. One whose file is being stored does not: the GPU is done with it."""
-    taken = node.attempts.filter(state=JobAttempt.State.OPEN).exclude(job__state=State.STORING)
-    return taken.count()
-
-
 def _nodes_with_a_free_slot() -> list[GpuNode]:
     now = timezone.now()
     reachable = GpuNode.objects.filter(enabled=True, set_aside_at=None).filter(
         Q(leave_alone_until=None) | Q(leave_alone_until__lt=now)
     )
-    occupied = Count(
-        "attempts", filter=Q(attempts__state=JobAttempt.State.OPEN) & ~Q(attempts__job__state=State.STORING)
-    )
-    nodes = [node for node in reachable.annotate(taken=occupied) if node.healthy and node.effective_protocol]
+    nodes = [node for node in reachable if node.healthy and node.effective_protocol]
+    taken = _slots_taken(nodes)
     return sorted(
-        (node for node in nodes if node.taken < node.slots), key=lambda node: node.taken / node.slots
+        (node for node in nodes if taken[node.pk] < node.slots), key=lambda node: taken[node.pk] / node.slots
     )
+
+
+def _slots_taken(nodes: list[GpuNode]) -> Counter[int]:
+    """Attempts that occupy each node, by its id. One whose file is being stored does not: the GPU is done with it."""
+    open_attempts = JobAttempt.objects.filter(node__in=nodes, state=JobAttempt.State.OPEN)
+    return Counter(open_attempts.exclude(job__state=State.STORING).values_list("node_id", flat=True))
 
 
 @transaction.atomic
@@ -61,7 +60,7 @@ def _claim_for(node: GpuNode) -> JobAttempt | None:
     # Waits for others who claim here: skipping would leave a job lying until the reconciler's next nudge.
     unlocked = GpuNode.objects.filter(pk=node.pk, enabled=True, set_aside_at=None)
     locked = unlocked.select_for_update(no_key=True).first()
-    if locked is None or open_slots_taken(locked) >= locked.slots:
+    if locked is None or _slots_taken([locked])[locked.pk] >= locked.slots:
         return None
     job = _fairest_job(locked)
     if job is None:

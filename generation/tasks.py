@@ -78,7 +78,7 @@ def remove_files(job_id: str) -> None:
     """Delete the files of a video that its owner deleted."""
     job = GenerationJob.objects.filter(pk=job_id, deleted_at__isnull=False).first()
     if job is not None:
-        media.discard(media.StoredClip(video=job.video.name, poster=job.poster.name))
+        media.discard(media.StoredClip(video=job.video.name or "", poster=job.poster.name or ""))
 
 
 def _fetch_and_store(attempt: JobAttempt, folder: Path) -> lifecycle.StoredVideo:
