@@ -193,7 +193,8 @@ class ApiKeyAdmin(ReadOnlyAdmin):
     actions_detail = ("revoke",)
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[ApiKey]":
-        return super().get_queryset(request).defer("digest")
+        keys: QuerySet[ApiKey] = super().get_queryset(request)
+        return keys.defer("digest")
 
     def has_revoke_permission(self, request: HttpRequest, obj: object = None) -> bool:
         return cast(User, request.user).has_perm("accounts.change_apikey")

@@ -1,7 +1,7 @@
 """What the admin pages of every app share: rows that are only looked at, and a page that asks before it acts."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from django import forms
 from django.contrib import messages
@@ -13,6 +13,8 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminTextInputWidget
+
+from accounts.models import User
 
 
 class ReadOnlyAdmin(ModelAdmin):
@@ -101,4 +103,6 @@ def _address(admin: ModelAdmin, obj: Model) -> str:
 
 
 def _write_down(request: HttpRequest, obj: Model, done: str) -> None:
-    LogEntry.objects.log_actions(request.user.pk, [obj], CHANGE, change_message=done, single_object=True)
+    LogEntry.objects.log_actions(
+        cast(User, request.user).pk, [obj], CHANGE, change_message=done, single_object=True
+    )

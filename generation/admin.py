@@ -139,7 +139,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
                 name="generation_generationjob_file",
             )
         ]
-        return files + super().get_urls()
+        return [*files, *super().get_urls()]
 
     def file(self, request: HttpRequest, job_id: uuid.UUID, variant: str) -> HttpResponseBase:
         """The clip or its poster, for the player on a job's page."""
@@ -245,7 +245,8 @@ class NodeForm(forms.ModelForm):
         return address
 
     def clean_api_key(self) -> str:
-        return self.cleaned_data["api_key"] or self.instance.api_key
+        given: str = self.cleaned_data["api_key"]
+        return given or self.instance.api_key
 
     def clean(self) -> dict[str, Any]:
         wish = super().clean() or {}
@@ -316,7 +317,7 @@ class PresetForm(forms.ModelForm):
 
     def _get_validation_exclusions(self) -> set[str]:
         # One default at most is a constraint; choosing another default takes it from the one that was (save_model).
-        excluded: set[str] = super()._get_validation_exclusions()
+        excluded: set[str] = super()._get_validation_exclusions()  # type: ignore[misc]  # Django's, not in its stubs
         return excluded | {"is_default"}
 
 

@@ -232,7 +232,7 @@ class VideoSerializer(serializers.Serializer):
     expected_seconds = serializers.SerializerMethodField(
         help_text="From submit to clip without a queue, measured on the last clips; null when it has ended."
     )
-    source = serializers.ChoiceField(
+    source = serializers.ChoiceField(  # type: ignore[assignment]  # the metaclass takes it
         choices=GenerationJob.Source.choices, help_text="The door it came in by."
     )
 
