@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any
 
 from django.dispatch import receiver
@@ -25,13 +26,15 @@ from django_q.signals import post_spawn
 logger = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.5
+# Supervisors kill after 8 to 10 s. A task that takes longer is done again by the next worker.
+STOP_SECONDS = 7.0
 # What a sentinel does to a worker whose task is over its time, and to any child at a normal stop.
 EXPECTED_EXITS = (0, -signal.SIGTERM)
 
 
 def run() -> None:
     """Run the cluster until SIGTERM or SIGINT; returns after a clean stop, never returns after a hard
-    death.
+    death or when tasks are not done STOP_SECONDS after the signal.
 
     The caller must lead its process group (`lead_process_group`), for the whole group is killed on a hard
     death.
@@ -39,11 +42,25 @@ def run() -> None:
     # The cluster starts its sentinel by this name, and has no setting for it.
     django_q_cluster.Sentinel = FailFastSentinel
     main = Cluster()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop_in_time(main))
     main.start()
     threading.Thread(
         target=_watch_sentinel, args=(main.sentinel,), daemon=True, name="watch-sentinel"
     ).start()
     main.sentinel.join()
+
+
+def _stop_in_time(main: Cluster) -> Callable[[int, FrameType | None], None]:
+    """A signal handler: the cluster's own waits for its tasks as long as they take."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        patience = threading.Timer(STOP_SECONDS, _fail_fast, [f"tasks still run after {STOP_SECONDS:g} s"])
+        patience.daemon = True
+        patience.start()
+        main.sig_handler(number, frame)
+
+    return handle
 
 
 def lead_process_group() -> None:

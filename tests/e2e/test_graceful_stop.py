@@ -3,6 +3,7 @@ fails no request that its client repeats once.
 """
 
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -26,11 +27,14 @@ from videoplatform.embedded_postgres import connection_settings
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 STOP_SECONDS = 10.0
+SUBMIT_EVERY = 5
 NEW_KEY = """
 from accounts import api_keys
 from accounts.models import User
 print(api_keys.issue(user=User.objects.create_user("ada"))[1])
 """
+
+LONG_TASK = "from django_q.tasks import async_task; async_task('time.sleep', 120)"
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +173,7 @@ class Listener:
 def test_sigterm_in_the_middle_of_a_job_ends_in_time_and_loses_nothing(
     stack: Stack, headers: dict[str, str], program: str
 ) -> None:
-    set_steps(stack, 100)
+    set_steps(stack, 60)
     video = begin(stack, headers)
     listeners = [Listener(stack, headers, video) for _ in range(3)]
     old = stack.pid_of(program)
@@ -178,6 +182,16 @@ def test_sigterm_in_the_middle_of_a_job_ends_in_time_and_loses_nothing(
     completed(stack, headers, video)
     assert entries(stack, video) == ["reserve", "capture"]
     assert all(listener.heard_the_end() for listener in listeners)
+
+
+def test_a_worker_does_not_wait_for_a_task_that_takes_long(stack: Stack, headers: dict[str, str]) -> None:
+    stack.manage("shell", "--no-imports", "-c", LONG_TASK)
+    taken = "SELECT 1 FROM django_q_ormq WHERE lock > now() + interval '60 seconds'"
+    wait_for(lambda: sql(stack, taken), message="nobody took the task")
+    old = stack.pid_of("worker")
+    assert terminate(stack, "worker") <= STOP_SECONDS
+    restarted(stack, "worker", instead_of=old)
+    completed(stack, headers, submit(stack, headers))
 
 
 def test_sigterm_of_the_database_server_itself_does_not_leave_it_half_stopped(
@@ -213,25 +227,26 @@ class Load:
     failures: list[str] = field(default_factory=list)
 
     def person(self, number: int) -> None:
-        turn = 0
-        while not self.stop.is_set():
-            key = {"Idempotency-Key": f"person-{number}-{turn}"}
-            made = self._twice(
-                lambda key=key: httpx.post(
-                    f"{self.stack.url}/v1/videos",
-                    json={"prompt": "a red ball"},
-                    headers=self.headers | key,
-                    timeout=30,
-                )
-            )
-            if made is not None:
-                self.videos.append(made.json()["id"])
+        for turn in itertools.count():
+            if self.stop.is_set():
+                return
+            if turn % SUBMIT_EVERY == 0:
+                self._submit(f"person-{number}-{turn}")
             for path in ("/v1/videos", "/v1/credits", "/accounts/login/"):
                 self._twice(
                     lambda path=path: httpx.get(self.stack.url + path, headers=self.headers, timeout=30)
                 )
-            self.stop.wait(0.5)
-            turn += 1
+            self.stop.wait(0.3)
+
+    def _submit(self, key: str) -> None:
+        headers = self.headers | {"Idempotency-Key": key}
+        made = self._twice(
+            lambda: httpx.post(
+                f"{self.stack.url}/v1/videos", json={"prompt": "a red ball"}, headers=headers, timeout=30
+            )
+        )
+        if made is not None:
+            self.videos.append(made.json()["id"])
 
     def _twice(self, request: Callable[[], httpx.Response]) -> httpx.Response | None:
         self.requests += 1
@@ -293,7 +308,7 @@ def test_a_rolling_restart_under_load_fails_no_request_that_is_repeated_once(
 def test_stopping_all_of_it_in_the_middle_of_a_job_keeps_the_job(
     stack: Stack, headers: dict[str, str]
 ) -> None:
-    set_steps(stack, 100)
+    set_steps(stack, 60)
     video = begin(stack, headers)
     begun = time.monotonic()
     stack.stop()
