@@ -9,6 +9,7 @@ from typing import Any
 import av
 import pytest
 from django.core.files.storage import default_storage
+from django.db import OperationalError, connection
 from django.test import Client
 from django.urls import get_resolver
 
@@ -680,3 +681,22 @@ def test_every_route_of_the_api_asks_for_a_key() -> None:
         if route.name not in public:
             assert view.authentication_classes, route.name
             assert view.permission_classes, route.name
+
+
+class TestHealth:
+    def test_it_says_when_a_node_was_last_heard_of(self, node: GpuNode) -> None:
+        body = Client().get("/healthz").json()
+        assert (body["status"], body["database"]) == ("ok", "ok")
+        assert 0 <= body["node_heard_seconds_ago"] < 60
+
+    def test_without_a_database_it_fails(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def away(*_: Any, **__: Any) -> None:
+            raise OperationalError("the server closed the connection")
+
+        monkeypatch.setattr(connection, "cursor", away)
+        response = Client().get("/healthz")
+        assert (response.status_code, response.json()["status"]) == (503, "failed")
+        assert (
+            refusal(Client().get("/v1/videos", headers={"Authorization": "Bearer vk_x"}), 503)["code"]
+            == "unavailable"
+        )
