@@ -69,8 +69,7 @@ def count_success(*, attempt_id: uuid.UUID) -> None:
 
 
 def claim_trial(node: GpuNode) -> bool:
-    """Become the one who tries a set-aside node now; the next trial is due when a failed one has been told.
-    """
+    """Become the one who tries a set-aside node now; the next trial is due when a failed one has been told."""
     now = timezone.now()
     due = GpuNode.objects.filter(pk=node.pk, enabled=True, set_aside_at__isnull=False, next_trial_at__lt=now)
     pause = settings.NODE_TRIAL_SECONDS * min(LONGEST_PAUSE, 2 ** min(node.trials, 16))

@@ -71,7 +71,7 @@ def lead_process_group() -> None:
         os.setpgid(0, 0)
 
 
-class FailFastSentinel(Sentinel):  # type: ignore[misc]  # django-q2 has no type hints
+class FailFastSentinel(Sentinel):
     """A sentinel whose children and parent are watched from a thread of its own.
 
     The guard loop cannot do it: it takes the timer lock of each worker, which a killed worker may have held.

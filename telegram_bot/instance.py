@@ -43,7 +43,7 @@ async def _lock(key: int) -> psycopg.AsyncConnection:
     waiting = False
     while True:
         try:
-            connection = await psycopg.AsyncConnection.connect(**listen_parameters(), autocommit=True)  # type: ignore[arg-type]
+            connection = await psycopg.AsyncConnection.connect(**listen_parameters(), autocommit=True)
         except psycopg.OperationalError as error:
             logger.warning("PostgreSQL is not there, trying again: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
