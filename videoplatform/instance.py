@@ -14,9 +14,12 @@ from typing import Self
 
 import httpx
 
+from videoplatform.run import ENDED, NOT_STARTED
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 START_SECONDS = 180.0
 STOP_SECONDS = 60.0
+FAILED_STARTS = 5  # the launcher itself tries for ever
 
 
 class InstanceFailed(Exception):
@@ -109,8 +112,15 @@ class Instance:
                 raise InstanceFailed(f"The platform did not start.\n{self.log_tail()}")
             if self._healthy():
                 return
+            if self._failed_web_starts() >= FAILED_STARTS:
+                raise InstanceFailed(f"The web process does not start.\n{self.log_tail()}")
             time.sleep(0.1)
         raise InstanceFailed(f"The site did not answer within {START_SECONDS:.0f} s.\n{self.log_tail()}")
+
+    def _failed_web_starts(self) -> int:
+        words = (f"{'web':>10} | {complaint}" for complaint in (ENDED, NOT_STARTED))
+        text = self.log.read_text(errors="replace")
+        return sum(text.count(complaint) for complaint in words)
 
     def _healthy(self) -> bool:
         try:

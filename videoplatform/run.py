@@ -37,6 +37,7 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 PROGRAMS = ("postgres", "web", "worker", "reconciler", "gpu_node", "bot")
 # In the environment of every process started here, so that a later start finds what an earlier one left behind.
 MARK = "VIDEOPLATFORM_RUN"
+ENDED, NOT_STARTED = "ended unexpectedly; it is started again", "did not start; trying again"
 
 
 class CannotRun(Exception):
@@ -259,10 +260,10 @@ class PlatformSupervisor(Supervisor):
         with suppress(ProcessLookupError):  # the usual case: nothing is left of the group
             os.killpg(process.pid, signal.SIGKILL)
         if isinstance(event, events.ProcessStateExitedEvent):
-            self._console.say(f"{process.config.name:>10} | ended unexpectedly; it is started again")
+            self._console.say(f"{process.config.name:>10} | {ENDED}")
 
     def _on_failed_start(self, event: events.ProcessStateEvent) -> None:
-        self._console.say(f"{event.process.config.name:>10} | did not start; trying again")
+        self._console.say(f"{event.process.config.name:>10} | {NOT_STARTED}")
 
 
 def supervise(console: Console, *, leash: bool) -> None:

@@ -156,6 +156,11 @@ def test_a_taken_port_is_said_plainly(tmp_path: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_a_site_that_cannot_start_is_given_up_with_its_reason(tmp_path: Path) -> None:
+    with pytest.raises(InstanceFailed, match=r"(?s)does not start.*invalid int value: 'many'"):
+        Stack(tmp_path, {"WEB_PROCESSES": "many"}).start()
+
+
 def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(tmp_path: Path) -> None:
     first = Stack(tmp_path).start()
     orphans = [process for process in first.processes() if process.pid != first.pid]
