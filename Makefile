@@ -10,7 +10,7 @@ STAMP := .venv/.installed
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test chaos lint types format screenshots clean
+.PHONY: help setup demo run test chaos bench lint types format screenshots clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -28,6 +28,9 @@ chaos: setup ## every fault at full strength, for about half an hour: make chaos
 	@rm -rf .data/chaos
 	-CHAOS=full CHAOS_SEED="$(SEED)" CHAOS_REPORT=.data/chaos $(BIN)/python -m pytest tests/chaos -n $(TEST_PROCESSES)
 	@$(BIN)/python -m tests.chaos.scorecard .data/chaos docs/reliability docs/reliability.md
+
+bench: setup ## how soon a background task starts, against django-q2's own broker
+	@$(BIN)/python -m benchmarks.dispatch_latency
 
 lint: setup ## style, and the direction of imports
 	$(BIN)/ruff check .
