@@ -12,7 +12,7 @@ from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
 from rest_framework.exceptions import NotFound
-from rest_framework.renderers import TemplateHTMLRenderer
+from rest_framework.renderers import JSONRenderer, TemplateHTMLRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
@@ -277,12 +277,23 @@ class Schema(SpectacularJSONAPIView):
         response: Response = super().get(request, *args, **kwargs)  # type: ignore[no-untyped-call]
         return response
 
+    def _get_version_parameter(self, request: Request) -> None:
+        """There is one version; `?version=` would otherwise stand in a header, whatever it says."""
+
 
 class Docs(SpectacularSwaggerView):
     """This API to read and to try, from files of our own."""
 
+    http_method_names = ["get", "head"]
     renderer_classes = [TemplateHTMLRenderer]
     url_name = "api-schema"
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """A page when all is well, and the errors of the API as everywhere else."""
+        response: Response = super().handle_exception(exc)
+        self.request.accepted_renderer = JSONRenderer()
+        self.request.accepted_media_type = JSONRenderer.media_type
+        return response
 
 
 class UnknownRoute(APIView):

@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
+from django.core.exceptions import BadRequest, PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.views import defaults
@@ -68,7 +68,7 @@ def describe(error: Exception) -> Problem:
             return Problem(403, "permission_denied", "This is not allowed.")
         case RequestDataTooBig():
             return Problem(413, "request_too_large", "The request is too large.")
-        case SuspiciousOperation():
+        case SuspiciousOperation() | BadRequest():
             return Problem(400, "invalid_request", "The request could not be read.")
         case OperationalError() | InterfaceError():
             return Problem(

@@ -289,6 +289,13 @@ def _page_number(text: str) -> int:
 def _ask_to_sign_in(request: HttpRequest) -> HttpResponse:
     htmx = cast("SiteRequest", request).htmx
     if htmx:
-        here = urlsplit(htmx.current_url_abs_path or reverse("dashboard"))
-        return HttpResponseClientRedirect(f"{reverse('account_login')}?{urlencode({'next': here.geturl()})}")
+        return HttpResponseClientRedirect(f"{reverse('account_login')}?{urlencode({'next': _page_of(htmx)})}")
     return redirect_to_login(request.get_full_path() if request.method == "GET" else reverse("dashboard"))
+
+
+def _page_of(htmx: HtmxDetails) -> str:
+    """Where htmx says the browser is, without scheme and host; any header can claim anything."""
+    try:
+        return urlsplit(htmx.current_url_abs_path or reverse("dashboard")).geturl()
+    except ValueError:
+        return reverse("dashboard")

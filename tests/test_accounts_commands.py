@@ -39,6 +39,9 @@ class TestGrantCredits:
             ["ada", "--reason", "x", "--", "-5"],
             ["ada", "many", "--reason", "x"],
             ["ada", "100", "--reason", " "],
+            ["ada", "100", "--reason", "\udcff"],
+            ["ada", "9" * 30, "--reason", "x"],
+            ["\udcff", "100", "--reason", "x"],
             ["ada", "100"],
         ],
     )

@@ -14,5 +14,6 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
 django = get_asgi_application()
 
 from generation.sse import EventStreams  # noqa: E402  (models can be imported only after Django is set up)
+from videoplatform.body_limit import BodyLimit  # noqa: E402
 
-application = EventStreams(django)
+application = EventStreams(BodyLimit(django))

@@ -17,7 +17,10 @@ class Command(BaseCommand):
         parser.add_argument("--name", default="command line", help="to tell keys apart")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        user = User.objects.filter(username=options["username"], is_active=True).first()
+        name = options["username"]
+        user = User.objects.filter(username=name, is_active=True).first() if name.isprintable() else None
         if user is None:
-            raise CommandError(f"There is no active user {options['username']!r}.")
+            raise CommandError(f"There is no active user {name!a}.")
+        if not options["name"].isprintable():
+            raise CommandError("The key's name must be of printable characters.")
         self.stdout.write(api_keys.issue(user=user, name=options["name"])[1])

@@ -9,6 +9,8 @@ from accounts import ledger
 from accounts.errors import LedgerError
 from accounts.models import User
 
+MAX_GRANT = 1_000_000_000
+
 
 class Command(BaseCommand):
     help = "Give a user credits."
@@ -21,12 +23,15 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        user = User.objects.filter(username=options["username"]).first()
+        name = options["username"]
+        user = User.objects.filter(username=name).first() if name.isprintable() else None
         if user is None:
-            raise CommandError(f"There is no user {options['username']!r}.")
+            raise CommandError(f"There is no user {name!a}.")
         reason = options["reason"].strip()
-        if not reason:
-            raise CommandError("Please give a reason.")
+        if not reason or not reason.isprintable():
+            raise CommandError("Please give a reason, in one line of printable characters.")
+        if options["amount"] > MAX_GRANT:
+            raise CommandError(f"At most {MAX_GRANT} credits at a time.")
         try:
             entry = ledger.grant(user=user, amount=options["amount"], reason=reason)
         except LedgerError as error:

@@ -17,6 +17,8 @@ class Command(BaseCommand):
         parser.add_argument("file", type=Path, help="A tar archive; replaced if it is there.")
 
     def handle(self, *args: Any, file: Path, **options: Any) -> None:
+        if not file.name or file.is_dir():
+            raise CommandError(f"{file} is a folder: give the name of a file.")
         try:
             contents = back_up(file.absolute())
         except (BackupError, OSError) as error:

@@ -24,7 +24,9 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         sync_environment_node()
-        nodes = GpuNode.objects.filter(name=options["node"]) if options["node"] else GpuNode.objects.all()
+        name, nodes = options["node"], GpuNode.objects.all()
+        if name:
+            nodes = nodes.filter(name=name) if name.isprintable() else nodes.none()
         if not nodes:
             raise CommandError("There is no such node: set VIDEO_API_URL, or add one in the admin.")
         preset = pricing.default_preset()
