@@ -161,7 +161,7 @@ FORM_BODIES = (
     b"prompt=",
     b"prompt=%00",
     b"prompt=x&seed=%D9%A1x",
-    b"prompt=x&seed=",
+    b"prompt=&seed=",
     b"prompt=x&preset=%00",
     b"=x",
     b"%",
