@@ -109,7 +109,9 @@ def environment_of(plan: Plan) -> dict[str, str]:
 @contextmanager
 def only_one(data_dir: Path) -> Iterator[None]:
     """Refuse to run twice in one DATA_DIR; end what an earlier run left behind when its supervisor was killed."""
-    (data_dir / "logs").mkdir(parents=True, exist_ok=True)
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # Without a mail server, the links that reset a password are printed there.
+    (data_dir / "logs").mkdir(mode=0o700, exist_ok=True)
     with (data_dir / "run.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
