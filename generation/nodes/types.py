@@ -82,8 +82,8 @@ class RemoteJob:
 
     remote_id: None on the field protocol, which has no ids. step of steps: denoising steps that are done.
     progress: percent. error: one sentence of the node's, when failed; error_code: its word for it, where it
-    has one. file_name: what `/get_video/` wants. generation_ms: the node's own clock. stopped_at_step: set by a confirmed cancel.
-    queue_position: 1 is next.
+    has one. file_name: what `/get_video/` wants. generation_ms: the node's own clock. stopped_at_step: set by a
+    confirmed cancel. queue_position: 1 is next.
     """
 
     state: RemoteState
