@@ -21,7 +21,7 @@ demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a cat 
 run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 GPU_NODE_PORT=8081
 	@$(BIN)/python -m videoplatform.run
 
-test: setup lint ## linters and all tests
+test: setup lint types ## linters, types and all tests
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 chaos: setup ## every fault at full strength, for about half an hour: make chaos SEED=7
