@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+from allauth.account.models import EmailAddress
 from django import forms
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as PlainGroupAdmin
@@ -26,6 +27,8 @@ MAX_GRANT = 1_000_000_000
 LATEST = 10
 
 admin.site.unregister(Group)
+# Who may edit addresses could give somebody else's account one of their own and reset its password.
+admin.site.unregister(EmailAddress)
 
 
 @admin.register(Group)

@@ -13,6 +13,7 @@ from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django_q.models import OrmQ, Schedule, Success
 from unfold.admin import ModelAdmin, TabularInline
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
@@ -20,13 +21,15 @@ from unfold.widgets import UnfoldAdminPasswordWidget
 from accounts.admin_pages import ReadOnlyAdmin, Refused, ask, row, say_why_not
 from accounts.errors import LedgerError
 from accounts.models import User
-from generation import lifecycle
-from generation.api_serializers import PUBLIC_ID
+from generation import lifecycle, public_ids
 from generation.errors import GenerationError
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
 from generation.streaming import serve_file
 
 State = GenerationJob.State
+# Nothing is scheduled here, successes are not kept, and a queued task is a name that would be called.
+for unused in (Schedule, Success, OrmQ):
+    admin.site.unregister(unused)
 STATE_COLOURS = {
     State.QUEUED: "info",
     State.RUNNING: "warning",
@@ -124,8 +127,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", search_term: str
     ) -> tuple["QuerySet[GenerationJob]", bool]:
         """A job's id, as people send it to support, finds just that job."""
-        if match := PUBLIC_ID.fullmatch(search_term.strip()):
-            return queryset.filter(pk=uuid.UUID(match[1])), False
+        if job_id := public_ids.parse(search_term.strip()):
+            return queryset.filter(pk=job_id), False
         found: tuple[QuerySet[GenerationJob], bool] = super().get_search_results(
             request, queryset, search_term
         )

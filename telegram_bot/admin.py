@@ -1,8 +1,9 @@
 """For staff: who writes, what could not be handled, what could not be delivered. Nothing here is edited by hand."""
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.utils import timezone
 from unfold.admin import ModelAdmin
 
@@ -44,6 +45,14 @@ class JobMessageAdmin(ReadOnlyAdmin):
     list_filter = ("state",)
     search_fields = ("=chat_id", "=job__id", "error")
     actions = ("deliver_again",)
+
+    def response_action(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> HttpResponseBase | None:
+        """As Django's, which lets a selection that is no number through to the database."""
+        try:
+            return super().response_action(request, queryset)
+        except ValueError:
+            self.message_user(request, "There are no such rows.", messages.ERROR)
+            return None
 
     @admin.action(description="Try to deliver again what could not be delivered", permissions=["view"])
     def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> None:
