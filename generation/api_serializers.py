@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from generation import lifecycle, offer, pricing
+from generation import admission, offer, pricing
 from generation.errors import EmptyPrompt, InvalidSetting
 from generation.models import GenerationJob, Preset
 
@@ -117,7 +117,7 @@ class NewVideo(KnownFieldsOnly):
         required=False,
         allow_null=True,
         min_value=0,
-        max_value=lifecycle.MAX_SEED,
+        max_value=admission.MAX_SEED,
         help_text="The same seed makes the same clip.",
     )
     negative_prompt = Text(

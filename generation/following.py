@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.db import close_old_connections
 
-from generation import lifecycle
+from generation import leases, lifecycle
 from generation.fleet import endpoint_of
 from generation.models import GpuNode, JobAttempt
 from generation.nodes import (
@@ -97,7 +97,7 @@ class Follower:
                 await self._post(client, hand_over=True)
         except TransientNodeError as error:
             logger.info("job %s: no answer to the post yet: %s", self._job, error)
-            await in_database(lifecycle.drop_lease)(attempt_id=self.attempt.pk, token=self.token)
+            await in_database(leases.drop)(attempt_id=self.attempt.pk, token=self.token)
         except PermanentNodeError as error:
             await self._give_up(error)
 
@@ -277,7 +277,7 @@ class Follower:
         )
 
     async def _renew_lease(self) -> bool:
-        return await in_database(lifecycle.take_lease)(attempt_id=self.attempt.pk, token=self.token)
+        return await in_database(leases.take)(attempt_id=self.attempt.pk, token=self.token)
 
     def _silent_seconds(self) -> float:
         return time.monotonic() - self._heard

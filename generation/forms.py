@@ -1,4 +1,4 @@
-"""What a person types into the composer. The rules are lifecycle's; this parses and puts messages by their field."""
+"""What a person types into the composer. The rules are admission's; this parses and puts messages by their field."""
 
 import hashlib
 import json
@@ -9,11 +9,9 @@ from django import forms
 from django.core.exceptions import ValidationError
 
 from accounts.models import User
-from generation import lifecycle
+from generation import admission, lifecycle
 from generation.errors import GenerationError
 from generation.models import GenerationJob
-
-SEED_MESSAGE = f"seed must be between 0 and {lifecycle.MAX_SEED}."
 
 
 class TextField(forms.Field):
@@ -35,7 +33,7 @@ class ComposerForm(forms.Form):
 
     def clean_prompt(self) -> str:
         try:
-            return lifecycle.check_prompt(self.cleaned_data["prompt"])
+            return admission.check_prompt(self.cleaned_data["prompt"])
         except GenerationError as error:
             raise ValidationError(error.message) from None
 
@@ -43,9 +41,11 @@ class ComposerForm(forms.Form):
         text: str = self.cleaned_data["seed"].strip()
         if not text:
             return None
-        if not (text.isascii() and text.isdigit() and len(text) <= 19):
-            raise ValidationError(SEED_MESSAGE)
-        return int(text)
+        is_number = text.isascii() and text.isdigit() and len(text) < 20
+        try:
+            return admission.check_seed(int(text) if is_number else -1)
+        except GenerationError as error:
+            raise ValidationError(error.message) from None
 
     def submit(self, *, user: User) -> GenerationJob | None:
         """The job, or None with the refusal among the form's errors."""

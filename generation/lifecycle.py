@@ -6,7 +6,6 @@ row has lost a race: it changes nothing and says so.
 import hashlib
 import json
 import logging
-import math
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,26 +13,15 @@ from datetime import timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q, QuerySet
+from django.db.models import F, QuerySet
 from django.utils import timezone
 from django_q.tasks import async_task
 
 from accounts import ledger
 from accounts.errors import InsufficientBalance
 from accounts.models import CreditAccount, User
-from generation import breaker, events, pricing
-from generation.errors import (
-    AccountInactive,
-    CannotCancel,
-    CannotDelete,
-    CooldownActive,
-    EmptyPrompt,
-    IdempotencyConflict,
-    InsufficientCredits,
-    InvalidPrompt,
-    InvalidSetting,
-    PromptTooLong,
-)
+from generation import admission, breaker, events, leases, pricing
+from generation.errors import CannotCancel, CannotDelete, IdempotencyConflict, InsufficientCredits
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.signals import job_finished
 
@@ -42,8 +30,6 @@ State = GenerationJob.State
 
 # A nudge that no worker took up is repeated this much later, not with every sweep of the reconciler.
 NUDGE_SECONDS = 5.0
-MAX_IDEMPOTENCY_KEY = 255
-MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -82,35 +68,16 @@ def submit(
         GenerationError: one of its subclasses; nothing was stored and nothing held.
     """
     request = [prompt, preset, seed, negative_prompt, remixed_from.id.hex if remixed_from else None]
-    key, digest = _check_idempotency_key(idempotency_key), _digest(request)
+    key, digest = admission.check_idempotency_key(idempotency_key), _digest(request)
     with transaction.atomic():
         ledger.lock_account(user=user)
-        if key and (twin := GenerationJob.objects.filter(user=user, idempotency_key=key).first()):
-            if twin.request_digest != digest:
-                raise IdempotencyConflict()
+        if twin := _twin(user, key=key, digest=digest):
             return twin
-        user.refresh_from_db(fields=["is_active", "is_staff"])
-        if not user.is_active:
-            raise AccountInactive()
-        chosen = pricing.find_preset(preset)
-        job = GenerationJob(
-            user=user,
-            source=source,
-            prompt=_check_prompt(prompt),
-            negative_prompt=_check_negative_prompt(negative_prompt),
-            preset=chosen,
-            num_frames=chosen.num_frames,
-            fps=chosen.fps,
-            num_inference_steps=chosen.num_inference_steps,
-            guidance_scale=chosen.guidance_scale,
-            cost=pricing.price(preset=chosen, user=user),
-            remixed_from=remixed_from,
-            idempotency_key=key,
-            request_digest=digest,
-        )
-        if seed is not None:
-            job.seed = _check_seed(seed)
-        _check_cooldown(user)
+        admission.check_account(user)
+        job = _new_job(user, prompt, preset=preset, seed=seed, negative_prompt=negative_prompt)
+        job.source, job.remixed_from = source, remixed_from
+        job.idempotency_key, job.request_digest = key, digest
+        admission.check_cooldown(user)
         _reserve(job)
         job.save(force_insert=True)
         events.publish(job)
@@ -119,29 +86,37 @@ def submit(
     return job
 
 
-def check_prompt(prompt: str) -> str:
-    """The prompt without surrounding space, or the reason why it cannot be used.
-
-    Raises:
-        InvalidPrompt: empty, too long, or with characters that no database text can hold.
-    """
-    return _check_prompt(prompt)
+def _digest(request: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(request).encode()).hexdigest()
 
 
-def cooldown_left(user: User) -> int:
-    """Whole seconds until the user may submit again; 0 now.
+def _twin(user: User, *, key: str | None, digest: str) -> GenerationJob | None:
+    """The job this very request made before."""
+    twin = GenerationJob.objects.filter(user=user, idempotency_key=key).first() if key else None
+    if twin is not None and twin.request_digest != digest:
+        raise IdempotencyConflict()
+    return twin
 
-    Counted from the last job that did not fail; staff never wait.
-    """
-    if user.is_staff:
-        return 0
-    latest = (
-        GenerationJob.objects.filter(user=user).exclude(state=State.FAILED).order_by("-created_at").first()
+
+def _new_job(
+    user: User, prompt: str, *, preset: str | None, seed: int | None, negative_prompt: str
+) -> GenerationJob:
+    """What is to be made, checked, with what the preset says now."""
+    chosen = pricing.find_preset(preset)
+    job = GenerationJob(
+        user=user,
+        prompt=admission.check_prompt(prompt),
+        negative_prompt=admission.check_negative_prompt(negative_prompt),
+        preset=chosen,
+        num_frames=chosen.num_frames,
+        fps=chosen.fps,
+        num_inference_steps=chosen.num_inference_steps,
+        guidance_scale=chosen.guidance_scale,
+        cost=pricing.price(preset=chosen, user=user),
     )
-    if latest is None:
-        return 0
-    left = settings.VIDEO_COOLDOWN_SECONDS - (timezone.now() - latest.created_at).total_seconds()
-    return max(0, math.ceil(left))
+    if seed is not None:
+        job.seed = admission.check_seed(seed)
+    return job
 
 
 def _reserve(job: GenerationJob) -> None:
@@ -151,73 +126,7 @@ def _reserve(job: GenerationJob) -> None:
         raise InsufficientCredits(cost=job.cost, balance=error.balance) from None
 
 
-def _check_cooldown(user: User) -> None:
-    if seconds := cooldown_left(user):
-        raise CooldownActive(seconds=seconds)
-
-
-def _check_prompt(prompt: str) -> str:
-    prompt = _check_text(prompt).strip()
-    if not prompt:
-        raise EmptyPrompt()
-    if len(prompt) > settings.MAX_PROMPT_LENGTH:
-        raise PromptTooLong(maximum=settings.MAX_PROMPT_LENGTH)
-    return prompt
-
-
-def _check_negative_prompt(text: str) -> str:
-    text = _check_text(text).strip()
-    if len(text) > settings.MAX_PROMPT_LENGTH:
-        raise InvalidSetting(
-            f"Negative prompt too long. Maximum {settings.MAX_PROMPT_LENGTH} characters.",
-            param="negative_prompt",
-        )
-    return text
-
-
-def _check_text(text: str) -> str:
-    """PostgreSQL cannot store NUL, UTF-8 has no lone surrogates."""
-    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidPrompt()
-    return text
-
-
-def _check_seed(seed: int) -> int:
-    if not 0 <= seed <= MAX_SEED:
-        raise InvalidSetting(f"seed must be between 0 and {MAX_SEED}.", param="seed")
-    return seed
-
-
-def _check_idempotency_key(key: str | None) -> str | None:
-    if not key:
-        return None
-    if len(key) > MAX_IDEMPOTENCY_KEY or not key.isprintable():
-        raise InvalidSetting(
-            f"Idempotency-Key must be at most {MAX_IDEMPOTENCY_KEY} printable characters.",
-            param="Idempotency-Key",
-        )
-    return key
-
-
-def _digest(request: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(request).encode()).hexdigest()
-
-
 # --- While it runs: every function is fenced by the attempt and its lease ---------------------------------------------
-
-
-def take_lease(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
-    """Become the one who drives an open attempt, or stay it; False when somebody else is, or it is closed."""
-    now = timezone.now()
-    expires = now + timedelta(seconds=settings.LEASE_SECONDS)
-    open_one = JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN)
-    free = open_one.filter(Q(lease_token=token) | Q(lease_token=None) | Q(lease_expires_at__lt=now))
-    return bool(free.update(lease_token=token, lease_expires_at=expires))
-
-
-def drop_lease(*, attempt_id: uuid.UUID, token: uuid.UUID) -> None:
-    """Let anybody drive it from now on."""
-    JobAttempt.objects.filter(pk=attempt_id, lease_token=token).update(lease_expires_at=timezone.now())
 
 
 @transaction.atomic
@@ -243,7 +152,7 @@ def attempt_posted(
     values: dict[str, object] = {"remote_id": remote_id, "posted_at": now, "heard_at": now}
     if hand_over:
         values["lease_expires_at"] = now
-    if not _mine(attempt_id, token).update(**values):
+    if not leases.held(attempt_id=attempt_id, token=token).update(**values):
         return False
     events.publish(GenerationJob.objects.get(attempts=attempt_id))
     return True
@@ -253,13 +162,17 @@ def request_sent(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
     """The one long request to a field node goes out now; whoever finds this set later cannot re-attach to
     it.
     """
-    return bool(_mine(attempt_id, token).filter(posted_at=None).update(posted_at=timezone.now()))
+    return bool(
+        leases.held(attempt_id=attempt_id, token=token)
+        .filter(posted_at=None)
+        .update(posted_at=timezone.now())
+    )
 
 
 @transaction.atomic
 def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bool:
     """The node is at this denoising step; False when the lease is lost and the caller must stop."""
-    if not _mine(attempt_id, token).update(step=step, heard_at=timezone.now()):
+    if not leases.held(attempt_id=attempt_id, token=token).update(step=step, heard_at=timezone.now()):
         return False
     moved = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING).exclude(step=step)
     if moved.update(step=step):
@@ -272,7 +185,7 @@ def begin_storing(
     *, attempt_id: uuid.UUID, token: uuid.UUID, file_name: str = "", generation_ms: int | None = None
 ) -> bool:
     """The node has made the file: fetch it. The node's slot is free from here on."""
-    if not _mine(attempt_id, token).update(
+    if not leases.held(attempt_id=attempt_id, token=token).update(
         file_name=file_name, generation_ms=generation_ms, heard_at=timezone.now()
     ):
         return False
@@ -523,10 +436,6 @@ def _lock_attempts(*, job_id: uuid.UUID | None = None, current_of: uuid.UUID | N
 
 def _ask_to_stop(job: GenerationJob) -> None:
     JobAttempt.objects.filter(job=job, state=JobAttempt.State.OPEN).update(cancel_requested_at=timezone.now())
-
-
-def _mine(attempt_id: uuid.UUID, token: uuid.UUID) -> QuerySet[JobAttempt]:
-    return JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN, lease_token=token)
 
 
 def _close(attempt_id: uuid.UUID, state: str, *, error: str = "", stopped_at_step: int | None = None) -> bool:

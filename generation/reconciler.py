@@ -14,7 +14,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
-from generation import breaker, fleet, lifecycle, media, scheduling
+from generation import breaker, fleet, leases, lifecycle, media, scheduling
 from generation.events import JobEvent, hub
 from generation.following import Follower, in_database
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -73,7 +73,7 @@ class Reconciler:
             await in_database(lifecycle.expire)(job_id=job_id)
         await in_database(_nudge_stores)()
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
-            if await in_database(lifecycle.take_lease)(attempt_id=attempt.pk, token=self._token):
+            if await in_database(leases.take)(attempt_id=attempt.pk, token=self._token):
                 self._follow(attempt)
         await self._nudge_dispatch()
 
@@ -107,7 +107,7 @@ class Reconciler:
 
     async def _drop_leases(self) -> None:
         try:
-            await in_database(_drop_leases_of)(self._token)
+            await in_database(leases.drop_all)(token=self._token)
         except (DatabaseError, InterfaceError) as error:
             logger.warning(
                 "the leases run out by themselves, the database is not there: %s", str(error).strip()
@@ -201,12 +201,6 @@ def _nudge_stores() -> None:
     )
     for attempt_id in free.values_list("pk", flat=True)[:100]:
         lifecycle.nudge_store(attempt_id=attempt_id)
-
-
-def _drop_leases_of(token: uuid.UUID) -> None:
-    JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_token=token).update(
-        lease_expires_at=timezone.now()
-    )
 
 
 def _nodes_to_watch() -> list[GpuNode]:

@@ -5,18 +5,14 @@ Short, by id, safe to repeat: the job table is the truth and a lost task is heal
 
 import logging
 import tempfile
-import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
-from django.db import DatabaseError, close_old_connections
 
-from generation import lifecycle, media, scheduling
+from generation import leases, lifecycle, media, scheduling
 from generation.fleet import endpoint_of
 from generation.following import Follower
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -59,9 +55,12 @@ def store(attempt_id: str) -> None:
     token = uuid.uuid4()
     if attempt is None or attempt.job.state != GenerationJob.State.STORING:
         return
-    if not lifecycle.take_lease(attempt_id=attempt.pk, token=token):
+    if not leases.take(attempt_id=attempt.pk, token=token):
         return
-    with _lease_kept(attempt.pk, token), tempfile.TemporaryDirectory(prefix="clip-") as folder:
+    with (
+        leases.kept(attempt_id=attempt.pk, token=token),
+        tempfile.TemporaryDirectory(prefix="clip-") as folder,
+    ):
         try:
             stored = _fetch_and_store(attempt, Path(folder))
         except (NodeError, media.UnplayableVideo) as error:
@@ -143,26 +142,3 @@ def _nothing_to_store(attempt: JobAttempt, error: Exception) -> None:
             code="unplayable",
             message="The video could not be played.",
         )
-
-
-@contextmanager
-def _lease_kept(attempt_id: uuid.UUID, token: uuid.UUID) -> Iterator[None]:
-    """Renew the lease from a thread while the block runs, so that only the death of this process frees it."""
-    done = threading.Event()
-
-    def renew() -> None:
-        while not done.wait(settings.LEASE_SECONDS / 3):
-            try:
-                close_old_connections()
-                lifecycle.take_lease(attempt_id=attempt_id, token=token)
-            except DatabaseError as error:
-                logger.warning("attempt %s: lease not renewed: %s", attempt_id.hex, str(error).strip())
-        close_old_connections()
-
-    thread = threading.Thread(target=renew, daemon=True, name="lease")
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()

@@ -18,7 +18,7 @@ from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 from django_htmx.middleware import HtmxDetails
 
 from accounts.models import User
-from generation import lifecycle, pricing
+from generation import admission, lifecycle, pricing
 from generation.cards import cards, owned_jobs
 from generation.errors import GenerationError
 from generation.forms import ComposerForm
@@ -238,10 +238,9 @@ def _composer(request: SiteRequest, form: ComposerForm) -> dict[str, Any]:
         "form": form,
         "quotes": quotes,
         "chosen": chosen or default,
-        "cooldown": lifecycle.cooldown_left(request.user),
+        "cooldown": admission.cooldown_left(request.user),
         "key": uuid.uuid4().hex,
         "max_prompt": settings.MAX_PROMPT_LENGTH,
-        "max_seed": lifecycle.MAX_SEED,
     }
 
 

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from accounts import ledger
 from accounts.models import CreditTransaction
-from generation import lifecycle, scheduling
+from generation import leases, lifecycle, scheduling
 from generation.errors import (
     AccountInactive,
     CannotCancel,
@@ -209,10 +209,10 @@ def test_an_old_attempt_cannot_move_a_job_that_went_on_without_it(user, start_jo
 def test_only_the_holder_of_the_lease_moves_an_attempt(user, start_job):
     attempt = start_job(submit(user))
     thief = uuid.uuid4()
-    assert not lifecycle.take_lease(attempt_id=attempt.pk, token=thief)
+    assert not leases.take(attempt_id=attempt.pk, token=thief)
     assert not lifecycle.record_progress(attempt_id=attempt.pk, token=thief, step=5)
     JobAttempt.objects.filter(pk=attempt.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    assert lifecycle.take_lease(attempt_id=attempt.pk, token=thief)
+    assert leases.take(attempt_id=attempt.pk, token=thief)
     assert not lifecycle.record_progress(attempt_id=attempt.pk, token=attempt.pk, step=5)
 
 

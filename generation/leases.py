@@ -1,0 +1,68 @@
+"""Who drives an open attempt: the holder of its lease, one at a time, for LEASE_SECONDS at a time.
+
+An expired lease moves nothing by itself: the next holder asks the node for the same id and goes on.
+"""
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, close_old_connections
+from django.db.models import Q, QuerySet
+from django.utils import timezone
+
+from generation.models import JobAttempt
+
+logger = logging.getLogger(__name__)
+
+
+def take(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
+    """Become the one who drives it, or stay it; False when somebody else is, or the attempt is closed."""
+    now = timezone.now()
+    expires = now + timedelta(seconds=settings.LEASE_SECONDS)
+    open_one = JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN)
+    free = open_one.filter(Q(lease_token=token) | Q(lease_token=None) | Q(lease_expires_at__lt=now))
+    return bool(free.update(lease_token=token, lease_expires_at=expires))
+
+
+def held(*, attempt_id: uuid.UUID, token: uuid.UUID) -> QuerySet[JobAttempt]:
+    """The attempt while it is open and the token's: the fence of every write about it."""
+    return JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN, lease_token=token)
+
+
+def drop(*, attempt_id: uuid.UUID, token: uuid.UUID) -> None:
+    """Let anybody drive it from now on."""
+    held(attempt_id=attempt_id, token=token).update(lease_expires_at=timezone.now())
+
+
+def drop_all(*, token: uuid.UUID) -> None:
+    """The same for every attempt the token drives."""
+    driven = JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_token=token)
+    driven.update(lease_expires_at=timezone.now())
+
+
+@contextmanager
+def kept(*, attempt_id: uuid.UUID, token: uuid.UUID) -> Iterator[None]:
+    """Renew it from a thread while the block runs, so that only the death of this process frees it."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(settings.LEASE_SECONDS / 3):
+            try:
+                close_old_connections()
+                take(attempt_id=attempt_id, token=token)
+            except (DatabaseError, InterfaceError) as error:
+                logger.warning("attempt %s: lease not renewed: %s", attempt_id.hex, str(error).strip())
+        close_old_connections()
+
+    thread = threading.Thread(target=renew, daemon=True, name="lease")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
