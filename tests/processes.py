@@ -28,7 +28,11 @@ class Processes:
     """`manage.py` commands that run until told to stop, each the leader of a process group of its own."""
 
     def __init__(self, *, database_url: str, media_root: Path, logs: Path, **environment: str) -> None:
-        self.environment = {**os.environ, "DATABASE_URL": database_url, "MEDIA_ROOT": str(media_root)} | environment
+        self.environment = {
+            **os.environ,
+            "DATABASE_URL": database_url,
+            "MEDIA_ROOT": str(media_root),
+        } | environment
         self.logs = logs
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 

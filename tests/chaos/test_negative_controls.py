@@ -16,7 +16,10 @@ from tests.environment import REPOSITORY
 
 CONTROLS = {
     # guard: the tests that hold it, and what only a failure of this kind prints
-    "fencing": ("tests/chaos/test_state_machine.py", "AlreadyResolved|InsufficientBalance|state == before|on_paper"),
+    "fencing": (
+        "tests/chaos/test_state_machine.py",
+        "AlreadyResolved|InsufficientBalance|state == before|on_paper",
+    ),
     "unique_index": ("tests/chaos/test_sql_attacks.py", "DID NOT RAISE"),
     "fail_fast": ("tests/test_cluster.py::{kill}[idle worker]", "TimeoutExpired"),
 }
