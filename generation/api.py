@@ -3,7 +3,6 @@
 Every view parses, calls one operation and renders.
 """
 
-import uuid
 from typing import Any, cast
 
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
@@ -22,7 +21,6 @@ from generation import lifecycle, offer, pricing
 from generation.api_errors import Problem
 from generation.api_serializers import (
     EXAMPLE,
-    PUBLIC_ID,
     DeletedVideo,
     ModelList,
     ModelSerializer,
@@ -72,9 +70,8 @@ def caller(request: Request) -> User:
 
 def find_job(request: Request, video_id: str) -> GenerationJob:
     """The caller's own video of that id; somebody else's, a deleted one and no id at all are the same JobNotFound."""
-    match = PUBLIC_ID.fullmatch(video_id)
     own = GenerationJob.objects.filter(user=request.user.pk, deleted_at=None)
-    job = with_what_is_shown(own).filter(pk=uuid.UUID(match[1])).first() if match else None
+    job = with_what_is_shown(own.named(video_id)).first()
     if job is None:
         raise JobNotFound()
     return job
@@ -319,10 +316,7 @@ def _cursor(request: Request, after: str | None) -> GenerationJob | None:
     """The video a page begins after. It may have been deleted since the page before was read."""
     if after is None:
         return None
-    match = PUBLIC_ID.fullmatch(after)
-    job = (
-        GenerationJob.objects.filter(user=request.user.pk, pk=uuid.UUID(match[1])).first() if match else None
-    )
+    job = GenerationJob.objects.filter(user=request.user.pk).named(after).first()
     if job is None:
         raise JobNotFound()
     return job

@@ -1,23 +1,21 @@
 """The shapes of the REST API: what is read, what is written, and what the OpenAPI document says of both."""
 
-import re
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
-from django.db.models import Count, OuterRef, QuerySet, Subquery
-from django.db.models.functions import Coalesce
+from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from generation import admission, offer, pricing
+from generation import admission, offer, pricing, public_ids, scheduling
 from generation.errors import EmptyPrompt, InvalidSetting
 from generation.models import GenerationJob, Preset
 
 State = GenerationJob.State
 
-PUBLIC_ID = re.compile(r"video_([0-9a-f]{32})", re.ASCII)
 STATUSES = {
     State.QUEUED: "queued",
     State.RUNNING: "in_progress",
@@ -163,7 +161,7 @@ class Surroundings:
     """
 
     offer: offer.Offer
-    positions: Mapping[Any, int]
+    positions: Mapping[uuid.UUID, int]
     waits: Mapping[int, int]
 
 
@@ -172,7 +170,7 @@ def surroundings(jobs: Sequence[GenerationJob]) -> Surroundings:
     live_presets = {job.preset_id: job.preset for job in jobs if job.is_live}
     return Surroundings(
         offer=offer.current(),
-        positions=_queue_positions([job for job in jobs if job.state == State.QUEUED]),
+        positions=scheduling.queue_positions(jobs),
         waits={pk: pricing.expected_seconds(preset) for pk, preset in live_presets.items()},
     )
 
@@ -276,7 +274,7 @@ class VideoSerializer(serializers.Serializer):
         return dict(VideoError(job).data) if STATUSES[State(job.state)] == "failed" else None
 
     def get_remixed_from_video_id(self, job: GenerationJob) -> str | None:
-        return public_id(job.remixed_from_id) if job.remixed_from_id else None
+        return public_ids.of(job.remixed_from_id) if job.remixed_from_id else None
 
     def get_queue_position(self, job: GenerationJob) -> int | None:
         return self._around.positions.get(job.pk)
@@ -346,21 +344,6 @@ class PresetSerializer(serializers.Serializer):
 class PresetList(serializers.Serializer):
     object = serializers.CharField(default="list")
     data = PresetSerializer(many=True)  # type: ignore[assignment]
-
-
-def public_id(job_id: Any) -> str:
-    """As GenerationJob.public_id, for a job whose row is not loaded."""
-    return GenerationJob(id=job_id).public_id
-
-
-def _queue_positions(jobs: Sequence[GenerationJob]) -> dict[Any, int]:
-    """What pricing.queue_position says of each, in one query."""
-    if not jobs:
-        return {}
-    ahead = GenerationJob.objects.filter(state=State.QUEUED, created_at__lt=OuterRef("created_at")).order_by()
-    count = ahead.values("state").annotate(number=Count("pk")).values("number")
-    rows = GenerationJob.objects.filter(pk__in=[job.pk for job in jobs]).order_by()
-    return {pk: number + 1 for pk, number in rows.values_list("pk", Coalesce(Subquery(count), 0))}
 
 
 def _printable(name: str) -> str | None:

@@ -4,11 +4,11 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from django.db.models import Count, Q, QuerySet
+from django.db.models import QuerySet
 from django.template.loader import render_to_string
 from django.utils import timezone
 
-from generation import pricing
+from generation import pricing, scheduling
 from generation.models import GenerationJob, GpuNode
 
 State = GenerationJob.State
@@ -29,15 +29,15 @@ class Card:
 
     @property
     def percent(self) -> int:
-        """How many of a hundred parts of the denoising steps are done."""
+        """Of the denoising steps, how many are done."""
         return 100 * self.job.step // max(1, self.job.num_inference_steps)
 
 
 @dataclass(frozen=True)
 class _Line:
-    """The queue: `ahead` of each queued job, `running` clips, and the `capacity` of all healthy nodes together."""
+    """The queue: places of queued jobs, how many clips run, and how many all healthy nodes can make at once."""
 
-    ahead: Mapping[uuid.UUID, int]
+    positions: Mapping[uuid.UUID, int]
     running: int
     capacity: int
 
@@ -65,7 +65,7 @@ def cards(jobs: Iterable[GenerationJob], *, expected: Mapping[int, int] | None =
     for job in jobs:
         if job.is_live and job.preset_id not in seconds:
             seconds[job.preset_id] = pricing.expected_seconds(job.preset)
-    line = _line([job for job in jobs if job.state == State.QUEUED])
+    line = _line(jobs)
     return [_card(job, line, seconds.get(job.preset_id, 0)) for job in jobs]
 
 
@@ -90,26 +90,21 @@ def _card(job: GenerationJob, line: _Line, expected: int) -> Card:
         return Card(job=job, seconds_left=seconds_left(job, expected=expected))
     if job.state != State.QUEUED:
         return Card(job=job)
-    ahead = line.ahead.get(job.pk, 0)
+    position = line.positions.get(job.pk, 1)
     if not line.capacity:
-        return Card(job=job, position=ahead + 1, waits_for_node=True)
+        return Card(job=job, position=position, waits_for_node=True)
     # What runs now is half done on average.
-    waiting = (ahead + line.running / 2) * expected / line.capacity
-    return Card(job=job, position=ahead + 1, seconds_left=max(1, round(waiting + expected)))
+    waiting = (position - 1 + line.running / 2) * expected / line.capacity
+    return Card(job=job, position=position, seconds_left=max(1, round(waiting + expected)))
 
 
-def _line(queued: list[GenerationJob]) -> _Line:
-    if not queued:
-        return _Line(ahead={}, running=0, capacity=0)
-    counts = {
-        f"ahead_{index}": Count("pk", filter=Q(state=State.QUEUED, created_at__lt=job.created_at))
-        for index, job in enumerate(queued)
-    }
-    waiting_or_running = GenerationJob.objects.filter(state__in=[State.QUEUED, State.RUNNING])
-    found = waiting_or_running.aggregate(running=Count("pk", filter=Q(state=State.RUNNING)), **counts)
+def _line(jobs: list[GenerationJob]) -> _Line:
+    positions = scheduling.queue_positions(jobs)
+    if not positions:
+        return _Line(positions={}, running=0, capacity=0)
     nodes = GpuNode.objects.filter(enabled=True)
     return _Line(
-        ahead={job.pk: found[f"ahead_{index}"] for index, job in enumerate(queued)},
-        running=found["running"],
+        positions=positions,
+        running=GenerationJob.objects.filter(state=State.RUNNING).count(),
         capacity=sum(node.capacity for node in nodes if node.healthy),
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import uuid
 from typing import Any
 
 from django import forms
@@ -75,8 +74,5 @@ class ComposerForm(forms.Form):
         return "web-" + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
     def _remixed_from(self, user: User) -> GenerationJob | None:
-        try:
-            source = uuid.UUID(self.cleaned_data["remix"].removeprefix("video_"))
-        except ValueError:
-            return None
-        return GenerationJob.objects.filter(pk=source, user=user, deleted_at=None).first()
+        own = GenerationJob.objects.filter(user=user, deleted_at=None)
+        return own.named(self.cleaned_data["remix"]).first()

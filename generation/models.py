@@ -5,14 +5,15 @@
 
 import secrets
 import uuid
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.utils import timezone
+
+from generation import public_ids
 
 
 class Preset(models.Model):
@@ -128,8 +129,15 @@ def new_seed() -> int:
     return secrets.randbelow(2**31)
 
 
-def new_deadline() -> Any:
+def new_deadline() -> datetime:
     return timezone.now() + timedelta(seconds=settings.JOB_DEADLINE_SECONDS)
+
+
+class JobQuerySet(models.QuerySet["GenerationJob"]):
+    def named(self, public_id: str) -> "JobQuerySet":
+        """The job of that public id; none for what is no public id."""
+        job_id = public_ids.parse(public_id)
+        return self.none() if job_id is None else self.filter(pk=job_id)
 
 
 class GenerationJob(models.Model):
@@ -202,6 +210,8 @@ class GenerationJob(models.Model):
     duration_ms = models.PositiveIntegerField(null=True)
     size_bytes = models.PositiveBigIntegerField(null=True)
 
+    objects = JobQuerySet.as_manager()
+
     class Meta:
         ordering = ["-created_at"]
         constraints = [
@@ -236,8 +246,8 @@ class GenerationJob(models.Model):
 
     @property
     def public_id(self) -> str:
-        """The id the API and the web show: `video_` and 32 hex digits."""
-        return f"video_{self.id.hex}"
+        """The id the API and the web show."""
+        return public_ids.of(self.id)
 
     @property
     def is_live(self) -> bool:

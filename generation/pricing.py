@@ -78,11 +78,3 @@ def find_preset(name: str | None) -> Preset:
         offered = ", ".join(Preset.objects.filter(enabled=True).values_list("name", flat=True))
         raise UnknownPreset(f"There is no such preset. On offer: {offered}.")
     return preset
-
-
-def queue_position(job: GenerationJob) -> int:
-    """1 is next. Jobs of people with fewer running clips may still go first."""
-    return (
-        GenerationJob.objects.filter(state=GenerationJob.State.QUEUED, created_at__lt=job.created_at).count()
-        + 1
-    )

@@ -2,11 +2,13 @@
 
 import uuid
 from collections import Counter
+from collections.abc import Iterable
 from datetime import timedelta
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import Case, Count, F, IntegerField, Q, QuerySet, Value, When
+from django.db.models import Case, Count, F, IntegerField, OuterRef, Q, QuerySet, Subquery, Value, When
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from generation import events
@@ -35,6 +37,20 @@ def claim_next() -> JobAttempt | None:
 def work_is_waiting() -> bool:
     """A job is queued and some node could take it now."""
     return GenerationJob.objects.filter(state=State.QUEUED).exists() and bool(_nodes_with_a_free_slot())
+
+
+def queue_positions(jobs: Iterable[GenerationJob]) -> dict[uuid.UUID, int]:
+    """The place in line of those that are queued, in one query; 1 is next.
+
+    By time alone: jobs of people with fewer running clips may still go first.
+    """
+    queued = [job.pk for job in jobs if job.state == State.QUEUED]
+    if not queued:
+        return {}
+    ahead = GenerationJob.objects.filter(state=State.QUEUED, created_at__lt=OuterRef("created_at")).order_by()
+    count = ahead.values("state").annotate(number=Count("pk")).values("number")
+    rows = GenerationJob.objects.filter(pk__in=queued).order_by()
+    return {pk: number + 1 for pk, number in rows.values_list("pk", Coalesce(Subquery(count), 0))}
 
 
 def _nodes_with_a_free_slot() -> list[GpuNode]:

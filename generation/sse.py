@@ -33,8 +33,9 @@ from django.db import InterfaceError, OperationalError, connections
 from django.db.models import Q
 from django.utils import timezone
 
+from generation import public_ids
 from generation.api_auth import key_of_header
-from generation.api_serializers import PUBLIC_ID, video_json, with_what_is_shown
+from generation.api_serializers import video_json, with_what_is_shown
 from generation.cards import render_card
 from generation.events import JobEvent, hub
 from generation.models import GenerationJob
@@ -53,7 +54,7 @@ HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
-VIDEO_EVENTS = re.compile(rf"/v1/videos/{PUBLIC_ID.pattern}/events", re.ASCII)
+VIDEO_EVENTS = re.compile(r"/v1/videos/([^/]+)/events")
 RETRY_MS = 2000
 # A burst of steps becomes one message: no stream gets more than ten of them a second.
 BREATH_SECONDS = 0.1
@@ -354,8 +355,9 @@ class EventStreams:
         if request.path_info == "/events":
             user = await in_thread(user_of_session, request)
             return BrowserStream(request, user=user) if user is not None else None
-        if match := VIDEO_EVENTS.fullmatch(request.path_info):
-            header, job = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1"), uuid.UUID(match[1])
+        match = VIDEO_EVENTS.fullmatch(request.path_info)
+        if match and (job := public_ids.parse(match[1])):
+            header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
             user = await in_thread(owner_of_video, header, job)
             return VideoStream(user=user, job=job, key=header) if user is not None else None
         return None

@@ -4,19 +4,19 @@ import uuid
 
 from django.urls import path, register_converter
 
-from generation import views
+from generation import public_ids, views
 
 
 class VideoId:
-    """`video_` and 32 hex digits, as the API names a video; anything else is a page that does not exist."""
+    """The name the API has for a video; anything else is a page that does not exist."""
 
-    regex = "video_[0-9a-f]{32}"
+    regex = public_ids.PATTERN
 
-    def to_python(self, value: str) -> uuid.UUID:
-        return uuid.UUID(value.removeprefix("video_"))
+    def to_python(self, value: str) -> uuid.UUID | None:
+        return public_ids.parse(value)
 
     def to_url(self, value: uuid.UUID) -> str:
-        return f"video_{value.hex}"
+        return public_ids.of(value)
 
 
 register_converter(VideoId, "video_id")

@@ -18,7 +18,7 @@ from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 from django_htmx.middleware import HtmxDetails
 
 from accounts.models import User
-from generation import admission, lifecycle, pricing
+from generation import admission, lifecycle, pricing, public_ids
 from generation.cards import cards, owned_jobs
 from generation.errors import GenerationError
 from generation.forms import ComposerForm
@@ -128,7 +128,12 @@ def submit(request: SiteRequest) -> HttpResponse:
 def video(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """One clip: its progress, or the player with all that is known about it."""
     job = _own_job(request, job_id)
-    context = {"card": cards([job])[0], "job": job, "receipt": lifecycle.receipt(job), "node": _node_of(job)}
+    context = {
+        "card": cards([job])[0],
+        "job": job,
+        "receipt": lifecycle.receipt(job),
+        "model": _model_of(job),
+    }
     return render(request, "generation/video.html", context)
 
 
@@ -246,13 +251,13 @@ def _composer(request: SiteRequest, form: ComposerForm) -> dict[str, Any]:
 
 def _prefill(request: SiteRequest) -> dict[str, Any]:
     """What a link puts into the composer: `?prompt=`, or `?remix=` one of the visitor's own clips."""
-    wanted = request.GET.get("remix", "").removeprefix("video_")
+    wanted = request.GET.get("remix", "")
     if not wanted:
         return {"prompt": request.GET.get("prompt", "")}
-    try:
-        job = _own_job(request, uuid.UUID(wanted))
-    except ValueError:
-        raise Http404 from None
+    job_id = public_ids.parse(wanted)
+    if job_id is None:
+        raise Http404
+    job = _own_job(request, job_id)
     return {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -274,7 +279,7 @@ def _card(request: SiteRequest, job: GenerationJob, *, with_messages: bool = Fal
     return render(request, "generation/_card.html", context)
 
 
-def _node_of(job: GenerationJob) -> str:
+def _model_of(job: GenerationJob) -> str:
     """The model that makes it or made it, as its node names it."""
     if job.current_attempt_id is None:
         return ""

@@ -12,7 +12,7 @@ from weakref import WeakValueDictionary
 from aiolimiter import AsyncLimiter
 from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError
 
-from generation import pricing
+from generation import pricing, scheduling
 from generation.events import hub
 from generation.models import GenerationJob
 from telegram_bot import texts
@@ -45,7 +45,7 @@ class StatusView:
 
 def status_text(job: GenerationJob) -> str:
     """What the status message of a live job says now."""
-    position = pricing.queue_position(job) if job.state == GenerationJob.State.QUEUED else None
+    position = scheduling.queue_positions([job]).get(job.pk)
     return texts.generating(job, expected_seconds=pricing.expected_seconds(job.preset), position=position)
 
 

@@ -153,13 +153,12 @@
 
   const announced = new Map();
   function jobChanged(job) {
-    const id = job.id.replace(/^video_/, "").replaceAll("-", "");
-    const known = one(`#card-${CSS.escape(id)}`);
+    const known = one(`#card-${CSS.escape(job.id)}`);
     const live = LIVE.includes(job.state);
-    if (!known && live) adopt(id);
-    if (live || announced.get(id) === job.state) return;
-    announced.set(id, job.state);
-    ended(id, job.state);
+    if (!known && live) adopt(job.id);
+    if (live || announced.get(job.id) === job.state) return;
+    announced.set(job.id, job.state);
+    ended(job.id, job.state);
   }
 
   function ended(id, state) {
