@@ -7,6 +7,7 @@ from typing import Any
 from django.core.exceptions import BadRequest, PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.utils.encoding import iri_to_uri
 from django.views import defaults
 from rest_framework import exceptions
 from rest_framework.response import Response
@@ -49,7 +50,9 @@ def handle(error: Exception, context: dict[str, Any]) -> Response:
     set_rollback()
     problem = describe(error)
     if problem.status >= 500:
-        logger.error("%s %s failed", context["request"].method, context["request"].path, exc_info=error)
+        request = context["request"]
+        # The path is decoded: a line's end in it must not begin a line of the log.
+        logger.error("%s %s failed", request.method, iri_to_uri(request.path), exc_info=error)
     return Response(problem.body, status=problem.status, headers=problem.headers)
 
 

@@ -668,6 +668,18 @@ class TestOurOwnFailures:
         assert (error["code"], error["type"]) == ("server_error", "server_error")
         assert "secret" not in error["message"]
 
+    def test_an_address_writes_no_line_of_its_own_into_the_log(
+        self, api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def broken(_: Any) -> None:
+            raise RuntimeError
+
+        monkeypatch.setattr("generation.api.with_what_is_shown", broken)
+        refusal(api.get("videos/x%0A2026-11-22 ERROR forged"), 500)
+        [line] = [each.getMessage() for each in caplog.records if each.name == "generation.api_errors"]
+        assert "forged" in line
+        assert "\n" not in line
+
     def test_a_host_that_is_not_ours_is_told_in_json(self, api: Api) -> None:
         refusal(api.client.get("/v1/videos", headers={"Host": "evil.example"}), 400)
 
