@@ -15,7 +15,7 @@ from django.utils import timezone
 from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 
-from generation.events import listen_parameters
+from generation.database import listen_parameters
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import json
 import logging
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import psycopg
 from django.db import connection
 
+from generation.database import listen_parameters
 from generation.models import GenerationJob
 
 logger = logging.getLogger(__name__)
@@ -103,14 +103,6 @@ async def _notifications() -> AsyncIterator[JobEvent | None]:
             except (ValueError, TypeError):
                 # A newer or older version of this service may share the database during an upgrade.
                 logger.warning("not an event of ours on %s: %.200s", CHANNEL, notification.payload)
-
-
-def listen_parameters() -> dict[str, Any]:
-    """Connection parameters for psycopg itself, outside Django's connection handling."""
-    parameters: dict[str, Any] = connection.get_connection_params()
-    for ours in ("cursor_factory", "context", "prepare_threshold"):
-        parameters.pop(ours, None)
-    return parameters | {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
 
 hub = Hub()

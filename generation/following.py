@@ -9,14 +9,11 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar
 
-from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import close_old_connections
 
 from generation import leases, lifecycle
+from generation.database import in_database
 from generation.fleet import endpoint_of
 from generation.models import GpuNode, JobAttempt
 from generation.nodes import (
@@ -35,9 +32,6 @@ from generation.nodes import (
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 # How long a node that cannot be used just now is left alone, in seconds.
 UNREACHABLE_PAUSE = 10.0
 BROKEN_PAUSE = 30.0
@@ -48,21 +42,6 @@ PACE_SECONDS = 0.05
 # Between two questions to a node that answers at once, in seconds.
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 2.0
-
-
-def in_database(function: Callable[P, R]) -> Callable[P, Awaitable[R]]:
-    """Run a function that uses the ORM on the database thread, with a connection that survived a restart of
-    the server.
-    """
-
-    def fresh(*args: P.args, **kwargs: P.kwargs) -> R:
-        close_old_connections()
-        try:
-            return function(*args, **kwargs)
-        finally:
-            close_old_connections()
-
-    return sync_to_async(fresh, thread_sensitive=True)
 
 
 class Follower:

@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, close_old_connections
+from django.db import close_old_connections
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
+from generation.database import DATABASE_AWAY
 from generation.models import JobAttempt
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def kept(*, attempt_id: uuid.UUID, token: uuid.UUID) -> Iterator[None]:
             try:
                 close_old_connections()
                 take(attempt_id=attempt_id, token=token)
-            except (DatabaseError, InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 logger.warning("attempt %s: lease not renewed: %s", attempt_id.hex, str(error).strip())
         close_old_connections()
 

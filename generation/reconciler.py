@@ -11,12 +11,12 @@ import logging
 import uuid
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError
 from django.utils import timezone
 
-from generation import breaker, fleet, leases, lifecycle, media, scheduling
+from generation import breaker, fleet, leases, lifecycle, media, scheduling, trial
+from generation.database import DATABASE_AWAY, in_database
 from generation.events import JobEvent, hub
-from generation.following import Follower, in_database
+from generation.following import Follower
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.nodes import NodeError
 
@@ -64,8 +64,11 @@ class Reconciler:
             self._wake.clear()
             try:
                 await self._sweep()
-            except (DatabaseError, InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 logger.warning("the database is not there, trying again: %s", str(error).strip())
+            except Exception:
+                # What is wrong with one row must not end what is followed; the next sweep tries again.
+                logger.exception("a sweep broke")
             await self._pause(SWEEP_SECONDS)
 
     async def _sweep(self) -> None:
@@ -96,7 +99,7 @@ class Reconciler:
     async def _run(self, attempt_id: uuid.UUID, follower: Follower) -> None:
         try:
             await follower.run()
-        except (DatabaseError, InterfaceError) as error:
+        except DATABASE_AWAY as error:
             logger.warning("attempt %s: the database went away: %s", attempt_id.hex, str(error).strip())
         except Exception:
             # One attempt's bug must not stop the others; its lease runs out and the next sweep tries again.
@@ -108,7 +111,7 @@ class Reconciler:
     async def _drop_leases(self) -> None:
         try:
             await in_database(leases.drop_all)(token=self._token)
-        except (DatabaseError, InterfaceError) as error:
+        except DATABASE_AWAY as error:
             logger.warning(
                 "the leases run out by themselves, the database is not there: %s", str(error).strip()
             )
@@ -138,11 +141,20 @@ class Reconciler:
             try:
                 nodes = await in_database(_nodes_to_watch)()
                 await asyncio.gather(*(self._examine(node) for node in nodes))
-            except (DatabaseError, InterfaceError) as error:
+            except DATABASE_AWAY as error:
                 logger.warning("the nodes were not asked, the database is not there: %s", str(error).strip())
             await asyncio.sleep(settings.NODE_HEALTH_SECONDS)
 
     async def _examine(self, node: GpuNode) -> None:
+        try:
+            await self._ask_how_it_is(node)
+        except DATABASE_AWAY:
+            raise
+        except Exception:
+            # One node, whatever it answers, must not keep the others from being asked.
+            logger.exception("node %s could not be looked at", node.name)
+
+    async def _ask_how_it_is(self, node: GpuNode) -> None:
         try:
             health = await fleet.examine(node)
         except NodeError as error:
@@ -160,12 +172,12 @@ class Reconciler:
         try:
             if not await in_database(breaker.claim_trial)(node):
                 return
-            await breaker.make_trial_clip(node, protocol=protocol)
+            await trial.make_clip(node, protocol=protocol)
             await in_database(breaker.bring_back)(node)
             self._look_again()
         except (NodeError, media.UnplayableVideo) as error:
             await in_database(breaker.note_failed_trial)(node, error)
-        except (media.MediaFailure, OSError, DatabaseError, InterfaceError) as error:
+        except (media.MediaFailure, OSError, *DATABASE_AWAY) as error:
             logger.warning("node %s: the trial could not be made: %s", node.name, error)
         finally:
             self._trials.pop(node.pk, None)

@@ -29,7 +29,7 @@ from django.conf import settings
 from django.contrib.auth import get_user
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
-from django.db import InterfaceError, OperationalError, connections
+from django.db import connections
 from django.db.models import Q
 from django.utils import timezone
 
@@ -37,6 +37,7 @@ from generation import public_ids
 from generation.api_auth import key_of_header
 from generation.api_serializers import video_json, with_what_is_shown
 from generation.cards import render_card
+from generation.database import DATABASE_AWAY
 from generation.events import JobEvent, hub
 from generation.models import GenerationJob
 
@@ -58,7 +59,7 @@ VIDEO_EVENTS = re.compile(r"/v1/videos/([^/]+)/events")
 RETRY_MS = 2000
 # A burst of steps becomes one message: no stream gets more than ten of them a second.
 BREATH_SECONDS = 0.1
-DATABASE_AWAY_SECONDS = 2.0
+DATABASE_PAUSE_SECONDS = 2.0
 MAX_STREAMS_PER_USER = 50
 # What ended while nobody listened is sent again after a (re)connect: as far back as this, and never more than so many.
 SNAPSHOT_WINDOW = timedelta(minutes=10)
@@ -342,7 +343,7 @@ class EventStreams:
             stream = await self._stream_for(request)
         except DisallowedHost:
             return self._inner
-        except (OperationalError, InterfaceError) as error:
+        except DATABASE_AWAY as error:
             logger.error("an event stream could not be opened: %s", str(error).strip())
             return refusal(503)
         if stream is None:
@@ -401,9 +402,9 @@ class EventStreams:
             return False
         try:
             frames = await stream.read()
-        except (OperationalError, InterfaceError) as error:
+        except DATABASE_AWAY as error:
             logger.warning("an event stream waits for the database: %s", str(error).strip())
-            await asyncio.sleep(DATABASE_AWAY_SECONDS)
+            await asyncio.sleep(DATABASE_PAUSE_SECONDS)
             stream.inbox.put(None)
             return True
         if frames:
@@ -450,7 +451,7 @@ def _before(server_handler: Any, action: Callable[[], object]) -> Callable[[int,
 async def _allowed(stream: Stream) -> bool:
     try:
         return await stream.still_allowed()
-    except (OperationalError, InterfaceError):
+    except DATABASE_AWAY:
         # Nothing can be read from a database that is away, so nothing leaks until the next look.
         return True
 

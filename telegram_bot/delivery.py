@@ -19,12 +19,12 @@ from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, TelegramError
 
 from accounts.models import CreditAccount
+from generation.database import DATABASE_AWAY, in_database
 from generation.events import JobEvent, hub
 from generation.models import GenerationJob
 from telegram_bot import backoff, links, people, texts
 from telegram_bot.client import MEDIA_SECONDS, BotClient, is_transient, wait_asked_for
 from telegram_bot.crew import Crew
-from telegram_bot.database import DATABASE_AWAY, in_database
 from telegram_bot.live import LiveStatus
 from telegram_bot.models import JobMessage
 

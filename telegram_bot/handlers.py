@@ -14,11 +14,11 @@ from accounts import ledger
 from accounts.models import CreditAccount
 from accounts.models import User as Person
 from generation import lifecycle, pricing
+from generation.database import DATABASE_AWAY, in_database
 from generation.errors import CannotCancel, GenerationError
 from generation.models import GenerationJob
 from telegram_bot import people, texts
 from telegram_bot.client import BotClient, is_transient
-from telegram_bot.database import DATABASE_AWAY, in_database
 from telegram_bot.live import LiveStatus, status_text
 from telegram_bot.models import JobMessage
 

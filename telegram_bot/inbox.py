@@ -19,10 +19,10 @@ from django.utils import timezone
 from telegram import Update
 from telegram.error import Conflict, Forbidden, InvalidToken, TelegramError
 
+from generation.database import DATABASE_AWAY, in_database
 from telegram_bot import backoff
 from telegram_bot.client import BotClient, is_transient, wait_asked_for
 from telegram_bot.crew import Crew
-from telegram_bot.database import DATABASE_AWAY, in_database
 from telegram_bot.models import TelegramUpdate
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import psycopg
 
-from generation.events import listen_parameters
+from generation.database import listen_parameters
 
 logger = logging.getLogger(__name__)
 

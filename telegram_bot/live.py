@@ -13,12 +13,12 @@ from aiolimiter import AsyncLimiter
 from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError
 
 from generation import pricing, scheduling
+from generation.database import DATABASE_AWAY, in_database
 from generation.events import hub
 from generation.models import GenerationJob
 from telegram_bot import texts
 from telegram_bot.client import BotClient, wait_asked_for
 from telegram_bot.crew import Crew
-from telegram_bot.database import DATABASE_AWAY, in_database
 from telegram_bot.models import JobMessage
 
 logger = logging.getLogger(__name__)

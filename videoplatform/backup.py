@@ -31,7 +31,7 @@ from django.db import connection, transaction
 from django.db.migrations.loader import MigrationLoader
 from django.utils import timezone
 
-from generation.events import listen_parameters
+from generation.database import listen_parameters
 from generation.models import GenerationJob
 from videoplatform.embedded_postgres import EmbeddedPostgresError, binaries
 

@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from generation import breaker, media, pricing
+from generation import media, pricing, trial
 from generation.fleet import examine, sync_environment_node
 from generation.models import GpuNode, Preset
 from generation.nodes import NodeError, NodeHealth
@@ -56,7 +56,7 @@ class Command(BaseCommand):
     def _generate(self, node: GpuNode, health: NodeHealth, preset: Preset, options: dict[str, Any]) -> None:
         with tqdm(total=preset.num_inference_steps, unit="step", leave=False) as bar:
             made = asyncio.run(
-                breaker.make_trial_clip(
+                trial.make_clip(
                     node,
                     protocol=health.protocol,
                     prompt=options["generate"],
