@@ -22,7 +22,7 @@ from accounts.admin_pages import ReadOnlyAdmin, Refused, ask, row, say_why_not
 from accounts.errors import LedgerError
 from accounts.models import User
 from generation import lifecycle, public_ids
-from generation.errors import GenerationError
+from generation.errors import BeingStored, GenerationError
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
 from generation.streaming import serve_file
 
@@ -352,7 +352,7 @@ class PresetAdmin(ModelAdmin):
 def why_not_cancel(job: GenerationJob) -> str | None:
     """Why a job cannot be canceled; None when it can."""
     if job.state == State.STORING:
-        return "This video can no longer be canceled: it is being stored."
+        return BeingStored().message
     return None if job.is_live else f"This video is {job.state} already, so there is nothing to cancel."
 
 

@@ -5,6 +5,8 @@ One family, one wording, for every door; each class's docstring is its message u
 
 from typing import ClassVar
 
+NOTHING_DEDUCTED = "No credits were deducted."
+
 
 class GenerationError(Exception):
     """The request could not be carried out."""
@@ -117,6 +119,10 @@ class CannotCancel(GenerationError):
 
     code = "cannot_cancel"
     status = 409
+
+
+class BeingStored(CannotCancel):
+    """This video can no longer be canceled: it is being stored."""
 
 
 class CannotDelete(GenerationError):

@@ -21,7 +21,13 @@ from accounts import ledger
 from accounts.errors import InsufficientBalance
 from accounts.models import CreditAccount, User
 from generation import admission, breaker, events, leases, pricing
-from generation.errors import CannotCancel, CannotDelete, IdempotencyConflict, InsufficientCredits
+from generation.errors import (
+    BeingStored,
+    CannotCancel,
+    CannotDelete,
+    IdempotencyConflict,
+    InsufficientCredits,
+)
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.signals import job_finished
 
@@ -323,9 +329,7 @@ def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = "Canc
         job.refresh_from_db()
         if job.state == State.CANCELED:
             return job
-        if job.state == State.STORING:
-            raise CannotCancel("This video can no longer be canceled: it is being stored.")
-        raise CannotCancel()
+        raise BeingStored() if job.state == State.STORING else CannotCancel()
     _ask_to_stop(ended)
     ledger.release(reference=ended.id, reason=reason, actor=actor)
     _announce(ended)

@@ -13,6 +13,7 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 
 from generation import leases, lifecycle, media, scheduling
+from generation.errors import NOTHING_DEDUCTED
 from generation.fleet import endpoint_of
 from generation.following import Follower
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -27,7 +28,7 @@ from generation.nodes import (
 
 logger = logging.getLogger(__name__)
 
-DOWNLOAD_FAILED = "Video generated but download failed. No credits were deducted. Please try again."
+DOWNLOAD_FAILED = f"Video generated but download failed. {NOTHING_DEDUCTED} Please try again."
 # Each download already resumes and retries by itself; this is how often a whole one is tried, and how long
 # between.
 DOWNLOADS = 3

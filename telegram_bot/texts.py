@@ -2,12 +2,11 @@
 
 import html
 
-from generation.errors import CooldownActive, GenerationError
+from generation.errors import NOTHING_DEDUCTED, CooldownActive, GenerationError
 from generation.models import GenerationJob
 from generation.pricing import Quote
 
 EXAMPLE = "A red fox running through fresh snow at sunrise"
-NOTHING_DEDUCTED = "No credits were deducted."
 BAR_CELLS = 10
 # A caption may have 1024 characters; what stands around the prompt needs fewer than 200.
 PROMPT_UNITS = 800
@@ -179,7 +178,7 @@ def link_instead(job: GenerationJob, *, balance_left: int, url: str) -> str:
 
 
 def failed(job: GenerationJob) -> str:
-    message = job.error_message or "The video could not be made."
-    if NOTHING_DEDUCTED in message:  # some messages say it themselves
-        return f"❌ Video generation failed\n{prompt_line(job.prompt)}\nError: {escaped(message)}"
-    return f"❌ Video generation failed\n{prompt_line(job.prompt)}\nError: {escaped(message)}\n{NOTHING_DEDUCTED}"
+    lines = ["❌ Video generation failed", prompt_line(job.prompt), f"Error: {escaped(job.error_message)}"]
+    if NOTHING_DEDUCTED not in job.error_message:  # some messages say it themselves
+        lines.append(NOTHING_DEDUCTED)
+    return "\n".join(lines)

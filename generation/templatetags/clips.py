@@ -10,11 +10,10 @@ from django.utils import timezone
 from django.utils.formats import date_format
 
 from accounts.models import CreditTransaction
+from generation.errors import NOTHING_DEDUCTED
 from generation.models import GenerationJob
 
 register = template.Library()
-
-FREE = "No credits were deducted."
 
 
 @register.filter
@@ -73,7 +72,7 @@ def of(mapping: dict[object, object], key: object) -> object:
 @register.filter
 def failure(job: GenerationJob) -> str:
     """What happened and that it cost nothing, in whole sentences."""
-    happened = (job.error_message or "Video generation failed").strip()
-    if FREE in happened:
+    happened = job.error_message.strip()
+    if NOTHING_DEDUCTED in happened:
         return happened
-    return f"{happened}{'' if happened.endswith(('.', '!', '?')) else '.'} {FREE}"
+    return f"{happened}{'' if happened.endswith(('.', '!', '?')) else '.'} {NOTHING_DEDUCTED}"
