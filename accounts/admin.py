@@ -23,7 +23,6 @@ from accounts.admin_pages import ReadOnlyAdmin, ReasonForm, Refused, ask, row, s
 from accounts.errors import LedgerError
 from accounts.models import ApiKey, CreditTransaction, User
 
-MAX_GRANT = 1_000_000_000
 LATEST = 10
 
 admin.site.unregister(Group)
@@ -37,7 +36,7 @@ class GroupAdmin(PlainGroupAdmin, ModelAdmin):
 
 
 class GrantForm(ReasonForm):
-    amount = forms.IntegerField(min_value=1, max_value=MAX_GRANT, widget=UnfoldAdminIntegerFieldWidget)
+    amount = forms.IntegerField(min_value=1, max_value=ledger.MAX_GRANT, widget=UnfoldAdminIntegerFieldWidget)
     field_order = ["amount", "reason"]
 
 

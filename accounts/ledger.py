@@ -15,6 +15,8 @@ from accounts.errors import AlreadyResolved, InsufficientBalance, InvalidAmount,
 from accounts.models import CreditAccount, CreditTransaction, User
 
 Kind = CreditTransaction.Kind
+# A grant of more is a slip of the hand.
+MAX_GRANT = 1_000_000_000
 
 
 def open_account(*, user: User) -> CreditAccount:
@@ -34,9 +36,11 @@ def grant(
     """Give credits. With `external_id` the same grant is made once only.
 
     Raises:
-        InvalidAmount: the amount is not positive.
+        InvalidAmount: the amount is not positive, or more than MAX_GRANT.
     """
     _require_positive(amount)
+    if amount > MAX_GRANT:
+        raise InvalidAmount(f"At most {MAX_GRANT} credits at a time.")
     account = lock_account(user=user)
     if external_id and (earlier := _find(kind=Kind.GRANT, external_id=external_id)):
         return earlier

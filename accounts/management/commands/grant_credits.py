@@ -9,8 +9,6 @@ from accounts import ledger
 from accounts.errors import LedgerError
 from accounts.models import User
 
-MAX_GRANT = 1_000_000_000
-
 
 class Command(BaseCommand):
     help = "Give a user credits."
@@ -30,8 +28,6 @@ class Command(BaseCommand):
         reason = options["reason"].strip()
         if not reason or not reason.isprintable():
             raise CommandError("Please give a reason, in one line of printable characters.")
-        if options["amount"] > MAX_GRANT:
-            raise CommandError(f"At most {MAX_GRANT} credits at a time.")
         try:
             entry = ledger.grant(user=user, amount=options["amount"], reason=reason)
         except LedgerError as error:

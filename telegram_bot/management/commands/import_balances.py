@@ -17,7 +17,6 @@ from telegram_bot.people import open_account
 COLUMNS = ["telegram_id", "credits"]
 # Telegram promises ids of at most 52 significant bits.
 MAX_TELEGRAM_ID = 2**52 - 1
-MAX_CREDITS = 1_000_000_000
 SHOWN_ERRORS = 20
 
 
@@ -113,8 +112,8 @@ def _parse(number: int, row: list[str]) -> Line | str:
     telegram_id, amount = (value.strip() for value in row)
     if not _is_number(telegram_id) or not 0 < int(telegram_id) <= MAX_TELEGRAM_ID:
         return f"{telegram_id!r} is not the id of a Telegram user"
-    if not _is_number(amount) or int(amount) > MAX_CREDITS:
-        return f"{amount!r} is not a whole number of credits from 0 to {MAX_CREDITS}"
+    if not _is_number(amount) or int(amount) > ledger.MAX_GRANT:
+        return f"{amount!r} is not a whole number of credits from 0 to {ledger.MAX_GRANT}"
     return Line(number=number, telegram_id=int(telegram_id), credits=int(amount))
 
 
