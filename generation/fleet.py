@@ -17,29 +17,17 @@ def sync_environment_node() -> GpuNode | None:
     """Make the node that VIDEO_API_URL names a row, or follow a changed address; None when none is named."""
     if not settings.VIDEO_API_URL:
         return None
-    address = {"base_url": settings.VIDEO_API_URL, "api_key": settings.VIDEO_API_KEY}
+    said = {"base_url": settings.VIDEO_API_URL, "api_key": settings.VIDEO_API_KEY, "from_environment": True}
     known = GpuNode.objects.filter(base_url=settings.VIDEO_API_URL).first()
-    if known is None:
-        known = GpuNode.objects.filter(from_environment=True).first()
-    if known is None:
-        return GpuNode.objects.create(name=_free_name(), from_environment=True, **address)
-    if (known.base_url, known.api_key) != (
-        settings.VIDEO_API_URL,
-        settings.VIDEO_API_KEY,
-    ) or not known.from_environment:
-        moved = known.base_url != settings.VIDEO_API_URL
-        known.base_url, known.api_key, known.from_environment = (
-            settings.VIDEO_API_URL,
-            settings.VIDEO_API_KEY,
-            True,
-        )
-        if moved:
-            known.status, known.detected_protocol, known.last_seen_at = "unknown", "", None
-        known.save()
-    GpuNode.objects.filter(from_environment=True).exclude(pk=known.pk).update(
-        from_environment=False, enabled=False
-    )
-    return known
+    node = known or GpuNode.objects.filter(from_environment=True).first()
+    if node is None:
+        return GpuNode.objects.create(name=_free_name(), **said)
+    moved = {} if known else {"status": "unknown", "detected_protocol": "", "last_seen_at": None}
+    GpuNode.objects.filter(pk=node.pk).update(**said, **moved)
+    others = GpuNode.objects.filter(from_environment=True).exclude(pk=node.pk)
+    others.update(from_environment=False, enabled=False)
+    node.refresh_from_db()
+    return node
 
 
 def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
