@@ -21,7 +21,7 @@ demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a cat 
 run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 GPU_NODE_PORT=8081
 	@$(BIN)/python -m videoplatform.run
 
-test: setup lint types ## linters, types and all tests
+test: setup lint ## linters, types and all tests
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 chaos: setup ## every fault at full strength, for about half an hour: make chaos SEED=7
@@ -32,7 +32,7 @@ chaos: setup ## every fault at full strength, for about half an hour: make chaos
 bench: setup ## how soon a background task starts, against django-q2's own broker
 	@$(BIN)/python -m benchmarks.dispatch_latency
 
-lint: setup ## style, and the direction of imports
+lint: setup types ## style, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
