@@ -504,6 +504,7 @@ def test_our_own_nodes_extra_fields_are_understood() -> None:
         steps=50,
         progress=46,
         error="Canceled.",
+        error_code="canceled",
         file_name="v1.mp4",
         generation_ms=1234,
         stopped_at_step=23,

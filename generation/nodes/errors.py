@@ -1,7 +1,7 @@
 """What can go wrong between the platform and a node.
 
 Transient: the same call may succeed later, here or elsewhere. Permanent: repeating it unchanged cannot help;
-of these, `NodeRejected` speaks of the job and the others of the node (`NodeError.blames_job` tells them apart).
+of these, `NodeRejected` speaks of the job and the others of the node.
 The text of each is one plain sentence for staff; it never has a key or a query string in it.
 """
 
@@ -10,8 +10,6 @@ from __future__ import annotations
 
 class NodeError(Exception):
     """The node could not do what was asked."""
-
-    blames_job = False
 
 
 class TransientNodeError(NodeError):
@@ -56,8 +54,6 @@ class NodeUnauthorized(PermanentNodeError):
 
 class NodeRejected(PermanentNodeError):
     """The node refused the request itself; the message is the node's own."""
-
-    blames_job = True
 
 
 class NodeAnsweredNonsense(PermanentNodeError):
