@@ -4,12 +4,11 @@ import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from django.db.models import QuerySet
 from django.template.loader import render_to_string
 from django.utils import timezone
 
 from generation import pricing, scheduling
-from generation.models import GenerationJob, GpuNode
+from generation.models import GenerationJob, GpuNode, JobQuerySet
 
 State = GenerationJob.State
 
@@ -29,7 +28,7 @@ class Card:
 
     @property
     def percent(self) -> int:
-        """Of the denoising steps, how many are done."""
+        """Of the denoising steps that are done."""
         return 100 * self.job.step // max(1, self.job.num_inference_steps)
 
 
@@ -50,7 +49,7 @@ def render_card(job_id: uuid.UUID) -> str:
     return render_to_string("generation/_card.html", {"card": cards([job])[0]})
 
 
-def owned_jobs() -> QuerySet[GenerationJob]:
+def owned_jobs() -> JobQuerySet:
     """Every job that its owner has not deleted, with all that a card shows."""
     return GenerationJob.objects.filter(deleted_at=None).select_related("preset")
 

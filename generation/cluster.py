@@ -127,9 +127,8 @@ class _Watched:
 
 @receiver(post_spawn, dispatch_uid="generation.cluster.begin_child")
 def _begin_child(**_: Any) -> None:
-    signal.signal(
-        signal.SIGTERM, signal.SIG_DFL
-    )  # how the sentinel ends a worker whose task is over its time
+    # How the sentinel ends a worker whose task is over its time.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent(os.getppid())
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol, cast
 
-from asgiref.sync import sync_to_async
 from django.core.files.base import File
 from django.core.files.storage import Storage, default_storage
 from django.core.handlers.asgi import ASGIRequest
@@ -96,11 +95,6 @@ def serve_file(
     if not connection.in_atomic_block:
         close_old_connections()
     return response
-
-
-async def aserve_file(request: HttpRequest, name: str, **options: Any) -> HttpResponseBase:
-    """`serve_file` for asynchronous views."""
-    return await sync_to_async(serve_file)(request, name, **options)
 
 
 def filename_for(prompt: str, extension: str = ".mp4") -> str:

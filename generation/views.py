@@ -9,7 +9,7 @@ from urllib.parse import urlencode, urlsplit
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
@@ -18,11 +18,11 @@ from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 from django_htmx.middleware import HtmxDetails
 
 from accounts.models import User
-from generation import admission, lifecycle, pricing, public_ids
+from generation import admission, lifecycle, pricing
 from generation.cards import cards, owned_jobs
 from generation.errors import GenerationError
 from generation.forms import ComposerForm
-from generation.models import GenerationJob, JobAttempt
+from generation.models import GenerationJob, JobAttempt, JobQuerySet
 from generation.streaming import filename_for, serve_file
 
 P = ParamSpec("P")
@@ -215,12 +215,16 @@ def poster_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
 
 def _own_job(request: SiteRequest, job_id: uuid.UUID) -> GenerationJob:
     """The visitor's own clip; somebody else's is as unknown as one that never was."""
-    return get_object_or_404(owned_jobs().filter(user=request.user), pk=job_id)
+    return get_object_or_404(_own_jobs(request), pk=job_id)
+
+
+def _own_jobs(request: SiteRequest) -> JobQuerySet:
+    return owned_jobs().filter(user=request.user)
 
 
 def _dashboard(request: SiteRequest, form: ComposerForm, *, page: int = 1, status: int = 200) -> HttpResponse:
     composer = _composer(request, form)
-    newest = owned_jobs().filter(user=request.user).order_by("-created_at", "-id")
+    newest = _own_jobs(request).order_by("-created_at", "-id")
     # One more than is shown tells whether there is an older page, without counting them all.
     jobs = list(newest[(page - 1) * PAGE_SIZE : page * PAGE_SIZE + 1])
     expected = {quote.preset.pk: quote.expected_seconds for quote in composer["quotes"]}
@@ -254,10 +258,7 @@ def _prefill(request: SiteRequest) -> dict[str, Any]:
     wanted = request.GET.get("remix", "")
     if not wanted:
         return {"prompt": request.GET.get("prompt", "")}
-    job_id = public_ids.parse(wanted)
-    if job_id is None:
-        raise Http404
-    job = _own_job(request, job_id)
+    job = get_object_or_404(_own_jobs(request).named(wanted))
     return {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,

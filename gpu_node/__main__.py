@@ -11,15 +11,13 @@ import uvicorn
 
 from gpu_node.app import create_app
 from gpu_node.node import Node
-from gpu_node.settings import BadConfiguration, NodeSettings, load_settings
+from gpu_node.settings import LOG_FORMAT, BadConfiguration, NodeSettings, load_settings
 
 log = logging.getLogger("gpu_node")
 
 BAD_CONFIGURATION = 2
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-KEEP_ALIVE_SECONDS = (
-    65  # longer than HTTP clients keep a connection, so that they never write into a closed one
-)
+# Longer than HTTP clients keep a connection, so that they never write into a closed one.
+KEEP_ALIVE_SECONDS = 65
 LAST_ANSWERS_SECONDS = 2  # for answers under way after the node has drained
 
 

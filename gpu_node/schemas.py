@@ -1,4 +1,4 @@
-"""What may be asked of the node, and how it answers."""
+"""What may be asked of the node."""
 
 import hashlib
 import re
@@ -20,9 +20,8 @@ from gpu_node.settings import NodeSettings
 DEFAULT_FPS = 8
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE_SCALE = 6.0
-SIZE_UNIT = (
-    16  # 8× by the VAE, 2× by the transformer's patches; diffusers itself only checks 8 and fails late
-)
+# 8× by the VAE, 2× by the transformer's patches; diffusers itself only checks 8 and fails late.
+SIZE_UNIT = 16
 SMALLEST_SIDE = 32
 MAX_PROMPT_CHARACTERS = 4000  # far above T5's 226 tokens, which cut the rest off
 

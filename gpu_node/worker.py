@@ -27,7 +27,7 @@ from gpu_node.pipeline import (
     is_out_of_memory,
     poisons_process,
 )
-from gpu_node.settings import shown_name
+from gpu_node.settings import LOG_FORMAT, shown_name
 from gpu_node.video import write_mp4
 
 log = logging.getLogger("gpu_node.worker")
@@ -202,9 +202,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options = _options()
-    logging.basicConfig(
-        level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=options.log_level.upper(), format=LOG_FORMAT)
     outbox = _take_over_stdout()
     inbox = Inbox(sys.stdin.buffer)
     pipeline = _load(options, outbox)

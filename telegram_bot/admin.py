@@ -5,22 +5,9 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils import timezone
-from unfold.admin import ModelAdmin
 
+from accounts.admin_pages import ReadOnlyAdmin
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    """Rows to look at; the bot is the only writer."""
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: object | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: object | None = None) -> bool:
-        return False
 
 
 @admin.register(TelegramAccount)
@@ -46,10 +33,13 @@ class JobMessageAdmin(ReadOnlyAdmin):
     search_fields = ("=chat_id", "=job__id", "error")
     actions = ("deliver_again",)
 
-    def response_action(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> HttpResponseBase | None:
+    def response_action(
+        self, request: HttpRequest, queryset: "QuerySet[JobMessage]"
+    ) -> HttpResponseBase | None:
         """As Django's, which lets a selection that is no number through to the database."""
         try:
-            return super().response_action(request, queryset)
+            response: HttpResponseBase | None = super().response_action(request, queryset)
+            return response
         except ValueError:
             self.message_user(request, "There are no such rows.", messages.ERROR)
             return None

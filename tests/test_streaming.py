@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.core.files.base import ContentFile
 from django.core.files.storage import Storage, default_storage
@@ -23,7 +24,7 @@ from django.urls import path
 from storages.backends.s3 import S3Storage
 
 from generation import streaming
-from generation.streaming import aserve_file, filename_for, serve_file
+from generation.streaming import filename_for, serve_file
 
 pytestmark = [pytest.mark.urls("tests.test_streaming")]
 
@@ -36,7 +37,7 @@ def view(request: HttpRequest, name: str) -> HttpResponseBase:
 
 
 async def async_view(request: HttpRequest, name: str) -> HttpResponseBase:
-    return await aserve_file(request, name)
+    return await sync_to_async(serve_file)(request, name)
 
 
 urlpatterns = [path("sync/<path:name>", view), path("async/<path:name>", async_view)]

@@ -316,12 +316,8 @@ def _initialise(cluster: Cluster) -> None:
         shutil.rmtree(leftover)
     fresh = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=cluster.data_dir))
     _give_to_server_account(cluster, fresh)
-    login = [
-        "-U",
-        SUPERUSER,
-        "--auth-local=trust",
-        "--auth-host=reject",
-    ]  # the socket's folder is closed to other users
+    # Trust, because the socket's folder is closed to other users.
+    login = ["-U", SUPERUSER, "--auth-local=trust", "--auth-host=reject"]
     locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     program = _program(cluster, "initdb", "-D", str(fresh), *login, *locale)
     result = subprocess.run(**program, capture_output=True, text=True, errors="replace", check=False)

@@ -52,9 +52,8 @@ class Instance:
         return nobody | {
             "DATA_DIR": str(self.data_dir),
             "MEDIA_ROOT": str(self.data_dir / "media"),
-            "STATIC_ROOT": str(
-                BASE_DIR / ".data" / "static"
-            ),  # the code's, not the data's: collected once for all
+            # The code's, not the data's: collected once for all.
+            "STATIC_ROOT": str(BASE_DIR / ".data" / "static"),
             "WEB_HOST": "127.0.0.1",
             "PORT": str(self.port),
             "SITE_URL": self.url,

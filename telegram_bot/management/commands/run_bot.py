@@ -1,3 +1,5 @@
+"""Run the Telegram bot."""
+
 import asyncio
 import logging
 import sys
