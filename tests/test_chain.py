@@ -1,5 +1,7 @@
 """From a queued job to a stored clip through the real worker and reconciler, against nodes of both protocols."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -175,4 +177,37 @@ def test_a_node_that_fails_repeatedly_is_set_aside_and_a_trial_clip_brings_it_ba
         assert ended(waiting).state == "completed"
     node.refresh_from_db()
     assert (node.set_aside_at, node.consecutive_failures) == (None, 0)
+    assert balance(user) == (450, 0)
+
+
+def test_a_node_that_is_silent_for_a_while_keeps_its_job_and_finishes_it(user, processes):
+    processes.start("run_worker")
+    processes.start("run_reconciler")
+    with VideosServer.start(seconds=1) as server:
+        add_node(server.url, server.key)
+        job = submit(user)
+        wait_for(lambda: JobAttempt.objects.filter(job=job).exclude(remote_id="").exists())
+        os.kill(server.pid, signal.SIGSTOP)
+        wait_for(lambda: GpuNode.objects.get().status == "unreachable")
+        job.refresh_from_db()
+        assert (job.state, balance(user)) == ("running", (500, 50))
+        os.kill(server.pid, signal.SIGCONT)
+        ended(job)
+    assert (job.state, job.attempts.count(), balance(user)) == ("completed", 1, (450, 0))
+
+
+def test_a_node_that_stays_silent_loses_its_job_to_another_and_its_late_result_is_not_charged(user, processes):
+    processes.environment |= {"NODE_LOST_SECONDS": "2"}
+    processes.start("run_worker")
+    processes.start("run_reconciler")
+    with VideosServer.start(seconds=1) as silent, VideosServer.start(seconds=1) as other:
+        add_node(silent.url, silent.key, name="silent")
+        job = submit(user)
+        wait_for(lambda: JobAttempt.objects.filter(job=job).exclude(remote_id="").exists())
+        os.kill(silent.pid, signal.SIGSTOP)
+        add_node(other.url, other.key, name="other")
+        ended(job)
+        os.kill(silent.pid, signal.SIGCONT)
+    assert job.state == "completed"
+    assert list(job.attempts.values_list("node__name", "state")) == [("silent", "lost"), ("other", "succeeded")]
     assert balance(user) == (450, 0)
