@@ -196,7 +196,9 @@ def test_a_node_that_is_silent_for_a_while_keeps_its_job_and_finishes_it(user, p
     assert (job.state, job.attempts.count(), balance(user)) == ("completed", 1, (450, 0))
 
 
-def test_a_node_that_stays_silent_loses_its_job_to_another_and_its_late_result_is_not_charged(user, processes):
+def test_a_node_that_stays_silent_loses_its_job_to_another_and_its_late_result_is_not_charged(
+    user, processes
+):
     processes.environment |= {"NODE_LOST_SECONDS": "2"}
     processes.start("run_worker")
     processes.start("run_reconciler")
@@ -209,5 +211,8 @@ def test_a_node_that_stays_silent_loses_its_job_to_another_and_its_late_result_i
         ended(job)
         os.kill(silent.pid, signal.SIGCONT)
     assert job.state == "completed"
-    assert list(job.attempts.values_list("node__name", "state")) == [("silent", "lost"), ("other", "succeeded")]
+    assert list(job.attempts.values_list("node__name", "state")) == [
+        ("silent", "lost"),
+        ("other", "succeeded"),
+    ]
     assert balance(user) == (450, 0)
