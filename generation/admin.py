@@ -21,7 +21,7 @@ from unfold.widgets import UnfoldAdminPasswordWidget
 from accounts.admin_pages import ReadOnlyAdmin, Refused, ask, row, say_why_not
 from accounts.errors import LedgerError
 from accounts.models import User
-from generation import lifecycle, public_ids
+from generation import breaker, lifecycle, public_ids
 from generation.errors import BeingStored, GenerationError
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
 from generation.streaming import serve_file
@@ -269,11 +269,12 @@ class GpuNodeAdmin(ModelAdmin):
         "enabled",
         "healthy",
         "status",
+        "set_aside_reason",
         "backend",
         "seconds_per_step",
         "last_seen_at",
     )
-    list_filter = ("enabled", "status")
+    list_filter = ("enabled", "status", ("set_aside_at", admin.EmptyFieldListFilter))
     search_fields = ("name", "base_url", "backend")
     heard = (
         "healthy",
@@ -286,8 +287,14 @@ class GpuNodeAdmin(ModelAdmin):
         "seconds_per_step",
         "last_seen_at",
         "leave_alone_until",
+        "consecutive_failures",
+        "set_aside_at",
+        "set_aside_reason",
+        "trials",
+        "next_trial_at",
         "from_environment",
     )
+    actions = ("bring_back",)
     fieldsets = (
         (None, {"fields": ("name", "base_url", "api_key", "forget_api_key", "protocol", "enabled")}),
         ("What was last heard of it", {"fields": heard}),
@@ -300,6 +307,14 @@ class GpuNodeAdmin(ModelAdmin):
     @display(description="Healthy", boolean=True)
     def healthy(self, node: GpuNode) -> bool:
         return node.healthy
+
+    @admin.action(description="Bring back what was set aside, without a trial clip", permissions=["change"])
+    def bring_back(self, request: HttpRequest, queryset: QuerySet[GpuNode]) -> None:
+        back = [node.name for node in queryset.exclude(set_aside_at=None)]
+        for node in queryset.exclude(set_aside_at=None):
+            breaker.bring_back(node)
+            self.log_change(request, node, "Brought back")
+        self.message_user(request, f"Back: {', '.join(back)}." if back else "None of these is set aside.")
 
 
 class PresetForm(forms.ModelForm):
