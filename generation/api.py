@@ -101,6 +101,8 @@ class Videos(APIView):
             preset=chosen,
             seed=wish.get("seed"),
             negative_prompt=wish.get("negative_prompt") or "",
+            model=wish.get("model") or "",
+            size=wish.get("size") or "",
             idempotency_key=request.headers.get("Idempotency-Key"),
         )
         return Response(video_json(job))
@@ -209,6 +211,8 @@ class Remix(APIView):
             preset=original.preset.name,
             seed=original.seed,
             negative_prompt=original.negative_prompt,
+            model=original.model,
+            size=original.size,
             idempotency_key=request.headers.get("Idempotency-Key"),
             remixed_from=original,
         )

@@ -261,13 +261,14 @@ class VideoSerializer(serializers.Serializer):
 
     def get_model(self, job: GenerationJob) -> str | None:
         node = job.current_attempt.node if job.current_attempt else None
-        return (node.backend if node else "") or self._around.offer.model
+        return (node.backend if node else "") or job.model or self._around.offer.model
 
     def get_seconds(self, job: GenerationJob) -> str:
         return str(Preset(num_frames=job.num_frames, fps=job.fps).seconds)
 
     def get_size(self, job: GenerationJob) -> str | None:
-        return f"{job.width}x{job.height}" if job.width and job.height else self._around.offer.size
+        made = f"{job.width}x{job.height}" if job.width and job.height else ""
+        return made or job.size or self._around.offer.size
 
     @extend_schema_field(VideoError(allow_null=True))
     def get_error(self, job: GenerationJob) -> dict[str, Any] | None:

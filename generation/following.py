@@ -268,6 +268,7 @@ class Follower:
 
 def _request_of(attempt: JobAttempt) -> GenerationRequest:
     job = attempt.job
+    width, _, height = job.size.partition("x")
     return GenerationRequest(
         id=attempt.pk.hex,
         prompt=job.prompt,
@@ -277,4 +278,6 @@ def _request_of(attempt: JobAttempt) -> GenerationRequest:
         num_inference_steps=job.num_inference_steps,
         guidance_scale=job.guidance_scale,
         seed=job.seed,
+        width=int(width) if width else None,
+        height=int(height) if height else None,
     )

@@ -62,10 +62,14 @@ def submit(
     preset: str | None = None,
     seed: int | None = None,
     negative_prompt: str = "",
+    model: str = "",
+    size: str = "",
     idempotency_key: str | None = None,
     remixed_from: GenerationJob | None = None,
 ) -> GenerationJob:
     """Accept a prompt: hold its credits and put it in the queue.
+
+    `model` and `size` must be on offer (`offer.Offer`); empty, any node will do.
 
     The wallet's row is locked first, so that two requests of one person run one after the other: a twin
     with the same idempotency key waits and gets the same job. A refusal is not remembered.
@@ -73,7 +77,8 @@ def submit(
     Raises:
         GenerationError: one of its subclasses; nothing was stored and nothing held.
     """
-    request = [prompt, preset, seed, negative_prompt, remixed_from.id.hex if remixed_from else None]
+    original = remixed_from.id.hex if remixed_from else None
+    request = [prompt, preset, seed, negative_prompt, model, size, original]
     key, digest = admission.check_idempotency_key(idempotency_key), _digest(request)
     with transaction.atomic():
         ledger.lock_account(user=user)
@@ -82,6 +87,7 @@ def submit(
         admission.check_account(user)
         job = _new_job(user, prompt, preset=preset, seed=seed, negative_prompt=negative_prompt)
         job.source, job.remixed_from = source, remixed_from
+        job.model, job.size = model, size
         job.idempotency_key, job.request_digest = key, digest
         admission.check_cooldown(user)
         _reserve(job)

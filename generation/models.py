@@ -175,6 +175,12 @@ class GenerationJob(models.Model):
     num_inference_steps = models.PositiveIntegerField()
     guidance_scale = models.FloatField(null=True)
     seed = models.BigIntegerField(default=new_seed)
+    model = models.CharField(
+        max_length=100, blank=True, help_text="Only nodes with this backend. Empty: any."
+    )
+    size = models.CharField(
+        max_length=20, blank=True, help_text="WIDTHxHEIGHT asked for. Empty: the node's own."
+    )
     cost = models.PositiveIntegerField(help_text="Credits held for it.")
     remixed_from = models.ForeignKey(
         "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="remixes"

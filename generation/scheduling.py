@@ -127,7 +127,12 @@ def _fairest_job(node: GpuNode) -> GenerationJob | None:
 
 
 def _jobs_it_can_run(node: GpuNode) -> QuerySet[GenerationJob]:
-    queued = GenerationJob.objects.filter(state=State.QUEUED, deadline_at__gt=timezone.now())
+    queued = GenerationJob.objects.filter(
+        Q(model="") | Q(model=node.backend),
+        Q(size="") | Q(size__in=node.sizes),
+        state=State.QUEUED,
+        deadline_at__gt=timezone.now(),
+    )
     if node.effective_protocol != GpuNode.Protocol.GENERATE_VIDEO:
         return queued
     # One request makes the whole clip there: only what it can finish before the client gives up.

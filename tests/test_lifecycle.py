@@ -361,6 +361,16 @@ def test_a_node_that_cannot_take_work_gets_none(user, node, change):
     assert not scheduling.work_is_waiting()
 
 
+def test_a_job_that_names_a_model_or_a_size_runs_only_where_it_is_served(no_cooldown, user, node):
+    GpuNode.objects.update(sizes=["96x64"])
+    elsewhere = [submit(user, model="CogVideoX-5B"), submit(user, size="720x480")]
+    here = submit(user, model="CogVideoX-tiny", size="96x64")
+    assert scheduling.claim_next().job_id == here.pk
+    assert scheduling.claim_next() is None
+    GpuNode.objects.update(backend="CogVideoX-5B", sizes=["720x480"], capacity=3)
+    assert [scheduling.claim_next().job_id for _ in range(2)] == [job.pk for job in elsewhere]
+
+
 def test_the_least_loaded_node_is_next(no_cooldown, user, node):
     other = GpuNode.objects.create(
         name="node-2",
