@@ -1,14 +1,11 @@
 """The web process: Django, with the live event streams in front of it."""
 
 import os
-from pathlib import Path
 
 from django.core.asgi import get_asgi_application
-from environs import Env
 
-# What .env says comes first; read here already because settings have another default for the processes that fork.
-Env().read_env(str(Path(__file__).resolve().parent.parent / ".env"), recurse=False)
-os.environ.setdefault("DATABASE_POOL_SIZE", "10")
+# Settings give a connection pool to this very process and to none that it starts or that forks.
+os.environ["VIDEOPLATFORM_WEB_PID"] = str(os.getpid())
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
 
 django = get_asgi_application()

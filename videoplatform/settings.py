@@ -107,9 +107,11 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
     raise ImproperlyConfigured(
         "DATABASE_URL must name a PostgreSQL server: the ledger's guards are PostgreSQL triggers."
     )
-# The web process serves many short requests on threads that come and go: it shares a pool. Everything else
-# keeps one connection a process, and forked processes must not share a pool.
-DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 0)
+# The web process serves many short requests on threads that come and go: it shares a pool. Everything else keeps one
+# connection a process: a pool that is forked, as the worker forks, gives one connection to two processes. asgi.py names
+# the process, so that none of its children takes itself for it.
+WEB_PROCESS = env.str("VIDEOPLATFORM_WEB_PID", "") == str(os.getpid())
+DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 10) if WEB_PROCESS else 0
 if DATABASE_POOL_SIZE:
     DATABASES["default"]["CONN_MAX_AGE"] = 0
     DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
