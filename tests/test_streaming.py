@@ -26,7 +26,8 @@ from storages.backends.s3 import S3Storage
 from generation import streaming
 from generation.streaming import filename_for, serve_file
 
-pytestmark = [pytest.mark.urls("tests.test_streaming")]
+# django_db: serving gives the connection of its view back, where an earlier test has opened one.
+pytestmark = [pytest.mark.urls("tests.test_streaming"), pytest.mark.django_db]
 
 SMALL = bytes(range(256)) * 4
 LARGE = b"".join(number.to_bytes(4, "big") for number in range(200_000))
