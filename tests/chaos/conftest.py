@@ -23,7 +23,8 @@ from tests.chaos.platform import Platform
 from tests.chaos.scorecard import Row, Run
 
 FULL = os.environ.get("CHAOS") == "full"
-SEED = int(os.environ.get("CHAOS_SEED") or random.SystemRandom().randrange(1, 100_000))
+# The short round is the same every time: a change is to blame for what goes red there, not the dice.
+SEED = int(os.environ.get("CHAOS_SEED") or (random.SystemRandom().randrange(1, 100_000) if FULL else 1))
 REPORT = os.environ.get("CHAOS_REPORT")
 
 rows: list[Row] = []
