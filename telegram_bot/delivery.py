@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.core.files.storage import default_storage
+from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 from telegram import Message, ReplyParameters
@@ -88,6 +89,7 @@ def mark_sent(row_id: int, *, file_id: str, keep_status: bool) -> int | None:
 
 
 @in_database
+@transaction.atomic
 def mark_failed(row: JobMessage, *, error: str, blocked: bool = False) -> None:
     """It can never be delivered."""
     JobMessage.objects.filter(pk=row.pk).update(
