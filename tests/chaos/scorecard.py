@@ -19,7 +19,8 @@ The same seed gives the same plan of faults, victims and pauses; how the process
 
 """
 ROW_ORDER = [f"R{number}" for number in range(1, 13)]
-BARS = set(ROW_ORDER)
+# R12, that audit_credits ends with 0, is part of every row.
+BARS = set(ROW_ORDER) - {"R12"}
 
 
 @dataclass
