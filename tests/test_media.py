@@ -23,7 +23,7 @@ from generation import media
 from generation.media import MediaFailure, MediaLimits, UnplayableVideo, VideoFacts, sandbox
 from tests.clips import write_clip
 
-DECODER = Path(sandbox.__file__).with_name("decoder.py")
+DECODER = {"PYTHONPATH": str(Path(sandbox.__file__).parent)}
 
 
 def write(
@@ -290,7 +290,7 @@ def test_what_takes_too_long_is_unplayable_and_its_process_is_gone(tmp_path: Pat
 def test_a_decoder_that_crashes_takes_nothing_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crashing = tmp_path / "crashing.py"
     crashing.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    monkeypatch.setattr(sandbox, "_DECODER", crashing)
+    monkeypatch.setattr(sandbox, "_DECODER", (str(crashing),))
     with pytest.raises(UnplayableVideo, match=r"crashed \(signal 11\)"):
         media.probe(write_clip(tmp_path / "clip.mp4"))
 
@@ -310,7 +310,8 @@ def test_a_fault_of_our_own_is_not_blamed_on_the_file(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_fault_of_our_own(tmp_path: Path, kind: dict[str, str]) -> None:
     clip = write(tmp_path / "clip.mp4", **kind)  # type: ignore[arg-type]
     done = subprocess.run(
-        [sys.executable, "-I", DECODER, json.dumps(asdict(MediaLimits())), "playable", clip, "/dev/full"],
+        [sys.executable, "-m", "decoder", json.dumps(asdict(MediaLimits())), "playable", clip, "/dev/full"],
+        env=DECODER,
         capture_output=True,
         check=True,
     )
@@ -320,7 +321,7 @@ def test_a_full_disk_is_a_fault_of_our_own(tmp_path: Path, kind: dict[str, str])
 def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = tmp_path / "spy.py"
     spy.write_text("import json, os, sys\nprint(json.dumps({'failed': ' '.join(sorted(os.environ))}))\n")
-    monkeypatch.setattr(sandbox, "_DECODER", spy)
+    monkeypatch.setattr(sandbox, "_DECODER", (str(spy),))
     monkeypatch.setenv("SECRET_KEY", "secret")
     with pytest.raises(MediaFailure) as caught:
         media.probe(tmp_path / "clip.mp4")
@@ -329,20 +330,19 @@ def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_the_decoder_knows_no_django(tmp_path: Path) -> None:
-    program = f"import runpy, sys; runpy.run_path({str(DECODER)!r}); print('django' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    program = "import decoder.__main__, sys; print({'django', 'generation'} & set(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], env=DECODER, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_decoder_ends_when_its_worker_was_killed(tmp_path: Path) -> None:
     """Its own alarm ends it, whatever it is at: nobody is left to do so."""
     limits = json.dumps(asdict(replace(MediaLimits(), seconds=-1)))
-    program = (
-        f"import runpy, time; decoder = runpy.run_path({str(DECODER)!r}); "
-        f"decoder['_confine'](decoder['Limits'](**{limits})); time.sleep(60)"
-    )
+    program = f"import time; from decoder.limits import Limits, confine; confine(Limits(**{limits})); time.sleep(60)"
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", program], env=DECODER, timeout=60, check=False)
     assert done.returncode == -14
     assert time.monotonic() - started < 50
 

@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-_DECODER = Path(__file__).with_name("decoder.py")
+from generation.whole_files import whole_or_nothing
+
+# Started by its own name from this folder, so that nothing else of ours is imported with it.
+_DECODER = ("-m", "decoder")
 # The decoder sees neither our secrets nor anything else of the environment but what Python needs to start.
 _KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 
@@ -71,7 +73,7 @@ def make_playable(source: Path, destination: Path, *, limits: MediaLimits = DEFA
     A source that is all of this is taken over byte by byte; one whose pictures fit gets a new container only.
     `destination` appears whole or not at all. Raises as `probe` does.
     """
-    with _all_or_nothing(destination) as written:
+    with _written(destination) as written:
         return _run("playable", source, written, limits=limits)
 
 
@@ -80,7 +82,7 @@ def make_poster(source: Path, destination: Path, *, limits: MediaLimits = DEFAUL
 
     It shows half a second into the clip, or the first later frame that is not blank. Raises as `probe` does.
     """
-    with _all_or_nothing(destination) as written:
+    with _written(destination) as written:
         return _run("poster", source, written, limits=limits)
 
 
@@ -88,7 +90,7 @@ def prepare(
     source: Path, destination: Path, poster: Path, *, limits: MediaLimits = DEFAULT_LIMITS
 ) -> VideoFacts:
     """`make_playable` and `make_poster` with one process; returns the facts of `destination`."""
-    with _all_or_nothing(destination) as written, _all_or_nothing(poster) as pictured:
+    with _written(destination) as written, _written(poster) as pictured:
         return _run("prepare", source, written, pictured, limits=limits)
 
 
@@ -96,7 +98,7 @@ def _run(command: str, *paths: Path, limits: MediaLimits) -> VideoFacts:
     words = [json.dumps(asdict(limits)), command, *(str(path.resolve()) for path in paths)]
     try:
         done = subprocess.run(
-            [sys.executable, "-I", str(_DECODER), *words],
+            [sys.executable, "-s", "-P", *_DECODER, *words],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -112,7 +114,7 @@ def _run(command: str, *paths: Path, limits: MediaLimits) -> VideoFacts:
 def _environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
     # Each thread's own arena would reserve 64 MB of the address space that is limited.
-    return kept | {"MALLOC_ARENA_MAX": "2"}
+    return kept | {"MALLOC_ARENA_MAX": "2", "PYTHONPATH": str(Path(__file__).parent)}
 
 
 def _understood(done: subprocess.CompletedProcess[bytes]) -> VideoFacts:
@@ -130,19 +132,10 @@ def _understood(done: subprocess.CompletedProcess[bytes]) -> VideoFacts:
 
 
 @contextmanager
-def _all_or_nothing(destination: Path) -> Iterator[Path]:
-    """A file next to `destination` that takes its place when the block ends well, and else is gone."""
+def _written(destination: Path) -> Iterator[Path]:
+    """Where to write what becomes `destination` when the block ends well."""
     try:
-        handle, name = tempfile.mkstemp(
-            dir=destination.parent, prefix=f".{destination.name}.", suffix=".part"
-        )
+        with whole_or_nothing(destination) as partial:
+            yield partial
     except OSError as error:
         raise MediaFailure(f"The clip could not be written: {error.strerror}.") from error
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        partial.chmod(0o644)
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)

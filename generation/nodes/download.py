@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,6 +12,7 @@ import httpx
 
 from generation.nodes import errors
 from generation.nodes.transport import Answer, Transport
+from generation.whole_files import whole_or_nothing
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.2
@@ -80,7 +77,7 @@ async def download_file(transport: Transport, path: str, destination: Path, *, l
     Raises RemoteJobLost (404), ResultTooLarge, NodeAnsweredNonsense (no video), NodeTimeout, the last
     transient error when five attempts broke off, and OSError when the local disk does not take the file.
     """
-    with _all_or_nothing(destination) as file:
+    with whole_or_nothing(destination) as partial, partial.open("wb") as file:
         progress = _Progress(file)
         try:
             async with asyncio.timeout(limits.seconds):
@@ -88,20 +85,6 @@ async def download_file(transport: Transport, path: str, destination: Path, *, l
         except TimeoutError:
             raise errors.NodeTimeout(f"The clip did not arrive within {limits.seconds:g} s.") from None
     return progress.received
-
-
-@contextmanager
-def _all_or_nothing(destination: Path) -> Iterator[IO[bytes]]:
-    """A file next to `destination` that takes its place when the block ends well, and else is gone."""
-    handle, name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.", suffix=".part")
-    partial = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        partial.chmod(0o644)
-        partial.replace(destination)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 async def _persist(transport: Transport, path: str, progress: _Progress, max_bytes: int) -> None:

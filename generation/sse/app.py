@@ -1,0 +1,198 @@
+"""The ASGI app in front of Django that answers the two streams itself."""
+
+import asyncio
+import functools
+import logging
+import re
+import signal
+import threading
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from io import BytesIO
+from types import FrameType
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import DisallowedHost
+from django.core.handlers.asgi import ASGIRequest
+
+from generation import public_ids
+from generation.database import DATABASE_AWAY
+from generation.sse.board import Board
+from generation.sse.reading import in_thread, owner_of_video, user_of_session
+from generation.sse.streams import BrowserStream, Stream, VideoStream
+from generation.sse.wire import HEADERS, HEARTBEAT, RETRY
+
+logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+VIDEO_EVENTS = re.compile(r"/v1/videos/([^/]+)/events")
+# A burst of steps becomes one message: no stream gets more than ten of them a second.
+BREATH_SECONDS = 0.1
+DATABASE_PAUSE_SECONDS = 2.0
+MAX_STREAMS_PER_USER = 50
+
+
+class EventStreams:
+    """Answers the two streams itself, and the server's lifespan; everything else is for `inner`."""
+
+    def __init__(self, inner: App) -> None:
+        self._inner = inner
+        self._board = Board()
+        self._closing = False
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http" and scope["method"] == "GET" and scope["path"].endswith("/events"):
+            answer = await self._choose(ASGIRequest(scope, BytesIO()))
+            await answer(scope, receive, send)
+        else:
+            await self._inner(scope, receive, send)
+
+    async def _choose(self, request: ASGIRequest) -> App:
+        """Who answers: a stream, a refusal, or `inner`, which also tells the API's errors."""
+        try:
+            request.get_host()
+            stream = await self._stream_for(request)
+        except DisallowedHost:
+            return self._inner
+        except DATABASE_AWAY as error:
+            logger.error("an event stream could not be opened: %s", str(error).strip())
+            return refusal(503)
+        if stream is None:
+            return refusal(401) if request.path_info == "/events" else self._inner
+        if self._board.streams_of(stream.inbox.user) >= MAX_STREAMS_PER_USER:
+            return refusal(429)
+        return functools.partial(self._serve, stream)
+
+    async def _stream_for(self, request: ASGIRequest) -> Stream | None:
+        if request.path_info == "/events":
+            user = await in_thread(user_of_session, request)
+            return BrowserStream(request, user=user) if user is not None else None
+        match = VIDEO_EVENTS.fullmatch(request.path_info)
+        if match and (job := public_ids.parse(match[1])):
+            header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
+            user = await in_thread(owner_of_video, header, job)
+            return VideoStream(user=user, job=job, key=header) if user is not None else None
+        return None
+
+    async def _serve(self, stream: Stream, scope: Message, receive: Receive, send: Send) -> None:
+        """Until the reader goes away, may not read any more, or has seen the end."""
+        with self._board.opened(stream.inbox):
+            tasks = [
+                asyncio.create_task(self._write(stream, send)),
+                asyncio.create_task(_disconnected(receive)),
+            ]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _write(self, stream: Stream, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        await _send_chunk(send, RETRY)
+        check_at = time.monotonic() + settings.EVENTS_RECHECK_SECONDS
+        while await self._send_news(stream, send):
+            await asyncio.sleep(BREATH_SECONDS)
+            if not await stream.inbox.wait(settings.EVENTS_HEARTBEAT_SECONDS):
+                await _send_chunk(send, HEARTBEAT)
+                stream.inbox.look_at_the_line()
+            if time.monotonic() >= check_at:
+                check_at = time.monotonic() + settings.EVENTS_RECHECK_SECONDS
+                stream.ended = not await _allowed(stream)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send_news(self, stream: Stream, send: Send) -> bool:
+        """Read and send what is new; False when nothing more will come.
+
+        When the database is away, everything is looked at again a little later.
+        """
+        if self._closing or stream.ended:
+            return False
+        try:
+            frames = await stream.read()
+        except DATABASE_AWAY as error:
+            logger.warning("an event stream waits for the database: %s", str(error).strip())
+            await asyncio.sleep(DATABASE_PAUSE_SECONDS)
+            stream.inbox.put(None)
+            return True
+        if frames:
+            await _send_chunk(send, b"".join(frames))
+        return not stream.ended
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._end_streams_on_signal()
+                await send({"type": "lifespan.startup.complete"})
+            elif message["type"] == "lifespan.shutdown":
+                self._close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def _end_streams_on_signal(self) -> None:
+        """Servers wait for open responses before they say "shutdown", and these responses never end by themselves."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # asyncio hears of signals by its wake-up descriptor, so a handler in front takes nothing from the server.
+            signal.signal(
+                number, _before(signal.getsignal(number), lambda: loop.call_soon_threadsafe(self._close))
+            )
+
+    def _close(self) -> None:
+        self._closing = True
+        for inbox in self._board.everybody():
+            inbox.wake()
+
+
+def _before(server_handler: Any, action: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
+    def handle(number: int, stack: FrameType | None) -> None:
+        action()
+        if callable(server_handler):
+            server_handler(number, stack)
+
+    return handle
+
+
+async def _allowed(stream: Stream) -> bool:
+    try:
+        return await stream.still_allowed()
+    except DATABASE_AWAY:
+        # Nothing can be read from a database that is away, so nothing leaks until the next look.
+        return True
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _send_chunk(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+
+
+def refusal(status: int) -> App:
+    """No stream: an app that says so. A browser's EventSource does not ask again after this."""
+
+    async def refuse(scope: Message, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/plain"),
+            (b"cache-control", b"no-store"),
+            (b"content-length", b"0"),
+        ]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    return refuse
