@@ -129,6 +129,11 @@ def new_seed() -> int:
     return secrets.randbelow(2**31)
 
 
+def new_share_token() -> str:
+    """128 random bits in 22 characters that need no quoting in an address."""
+    return secrets.token_urlsafe(16)
+
+
 def new_deadline() -> datetime:
     return timezone.now() + timedelta(seconds=settings.JOB_DEADLINE_SECONDS)
 
@@ -310,3 +315,23 @@ class JobAttempt(models.Model):
 
     def __str__(self) -> str:
         return f"attempt {self.id.hex} on {self.node}"
+
+
+class SharedLink(models.Model):
+    """An address at which anybody may watch one clip, until it is revoked. `sharing` is the only writer."""
+
+    job = models.ForeignKey(GenerationJob, on_delete=models.PROTECT, related_name="shared_links")
+    token = models.CharField(max_length=64, unique=True, default=new_share_token, editable=False)
+    created_at = models.DateTimeField(auto_now_add=True)
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["job"], condition=Q(revoked_at=None), name="one_working_link_per_job"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"link to {self.job_id}"

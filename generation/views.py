@@ -18,11 +18,12 @@ from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 from django_htmx.middleware import HtmxDetails
 
 from accounts.models import User
-from generation import admission, lifecycle, pricing
+from generation import admission, lifecycle, pricing, sharing
 from generation.cards import cards, owned_jobs
 from generation.errors import GenerationError
 from generation.forms import ComposerForm
 from generation.models import GenerationJob, JobAttempt, JobQuerySet
+from generation.shared_views import absolute
 from generation.streaming import filename_for, serve_file
 
 P = ParamSpec("P")
@@ -133,6 +134,7 @@ def video(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
         "job": job,
         "receipt": lifecycle.receipt(job),
         "model": _model_of(job),
+        "shared_address": _shared_address(request, job),
     }
     return render(request, "generation/video.html", context)
 
@@ -192,6 +194,27 @@ def delete(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
         return redirect("video", job.pk)
     messages.success(request, "The video was deleted.")
     return redirect("dashboard")
+
+
+@require_POST
+@signed_in
+def share(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
+    """Make the clip's link, or show the one there is."""
+    job = _own_job(request, job_id)
+    try:
+        sharing.share(job=job)
+    except GenerationError as error:
+        messages.error(request, error.message)
+    return _share_box(request, job)
+
+
+@require_POST
+@signed_in
+def unshare(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
+    """The link works no more, for nobody."""
+    job = _own_job(request, job_id)
+    sharing.revoke(job=job)
+    return _share_box(request, job)
 
 
 @require_safe
@@ -278,6 +301,19 @@ def _refused(request: SiteRequest, form: ComposerForm) -> HttpResponse:
 def _card(request: SiteRequest, job: GenerationJob, *, with_messages: bool = False) -> HttpResponse:
     context = {"card": cards([job])[0], "with_messages": with_messages}
     return render(request, "generation/_card.html", context)
+
+
+def _share_box(request: SiteRequest, job: GenerationJob) -> HttpResponse:
+    if not request.htmx:
+        return redirect(f"{reverse('video', args=[job.pk])}#share")
+    context = {"job": job, "shared_address": _shared_address(request, job)}
+    return render(request, "generation/_share.html", context)
+
+
+def _shared_address(request: SiteRequest, job: GenerationJob) -> str:
+    """Where anybody may watch it; empty when it is not shared."""
+    link = sharing.link_of(job)
+    return absolute(request, reverse("shared_video", args=[link.token])) if link else ""
 
 
 def _model_of(job: GenerationJob) -> str:

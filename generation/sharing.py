@@ -1,0 +1,51 @@
+"""Links by which anybody may watch one clip: unguessable, made by its owner, and revoked for good.
+
+Every door shares through here. A link shows the clip and its prompt, and nothing else of the owner.
+"""
+
+from django.conf import settings
+from django.db import transaction
+from django.urls import reverse
+from django.utils import timezone
+
+from generation.errors import VideoNotReady
+from generation.models import GenerationJob, SharedLink
+
+MAX_TOKEN = 64
+
+
+@transaction.atomic
+def share(*, job: GenerationJob) -> SharedLink:
+    """The clip's link, made when there is none: sharing twice gives the same one, sharing after `revoke` a new one.
+
+    Raises:
+        VideoNotReady: there is no finished clip to be shared.
+    """
+    # Two requests at once wait for each other here, and a deleted clip is not shared by a late one.
+    locked = GenerationJob.objects.select_for_update(no_key=True).get(pk=job.pk)
+    if locked.state != GenerationJob.State.COMPLETED or locked.deleted_at is not None:
+        raise VideoNotReady()
+    return SharedLink.objects.get_or_create(job=locked, revoked_at=None)[0]
+
+
+def revoke(*, job: GenerationJob) -> bool:
+    """Nobody sees the clip by its link from now on; False when there was no link."""
+    return bool(SharedLink.objects.filter(job=job, revoked_at=None).update(revoked_at=timezone.now()))
+
+
+def link_of(job: GenerationJob) -> SharedLink | None:
+    """The link that works now."""
+    return SharedLink.objects.filter(job=job, revoked_at=None).first()
+
+
+def find(token: str) -> GenerationJob | None:
+    """The clip behind a link, None when it was revoked, the clip deleted, or its owner banned."""
+    if len(token) > MAX_TOKEN:
+        return None
+    shown = GenerationJob.objects.filter(deleted_at=None, user__is_active=True)
+    return shown.filter(shared_links__token=token, shared_links__revoked_at=None).first()
+
+
+def address(link: SharedLink) -> str:
+    """The link as it is sent to others, for doors that have no request to take the host from."""
+    return settings.SITE_URL + reverse("shared_video", args=[link.token])
