@@ -10,10 +10,10 @@ STAMP := .venv/.installed
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test chaos bench lint types format screenshots clean
+.PHONY: help setup demo run test chaos bench lint types format messages screenshots clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
 demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a cat on the moon"
 	@$(BIN)/python -m videoplatform.demo --prompt "$$PROMPT"
@@ -43,6 +43,14 @@ types: setup ## the type checker
 format: setup ## put the code into its form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+MESSAGES := SECRET_KEY=only-to-read-words $(BIN)/python manage.py
+WHERE := --locale ru --no-obsolete --no-wrap --add-location file --ignore '.venv/*' --ignore 'tests/*'
+
+messages: setup ## locale/ anew from the words of templates, Python and scripts (needs gettext)
+	$(MESSAGES) makemessages $(WHERE)
+	$(MESSAGES) makemessages $(WHERE) --domain djangojs
+	$(MESSAGES) compilemessages --locale ru --ignore '.venv/*'
 
 screenshots: setup ## docs/screenshots anew, from the real stack and a real browser
 	$(BIN)/python -m tests.screenshots

@@ -19,6 +19,12 @@ class User(AbstractUser):
     Never deleted: anonymised, so that the books stay whole.
     """
 
+    language = models.CharField(
+        max_length=8,
+        blank=True,
+        choices=settings.LANGUAGES,
+        help_text="Empty: the one that the browser or Telegram asks for.",
+    )
     anonymised_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     def __str__(self) -> str:

@@ -1,10 +1,12 @@
-"""The site's pages about credits and keys. Signing up and in is allauth's."""
+"""The site's pages about the account, and the choice of language. Signing up and in is allauth's."""
 
 from django.urls import path
 
 from accounts import views
 
 urlpatterns = [
+    path("language/", views.choose_language, name="choose_language"),
+    path("words/<str:language>-<str:version>.js", views.words, name="words"),
     path("credits/", views.credit_history, name="credits"),
     path("api-keys/", views.api_keys_page, name="api_keys"),
     path("api-keys/<uuid:key_id>/revoke/", views.revoke_api_key, name="api_key_revoke"),

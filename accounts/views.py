@@ -5,16 +5,49 @@ from typing import cast
 
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
+from django.utils import translation
+from django.utils.cache import patch_cache_control
+from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.i18n import JavaScriptCatalog, set_language
 
-from accounts import api_keys
+from accounts import api_keys, languages
 from accounts.forms import ApiKeyForm
 from accounts.models import ApiKey, CreditAccount, User
 
 HISTORY_PAGE_SIZE = 50
+
+
+# --- Language ---------------------------------------------------------------------------------------------------------
+
+
+@require_POST
+def choose_language(request: HttpRequest) -> HttpResponse:
+    """Back to where the visitor was, in the language they picked: a cookie, and of a signed-in person for good."""
+    language = request.POST.get("language", "")
+    if request.user.is_authenticated and languages.is_spoken(language):
+        languages.remember(user=_user(request), language=language)
+    return set_language(request)
+
+
+@require_safe
+def words(request: HttpRequest, language: str, version: str) -> HttpResponseBase:
+    """The words that the scripts of the pages use. Their address changes with them, so browsers may keep them."""
+    if not languages.is_spoken(language):
+        raise Http404
+    with translation.override(language):
+        # Of the apps' own catalogs none is wanted: the admin's words are many.
+        response = JavaScriptCatalog.as_view(packages=["accounts"])(request)
+    if version == languages.words_version(language):
+        patch_cache_control(response, public=True, immutable=True, max_age=365 * 24 * 3600)
+    return response
+
+
+# --- Credits and keys -------------------------------------------------------------------------------------------------
 
 
 @require_safe
@@ -56,7 +89,7 @@ def api_keys_page(request: HttpRequest) -> HttpResponse:
 def revoke_api_key(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
     key = get_object_or_404(ApiKey, pk=key_id, user=_user(request))
     api_keys.revoke(key=key)
-    messages.success(request, f"The key “{key.name}” was revoked: it no longer works.")
+    messages.success(request, _("The key “%(name)s” was revoked: it no longer works.") % {"name": key.name})
     return redirect("api_keys")
 
 

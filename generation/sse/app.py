@@ -77,8 +77,8 @@ class EventStreams:
         match = VIDEO_EVENTS.fullmatch(request.path_info)
         if match and (job := public_ids.parse(match[1])):
             header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
-            user = await in_thread(owner_of_video, header, job)
-            return VideoStream(user=user, job=job, key=header) if user is not None else None
+            owner = await in_thread(owner_of_video, header, job)
+            return VideoStream(user=owner, job=job, key=header) if owner is not None else None
         return None
 
     async def _serve(self, stream: Stream, scope: Message, receive: Receive, send: Send) -> None:

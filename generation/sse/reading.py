@@ -14,6 +14,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.db import connections
 from django.db.models import Q
 
+from accounts.models import User
 from generation.api_auth import key_of_header
 from generation.api_serializers import with_what_is_shown
 from generation.events import JobEvent
@@ -40,12 +41,12 @@ async def in_thread(function: Callable[..., T], *args: Any) -> T:
     return await asyncio.get_running_loop().run_in_executor(_threads, run)
 
 
-def user_of_session(request: ASGIRequest) -> int | None:
+def user_of_session(request: ASGIRequest) -> User | None:
     """Who is signed in: the same check as AuthenticationMiddleware makes, the session being read afresh."""
     store = importlib.import_module(settings.SESSION_ENGINE).SessionStore
     request.session = store(request.COOKIES.get(settings.SESSION_COOKIE_NAME))
     user = get_user(request)
-    return user.pk if user.is_authenticated and user.is_active else None
+    return user if isinstance(user, User) and user.is_active else None
 
 
 def owner_of_video(header: bytes, job: uuid.UUID) -> int | None:

@@ -9,8 +9,10 @@ from abc import ABC, abstractmethod
 from datetime import UTC, datetime, timedelta
 
 from django.core.handlers.asgi import ASGIRequest
-from django.utils import timezone
+from django.utils import timezone, translation
 
+from accounts.languages import language_for
+from accounts.models import User
 from generation.cards import render_card
 from generation.events import JobEvent
 from generation.sse.board import Inbox
@@ -49,12 +51,14 @@ class Stream(ABC):
 class BrowserStream(Stream):
     """All jobs of the signed-in person: `job` with JSON, and `card-<hex>` with the card's HTML."""
 
-    def __init__(self, request: ASGIRequest, *, user: int) -> None:
-        super().__init__(Inbox(user=user))
+    def __init__(self, request: ASGIRequest, *, user: User) -> None:
+        super().__init__(Inbox(user=user.pk))
         self._request = request
+        self._language = language_for(request, user)
 
     async def still_allowed(self) -> bool:
-        return await in_thread(user_of_session, self._request) == self.inbox.user
+        user = await in_thread(user_of_session, self._request)
+        return user is not None and user.pk == self.inbox.user
 
     async def snapshot(self) -> list[bytes]:
         since = min(_last_seen(self._request), timezone.now() - SNAPSHOT_WINDOW)
@@ -66,7 +70,7 @@ class BrowserStream(Stream):
     async def news(self, events: list[JobEvent]) -> list[bytes]:
         frames = []
         for event in events:
-            card = await cards.card(event)
+            card = await cards.card(event, self._language)
             now = timezone.now()
             facts = {"id": event.job, "state": event.state, "step": event.step, "steps": event.steps}
             frames.append(frame("job", json.dumps(facts), at=now))
@@ -107,23 +111,29 @@ class Cards:
     """Cards as HTML: several pages of one person that want the same card at the same time share one rendering."""
 
     def __init__(self) -> None:
-        self._under_way: dict[JobEvent, asyncio.Task[str]] = {}
+        self._under_way: dict[tuple[JobEvent, str], asyncio.Task[str]] = {}
 
-    async def card(self, event: JobEvent) -> str:
-        task = self._under_way.get(event)
+    async def card(self, event: JobEvent, language: str) -> str:
+        wanted = (event, language)
+        task = self._under_way.get(wanted)
         if task is None:
-            task = asyncio.create_task(in_thread(render_card, uuid.UUID(event.job)))
-            self._under_way[event] = task
-            task.add_done_callback(functools.partial(self._forget, event))
+            task = asyncio.create_task(in_thread(_render, uuid.UUID(event.job), language))
+            self._under_way[wanted] = task
+            task.add_done_callback(functools.partial(self._forget, wanted))
         return await asyncio.shield(task)
 
-    def _forget(self, event: JobEvent, task: "asyncio.Task[str]") -> None:
-        self._under_way.pop(event, None)
+    def _forget(self, wanted: tuple[JobEvent, str], task: "asyncio.Task[str]") -> None:
+        self._under_way.pop(wanted, None)
         if not task.cancelled():
             task.exception()  # whoever waits for it hears of it; when nobody does any more, it is of no interest
 
 
 cards = Cards()
+
+
+def _render(job: uuid.UUID, language: str) -> str:
+    with translation.override(language):
+        return render_card(job)
 
 
 def _last_seen(request: ASGIRequest) -> datetime:

@@ -69,6 +69,11 @@
     return true;
   }
 
+  const ENDS = {
+    completed: gettext("Your video is ready."),
+    failed: gettext("Your video failed. No credits were deducted."),
+    canceled: gettext("Your video is canceled. No credits were deducted."),
+  };
   const announced = new Map();
   function jobChanged(job) {
     const known = one(`#card-${CSS.escape(job.id)}`);
@@ -82,7 +87,7 @@
   function ended(id, state) {
     // Only what was seen alive is news: a stream begins by saying how everything stands.
     if (!one(`#card-${CSS.escape(id)}[data-live]`)) return;
-    setText(one("#announcer"), state === "completed" ? "Your video is ready." : `Your video is ${state}. No credits were deducted.`);
+    setText(one("#announcer"), ENDS[state]);
     htmx.trigger(document.body, "wallet");
   }
 

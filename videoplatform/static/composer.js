@@ -1,7 +1,7 @@
 // The composer's live words: counter, price, cooldown; ⌘/Ctrl+Enter; sample prompts.
 (() => {
   "use strict";
-  const { one, setText } = window.site;
+  const { one, say, setText } = window.site;
   const isApple = /Mac|iPhone|iPad/.test(navigator.platform);
   let cooldownEnds = 0;
   let cooldownTimer;
@@ -39,14 +39,15 @@
     if (!chosen || !bar) return;
     const balance = Number(bar.dataset.balance);
     const short = Number(chosen.dataset.cost) > balance;
-    setText(one(".generate-words", bar), left > 0 ? `Generate in ${left} s` : `Generate · ${chosen.dataset.price}`);
+    setText(one(".generate-words", bar), left > 0 ? say(gettext("Generate in %(left)s s"), { left }) : say(gettext("Generate · %(price)s"), { price: chosen.dataset.price }));
     const kbd = one("kbd", bar);
     if (kbd) setText(kbd, left > 0 ? "" : isApple ? "⌘↵" : "Ctrl ↵");
     const button = one(".generate", bar);
     if (!composer.classList.contains("htmx-request")) button.disabled = left > 0 || short;
     const note = one("#submit-note", bar);
     note.classList.toggle("warning", short);
-    setText(note, short ? `Not enough credits: this video costs ${chosen.dataset.price}, you have ${balance}.` : "");
+    const words = gettext("Not enough credits: this video costs %(price)s, you have %(balance)s.");
+    setText(note, short ? say(words, { price: chosen.dataset.price, balance }) : "");
   }
 
   document.addEventListener("input", (event) => {

@@ -6,7 +6,9 @@
   const setText = (element, text) => {
     if (element.textContent !== text) element.textContent = text;
   };
-  window.site = { one, all, setText };
+  // Words come from Django's catalog, which base.html loads first and which defines gettext, ngettext and interpolate.
+  const say = (words, values) => interpolate(words, values, true);
+  window.site = { one, all, say, setText };
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") closeMenus();
@@ -19,7 +21,10 @@
     });
   }
 
-  const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+  // The page's language, as spoken where the browser is: en-GB writes dates unlike en-US.
+  const spoken = document.documentElement.lang;
+  const region = navigator.languages.find((language) => language.split("-")[0] === spoken) ?? spoken;
+  const moment = new Intl.DateTimeFormat(region, { dateStyle: "medium", timeStyle: "short" });
   function localTimes(root) {
     all("time[datetime]", root).forEach((time) => {
       const words = moment.format(new Date(time.dateTime));
@@ -40,10 +45,10 @@
   document.addEventListener("htmx:responseError", (event) => {
     if (event.detail.requestConfig.verb === "get") return;
     const status = event.detail.xhr.status;
-    tell(status === 403 ? "This page is too old. Please reload it and try again." : `That did not work (${status}). Please try again.`);
+    tell(status === 403 ? gettext("This page is too old. Please reload it and try again.") : say(gettext("That did not work (%(status)s). Please try again."), { status }));
   });
   document.addEventListener("htmx:sendError", (event) => {
-    if (event.detail.requestConfig.verb !== "get") tell("The site cannot be reached just now. Nothing was sent; please try again.");
+    if (event.detail.requestConfig.verb !== "get") tell(gettext("The site cannot be reached just now. Nothing was sent; please try again."));
   });
 
   document.addEventListener("click", async (event) => {
@@ -53,9 +58,9 @@
     field.select();
     try {
       await navigator.clipboard.writeText(field.value);
-      button.textContent = "Copied";
+      button.textContent = gettext("Copied");
     } catch {
-      button.textContent = "Press Ctrl+C";
+      button.textContent = gettext("Press Ctrl+C");
     }
   });
 })();
