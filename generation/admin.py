@@ -53,6 +53,7 @@ class AttemptInline(TabularInline):
         "remote_id",
         "opened_at",
         "heard_at",
+        "silent_since",
         "closed_at",
         "stopped_at_step",
         "error",
@@ -306,7 +307,7 @@ class GpuNodeAdmin(ModelAdmin):
 
     @display(description="Healthy", boolean=True)
     def healthy(self, node: GpuNode) -> bool:
-        return node.healthy
+        return GpuNode.objects.healthy().filter(pk=node.pk).exists()
 
     @admin.action(description="Bring back what was set aside, without a trial clip", permissions=["change"])
     def bring_back(self, request: HttpRequest, queryset: QuerySet[GpuNode]) -> None:

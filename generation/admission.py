@@ -3,7 +3,8 @@
 import math
 
 from django.conf import settings
-from django.utils import timezone
+from django.db.models import F
+from django.db.models.functions import Now
 
 from accounts.models import User
 from generation.errors import (
@@ -89,11 +90,9 @@ def cooldown_left(user: User) -> int:
     if user.is_staff:
         return 0
     counted = GenerationJob.objects.filter(user=user).exclude(state=GenerationJob.State.FAILED)
-    latest = counted.order_by("-created_at").first()
-    if latest is None:
-        return 0
-    left = settings.VIDEO_COOLDOWN_SECONDS - (timezone.now() - latest.created_at).total_seconds()
-    return max(0, math.ceil(left))
+    ages = counted.order_by("-created_at").annotate(age=Now() - F("created_at"))
+    age = ages.values_list("age", flat=True).first()
+    return 0 if age is None else max(0, math.ceil(settings.VIDEO_COOLDOWN_SECONDS - age.total_seconds()))
 
 
 def _check_text(text: str) -> str:

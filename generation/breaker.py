@@ -6,12 +6,12 @@ Without it, a node that fails fast would win every job, because it is always the
 
 import logging
 import uuid
-from datetime import timedelta
 
 from django.conf import settings
 from django.db.models import F
-from django.utils import timezone
+from django.db.models.functions import Now
 
+from generation import leases
 from generation.models import GpuNode, JobAttempt
 
 logger = logging.getLogger(__name__)
@@ -28,13 +28,12 @@ def count_failure(*, attempt_id: uuid.UUID, error: str) -> None:
     blamed = GpuNode.objects.filter(attempts=attempt_id, attempts__state=JobAttempt.State.OPEN)
     if not blamed.update(consecutive_failures=F("consecutive_failures") + 1):
         return
-    now = timezone.now()
     worn_out = blamed.filter(set_aside_at=None, consecutive_failures__gte=settings.NODE_FAILURES_TO_SET_ASIDE)
     if worn_out.update(
-        set_aside_at=now,
+        set_aside_at=Now(),
         set_aside_reason=f"{settings.NODE_FAILURES_TO_SET_ASIDE} failures in a row, the last: {error}"[:300],
         trials=0,
-        next_trial_at=now + timedelta(seconds=settings.NODE_TRIAL_SECONDS),
+        next_trial_at=leases.until(settings.NODE_TRIAL_SECONDS),
     ):
         logger.warning("attempt %s: its node is set aside: %s", attempt_id.hex, error)
 
@@ -49,10 +48,11 @@ def count_success(*, attempt_id: uuid.UUID) -> None:
 
 def claim_trial(node: GpuNode) -> bool:
     """Become the one who tries a set-aside node now; the next trial is due when a failed one has been told."""
-    now = timezone.now()
-    due = GpuNode.objects.filter(pk=node.pk, enabled=True, set_aside_at__isnull=False, next_trial_at__lt=now)
+    due = GpuNode.objects.filter(
+        pk=node.pk, enabled=True, set_aside_at__isnull=False, next_trial_at__lt=Now()
+    )
     pause = settings.NODE_TRIAL_SECONDS * min(LONGEST_PAUSE, 2 ** min(node.trials, 16))
-    return bool(due.update(trials=F("trials") + 1, next_trial_at=now + timedelta(seconds=pause)))
+    return bool(due.update(trials=F("trials") + 1, next_trial_at=leases.until(pause)))
 
 
 def bring_back(node: GpuNode) -> None:

@@ -7,11 +7,12 @@ Waiting on LISTEN gives the latency of the fast poll at a fraction of the cost
 
 import logging
 import os
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 from django.db import connections
-from django.utils import timezone
+from django.db.models.functions import Now
 from django_q.brokers.orm import ORM
 from django_q.conf import Conf
 
@@ -26,14 +27,16 @@ WAIT_SECONDS = 1.0
 
 
 class NotifiedBroker(ORM):
-    """The same table and the same guarantees; only how an idle pusher waits is different."""
+    """The same table and the same guarantees. How an idle pusher waits is different, and whose clock it goes by:
+    PostgreSQL's, for a task that a host with a fast clock put in would wait until the others' clocks are there.
+    """
 
     _listener: psycopg.Connection[Any] | None = None
     _listener_pid = 0
 
     def enqueue(self, task: str) -> int:
         """Insert and notify in the caller's transaction: both happen when it commits, or neither."""
-        key: int = super().enqueue(task)
+        key: int = self.get_connection().create(key=self.list_key, payload=task, lock=Now()).pk
         with connections[Conf.ORM].cursor() as cursor:
             cursor.execute(f"NOTIFY {CHANNEL}")
         return key
@@ -47,11 +50,11 @@ class NotifiedBroker(ORM):
         late.
         """
         queue = self.get_connection()
-        waiting = queue.filter(key=self.list_key, lock__lt=timezone.now()).order_by("id")[: Conf.BULK]
+        waiting = queue.filter(key=self.list_key, lock__lt=Now()).order_by("id")[: Conf.BULK]
         return [
             (task.pk, task.payload)
             for task in waiting
-            if queue.filter(id=task.id, lock=task.lock).update(lock=self.timeout(task))
+            if queue.filter(id=task.id, lock=task.lock).update(lock=Now() + timedelta(seconds=Conf.RETRY))
         ]
 
     def _wait_and_take(self) -> list[tuple[int, str]] | None:

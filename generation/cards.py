@@ -101,9 +101,9 @@ def _line(jobs: list[GenerationJob]) -> _Line:
     positions = scheduling.queue_positions(jobs)
     if not positions:
         return _Line(positions={}, running=0, capacity=0)
-    nodes = GpuNode.objects.filter(enabled=True)
+    nodes = GpuNode.objects.healthy().filter(enabled=True)
     return _Line(
         positions=positions,
         running=GenerationJob.objects.filter(state=State.RUNNING).count(),
-        capacity=sum(node.capacity for node in nodes if node.healthy),
+        capacity=sum(node.capacity for node in nodes),
     )

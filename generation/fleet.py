@@ -3,7 +3,7 @@
 import logging
 
 from django.conf import settings
-from django.utils import timezone
+from django.db.models.functions import Now
 
 from generation.models import GpuNode
 from generation.nodes import NodeEndpoint, NodeError, NodeHealth, detect_protocol, open_client
@@ -62,7 +62,7 @@ def record_health(node: GpuNode, health: NodeHealth) -> bool:
         sizes=list(health.sizes[:20]),
         capacity=max(1, health.capacity),
         seconds_per_step=health.seconds_per_step,
-        last_seen_at=timezone.now(),
+        last_seen_at=Now(),
     )
     _log_change(node, status)
     return status == "ready" and node.status != "ready"

@@ -2,7 +2,7 @@
 what became of it.
 
 Only the holder of the attempt's lease does so. A time-out or a lost connection is no verdict: the node is
-asked again, by the same id, until it was silent for NODE_LOST_SECONDS.
+asked again, by the same id, until it was silent for NODE_LOST_SECONDS, or for NODE_MOVE_SECONDS while another is idle.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import uuid
 
 from django.conf import settings
 
-from generation import leases, lifecycle
+from generation import leases, lifecycle, scheduling
 from generation.database import in_database
 from generation.fleet import endpoint_of
 from generation.models import GpuNode, JobAttempt
@@ -53,7 +53,7 @@ class Follower:
         self.stop_requested = asyncio.Event()
         if attempt.cancel_requested_at is not None:
             self.stop_requested.set()
-        self._heard = time.monotonic()
+        self._silent = False
 
     async def run(self) -> None:
         """Until the attempt is closed, its file is being stored, or the lease is somebody else's."""
@@ -84,15 +84,43 @@ class Follower:
 
     async def _follow(self, client: NodeClient) -> None:
         while await self._renew_lease():
+            asked_at = time.monotonic()
             try:
-                if await self._advance(client):
-                    return
+                over = await self._advance(client)
             except TransientNodeError as error:
-                if self._silent_seconds() > settings.NODE_LOST_SECONDS:
-                    await self._lost(f"silent for {settings.NODE_LOST_SECONDS} s: {error}")
+                if await self._silent_too_long(error, time.monotonic() - asked_at):
                     return
-                logger.info("job %s: %s", self._job, error)
                 await asyncio.sleep(RETRY_SECONDS)
+                continue
+            self._note_answer()
+            if over:
+                return
+
+    async def _silent_too_long(self, error: TransientNodeError, waited: float) -> bool:
+        """No answer is no verdict. True when it lasted so long that the job was given up here.
+
+        waited: seconds since the question that this is about.
+        """
+        seconds = await in_database(lifecycle.note_silence)(
+            attempt_id=self.attempt.pk, token=self.token, seconds=waited
+        )
+        if seconds is None:  # somebody else's, or over: the lease says so next
+            return False
+        if not self._silent:
+            self._silent = True
+            logger.warning("job %s: no answer from %s: %s", self._job, self.attempt.node, error)
+        if seconds > settings.NODE_LOST_SECONDS:
+            await self._lost(f"silent for {seconds:.0f} s: {error}")
+            return True
+        if seconds > settings.NODE_MOVE_SECONDS and await in_database(scheduling.could_move)(self.attempt):
+            await self._lost(f"silent for {seconds:.0f} s, and another node is idle: {error}")
+            return True
+        return False
+
+    def _note_answer(self) -> None:
+        if self._silent:
+            self._silent = False
+            logger.info("job %s: %s answers again", self._job, self.attempt.node)
 
     async def _advance(self, client: NodeClient) -> bool:
         """One question to the node and what follows from its answer; True when there is nothing more to
@@ -112,7 +140,6 @@ class Follower:
         remote = await self._ask(client)
         if remote is None:
             return False
-        self._heard = time.monotonic()
         if await self._apply(remote):
             return True
         # A server without long polling answers at once; one that cannot cancel is asked as rarely.
@@ -132,7 +159,6 @@ class Follower:
             await self._lost("the node gave its job no id")
             return False
         self.attempt.remote_id = remote.remote_id
-        self._heard = time.monotonic()
         return await in_database(lifecycle.attempt_posted)(
             attempt_id=self.attempt.pk, token=self.token, remote_id=remote.remote_id, hand_over=hand_over
         )
@@ -257,9 +283,6 @@ class Follower:
 
     async def _renew_lease(self) -> bool:
         return await in_database(leases.take)(attempt_id=self.attempt.pk, token=self.token)
-
-    def _silent_seconds(self) -> float:
-        return time.monotonic() - self._heard
 
     @property
     def _job(self) -> str:

@@ -1,6 +1,7 @@
 """Who drives an open attempt: the holder of its lease, one at a time, for LEASE_SECONDS at a time.
 
-An expired lease moves nothing by itself: the next holder asks the node for the same id and goes on.
+An expired lease moves nothing by itself: the next holder asks the node for the same id and goes on. PostgreSQL's clock
+decides when that is, never a host's.
 """
 
 import logging
@@ -13,7 +14,8 @@ from datetime import timedelta
 from django.conf import settings
 from django.db import close_old_connections
 from django.db.models import Q, QuerySet
-from django.utils import timezone
+from django.db.models.expressions import Combinable
+from django.db.models.functions import Now
 
 from generation.database import DATABASE_AWAY
 from generation.models import JobAttempt
@@ -23,11 +25,14 @@ logger = logging.getLogger(__name__)
 
 def take(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
     """Become the one who drives it, or stay it; False when somebody else is, or the attempt is closed."""
-    now = timezone.now()
-    expires = now + timedelta(seconds=settings.LEASE_SECONDS)
     open_one = JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN)
-    free = open_one.filter(Q(lease_token=token) | Q(lease_token=None) | Q(lease_expires_at__lt=now))
-    return bool(free.update(lease_token=token, lease_expires_at=expires))
+    free = open_one.filter(Q(lease_token=token) | Q(lease_token=None) | Q(lease_expires_at__lt=Now()))
+    return bool(free.update(lease_token=token, lease_expires_at=until()))
+
+
+def until(seconds: float | None = None) -> Combinable:
+    """That many seconds from now on PostgreSQL's clock; LEASE_SECONDS when none are named."""
+    return Now() + timedelta(seconds=settings.LEASE_SECONDS if seconds is None else seconds)
 
 
 def held(*, attempt_id: uuid.UUID, token: uuid.UUID) -> QuerySet[JobAttempt]:
@@ -37,13 +42,13 @@ def held(*, attempt_id: uuid.UUID, token: uuid.UUID) -> QuerySet[JobAttempt]:
 
 def drop(*, attempt_id: uuid.UUID, token: uuid.UUID) -> None:
     """Let anybody drive it from now on."""
-    held(attempt_id=attempt_id, token=token).update(lease_expires_at=timezone.now())
+    held(attempt_id=attempt_id, token=token).update(lease_expires_at=Now())
 
 
 def drop_all(*, token: uuid.UUID) -> None:
     """The same for every attempt the token drives."""
     driven = JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_token=token)
-    driven.update(lease_expires_at=timezone.now())
+    driven.update(lease_expires_at=Now())
 
 
 @contextmanager

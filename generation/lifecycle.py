@@ -9,12 +9,11 @@ import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F, QuerySet
-from django.utils import timezone
+from django.db.models.functions import Coalesce, Now
 from django_q.tasks import async_task
 
 from accounts import ledger
@@ -92,6 +91,7 @@ def submit(
         admission.check_cooldown(user)
         _reserve(job)
         job.save(force_insert=True)
+        job.refresh_from_db(fields=["deadline_at"])  # set by PostgreSQL's clock
         events.publish(job)
         nudge_dispatch()
     logger.info("job %s queued for user %s by %s", job.id.hex, user.pk, source)
@@ -147,8 +147,9 @@ def nudge_store(*, attempt_id: uuid.UUID) -> None:
 
     Nobody drives the attempt until one takes it, but it is not asked for again at once.
     """
-    soon = timezone.now() + timedelta(seconds=NUDGE_SECONDS)
-    JobAttempt.objects.filter(pk=attempt_id).update(lease_token=None, lease_expires_at=soon)
+    JobAttempt.objects.filter(pk=attempt_id).update(
+        lease_token=None, lease_expires_at=leases.until(NUDGE_SECONDS)
+    )
     async_task("generation.tasks.store", str(attempt_id))
 
 
@@ -160,10 +161,9 @@ def attempt_posted(
 
     With `hand_over` the lease is dropped, and the event tells a reconciler to follow it from here.
     """
-    now = timezone.now()
-    values: dict[str, object] = {"remote_id": remote_id, "posted_at": now, "heard_at": now}
+    values: dict[str, object] = {"remote_id": remote_id, "posted_at": Now(), **_heard()}
     if hand_over:
-        values["lease_expires_at"] = now
+        values["lease_expires_at"] = Now()
     if not leases.held(attempt_id=attempt_id, token=token).update(**values):
         return False
     events.publish(GenerationJob.objects.get(attempts=attempt_id))
@@ -175,21 +175,31 @@ def request_sent(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
     it.
     """
     return bool(
-        leases.held(attempt_id=attempt_id, token=token)
-        .filter(posted_at=None)
-        .update(posted_at=timezone.now())
+        leases.held(attempt_id=attempt_id, token=token).filter(posted_at=None).update(posted_at=Now())
     )
 
 
 @transaction.atomic
 def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bool:
     """The node is at this denoising step; False when the lease is lost and the caller must stop."""
-    if not leases.held(attempt_id=attempt_id, token=token).update(step=step, heard_at=timezone.now()):
+    if not leases.held(attempt_id=attempt_id, token=token).update(step=step, **_heard()):
         return False
     moved = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING).exclude(step=step)
     if moved.update(step=step):
         events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
     return True
+
+
+def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> float | None:
+    """A question to the node went unanswered for so many seconds. Returns how long it has been silent by now, in
+    seconds; None when the lease is lost.
+
+    Any answer ends the silence. It is kept in the row, so a reconciler that is started anew does not forget it.
+    """
+    attempt = leases.held(attempt_id=attempt_id, token=token)
+    attempt.update(silent_since=Coalesce("silent_since", leases.until(-seconds)))
+    silence = attempt.annotate(silence=Now() - F("silent_since")).values_list("silence", flat=True).first()
+    return None if silence is None else float(silence.total_seconds())
 
 
 @transaction.atomic
@@ -198,7 +208,7 @@ def begin_storing(
 ) -> bool:
     """The node has made the file: fetch it. The node's slot is free from here on."""
     if not leases.held(attempt_id=attempt_id, token=token).update(
-        file_name=file_name, generation_ms=generation_ms, heard_at=timezone.now()
+        file_name=file_name, generation_ms=generation_ms, **_heard()
     ):
         return False
     running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
@@ -246,7 +256,7 @@ def attempt_refused(*, attempt: JobAttempt, retry_after: float, why: str) -> Non
     `retry_after` seconds.
     """
     GpuNode.objects.filter(pk=attempt.node_id).update(
-        leave_alone_until=timezone.now() + timedelta(seconds=retry_after), status_detail=why[:300]
+        leave_alone_until=leases.until(retry_after), status_detail=why[:300]
     )
     if not _close(attempt.pk, JobAttempt.State.CANCELED, error=why):
         return
@@ -271,8 +281,9 @@ def attempt_lost(
     With `pause` its node is left alone for that many seconds.
     """
     if pause:
-        until = timezone.now() + timedelta(seconds=pause)
-        GpuNode.objects.filter(attempts=attempt_id).update(leave_alone_until=until, status_detail=error[:300])
+        GpuNode.objects.filter(attempts=attempt_id).update(
+            leave_alone_until=leases.until(pause), status_detail=error[:300]
+        )
     breaker.count_failure(attempt_id=attempt_id, error=error)
     if not _close(attempt_id, JobAttempt.State.LOST, error=error):
         return
@@ -346,9 +357,7 @@ def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = "Canc
 def expire(*, job_id: uuid.UUID) -> bool:
     """End a job that is past its deadline, in whichever live state it is."""
     _lock_attempts(job_id=job_id)
-    live = GenerationJob.objects.filter(
-        pk=job_id, state__in=GenerationJob.LIVE, deadline_at__lt=timezone.now()
-    )
+    live = GenerationJob.objects.filter(pk=job_id, state__in=GenerationJob.LIVE, deadline_at__lt=Now())
     minutes = round(settings.JOB_DEADLINE_SECONDS / 60)
     ended = _fail(live, code="timed_out", message=f"Video generation timed out (>{minutes} min)")
     if ended is not None:
@@ -365,7 +374,7 @@ def delete(*, job: GenerationJob) -> None:
         CannotDelete: it is still live.
     """
     hidden = GenerationJob.objects.filter(pk=job.pk, finished_at__isnull=False, deleted_at=None)
-    if hidden.update(deleted_at=timezone.now()):
+    if hidden.update(deleted_at=Now()):
         async_task("generation.tasks.remove_files", str(job.pk))
         return
     job.refresh_from_db()
@@ -424,7 +433,7 @@ def _fail(live: "QuerySet[GenerationJob]", *, code: str, message: str) -> Genera
 def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> GenerationJob | None:
     """The one conditional UPDATE behind every end; the job as it is now, or None when the race was lost."""
     job_id = live.values_list("pk", flat=True).first()
-    if job_id is None or not live.filter(pk=job_id).update(state=state, finished_at=timezone.now(), **values):
+    if job_id is None or not live.filter(pk=job_id).update(state=state, finished_at=Now(), **values):
         return None
     return GenerationJob.objects.select_related("user").get(pk=job_id)
 
@@ -432,6 +441,11 @@ def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> Ge
 def _announce(job: GenerationJob) -> None:
     job_finished.send(sender=GenerationJob, job=job)
     events.publish(job)
+
+
+def _heard() -> dict[str, object]:
+    """What an answer of the node changes in its attempt."""
+    return {"heard_at": Now(), "silent_since": None}
 
 
 def _lock_attempts(*, job_id: uuid.UUID | None = None, current_of: uuid.UUID | None = None) -> None:
@@ -445,11 +459,11 @@ def _lock_attempts(*, job_id: uuid.UUID | None = None, current_of: uuid.UUID | N
 
 
 def _ask_to_stop(job: GenerationJob) -> None:
-    JobAttempt.objects.filter(job=job, state=JobAttempt.State.OPEN).update(cancel_requested_at=timezone.now())
+    JobAttempt.objects.filter(job=job, state=JobAttempt.State.OPEN).update(cancel_requested_at=Now())
 
 
 def _close(attempt_id: uuid.UUID, state: str, *, error: str = "", stopped_at_step: int | None = None) -> bool:
-    values: dict[str, object] = {"state": state, "closed_at": timezone.now(), "error": error[:500]}
+    values: dict[str, object] = {"state": state, "closed_at": Now(), "error": error[:500]}
     if stopped_at_step is not None:
         values["stopped_at_step"] = stopped_at_step
     return bool(JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN).update(**values))

@@ -5,13 +5,14 @@
 
 import secrets
 import uuid
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
-from django.utils import timezone
+from django.db.models.expressions import Combinable
+from django.db.models.functions import Now
 
 from generation import public_ids
 
@@ -49,6 +50,13 @@ class Preset(models.Model):
     def seconds(self) -> int:
         """Length of the clip in whole seconds, as the API's `seconds` names it."""
         return max(1, round(self.num_frames / self.fps))
+
+
+class GpuNodeQuerySet(models.QuerySet["GpuNode"]):
+    def healthy(self) -> "GpuNodeQuerySet":
+        """Those that answered lately and said that they can take work."""
+        fresh = timedelta(seconds=max(30.0, 4 * settings.NODE_HEALTH_SECONDS))
+        return self.filter(status="ready", last_seen_at__gt=Now() - fresh)
 
 
 class GpuNode(models.Model):
@@ -94,6 +102,8 @@ class GpuNode(models.Model):
     next_trial_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
+    objects = GpuNodeQuerySet.as_manager()
+
     class Meta:
         ordering = ["name"]
         verbose_name = "GPU node"
@@ -113,16 +123,6 @@ class GpuNode(models.Model):
         """
         return 1 if self.effective_protocol == self.Protocol.GENERATE_VIDEO else self.capacity + 1
 
-    @property
-    def healthy(self) -> bool:
-        """It answered lately and said it can take work."""
-        fresh = timedelta(seconds=max(30.0, 4 * settings.NODE_HEALTH_SECONDS))
-        return (
-            self.status == "ready"
-            and self.last_seen_at is not None
-            and timezone.now() - self.last_seen_at < fresh
-        )
-
 
 def new_seed() -> int:
     """A seed every server of the protocol can take: 31 bits."""
@@ -134,8 +134,9 @@ def new_share_token() -> str:
     return secrets.token_urlsafe(16)
 
 
-def new_deadline() -> datetime:
-    return timezone.now() + timedelta(seconds=settings.JOB_DEADLINE_SECONDS)
+def new_deadline() -> Combinable:
+    """By PostgreSQL's clock, as everything is that several hosts judge by."""
+    return Now() + timedelta(seconds=settings.JOB_DEADLINE_SECONDS)
 
 
 class JobQuerySet(models.QuerySet["GenerationJob"]):
@@ -204,7 +205,7 @@ class GenerationJob(models.Model):
     error_code = models.CharField(max_length=40, blank=True)
     error_message = models.CharField(max_length=500, blank=True, help_text="What the person is told.")
 
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
     started_at = models.DateTimeField(null=True, help_text="When the attempt that counts was opened.")
     finished_at = models.DateTimeField(null=True)
     deadline_at = models.DateTimeField(default=new_deadline)
@@ -296,12 +297,15 @@ class JobAttempt(models.Model):
     generation_ms = models.PositiveIntegerField(null=True)
     posted_at = models.DateTimeField(null=True, help_text="The node took it.")
     heard_at = models.DateTimeField(null=True, help_text="The node last said something about it.")
+    silent_since = models.DateTimeField(
+        null=True, help_text="The node has answered no question about it since."
+    )
     cancel_requested_at = models.DateTimeField(null=True)
     stopped_at_step = models.PositiveIntegerField(null=True)
     lease_token = models.UUIDField(null=True, help_text="Who drives it just now.")
-    lease_expires_at = models.DateTimeField(default=timezone.now)
+    lease_expires_at = models.DateTimeField(db_default=Now())
     error = models.CharField(max_length=500, blank=True, help_text="For staff: what the node said or did.")
-    opened_at = models.DateTimeField(auto_now_add=True)
+    opened_at = models.DateTimeField(db_default=Now(), editable=False)
     closed_at = models.DateTimeField(null=True)
 
     class Meta:

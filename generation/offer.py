@@ -49,12 +49,13 @@ class Offer:
 
 
 def current() -> Offer:
-    """From one query: what healthy nodes serve first, then what was heard of last."""
+    """What healthy nodes serve first, then what was heard of last."""
     nodes = list(GpuNode.objects.filter(enabled=True).exclude(backend="").order_by("created_at"))
     added: dict[str, datetime] = {}
     for node in nodes:
         added.setdefault(node.backend, node.created_at)
-    nodes.sort(key=lambda node: (node.healthy, node.last_seen_at or node.created_at), reverse=True)
+    healthy = set(GpuNode.objects.healthy().values_list("pk", flat=True))
+    nodes.sort(key=lambda node: (node.pk in healthy, node.last_seen_at or node.created_at), reverse=True)
     return Offer(
         models=tuple(Model(name, added[name]) for name in dict.fromkeys(node.backend for node in nodes)),
         sizes=tuple(dict.fromkeys(str(node.sizes[0]) for node in nodes if node.sizes)),

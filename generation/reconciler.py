@@ -11,7 +11,7 @@ import logging
 import uuid
 
 from django.conf import settings
-from django.utils import timezone
+from django.db.models.functions import Now
 
 from generation import breaker, fleet, leases, lifecycle, media, scheduling, trial
 from generation.database import DATABASE_AWAY, in_database
@@ -195,12 +195,12 @@ class Reconciler:
 
 
 def _overdue_jobs() -> list[uuid.UUID]:
-    live = GenerationJob.objects.filter(state__in=GenerationJob.LIVE, deadline_at__lt=timezone.now())
+    live = GenerationJob.objects.filter(state__in=GenerationJob.LIVE, deadline_at__lt=Now())
     return list(live.values_list("pk", flat=True)[:100])
 
 
 def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
-    free = JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_expires_at__lt=timezone.now())
+    free = JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_expires_at__lt=Now())
     return list(
         free.exclude(job__state=State.STORING).exclude(pk__in=followed).select_related("job", "node")[:100]
     )
@@ -209,7 +209,7 @@ def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
 def _nudge_stores() -> None:
     """A file that nobody is storing: its task was lost with its worker."""
     free = JobAttempt.objects.filter(
-        state=JobAttempt.State.OPEN, job__state=State.STORING, lease_expires_at__lt=timezone.now()
+        state=JobAttempt.State.OPEN, job__state=State.STORING, lease_expires_at__lt=Now()
     )
     for attempt_id in free.values_list("pk", flat=True)[:100]:
         lifecycle.nudge_store(attempt_id=attempt_id)

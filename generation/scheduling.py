@@ -3,15 +3,13 @@
 import uuid
 from collections import Counter
 from collections.abc import Iterable
-from datetime import timedelta
 
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Case, Count, F, IntegerField, OuterRef, Q, QuerySet, Subquery, Value, When
-from django.db.models.functions import Coalesce
-from django.utils import timezone
+from django.db.models.functions import Coalesce, Now
 
-from generation import events
+from generation import events, leases
 from generation.models import GenerationJob, GpuNode, JobAttempt
 
 State = GenerationJob.State
@@ -39,6 +37,17 @@ def work_is_waiting() -> bool:
     return GenerationJob.objects.filter(state=State.QUEUED).exists() and bool(_nodes_with_a_free_slot())
 
 
+def could_move(attempt: JobAttempt) -> bool:
+    """Another node that can make this clip has a GPU with nothing to do, and the job may be tried once more."""
+    running = GenerationJob.objects.filter(
+        current_attempt=attempt, state=State.RUNNING, attempt_count__lt=settings.JOB_MAX_ATTEMPTS
+    )
+    others = [node for node in _usable_nodes() if node.pk != attempt.node_id]
+    taken = _slots_taken(others)
+    idle = [node for node in others if taken[node.pk] < node.capacity]
+    return any(_it_can_run(node, running).exists() for node in idle)
+
+
 def queue_positions(jobs: Iterable[GenerationJob]) -> dict[uuid.UUID, int]:
     """The place in line of those that are queued, in one query; 1 is next.
 
@@ -54,15 +63,18 @@ def queue_positions(jobs: Iterable[GenerationJob]) -> dict[uuid.UUID, int]:
 
 
 def _nodes_with_a_free_slot() -> list[GpuNode]:
-    now = timezone.now()
-    reachable = GpuNode.objects.filter(enabled=True, set_aside_at=None).filter(
-        Q(leave_alone_until=None) | Q(leave_alone_until__lt=now)
-    )
-    nodes = [node for node in reachable if node.healthy and node.effective_protocol]
+    nodes = _usable_nodes()
     taken = _slots_taken(nodes)
     return sorted(
         (node for node in nodes if taken[node.pk] < node.slots), key=lambda node: taken[node.pk] / node.slots
     )
+
+
+def _usable_nodes() -> list[GpuNode]:
+    """Nodes that take work now, whether or not a slot is free."""
+    welcome = GpuNode.objects.healthy().filter(enabled=True, set_aside_at=None)
+    left_alone = Q(leave_alone_until__gte=Now())
+    return [node for node in welcome.exclude(left_alone) if node.effective_protocol]
 
 
 def _slots_taken(nodes: list[GpuNode]) -> Counter[int]:
@@ -86,7 +98,7 @@ def _claim_for(node: GpuNode) -> JobAttempt | None:
         state=State.RUNNING,
         current_attempt=attempt,
         attempt_count=F("attempt_count") + 1,
-        started_at=timezone.now(),
+        started_at=Now(),
         step=0,
     )
     if not claimed:
@@ -100,25 +112,26 @@ def _open_attempt(job: GenerationJob, node: GpuNode) -> JobAttempt:
     """The dispatcher holds the lease of what it posts itself; a request to a field node is the reconciler's
     from the start.
     """
-    now = timezone.now()
     identity = uuid.uuid4()
     field = node.effective_protocol == GpuNode.Protocol.GENERATE_VIDEO
-    return JobAttempt.objects.create(
+    attempt = JobAttempt.objects.create(
         id=identity,
         job=job,
         node=node,
         protocol=node.effective_protocol,
         lease_token=None if field else identity,
-        lease_expires_at=now if field else now + timedelta(seconds=settings.LEASE_SECONDS),
-        heard_at=now,
+        lease_expires_at=Now() if field else leases.until(),
     )
+    attempt.refresh_from_db(fields=["lease_expires_at"])  # set by PostgreSQL's clock
+    return attempt
 
 
 def _fairest_job(node: GpuNode) -> GenerationJob | None:
     """Fewest running clips of its user, then oldest. Only people who have something running need a count."""
     running = GenerationJob.objects.filter(state__in=[State.RUNNING, State.STORING])
     busy = list(running.order_by().values("user").annotate(clips=Count("pk")))
-    queued = _jobs_it_can_run(node).select_for_update(skip_locked=True, of=("self",))
+    waiting = GenerationJob.objects.filter(state=State.QUEUED, deadline_at__gt=Now())
+    queued = _it_can_run(node, waiting).select_for_update(skip_locked=True, of=("self",))
     if busy:
         clips = [When(user=row["user"], then=Value(row["clips"])) for row in busy]
         queued = queued.annotate(running=Case(*clips, default=Value(0), output_field=IntegerField()))
@@ -126,18 +139,13 @@ def _fairest_job(node: GpuNode) -> GenerationJob | None:
     return queued.order_by("created_at").first()
 
 
-def _jobs_it_can_run(node: GpuNode) -> QuerySet[GenerationJob]:
-    queued = GenerationJob.objects.filter(
-        Q(model="") | Q(model=node.backend),
-        Q(size="") | Q(size__in=node.sizes),
-        state=State.QUEUED,
-        deadline_at__gt=timezone.now(),
-    )
+def _it_can_run(node: GpuNode, jobs: QuerySet[GenerationJob]) -> QuerySet[GenerationJob]:
+    served = jobs.filter(Q(model="") | Q(model=node.backend), Q(size="") | Q(size__in=node.sizes))
     if node.effective_protocol != GpuNode.Protocol.GENERATE_VIDEO:
-        return queued
+        return served
     # One request makes the whole clip there: only what it can finish before the client gives up.
     affordable = settings.FIELD_NODE_TIMEOUT_SECONDS / _seconds_per_frame_step(node)
-    return queued.annotate(work=F("num_frames") * F("num_inference_steps")).filter(work__lte=affordable)
+    return served.annotate(work=F("num_frames") * F("num_inference_steps")).filter(work__lte=affordable)
 
 
 def _seconds_per_frame_step(node: GpuNode) -> float:

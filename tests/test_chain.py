@@ -188,18 +188,22 @@ def test_a_node_that_is_silent_for_a_while_keeps_its_job_and_finishes_it(user, p
         job = submit(user)
         wait_for(lambda: JobAttempt.objects.filter(job=job).exclude(remote_id="").exists())
         os.kill(server.pid, signal.SIGSTOP)
-        wait_for(lambda: GpuNode.objects.get().status == "unreachable")
+        wait_for(lambda: JobAttempt.objects.filter(job=job, silent_since__isnull=False).exists())
         job.refresh_from_db()
         assert (job.state, balance(user)) == ("running", (500, 50))
         os.kill(server.pid, signal.SIGCONT)
         ended(job)
     assert (job.state, job.attempts.count(), balance(user)) == ("completed", 1, (450, 0))
+    assert job.attempts.get().silent_since is None
+    log = processes.log("run_reconciler")
+    assert log.count("no answer from node") == 1, "a silence is told once, not with every question"
+    assert log.count("node answers again") == 1
 
 
 def test_a_node_that_stays_silent_loses_its_job_to_another_and_its_late_result_is_not_charged(
     user, processes
 ):
-    processes.environment |= {"NODE_LOST_SECONDS": "2"}
+    processes.environment |= {"NODE_MOVE_SECONDS": "2"}
     processes.start("run_worker")
     processes.start("run_reconciler")
     with VideosServer.start(seconds=1) as silent, VideosServer.start(seconds=1) as other:
@@ -211,8 +215,7 @@ def test_a_node_that_stays_silent_loses_its_job_to_another_and_its_late_result_i
         ended(job)
         os.kill(silent.pid, signal.SIGCONT)
     assert job.state == "completed"
-    assert list(job.attempts.values_list("node__name", "state")) == [
-        ("silent", "lost"),
-        ("other", "succeeded"),
-    ]
+    attempts = list(job.attempts.values_list("node__name", "state", "error"))
+    assert [attempt[:2] for attempt in attempts] == [("silent", "lost"), ("other", "succeeded")]
+    assert "another node is idle" in attempts[0][2]
     assert balance(user) == (450, 0)

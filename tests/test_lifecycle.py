@@ -386,6 +386,49 @@ def test_the_least_loaded_node_is_next(no_cooldown, user, node):
     assert nodes[0] != nodes[1]
 
 
+# --- Moving from a node that is silent ---
+
+
+@pytest.fixture
+def second_node(node):
+    return GpuNode.objects.create(
+        name="node-2",
+        base_url="http://127.0.0.1:10",
+        detected_protocol="videos",
+        status="ready",
+        backend=node.backend,
+        last_seen_at=timezone.now(),
+    )
+
+
+def test_a_job_can_move_to_an_idle_node_that_can_make_it(user, start_job, second_node):
+    GpuNode.objects.filter(pk=second_node.pk).update(enabled=False)
+    attempt = start_job(submit(user))
+    assert not scheduling.could_move(attempt)
+    GpuNode.objects.filter(pk=second_node.pk).update(enabled=True)
+    assert scheduling.could_move(attempt)
+    GenerationJob.objects.update(model="CogVideoX-tiny")
+    GpuNode.objects.filter(pk=second_node.pk).update(backend="another")
+    assert not scheduling.could_move(attempt)
+
+
+def test_a_job_stays_where_it_is_when_others_are_at_work_or_it_was_its_last_attempt(
+    no_cooldown, user, node, second_node, settings
+):
+    for _ in range(2):
+        submit(user)
+    attempt, elsewhere = scheduling.claim_next(), scheduling.claim_next()
+    assert attempt.node != elsewhere.node
+    assert not scheduling.could_move(attempt), "the other node has a slot, but nothing idle"
+    lifecycle.attempt_failed(attempt_id=elsewhere.pk, code="generation_failed", message="", error="")
+    assert scheduling.could_move(attempt)
+    settings.JOB_MAX_ATTEMPTS = 1
+    assert not scheduling.could_move(attempt), "moving would end it, waiting may not"
+    settings.JOB_MAX_ATTEMPTS = 3
+    lifecycle.cancel(job=attempt.job)
+    assert not scheduling.could_move(attempt), "it is only waited for until it has stopped"
+
+
 # --- Races, with real threads and real transactions ---
 
 

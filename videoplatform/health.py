@@ -4,8 +4,8 @@ import logging
 
 from django.db import DatabaseError, InterfaceError
 from django.db.models import Max
+from django.db.models.functions import Now
 from django.http import HttpRequest, JsonResponse
-from django.utils import timezone
 from django.views.decorators.cache import never_cache
 
 from generation.models import GpuNode
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 def healthz(request: HttpRequest) -> JsonResponse:
     """200 when the database answers, else 503. When a GPU node was last heard of says whether the reconciler runs."""
     try:
-        heard_at = GpuNode.objects.aggregate(latest=Max("last_seen_at"))["latest"]
+        heard = GpuNode.objects.aggregate(ago=Now() - Max("last_seen_at"))["ago"]
     except (DatabaseError, InterfaceError) as error:
         logger.error("the database does not answer: %s", error)
         return JsonResponse({"status": "failed", "database": "failed"}, status=503)
-    age = None if heard_at is None else round((timezone.now() - heard_at).total_seconds(), 1)
+    age = None if heard is None else round(heard.total_seconds(), 1)
     return JsonResponse({"status": "ok", "database": "ok", "node_heard_seconds_ago": age})

@@ -166,6 +166,7 @@ if VIDEO_API_URL and urlsplit(VIDEO_API_URL).scheme not in ("http", "https"):
 FIELD_NODE_TIMEOUT_SECONDS = env.int("FIELD_NODE_TIMEOUT_SECONDS", 90)
 NODE_HEALTH_SECONDS = env.float("NODE_HEALTH_SECONDS", 5.0)
 NODE_LOST_SECONDS = env.int("NODE_LOST_SECONDS", 120)
+NODE_MOVE_SECONDS = env.int("NODE_MOVE_SECONDS", 30)
 # So many attempts in a row that come to nothing set a node aside; trial clips decide when it is back.
 NODE_FAILURES_TO_SET_ASIDE = env.int("NODE_FAILURES_TO_SET_ASIDE", 5)
 NODE_TRIAL_SECONDS = env.int("NODE_TRIAL_SECONDS", 30)

@@ -1,0 +1,152 @@
+"""Hosts whose clocks are wrong: what processes judge between them goes by PostgreSQL's clock alone."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db.models.functions import Now
+from django.utils import timezone
+from django_q.conf import Conf
+from django_q.models import OrmQ
+
+from generation import breaker, fleet, leases, lifecycle, scheduling
+from generation.broker import NotifiedBroker
+from generation.errors import CooldownActive
+from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.nodes import NodeHealth
+from generation.reconciler import _nudge_stores, _overdue_jobs, _unfollowed_attempts
+
+pytestmark = pytest.mark.django_db
+
+HOUR = timedelta(hours=1)
+Host = Callable[[timedelta], Any]
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    """What runs inside `with host(HOUR)` runs on a host whose clock is an hour fast."""
+    right = timezone.now
+
+    @contextmanager
+    def on_host(wrong_by: timedelta) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(timezone, "now", lambda: right() + wrong_by)
+            yield
+
+    return on_host
+
+
+@pytest.fixture(params=[HOUR, -HOUR], ids=["fast", "slow"])
+def off(request: pytest.FixtureRequest) -> timedelta:
+    return request.param  # type: ignore[no-any-return]
+
+
+def submit(user: Any) -> GenerationJob:
+    return lifecycle.submit(user=user, prompt="a red ball", source="api")
+
+
+def test_a_lease_that_is_held_is_nobody_elses_and_one_that_ran_out_is_anybodys(user, start_job, host, off):
+    attempt = start_job(submit(user))
+    with host(off):
+        assert not leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+        assert _unfollowed_attempts([]) == []
+    JobAttempt.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
+    with host(off):
+        assert [found.pk for found in _unfollowed_attempts([])] == [attempt.pk]
+        assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+    assert not leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+    with host(off):
+        leases.drop(attempt_id=attempt.pk, token=JobAttempt.objects.get().lease_token)
+    assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+
+
+def test_a_deadline_is_as_long_as_it_should_be_wherever_it_was_set_and_is_looked_at(user, host, off):
+    with host(off):
+        job = submit(user)
+    assert timedelta(minutes=29) < job.deadline_at - timezone.now() < timedelta(minutes=31)
+    assert abs(job.created_at - timezone.now()) < timedelta(minutes=1)
+    with host(off):
+        assert _overdue_jobs() == []
+        assert not lifecycle.expire(job_id=job.pk)
+    GenerationJob.objects.update(deadline_at=Now() - timedelta(seconds=1))
+    with host(off):
+        assert _overdue_jobs() == [job.pk]
+        assert lifecycle.expire(job_id=job.pk)
+    job.refresh_from_db()
+    assert abs(job.finished_at - timezone.now()) < timedelta(minutes=1)
+
+
+def test_a_node_that_was_just_heard_of_gets_work_and_one_that_was_not_gets_none(user, node, host, off):
+    submit(user)
+    with host(off):
+        fleet.record_health(node, NodeHealth(ready=True, status="ready", protocol="videos", capacity=1))
+    assert scheduling.work_is_waiting()
+    with host(off):
+        assert scheduling.work_is_waiting()
+        GpuNode.objects.update(last_seen_at=Now() - timedelta(minutes=5))
+        assert scheduling.claim_next() is None
+
+
+def test_a_node_is_left_alone_for_as_long_as_it_asked(user, start_job, host, off):
+    attempt = start_job(submit(user))
+    with host(off):
+        lifecycle.attempt_refused(attempt=attempt, retry_after=60, why="busy")
+    assert not scheduling.work_is_waiting()
+    GpuNode.objects.update(leave_alone_until=Now() - timedelta(seconds=1))
+    with host(off):
+        assert scheduling.work_is_waiting()
+
+
+def test_a_silence_is_as_long_as_it_is(user, start_job, host, off):
+    attempt = start_job(submit(user))
+    with host(off):
+        silence = lifecycle.note_silence(attempt_id=attempt.pk, token=attempt.pk, seconds=20)
+    assert silence == pytest.approx(20, abs=5)
+    JobAttempt.objects.update(silent_since=Now() - timedelta(seconds=100))
+    with host(-off):
+        silence = lifecycle.note_silence(attempt_id=attempt.pk, token=attempt.pk, seconds=1)
+    assert silence == pytest.approx(100, abs=5)
+
+
+def test_a_file_that_is_to_be_stored_is_nudged_when_its_time_has_come(user, start_job, host, off):
+    attempt = start_job(submit(user))
+    with host(off):
+        lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
+        OrmQ.objects.all().delete()
+        _nudge_stores()
+        assert not OrmQ.objects.exists()
+    JobAttempt.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
+    with host(off):
+        _nudge_stores()
+        assert OrmQ.objects.exists()
+
+
+def test_the_cooldown_is_a_minute_for_every_host(user, host, off):
+    with host(off):
+        submit(user)
+    with host(-off), pytest.raises(CooldownActive) as refused:
+        submit(user)
+    assert 55 <= refused.value.seconds <= 60
+
+
+def test_a_trial_is_due_when_it_is(node, host, off):
+    GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() + timedelta(seconds=60))
+    with host(off):
+        assert not breaker.claim_trial(node)
+    GpuNode.objects.update(next_trial_at=Now() - timedelta(seconds=1))
+    with host(off):
+        assert breaker.claim_trial(node)
+    assert not breaker.claim_trial(node)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_nudge_of_a_host_with_another_clock_is_taken_at_once_and_once(host, off):
+    broker = NotifiedBroker(list_key=Conf.CLUSTER_NAME)
+    with host(off):
+        broker.enqueue("from afar")
+    assert [payload for _, payload in broker._take()] == ["from afar"]
+    with host(off):
+        assert broker._take() == []
