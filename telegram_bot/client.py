@@ -5,11 +5,14 @@ import re
 from datetime import timedelta
 from typing import Any
 
+import httpx
 from telegram import LinkPreviewOptions
 from telegram.constants import ParseMode
 from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, RetryAfter, TelegramError
 from telegram.ext import AIORateLimiter, Defaults, ExtBot
 from telegram.request import HTTPXRequest
+
+from telegram_bot.lane import LaneRequest
 
 TOKEN = re.compile(r"(\d{1,20}):[\w-]{1,200}", re.ASCII)
 UPDATES = 100
@@ -59,11 +62,11 @@ def connect_to(*, token: str, base_url: str) -> BotClient:
         token=token,
         base_url=base_url,
         base_file_url=file_url(base_url),
-        request=HTTPXRequest(
+        request=LaneRequest(
             connection_pool_size=64,
             connect_timeout=10.0,
-            read_timeout=20.0,
-            write_timeout=20.0,
+            read_timeout=10.0,
+            write_timeout=10.0,
             pool_timeout=30.0,
             media_write_timeout=MEDIA_SECONDS,
         ),
@@ -88,6 +91,16 @@ def is_transient(error: BaseException) -> bool:
     is a bare TelegramError.
     """
     return isinstance(error, TelegramError) and not isinstance(error, PERMANENT)
+
+
+def may_have_arrived(error: TelegramError) -> bool:
+    """The request was out when the connection broke: Telegram may have carried it out."""
+    return isinstance(error.__cause__, (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError))
+
+
+def is_unmodified(error: BadRequest) -> bool:
+    """The message shows already what it was to be changed to."""
+    return "not modified" in error.message.lower()
 
 
 def wait_asked_for(error: BaseException) -> float | None:

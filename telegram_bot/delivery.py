@@ -1,7 +1,8 @@
 """The outbox: what became of a job reaches the person who asked for it, and nothing of that blocks generation.
 
 A row is due from the transaction that ended its job on. Who blocked the bot is not tried again; where Telegram or the
-network failed, it is, with growing pauses. A crash between a send and its mark repeats one message and loses none.
+network failed, it is, with growing pauses. A crash loses no message. It repeats one text at most (see `lane`), and no
+video: one that may have arrived is put into the status message when it is tried again.
 """
 
 import asyncio
@@ -10,12 +11,14 @@ import logging
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
+from typing import Any
 
 from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
-from telegram import Message, ReplyParameters
+from telegram import InputMediaVideo, Message, ReplyParameters
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, TelegramError
 
@@ -23,10 +26,18 @@ from accounts.models import CreditAccount
 from generation.database import DATABASE_AWAY, in_database
 from generation.events import JobEvent, hub
 from generation.models import GenerationJob
-from telegram_bot import backoff, links, people, texts
-from telegram_bot.client import MEDIA_SECONDS, BotClient, is_transient, wait_asked_for
+from telegram_bot import backoff, lane, links, people, texts
+from telegram_bot.client import (
+    MEDIA_SECONDS,
+    BotClient,
+    is_transient,
+    is_unmodified,
+    may_have_arrived,
+    wait_asked_for,
+)
 from telegram_bot.crew import Crew
 from telegram_bot.live import LiveStatus
+from telegram_bot.marks import written
 from telegram_bot.models import JobMessage
 
 logger = logging.getLogger(__name__)
@@ -59,6 +70,38 @@ class Parcel:
         return ReplyParameters(self.row.reply_to, allow_sending_without_reply=True)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What was sent; `in_status` when the status message shows it now and so has to stay."""
+
+    file_id: str = ""
+    in_status: bool = False
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A stored video as Telegram wants it: the file, or the id it had there; sizes in pixels."""
+
+    file: bytes | str
+    filename: str
+    facts: dict[str, Any]
+
+    @classmethod
+    async def of(cls, parcel: Parcel) -> "Clip":
+        job = parcel.job
+        file: bytes | str = parcel.row.file_id
+        if not file:
+            file = await asyncio.to_thread(_read, job.video.name or "")
+        facts = {
+            "caption": texts.caption(job, balance_left=parcel.balance),
+            "width": job.width,
+            "height": job.height,
+            "duration": timedelta(milliseconds=job.duration_ms or 0),
+            "supports_streaming": True,
+        }
+        return cls(file, f"{job.public_id}.mp4", facts)
+
+
 # --- The table --------------------------------------------------------------------------------------------------------
 
 
@@ -74,6 +117,18 @@ def due(bot_id: int, *, besides: set[int]) -> list[tuple[int, uuid.UUID]]:
 def load(row_id: int) -> Parcel:
     row = JobMessage.objects.select_related("job").get(pk=row_id)
     return Parcel(row=row, job=row.job, balance=CreditAccount.objects.get(user=row.job.user_id).balance)
+
+
+@in_database
+def begin_upload(row_id: int) -> None:
+    """From here on the video may be in the chat, whatever becomes of this process."""
+    JobMessage.objects.filter(pk=row_id).update(upload_began_at=timezone.now())
+
+
+@in_database
+def forget_upload(row_id: int) -> None:
+    """It surely did not arrive."""
+    JobMessage.objects.filter(pk=row_id).update(upload_began_at=None)
 
 
 @in_database
@@ -177,7 +232,8 @@ class Outbox:
             await self._drop(parcel)
             return
         try:
-            sent = await self._send(parcel)
+            async with lane.turn():
+                status = await self._finish(parcel, await self._send(parcel))
         except InvalidToken:
             raise
         except ChatMigrated as error:
@@ -188,7 +244,8 @@ class Outbox:
         except (TelegramError, OSError) as error:
             await self._note(parcel, error)
         else:
-            await self._finish(parcel, sent)
+            if status is not None:
+                await self._remove_status(parcel.row, status)
 
     async def _drop(self, parcel: Parcel) -> None:
         """The owner deleted the video before it was sent: only the status message is left to remove."""
@@ -211,22 +268,12 @@ class Outbox:
         await try_later(parcel.row, error=str(error) or repr(error), seconds=pause, counts=asked is None)
         logger.warning("job %s is not delivered yet, again in %.0f s: %s", parcel.job.id.hex, pause, error)
 
-    async def _finish(self, parcel: Parcel, sent: Message | None) -> None:
-        """Marked however long the database is away: to forget it would be to send it twice."""
-        status = await self._patiently_mark_sent(parcel, sent)
-        if status is not None:
-            await self._remove_status(parcel.row, status)
+    async def _finish(self, parcel: Parcel, sent: Sent) -> int | None:
+        """The status message that is still to be removed."""
+        mark = partial(mark_sent, parcel.row.pk, file_id=sent.file_id, keep_status=sent.in_status)
+        status = await written(mark, about=f"the delivery of job {parcel.job.id.hex}")
         logger.info("job %s is delivered", parcel.job.id.hex)
-
-    async def _patiently_mark_sent(self, parcel: Parcel, sent: Message | None) -> int | None:
-        canceled = parcel.job.state == State.CANCELED
-        for pause in backoff.delays(longest=5.0):
-            try:
-                return await mark_sent(parcel.row.pk, file_id=_file_id(sent), keep_status=canceled)
-            except DATABASE_AWAY as error:
-                logger.warning("job %s is delivered but cannot be marked yet: %s", parcel.job.id.hex, error)
-                await asyncio.sleep(pause)
-        raise AssertionError("delays have no end")
+        return status
 
     async def _remove_status(self, row: JobMessage, message_id: int) -> None:
         try:
@@ -241,15 +288,14 @@ class Outbox:
             logger.info("the status message %s cannot be removed: %s", message_id, error)
         await forget_status(row.pk)
 
-    async def _send(self, parcel: Parcel) -> Message | None:
-        """The message that shows the result; None when an older one was changed to show it."""
+    async def _send(self, parcel: Parcel) -> Sent:
         if parcel.job.state == State.COMPLETED:
             return await self._send_video(parcel)
         if parcel.job.state == State.CANCELED:
             return await self._show_cancel(parcel)
         return await self._say(parcel, texts.failed(parcel.job))
 
-    async def _send_video(self, parcel: Parcel) -> Message:
+    async def _send_video(self, parcel: Parcel) -> Sent:
         if (parcel.job.size_bytes or 0) > MAX_UPLOAD_BYTES:
             return await self._send_link(parcel)
         try:
@@ -263,27 +309,50 @@ class Outbox:
             logger.warning("job %s cannot be uploaded, sending a link: %s", parcel.job.id.hex, error)
             return await self._send_link(parcel)
 
-    async def _upload(self, parcel: Parcel) -> Message:
-        job, row = parcel.job, parcel.row
-        await self._bot.send_chat_action(row.chat_id, ChatAction.UPLOAD_VIDEO)
-        return await self._bot.send_video(
-            row.chat_id,
-            row.file_id or await asyncio.to_thread(_read, job.video.name or ""),
-            filename=f"{job.public_id}.mp4",
-            caption=texts.caption(job, balance_left=parcel.balance),
-            width=job.width,
-            height=job.height,
-            duration=timedelta(milliseconds=job.duration_ms or 0),
-            supports_streaming=True,
-            reply_parameters=parcel.reply,
-            read_timeout=MEDIA_SECONDS,
-        )
+    async def _upload(self, parcel: Parcel) -> Sent:
+        """As a message of its own; where an earlier one may have arrived, in place of the status message, which can be
+        done any number of times and still shows one video."""
+        await self._bot.send_chat_action(parcel.row.chat_id, ChatAction.UPLOAD_VIDEO)
+        clip = await Clip.of(parcel)
+        status = parcel.row.status_message_id
+        if parcel.row.upload_began_at is not None and status is not None:
+            try:
+                return await self._put_into_status(parcel, clip, status)
+            except BadRequest as error:
+                logger.info("the status message %s cannot show the video: %s", status, error)
+        await begin_upload(parcel.row.pk)
+        try:
+            message = await self._bot.send_video(
+                parcel.row.chat_id,
+                clip.file,
+                filename=clip.filename,
+                reply_parameters=parcel.reply,
+                read_timeout=MEDIA_SECONDS,
+                **clip.facts,
+            )
+        except TelegramError as error:
+            if not may_have_arrived(error):
+                await forget_upload(parcel.row.pk)
+            raise
+        return Sent(_file_id(message))
 
-    async def _send_link(self, parcel: Parcel) -> Message:
+    async def _put_into_status(self, parcel: Parcel, clip: Clip, status: int) -> Sent:
+        video = InputMediaVideo(clip.file, filename=clip.filename, **clip.facts)
+        try:
+            message = await self._bot.edit_message_media(
+                video, chat_id=parcel.row.chat_id, message_id=status, read_timeout=MEDIA_SECONDS
+            )
+        except BadRequest as error:
+            if not is_unmodified(error):
+                raise
+            return Sent(in_status=True)
+        return Sent(_file_id(message if isinstance(message, Message) else None), in_status=True)
+
+    async def _send_link(self, parcel: Parcel) -> Sent:
         url = links.video_page(parcel.job)
         return await self._say(parcel, texts.link_instead(parcel.job, balance_left=parcel.balance, url=url))
 
-    async def _show_cancel(self, parcel: Parcel) -> Message | None:
+    async def _show_cancel(self, parcel: Parcel) -> Sent:
         """In the status message, without a sound: whoever canceled it knows."""
         text, status = texts.canceled(parcel.job.prompt), parcel.row.status_message_id
         if status is None:
@@ -291,12 +360,13 @@ class Outbox:
         try:
             await self._bot.edit_message_text(text, chat_id=parcel.row.chat_id, message_id=status)
         except BadRequest as error:
-            if "not modified" not in error.message.lower():
+            if not is_unmodified(error):
                 return await self._say(parcel, text)
-        return None
+        return Sent(in_status=True)
 
-    async def _say(self, parcel: Parcel, text: str) -> Message:
-        return await self._bot.send_message(parcel.row.chat_id, text, reply_parameters=parcel.reply)
+    async def _say(self, parcel: Parcel, text: str) -> Sent:
+        await self._bot.send_message(parcel.row.chat_id, text, reply_parameters=parcel.reply)
+        return Sent()
 
 
 async def _until_a_job_ends(events: "asyncio.Queue[JobEvent | None]") -> None:

@@ -5,6 +5,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from django.db import transaction
 from telegram import BotCommand, Message, ReplyParameters, Update, User
@@ -20,6 +21,7 @@ from generation.models import GenerationJob
 from telegram_bot import people, texts
 from telegram_bot.client import BotClient, is_transient
 from telegram_bot.live import LiveStatus, status_text
+from telegram_bot.marks import written
 from telegram_bot.models import JobMessage
 
 logger = logging.getLogger(__name__)
@@ -176,7 +178,8 @@ async def _show_status(request: Request, row: JobMessage, text: str) -> None:
     reply_to = ReplyParameters(request.message.message_id, allow_sending_without_reply=True)
     sent = await request.bot.send_message(row.chat_id, text, reply_parameters=reply_to)
     job_id: uuid.UUID = row.job_id
-    if await remember_status(row, message_id=sent.message_id, text=text):
+    mark = partial(remember_status, row, message_id=sent.message_id, text=text)
+    if await written(mark, about=f"the status message of job {job_id.hex}"):
         request.live.track(job_id=job_id, chat_id=row.chat_id)
     else:
         # A quick node: the result overtook the message that announces it.

@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from aiolimiter import AsyncLimiter
@@ -20,9 +21,10 @@ from telegram import Update
 from telegram.error import Conflict, Forbidden, InvalidToken, TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import backoff
+from telegram_bot import backoff, lane
 from telegram_bot.client import BotClient, is_transient, wait_asked_for
 from telegram_bot.crew import Crew
+from telegram_bot.marks import written
 from telegram_bot.models import TelegramUpdate
 
 logger = logging.getLogger(__name__)
@@ -163,7 +165,7 @@ class Inbox:
         rows, pace = self._chats[chat], self._pace_of(chat)
         while rows and not self._crew.stopping:
             row = rows.popleft()
-            async with pace, self._slots:
+            async with pace, self._slots, lane.turn():
                 await self._process(row)
             self._taken.discard(row.pk)
         del self._chats[chat]
@@ -209,11 +211,4 @@ class Inbox:
         raise AssertionError("delays have no end")
 
     async def _settle(self, row: TelegramUpdate, state: State, error: str = "") -> None:
-        """Written down however long the database is away: handling it again would repeat the answer."""
-        for pause in backoff.delays(longest=5.0):
-            try:
-                await settle(row.pk, state, error)
-                return
-            except DATABASE_AWAY as trouble:
-                logger.warning("update %s is done but cannot be marked yet: %s", row.update_id, trouble)
-                await asyncio.sleep(pause)
+        await written(partial(settle, row.pk, state, error), about=f"update {row.update_id}")

@@ -17,7 +17,7 @@ from generation.database import DATABASE_AWAY, in_database
 from generation.events import hub
 from generation.models import GenerationJob
 from telegram_bot import texts
-from telegram_bot.client import BotClient, wait_asked_for
+from telegram_bot.client import BotClient, is_unmodified, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.models import JobMessage
 
@@ -186,7 +186,7 @@ class LiveStatus:
         except InvalidToken:
             raise
         except BadRequest as error:
-            if "not modified" not in error.message.lower():
+            if not is_unmodified(error):
                 # Deleted by the person, or too old: the result will come as a new message anyway.
                 logger.info("the status message of job %s cannot be edited: %s", job_id.hex, error)
                 await forget_message(view.row_id)

@@ -88,6 +88,9 @@ class JobMessage(models.Model):
     state = models.CharField(max_length=10, choices=State, default=State.PENDING)
     attempts = models.PositiveIntegerField(default=0, help_text="Tries that failed.")
     next_attempt_at = models.DateTimeField(null=True, blank=True)
+    upload_began_at = models.DateTimeField(
+        null=True, blank=True, help_text="An upload that nobody knows the end of: it may have arrived."
+    )
     file_id = models.CharField(
         max_length=250, blank=True, help_text="Sends the same file again without an upload."
     )

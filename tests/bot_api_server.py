@@ -169,7 +169,6 @@ class BotApiServer:
         """A message as Telegram would bring it, completed with its number and date."""
         with self.changed:
             number = self._number()
-            self._known_chats.add(message["chat"]["id"])
             self.push({"message": {"message_id": number, "date": int(time.time())} | message})
             return number
 
@@ -179,6 +178,8 @@ class BotApiServer:
             if update_id is None:
                 update_id = self._next_update
                 self._next_update += 1
+            if isinstance(chat := update.get("message", {}).get("chat"), dict):
+                self._known_chats.add(chat.get("id"))
             self._updates.append({"update_id": update_id} | update)
             self.changed.notify_all()
             return update_id
@@ -315,19 +316,35 @@ class BotApiServer:
     def _on_send_video(self, parameters: dict[str, Any]) -> dict[str, Any]:
         chat_id, reply_to = self._chat(parameters), self._reply_to(parameters)
         caption = self._text(parameters, "caption", 1024, required=False)
-        content = self._video(parameters)
+        content = self._video(parameters, "video")
+        message = Message(self._number(), chat_id, caption, reply_to, video=content, texts=[caption])
+        return self._post(message) | {"video": self._file(parameters, content), "caption": caption}
+
+    def _on_edit_message_media(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        """A message of text, too, may be given a video."""
+        message = self._find(parameters, "message to edit not found")
+        media = json.loads(parameters["media"])
+        if media["type"] != "video":
+            raise Refused(400, f"Bad Request: this server has no media of type {media['type']}")
+        caption = self._text(media, "caption", 1024, required=False)
+        content = self._video(parameters | media, "media")
+        if (content, caption) == (message.video, message.text):
+            raise Refused(400, "Bad Request: message is not modified")
+        message.video, message.text = content, caption
+        message.texts.append(caption)
+        return self._shape(message) | {"video": self._file(media, content), "caption": caption}
+
+    def _file(self, facts: dict[str, Any], content: bytes) -> dict[str, Any]:
         file_id = f"file-{self._number()}"
         self.files[file_id] = content
-        video = {
+        return {
             "file_id": file_id,
             "file_unique_id": f"unique-{file_id}",
-            "width": int(parameters.get("width") or 0),
-            "height": int(parameters.get("height") or 0),
-            "duration": int(float(parameters.get("duration") or 0)),
+            "width": int(facts.get("width") or 0),
+            "height": int(facts.get("height") or 0),
+            "duration": int(float(facts.get("duration") or 0)),
             "file_size": len(content),
         }
-        message = Message(self._number(), chat_id, caption, reply_to, video=content, texts=[caption])
-        return self._post(message) | {"video": video, "caption": caption}
 
     def _on_edit_message_text(self, parameters: dict[str, Any]) -> dict[str, Any]:
         message = self._find(parameters, "message to edit not found")
@@ -390,8 +407,8 @@ class BotApiServer:
             raise Refused(400, f"Bad Request: {what} is too long")
         return text
 
-    def _video(self, parameters: dict[str, Any]) -> bytes:
-        video = parameters.get("video") or ""
+    def _video(self, parameters: dict[str, Any], name: str) -> bytes:
+        video = parameters.get(name) or ""
         if isinstance(video, str) and video.startswith("attach://"):
             video = parameters.get(video.removeprefix("attach://")) or b""
         content = self.files.get(video) if isinstance(video, str) else video
