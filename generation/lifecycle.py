@@ -19,7 +19,7 @@ from django_q.tasks import async_task
 from accounts import ledger
 from accounts.errors import InsufficientBalance
 from accounts.models import CreditAccount, User
-from generation import admission, breaker, events, leases, pricing
+from generation import admission, breaker, events, leases, pricing, stored_files
 from generation.errors import (
     BeingStored,
     CannotCancel,
@@ -27,6 +27,7 @@ from generation.errors import (
     IdempotencyConflict,
     InsufficientCredits,
 )
+from generation.media import StoredClip
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.signals import job_finished
 
@@ -48,6 +49,10 @@ class StoredVideo:
     frames: int
     duration_ms: int
     size_bytes: int
+
+    @property
+    def files(self) -> StoredClip:
+        return StoredClip(video=self.video, poster=self.poster)
 
 
 # --- Submit -----------------------------------------------------------------------------------------------------------
@@ -227,8 +232,11 @@ def begin_storing(
 def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
     """The file is stored: charge.
 
-    False when the job ended meanwhile: the caller removes the file, nothing is charged.
+    False when the job ended meanwhile: the caller removes the file, nothing is charged. The same when the files,
+    which were announced before they were written, are not waiting to be claimed any more.
     """
+    if not stored_files.held(stored.files):
+        return False
     breaker.count_success(attempt_id=attempt_id)
     _lock_attempts(current_of=attempt_id)
     job = _end(
@@ -245,6 +253,7 @@ def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
     if job is None:
         return False
     _close(attempt_id, JobAttempt.State.SUCCEEDED)
+    stored_files.claim(stored.files)
     ledger.capture(reference=job.id, reason="Video completed")
     _announce(job)
     return True
@@ -375,7 +384,9 @@ def delete(*, job: GenerationJob) -> None:
     """
     hidden = GenerationJob.objects.filter(pk=job.pk, finished_at__isnull=False, deleted_at=None)
     if hidden.update(deleted_at=Now()):
-        async_task("generation.tasks.remove_files", str(job.pk))
+        job.refresh_from_db()
+        stored_files.let_go(StoredClip(video=job.video.name or "", poster=job.poster.name or ""))
+        nudge_removal()
         return
     job.refresh_from_db()
     if job.is_live:
@@ -409,6 +420,11 @@ def refund(*, job: GenerationJob, reason: str, actor: User) -> None:
 def nudge_dispatch() -> None:
     """Wake a worker when this transaction commits. A lost nudge is healed by the reconciler."""
     async_task("generation.tasks.dispatch")
+
+
+def nudge_removal() -> None:
+    """Have a worker remove the files that no job names, when this transaction commits."""
+    async_task("generation.tasks.remove_files")
 
 
 def receipt(job: GenerationJob) -> dict[str, int]:

@@ -271,6 +271,16 @@ class GenerationJob(models.Model):
         return (self.finished_at - self.created_at).total_seconds() if self.finished_at else None
 
 
+class UnclaimedFile(models.Model):
+    """A file in the storage, or about to be there, that no job names: it is removed when its time comes."""
+
+    name = models.CharField(max_length=200, unique=True)
+    remove_after = models.DateTimeField(db_index=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class JobAttempt(models.Model):
     """One try at a job on one node.
 

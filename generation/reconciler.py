@@ -13,7 +13,7 @@ import uuid
 from django.conf import settings
 from django.db.models.functions import Now
 
-from generation import breaker, fleet, leases, lifecycle, media, scheduling, trial
+from generation import breaker, fleet, leases, lifecycle, media, scheduling, stored_files, trial
 from generation.database import DATABASE_AWAY, in_database
 from generation.events import JobEvent, hub
 from generation.following import Follower
@@ -23,6 +23,8 @@ from generation.nodes import NodeError
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
+# How often it is looked whether stored files are to be removed.
+REMOVAL_SECONDS = 60.0
 State = GenerationJob.State
 
 
@@ -37,6 +39,7 @@ class Reconciler:
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._nudged_at = -lifecycle.NUDGE_SECONDS
+        self._removed_at = -REMOVAL_SECONDS
 
     def stop(self) -> None:
         """Ask `run` to return; leases are dropped, so that a successor goes on at once."""
@@ -79,6 +82,14 @@ class Reconciler:
             if await in_database(leases.take)(attempt_id=attempt.pk, token=self._token):
                 self._follow(attempt)
         await self._nudge_dispatch()
+        await self._nudge_removal()
+
+    async def _nudge_removal(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._removed_at >= REMOVAL_SECONDS:
+            self._removed_at = now
+            if await in_database(stored_files.due)():
+                await in_database(lifecycle.nudge_removal)()
 
     async def _nudge_dispatch(self) -> None:
         now = asyncio.get_running_loop().time()

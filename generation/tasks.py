@@ -4,7 +4,6 @@ Short, by id, safe to repeat: the job table is the truth and a lost task is heal
 """
 
 import logging
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from asgiref.sync import async_to_sync
 from django.conf import settings
 
-from generation import leases, lifecycle, media, scheduling
+from generation import leases, lifecycle, media, scheduling, stored_files
 from generation.errors import NOTHING_DEDUCTED
 from generation.fleet import endpoint_of
 from generation.following import Follower
@@ -25,6 +24,7 @@ from generation.nodes import (
     TransientNodeError,
     open_client,
 )
+from generation.work_folders import work_folder
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +58,9 @@ def store(attempt_id: str) -> None:
         return
     if not leases.take(attempt_id=attempt.pk, token=token):
         return
-    with (
-        leases.kept(attempt_id=attempt.pk, token=token),
-        tempfile.TemporaryDirectory(prefix="clip-") as folder,
-    ):
+    with leases.kept(attempt_id=attempt.pk, token=token), work_folder() as folder:
         try:
-            stored = _fetch_and_store(attempt, Path(folder))
+            stored = _fetch_and_store(attempt, folder)
         except (NodeError, media.UnplayableVideo) as error:
             _nothing_to_store(attempt, error)
             return
@@ -71,21 +68,22 @@ def store(attempt_id: str) -> None:
         logger.info("job %s completed: %s", attempt.job_id.hex, stored.video)
     else:
         logger.warning("job %s ended before its file was stored: the file is discarded", attempt.job_id.hex)
-        media.discard(media.StoredClip(video=stored.video, poster=stored.poster))
+        stored_files.discard(stored.files)
 
 
-def remove_files(job_id: str) -> None:
-    """Delete the files of a video that its owner deleted."""
-    job = GenerationJob.objects.filter(pk=job_id, deleted_at__isnull=False).first()
-    if job is not None:
-        media.discard(media.StoredClip(video=job.video.name or "", poster=job.poster.name or ""))
+def remove_files() -> None:
+    """Remove stored files that no job names: deleted videos, and what a killed worker left."""
+    while stored_files.remove_due():
+        pass
 
 
 def _fetch_and_store(attempt: JobAttempt, folder: Path) -> lifecycle.StoredVideo:
     raw, clip, poster = folder / "raw.mp4", folder / "clip.mp4", folder / "poster.jpg"
     _download(attempt, raw)
     facts = media.prepare(raw, clip, poster)
-    names = media.store(clip, poster, attempt.job_id)
+    names = media.new_names(attempt.job_id)
+    stored_files.announce(names)
+    media.store(clip, poster, names)
     return lifecycle.StoredVideo(
         video=names.video,
         poster=names.poster,

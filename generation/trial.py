@@ -1,6 +1,5 @@
 """A clip that a node makes outside of any job: whether it works, for the breaker and for `check_gpu_node`."""
 
-import tempfile
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from generation import media
 from generation.fleet import endpoint_of
 from generation.models import GpuNode
 from generation.nodes import GenerationRequest, NodeClient, NodeError, RemoteJob, open_client
+from generation.work_folders import work_folder
 
 PROMPT = "a red ball moving right on a white background"
 # The cheapest clip that shows that a node works: nine frames are the least above one that the model makes.
@@ -54,8 +54,8 @@ async def make_clip(
         fps=fps,
         num_inference_steps=num_inference_steps,
     )
-    with tempfile.TemporaryDirectory(prefix="trial-") as folder:
-        raw, clip, poster = (Path(folder) / name for name in ("raw.mp4", "clip.mp4", "poster.jpg"))
+    with work_folder() as folder:
+        raw, clip, poster = (folder / name for name in ("raw.mp4", "clip.mp4", "poster.jpg"))
         async with open_client(endpoint_of(node, protocol=protocol)) as client:
             made = await _make(client, request, on_step)
             await client.download(made, raw, max_bytes=settings.MAX_VIDEO_BYTES)

@@ -141,7 +141,7 @@ def start_job(node: Any) -> Callable[[Any], Any]:
 @pytest.fixture
 def finish_job(start_job: Callable[[Any], Any], clip: Path) -> Callable[[Any], Any]:
     """Bring a queued job to COMPLETED with a real clip in the storage, as the tasks would."""
-    from generation import lifecycle, media
+    from generation import lifecycle, media, stored_files
     from generation.models import GenerationJob
 
     def finish(job: GenerationJob) -> GenerationJob:
@@ -160,6 +160,7 @@ def finish_job(start_job: Callable[[Any], Any], clip: Path) -> Callable[[Any], A
             duration_ms=facts.duration_ms,
             size_bytes=facts.size_bytes,
         )
+        stored_files.announce(stored.files)
         assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
         job.refresh_from_db()
         return job

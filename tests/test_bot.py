@@ -18,7 +18,7 @@ from django.utils import timezone
 
 from accounts import ledger
 from accounts.models import User
-from generation import lifecycle
+from generation import lifecycle, stored_files
 from generation.models import GenerationJob
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
 from tests.bot_api_server import BotApiServer, Message
@@ -549,6 +549,7 @@ def test_a_video_above_fifty_megabytes_comes_as_a_link(bot: Bot, ada: int, start
         duration_ms=2000,
         size_bytes=51 * 1000 * 1000,
     )
+    stored_files.announce(stored.files)
     assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
     message = wait_for(
         lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("✅")], message=bot.log

@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from accounts import ledger
 from accounts.models import CreditTransaction
-from generation import leases, lifecycle, scheduling
+from generation import leases, lifecycle, scheduling, stored_files
 from generation.errors import (
     AccountInactive,
     CannotCancel,
@@ -174,6 +174,7 @@ def test_a_completed_job_is_charged_in_the_same_moment(user, finish_job):
 def test_a_result_that_comes_after_the_end_is_discarded_and_never_charged(user, start_job):
     attempt = start_job(submit(user))
     lifecycle.cancel(job=attempt.job)
+    stored_files.announce(STORED.files)
     assert not lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
     assert not lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
     assert balance(user) == (500, 0)
@@ -256,6 +257,7 @@ def test_a_job_that_is_being_stored_or_is_over_cannot_be_canceled(user, start_jo
     lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
     with pytest.raises(CannotCancel, match="being stored"):
         lifecycle.cancel(job=attempt.job)
+    stored_files.announce(STORED.files)
     lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
     with pytest.raises(CannotCancel, match="already finished"):
         lifecycle.cancel(job=attempt.job)
@@ -275,6 +277,7 @@ def test_the_deadline_ends_every_live_state_and_charges_nothing(user, start_job,
     job.refresh_from_db()
     assert (job.state, job.error_code, balance(user)) == ("failed", "timed_out", (500, 0))
     if state == "storing":
+        stored_files.announce(STORED.files)
         assert not lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
         assert balance(user) == (500, 0)
 
@@ -484,6 +487,7 @@ def test_eight_dispatchers_never_claim_a_job_twice_nor_overfill_a_node(no_cooldo
 @pytest.mark.django_db(transaction=True)
 def test_cancel_and_complete_at_once_end_in_exactly_one_of_them(no_cooldown, user, node):
     def finish(attempt: JobAttempt) -> bool:
+        stored_files.announce(STORED.files)
         return lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk) and lifecycle.complete(
             attempt_id=attempt.pk, stored=STORED
         )

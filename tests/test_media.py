@@ -374,20 +374,21 @@ def test_damaged_files_are_facts_or_unplayable_and_never_anything_else(tmp_path:
 def test_a_stored_clip_is_under_a_name_of_its_job(tmp_path: Path, clip: Path) -> None:
     job = uuid.uuid4()
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
-    stored = media.store(clip, tmp_path / "poster.jpg", job)
-    assert stored.video.startswith(f"videos/{job.hex[:2]}/{job.hex}-")
-    assert stored.video.endswith(".mp4")
-    assert stored.poster.endswith(".jpg")
-    with default_storage.open(stored.video) as file:
+    names = media.new_names(job)
+    media.store(clip, tmp_path / "poster.jpg", names)
+    assert names.video.startswith(f"videos/{job.hex[:2]}/{job.hex}-")
+    assert names.video.endswith(".mp4")
+    assert names.poster.endswith(".jpg")
+    with default_storage.open(names.video) as file:
         assert file.read() == clip.read_bytes()
 
 
 def test_storing_a_job_twice_touches_nothing_of_the_first(tmp_path: Path, clip: Path) -> None:
     job = uuid.uuid4()
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
-    first = media.store(clip, tmp_path / "poster.jpg", job)
-    second = media.store(clip, tmp_path / "poster.jpg", job)
-    assert first != second
+    first, second = media.new_names(job), media.new_names(job)
+    for names in (first, second):
+        media.store(clip, tmp_path / "poster.jpg", names)
     media.discard(second)
     media.discard(second)
     assert default_storage.exists(first.video)
@@ -395,10 +396,23 @@ def test_storing_a_job_twice_touches_nothing_of_the_first(tmp_path: Path, clip: 
     assert not default_storage.exists(second.video)
 
 
+@pytest.mark.parametrize("kind", ["video", "poster"])
+def test_a_name_that_is_taken_is_left_as_it_is(tmp_path: Path, clip: Path, kind: str) -> None:
+    names = media.new_names(uuid.uuid4())
+    taken = getattr(names, kind)
+    default_storage.save(taken, ContentFile(b"another's"))
+    (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
+    with pytest.raises(FileExistsError):
+        media.store(clip, tmp_path / "poster.jpg", names)
+    with default_storage.open(taken) as file:
+        assert file.read() == b"another's"
+    assert [default_storage.exists(name) for name in (names.video, names.poster)].count(True) == 1
+
+
 def test_a_poster_that_cannot_be_stored_takes_the_video_with_it(tmp_path: Path, clip: Path) -> None:
     storage = FileSystemStorage(location=tmp_path / "kept")
     storage.save("posters", ContentFile(b"a file where a folder should be"))
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
     with pytest.raises(OSError, match="posters"):
-        media.store(clip, tmp_path / "poster.jpg", uuid.uuid4(), storage=storage)
+        media.store(clip, tmp_path / "poster.jpg", media.new_names(uuid.uuid4()), storage=storage)
     assert not list((tmp_path / "kept").rglob("*.mp4"))

@@ -207,6 +207,7 @@ STATIC_URL = "/static/"
 STATIC_ROOT = env.path("STATIC_ROOT", DATA_DIR / "static")
 STATICFILES_DIRS = [BASE_DIR / "videoplatform" / "static"]
 MEDIA_ROOT = env.path("MEDIA_ROOT", DATA_DIR / "media")
+WORK_DIR = env.path("WORK_DIR", DATA_DIR / "work")
 # Clips are private: other users of the machine must not read what the site itself would answer with 404.
 FILE_UPLOAD_PERMISSIONS = 0o600
 FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o700

@@ -10,7 +10,7 @@ from generation.media.sandbox import (
     prepare,
     probe,
 )
-from generation.media.storage import StoredClip, discard, store
+from generation.media.storage import StoredClip, discard, new_names, remove, store
 
 __all__ = [
     "MediaFailure",
@@ -21,7 +21,9 @@ __all__ = [
     "discard",
     "make_playable",
     "make_poster",
+    "new_names",
     "prepare",
     "probe",
+    "remove",
     "store",
 ]

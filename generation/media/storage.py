@@ -19,18 +19,23 @@ class StoredClip:
     poster: str
 
 
-def store(video: Path, poster: Path, job_id: UUID, *, storage: Storage = default_storage) -> StoredClip:
-    """Copy a clip and its poster into the storage; both are there when this returns, or neither.
+def new_names(job_id: UUID) -> StoredClip:
+    """Names for a clip of this job, made of its id and chance.
 
-    The names come from the job's id and chance. A second call for the same job so has names of its own, and
-    whoever finds its result unwanted can `discard` it without touching what is being played. (S3 overwrites.)
+    A second call for the same job so has names of its own, and whoever finds its result unwanted can `discard` it
+    without touching what is being played. (S3 overwrites.)
     """
     stem = f"{job_id.hex[:2]}/{job_id.hex}-{uuid4().hex[:8]}"
-    video_name = _save(video, f"videos/{stem}.mp4", storage)
+    return StoredClip(video=f"videos/{stem}.mp4", poster=f"posters/{stem}.jpg")
+
+
+def store(video: Path, poster: Path, names: StoredClip, *, storage: Storage = default_storage) -> None:
+    """Copy a clip and its poster into the storage; both are there when this returns, or neither."""
+    _save(video, names.video, storage)
     try:
-        return StoredClip(video=video_name, poster=_save(poster, f"posters/{stem}.jpg", storage))
+        _save(poster, names.poster, storage)
     except BaseException:
-        storage.delete(video_name)
+        storage.delete(names.video)
         raise
 
 
@@ -38,14 +43,21 @@ def discard(clip: StoredClip, *, storage: Storage = default_storage) -> None:
     """Delete both files; it is fine when they are gone already."""
     for name in (clip.video, clip.poster):
         if name:
-            storage.delete(name)
+            remove(name, storage=storage)
 
 
-def _save(path: Path, name: str, storage: Storage) -> str:
+def remove(name: str, *, storage: Storage = default_storage) -> None:
+    """Delete a file; it is fine when it is gone already."""
+    storage.delete(name)
+
+
+def _save(path: Path, name: str, storage: Storage) -> None:
     with path.open("rb") as file:
         saved = storage.save(name, File(file, name=path.name))
-    _flush_to_disk(saved, storage)
-    return saved
+    if saved != name:
+        storage.delete(saved)
+        raise FileExistsError(f"There is a file {name} already.")
+    _flush_to_disk(name, storage)
 
 
 def _flush_to_disk(name: str, storage: Storage) -> None:

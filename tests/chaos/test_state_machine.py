@@ -23,7 +23,7 @@ from accounts import ledger
 from accounts.audit import audit
 from accounts.errors import LedgerError
 from accounts.models import CreditTransaction, User
-from generation import lifecycle, scheduling
+from generation import lifecycle, scheduling, stored_files
 from generation.errors import CannotCancel, GenerationError
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from tests.chaos.conftest import SEED
@@ -164,6 +164,7 @@ class Books(RuleBasedStateMachine):
     def store(self, data: st.DataObject) -> None:
         """Also long after the job has ended: a late result."""
         attempt = self._any_attempt(data)
+        stored_files.announce(STORED.files)
         if lifecycle.complete(attempt_id=attempt.pk, stored=STORED):
             owner = self._move(attempt, "storing", "completed")
             self.posted[owner] -= 50

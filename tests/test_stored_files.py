@@ -1,0 +1,177 @@
+"""Stored files that no job names are removed, whenever the process that wrote them died; scratch folders too."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.core.files.base import ContentFile
+from django.core.files.storage import default_storage
+from django.db import transaction
+from django.db.models.functions import Now
+
+from generation import lifecycle, media, stored_files, tasks
+from generation.models import GenerationJob, GpuNode, UnclaimedFile
+from generation.work_folders import work_folder
+from tests.processes import Processes, wait_for
+from tests.videos_server import VideosServer
+
+pytestmark = pytest.mark.django_db
+
+CLIP = media.StoredClip(video="videos/ab/clip.mp4", poster="posters/ab/clip.jpg")
+
+
+def submit(user: Any) -> GenerationJob:
+    return lifecycle.submit(user=user, prompt="a red ball", source="api")
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def write(*names: str) -> None:
+    for name in names:
+        default_storage.save(name, ContentFile(b"bytes"))
+
+
+def wait_an_hour() -> None:
+    UnclaimedFile.objects.update(remove_after=Now())
+
+
+# --- Files ---
+
+
+def test_files_that_nobody_claims_are_removed_when_no_task_can_be_at_them_any_more(settings):
+    stored_files.announce(CLIP)
+    write(CLIP.video, CLIP.poster)
+    tasks.remove_files()
+    assert len(files(settings.MEDIA_ROOT)) == 2
+    wait_an_hour()
+    assert stored_files.due()
+    tasks.remove_files()
+    assert not files(settings.MEDIA_ROOT)
+    assert not UnclaimedFile.objects.exists()
+
+
+def test_the_files_of_a_completed_job_are_its_own_until_its_owner_deletes_it(user, finish_job, settings):
+    job = finish_job(submit(user))
+    wait_an_hour()
+    tasks.remove_files()
+    assert files(settings.MEDIA_ROOT) == {job.video.name, job.poster.name}
+    lifecycle.delete(job=job)
+    tasks.remove_files()
+    assert not files(settings.MEDIA_ROOT)
+
+
+def test_a_deletion_that_is_rolled_back_removes_nothing(user, finish_job, settings):
+    job = finish_job(submit(user))
+    with pytest.raises(RuntimeError), transaction.atomic():
+        lifecycle.delete(job=job)
+        raise RuntimeError
+    tasks.remove_files()
+    assert len(files(settings.MEDIA_ROOT)) == 2
+
+
+def test_files_that_were_removed_meanwhile_cannot_be_charged_for(user, start_job):
+    attempt = start_job(submit(user))
+    lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
+    stored_files.announce(CLIP)
+    wait_an_hour()
+    tasks.remove_files()
+    stored = lifecycle.StoredVideo(
+        video=CLIP.video, poster=CLIP.poster, width=96, height=64, frames=16, duration_ms=1, size_bytes=1
+    )
+    assert not lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+    assert lifecycle.receipt(attempt.job)["captured"] == 0
+    stored_files.announce(CLIP)
+    assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+
+
+def test_a_file_that_the_storage_does_not_give_up_keeps_no_other_and_is_tried_again(settings, caplog):
+    stored_files.announce(CLIP)
+    write(CLIP.video, CLIP.poster)
+    folder = (settings.MEDIA_ROOT / CLIP.video).parent
+    (settings.MEDIA_ROOT / CLIP.video).unlink()
+    (settings.MEDIA_ROOT / CLIP.video / "not a file").mkdir(parents=True)
+    wait_an_hour()
+    assert stored_files.remove_due() == 1
+    assert f"{CLIP.video} could not be removed" in caplog.text
+    assert list(UnclaimedFile.objects.values_list("name", flat=True)) == [CLIP.video]
+    (folder / "clip.mp4" / "not a file").rmdir()
+    wait_an_hour()
+    assert stored_files.remove_due() == 1
+    assert not UnclaimedFile.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_that_is_killed_between_storing_and_charging_leaves_nothing_behind(
+    user: Any, processes: Processes, settings: Any, database_url: str
+) -> None:
+    processes.start("run_reconciler")
+    worker = processes.start("run_worker")
+    with VideosServer.start(seconds=0.2) as server, psycopg.connect(database_url) as blocker:
+        GpuNode.objects.create(name="node", base_url=server.url, api_key=server.key)
+        job = submit(user)
+        wait_for(lambda: GenerationJob.objects.get().state == "storing")
+        # Whoever charges has to write this row: the files are stored, and then the worker waits for us.
+        blocker.execute("SELECT 1 FROM generation_generationjob FOR UPDATE")
+        wait_for(lambda: len(files(settings.MEDIA_ROOT)) == 2 and UnclaimedFile.objects.count() == 2)
+        os.killpg(worker.pid, signal.SIGKILL)
+        assert worker.wait(10) == -signal.SIGKILL
+        blocker.rollback()
+        processes.start("run_worker")
+        wait_for(lambda: GenerationJob.objects.get().state == "completed")
+    assert len(files(settings.MEDIA_ROOT)) == 4
+    wait_an_hour()
+    tasks.remove_files()
+    job.refresh_from_db()
+    assert files(settings.MEDIA_ROOT) == {job.video.name, job.poster.name}
+    assert lifecycle.receipt(job) == {"reserved": 50, "captured": 50, "released": 0, "refunded": 0}
+
+
+# --- Scratch folders ---
+
+
+def test_a_scratch_folder_is_private_and_gone_after_its_use(settings, tmp_path):
+    settings.WORK_DIR = tmp_path / "work"
+    with work_folder() as folder:
+        (folder / "raw.mp4").write_bytes(b"bytes")
+        assert folder.stat().st_mode & 0o777 == 0o700
+    assert not list(settings.WORK_DIR.iterdir())
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not(settings, tmp_path):
+    settings.WORK_DIR = tmp_path / "work"
+    program = (
+        "import django, time; django.setup()\n"
+        "from generation.work_folders import work_folder\n"
+        "with work_folder() as folder: print(folder, flush=True); time.sleep(60)"
+    )
+    environment = os.environ | {
+        "WORK_DIR": str(settings.WORK_DIR),
+        "DJANGO_SETTINGS_MODULE": "videoplatform.settings",
+    }
+    owners = [
+        subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        alive, dead = (Path(owner.stdout.readline().strip()) for owner in owners)
+        owners[1].kill()
+        owners[1].wait()
+        with work_folder():
+            assert dead.exists(), "it might be just being made"
+        for folder in (alive, dead):
+            os.utime(folder, (time.time() - 120,) * 2)
+        with work_folder():
+            assert alive.exists()
+            assert not dead.exists()
+    finally:
+        for owner in owners:
+            owner.kill()
+            owner.communicate()
