@@ -3,6 +3,8 @@
 from typing import Any, cast
 
 from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
+from allauth.usersessions.models import UserSession
 from django import forms
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as PlainGroupAdmin
@@ -28,11 +30,33 @@ LATEST = 10
 admin.site.unregister(Group)
 # Who may edit addresses could give somebody else's account one of their own and reset its password.
 admin.site.unregister(EmailAddress)
+admin.site.unregister(UserSession)
+admin.site.unregister(Authenticator)
 
 
 @admin.register(Group)
 class GroupAdmin(PlainGroupAdmin, ModelAdmin):
     """As Django has it, in the look of the rest."""
+
+
+@admin.register(Authenticator)
+class AuthenticatorAdmin(ModelAdmin):
+    """Second steps and passkeys. Superusers remove those of somebody who lost their phone; nobody sees the secrets."""
+
+    list_display = ("user", "type", "created_at", "last_used_at")
+    list_filter = ("type",)
+    search_fields = ("user__username", "user__email")
+    fields = list_display
+    readonly_fields = list_display
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return _is_superuser(request)
 
 
 class GrantForm(ReasonForm):

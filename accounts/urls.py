@@ -7,6 +7,9 @@ from accounts import views
 urlpatterns = [
     path("language/", views.choose_language, name="choose_language"),
     path("words/<str:language>-<str:version>.js", views.words, name="words"),
+    path("account/", views.account, name="account"),
+    path("account/export/", views.export_data, name="export"),
+    path("account/delete/", views.close_account, name="close_account"),
     path("credits/", views.credit_history, name="credits"),
     path("api-keys/", views.api_keys_page, name="api_keys"),
     path("api-keys/<uuid:key_id>/revoke/", views.revoke_api_key, name="api_key_revoke"),

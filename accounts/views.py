@@ -3,20 +3,27 @@
 import uuid
 from typing import cast
 
+from allauth.account.models import EmailAddress
+from allauth.core import ratelimit
+from allauth.mfa.models import Authenticator
+from django.conf import settings
 from django.contrib import messages
+from django.contrib.auth import logout
 from django.contrib.auth.decorators import login_required
-from django.http import Http404, HttpRequest, HttpResponse
+from django.core.handlers.asgi import ASGIRequest
+from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
-from django.utils import translation
+from django.utils import timezone, translation
 from django.utils.cache import patch_cache_control
+from django.utils.http import content_disposition_header
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
 
-from accounts import api_keys, languages
-from accounts.forms import ApiKeyForm
+from accounts import api_keys, closing, export, languages
+from accounts.forms import ApiKeyForm, CloseAccountForm
 from accounts.models import ApiKey, CreditAccount, User
 
 HISTORY_PAGE_SIZE = 50
@@ -45,6 +52,67 @@ def words(request: HttpRequest, language: str, version: str) -> HttpResponseBase
     if version == languages.words_version(language):
         patch_cache_control(response, public=True, immutable=True, max_age=365 * 24 * 3600)
     return response
+
+
+# --- The account ------------------------------------------------------------------------------------------------------
+
+
+@require_safe
+@login_required
+@never_cache
+def account(request: HttpRequest) -> HttpResponse:
+    """What there is to see and set about oneself; each line leads to its own page."""
+    user = _user(request)
+    types = list(Authenticator.objects.filter(user=user).values_list("type", flat=True))
+    context = {
+        "email": EmailAddress.objects.filter(user=user).order_by("-primary", "-verified").first(),
+        "has_app": Authenticator.Type.TOTP in types,
+        "passkeys": types.count(Authenticator.Type.WEBAUTHN),
+        "keys": ApiKey.objects.filter(user=user, revoked_at=None).count(),
+        "telegram_enabled": bool(settings.TELEGRAM_BOT_TOKEN),
+    }
+    return render(request, "accounts/account.html", context)
+
+
+@require_POST
+@login_required
+def export_data(request: HttpRequest) -> StreamingHttpResponse:
+    """A ZIP with everything that is known about the visitor, and their videos."""
+    user = _user(request)
+    chunks = export.archive(user=user)
+    response = StreamingHttpResponse(
+        export.off_the_loop(chunks) if isinstance(request, ASGIRequest) else chunks,
+        content_type="application/zip",
+    )
+    filename = f"{user.username}-{timezone.now():%Y-%m-%d}.zip"
+    response["Content-Disposition"] = content_disposition_header(True, filename)
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@login_required
+@never_cache
+def close_account(request: HttpRequest) -> HttpResponse:
+    """Ask for the password, then close the account for good."""
+    form = CloseAccountForm(request.POST or None, user=_user(request))
+    if request.method == "POST":
+        if too_many := ratelimit.consume_or_429(request, action="reauthenticate", user=request.user):
+            return cast("HttpResponse", too_many)
+        if form.is_valid():
+            return _close(request)
+    return render(request, "accounts/close.html", {"form": form}, status=422 if form.errors else 200)
+
+
+def _close(request: HttpRequest) -> HttpResponse:
+    try:
+        closing.close(user=_user(request))
+    except closing.LastSuperuser:
+        words = _("Without you nobody could run this site: make another superuser first.")
+        messages.error(request, words)
+        return redirect("close_account")
+    logout(request)
+    return render(request, "accounts/closed.html")
 
 
 # --- Credits and keys -------------------------------------------------------------------------------------------------

@@ -1,12 +1,16 @@
-"""What follows from changes elsewhere: a ban cancels what is live, a fresh database gets its presets."""
+"""What follows from changes elsewhere: a ban cancels what is live, who leaves is forgotten, a fresh database gets its
+presets.
+"""
 
 from typing import Any
 
 from django.db.models.signals import post_migrate, post_save
 from django.dispatch import receiver
 
+from accounts.export import Part
 from accounts.models import User
-from generation import lifecycle
+from accounts.signals import account_closed, personal_data
+from generation import leaving, lifecycle
 from generation.models import Preset
 
 # cost None: VIDEO_COST
@@ -20,6 +24,16 @@ FIRST_PRESETS: tuple[dict[str, Any], ...] = (
 def cancel_jobs_of_banned(instance: User, created: bool, **_: Any) -> None:
     if not created and not instance.is_active:
         lifecycle.cancel_all(user=instance, reason="The account was closed")
+
+
+@receiver(account_closed, dispatch_uid="generation.forget_who_left")
+def forget_who_left(user: User, **_: Any) -> None:
+    leaving.forget(user=user)
+
+
+@receiver(personal_data, dispatch_uid="generation.personal_data")
+def clips_of(user: User, **_: Any) -> Part:
+    return leaving.part_of(user)
 
 
 @receiver(post_migrate, dispatch_uid="generation.first_presets")

@@ -13,7 +13,7 @@ import uuid
 from django.conf import settings
 from django.db.models.functions import Now
 
-from generation import breaker, fleet, leases, lifecycle, media, scheduling, stored_files, trial
+from generation import breaker, fleet, leases, leaving, lifecycle, media, scheduling, stored_files, trial
 from generation.database import DATABASE_AWAY, in_database
 from generation.events import JobEvent, hub
 from generation.following import Follower
@@ -23,7 +23,7 @@ from generation.nodes import NodeError
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
-# How often it is looked whether stored files are to be removed.
+# How often it is looked whether stored files, or what is left of those who left, are to be removed.
 REMOVAL_SECONDS = 60.0
 State = GenerationJob.State
 
@@ -88,6 +88,7 @@ class Reconciler:
         now = asyncio.get_running_loop().time()
         if now - self._removed_at >= REMOVAL_SECONDS:
             self._removed_at = now
+            await in_database(leaving.forget_closed_accounts)()
             if await in_database(stored_files.due)():
                 await in_database(lifecycle.nudge_removal)()
 

@@ -1,15 +1,38 @@
-"""A job that ends makes its delivery due in the same transaction, in whichever process it ends."""
+"""A job that ends makes its delivery due in the same transaction, in whichever process it ends. Who leaves is
+unlinked.
+"""
 
 from typing import Any
 
 from django.dispatch import receiver
 from django.utils import timezone
 
+from accounts.export import Part
+from accounts.models import User
+from accounts.signals import account_closed, account_closing, personal_data
 from generation.models import GenerationJob
 from generation.signals import job_finished
-from telegram_bot.models import JobMessage
+from telegram_bot.models import JobMessage, TelegramAccount
 
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
 def make_delivery_due(job: GenerationJob, **_: Any) -> None:
     JobMessage.objects.filter(job=job, state=JobMessage.State.PENDING).update(next_attempt_at=timezone.now())
+
+
+@receiver(account_closing, dispatch_uid="telegram_bot.unlink")
+def unlink(user: User, **_: Any) -> None:
+    """Whoever writes to the bot next is somebody new."""
+    TelegramAccount.objects.filter(user=user).delete()
+
+
+@receiver(account_closed, dispatch_uid="telegram_bot.forget_messages")
+def forget_messages(user: User, **_: Any) -> None:
+    """In the order of all locks: after the jobs, hence not while the account is being closed."""
+    JobMessage.objects.filter(job__user=user).delete()
+
+
+@receiver(personal_data, dispatch_uid="telegram_bot.personal_data")
+def telegram_of(user: User, **_: Any) -> Part:
+    fields = ("telegram_id", "username", "first_name", "language_code", "created_at", "last_seen_at")
+    return Part(name="telegram", data=TelegramAccount.objects.filter(user=user).values(*fields).first())

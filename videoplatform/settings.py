@@ -54,6 +54,8 @@ INSTALLED_APPS = [
     "django.contrib.humanize",
     "allauth",
     "allauth.account",
+    "allauth.mfa",
+    "allauth.usersessions",
     "rest_framework",
     "drf_spectacular",
     "drf_spectacular_sidecar",
@@ -138,18 +140,27 @@ LOGIN_REDIRECT_URL = "dashboard"
 LOGOUT_REDIRECT_URL = "dashboard"
 ACCOUNT_LOGIN_METHODS = {"username", "email"}
 ACCOUNT_SIGNUP_FIELDS = ["username*", "email", "password1*"]
-ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_EMAIL_VERIFICATION = "optional"
+# One address, which a new one replaces once it is confirmed.
+ACCOUNT_CHANGE_EMAIL = True
+ACCOUNT_EMAIL_NOTIFICATIONS = True
 ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_SESSION_REMEMBER = True
+ACCOUNT_REAUTHENTICATION_TIMEOUT = 600
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_TOTP_TOLERANCE = 1  # half minutes: clocks of phones differ, and so does how fast people type
+MFA_TOTP_ISSUER = "Video platform"
 SIGNUP_CREDITS = env.int("SIGNUP_CREDITS", 500, validate=lambda n: n >= 0)
 EMAIL_HOST = env.str("EMAIL_HOST", "")
 EMAIL_PORT = env.int("EMAIL_PORT", 587)
 EMAIL_HOST_USER = env.str("EMAIL_HOST_USER", "")
 EMAIL_HOST_PASSWORD = env.str("EMAIL_HOST_PASSWORD", "")
-EMAIL_USE_TLS = env.bool("EMAIL_USE_TLS", True)
+EMAIL_USE_SSL = env.bool("EMAIL_USE_SSL", False)
+EMAIL_USE_TLS = env.bool("EMAIL_USE_TLS", not EMAIL_USE_SSL)
+EMAIL_TIMEOUT = 10  # a person waits for the page while it is sent
 EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if EMAIL_HOST else 'console'}.EmailBackend"
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", "Video platform <noreply@localhost>")
-
 
 # --- Generation: what a clip costs and what is allowed ----------------------------------------------------------------
 VIDEO_COST = env.int("VIDEO_COST", 50, validate=lambda n: n >= 0)
@@ -236,7 +247,9 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = HTTPS
 SECURE_SSL_REDIRECT = env.bool("SECURE_SSL_REDIRECT", False)
 SECURE_REDIRECT_EXEMPT = [r"^healthz$"]  # probes ask over plain HTTP from inside
 SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", 3600 if HTTPS else 0)
-SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if env.bool("BEHIND_PROXY", False) else None
+BEHIND_PROXY = env.bool("BEHIND_PROXY", False)
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
+ALLAUTH_TRUSTED_PROXY_COUNT = int(BEHIND_PROXY)  # whose address is counted when somebody guesses passwords
 X_FRAME_OPTIONS = "DENY"
 # Nothing is uploaded here: prompts and forms are small.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -297,7 +310,12 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = True
 
-UNFOLD = {"SITE_TITLE": "Video platform", "SITE_HEADER": "Video platform", "SHOW_HISTORY": True}
+UNFOLD = {
+    "SITE_TITLE": "Video platform",
+    "SITE_HEADER": "Video platform",
+    "SHOW_HISTORY": True,
+    "LOGIN": {"form": "accounts.staff_sign_in.StaffSignInForm"},
+}
 
 LOGGING: dict[str, Any] = {
     "version": 1,

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+from allauth.mfa.models import Authenticator
 from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.management import call_command
@@ -51,6 +52,9 @@ PUBLIC = {
     "account_reset_password_from_key_done",
     "account_confirm_email",
     "account_email_verification_sent",
+    "mfa_login_webauthn",  # a challenge for a passkey, the same for everybody
+    "choose_language",
+    "words",
 }
 # What the admin shows to staff who may see no model: themselves, and the list of what they may see.
 FOR_ALL_STAFF = {
@@ -100,6 +104,10 @@ class Address:
             "url": "nothing/",
             "uidb36": "1",
             "key": "set-password",
+            "pk": victim.second_step,
+            "language": "en",
+            "version": "0",
+            "token": "not-shared",
         }
         return values[name]
 
@@ -131,6 +139,7 @@ class Victim:
     key: ApiKey
     secret: str
     jobs: dict[str, GenerationJob]
+    second_step: str
 
     def row_of(self, template: str) -> str:
         """A row of the model that a page of the admin is about."""
@@ -145,6 +154,7 @@ class Victim:
             list(jobs.values_list("pk", "state", "deleted_at", "video", "prompt")),
             list(ApiKey.objects.filter(user=self.user).order_by("pk").values_list("pk", "revoked_at")),
             CreditTransaction.objects.filter(account__user=self.user).count(),
+            Authenticator.objects.filter(user=self.user).count(),
             User.objects.filter(pk=self.user.pk)
             .values_list("username", "email", "password", "is_active")
             .get(),
@@ -177,7 +187,10 @@ def victim(
     GpuNode.objects.update(name=f"{SECRET} node", api_key=f"{SECRET}-node-key")
     TelegramAccount.objects.create(telegram_id=424242, user=user, username=SECRET, first_name=SECRET)
     JobMessage.objects.create(job=jobs["completed"], bot_id=1, chat_id=424242, last_text=SECRET)
-    return Victim(user, key, secret, jobs)
+    passkey = Authenticator.objects.create(
+        user=user, type=Authenticator.Type.WEBAUTHN, data={"name": SECRET, "credential": {}}
+    )
+    return Victim(user, key, secret, jobs, str(passkey.pk))
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,7 @@
     line.setAttribute("role", "alert");
     place.replaceChildren(line);
   }
+  window.site.tell = tell;
   document.addEventListener("htmx:responseError", (event) => {
     if (event.detail.requestConfig.verb === "get") return;
     const status = event.detail.xhr.status;

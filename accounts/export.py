@@ -1,0 +1,113 @@
+"""Everything that is known about a person, as one ZIP: `data.json`, and the files themselves.
+
+A ZIP and not a page of links: links die with the session, and whoever leaves wants to have the videos, not to fetch
+them one by one. It is streamed as it is read, so its size costs no memory.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from allauth.account.models import EmailAddress
+from allauth.mfa.models import Authenticator
+from allauth.usersessions.models import UserSession
+from django.core.files.storage import default_storage
+from django.core.serializers.json import DjangoJSONEncoder
+from zipstream import ZIP_STORED, ZipStream
+
+from accounts.models import ApiKey, CreditTransaction, User
+from accounts.signals import personal_data
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one app holds about somebody.
+
+    name: its key in data.json. data: anything that JSON can hold. files: path in the ZIP → name in the storage.
+    """
+
+    name: str
+    data: Any
+    files: dict[str, str] = field(default_factory=dict)
+
+
+def archive(*, user: User) -> Iterator[bytes]:
+    """The ZIP, chunk by chunk. The database is read before the first chunk, the storage while it is sent."""
+    answers = personal_data.send(sender=User, user=user)
+    parts = [_own_part(user), *(cast("Part", answer) for _, answer in answers)]
+    document = {part.name: part.data for part in parts}
+    # Videos are compressed already.
+    stream = ZipStream(compress_type=ZIP_STORED)
+    stream.add(json.dumps(document, cls=DjangoJSONEncoder, ensure_ascii=False, indent=2), "data.json")
+    for part in parts:
+        for path, name in part.files.items():
+            stream.add(_contents(name), path)
+    return iter(stream)
+
+
+async def off_the_loop(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """The same chunks for an ASGI server, each read in a thread."""
+    while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
+        yield chunk
+
+
+def _contents(name: str) -> Iterator[bytes]:
+    """A file of the storage; empty when it was deleted since the list was made."""
+    try:
+        file = default_storage.open(name, "rb")
+    except FileNotFoundError:
+        logger.info("%s was deleted while an export was being read", name)
+        return
+    with file:
+        yield from file.chunks(CHUNK_BYTES)
+
+
+def _own_part(user: User) -> Part:
+    return Part(name="account", data=_profile(user) | {"credits": _credits(user)})
+
+
+def _profile(user: User) -> dict[str, Any]:
+    return {
+        "username": user.username,
+        "first_name": user.first_name,
+        "last_name": user.last_name,
+        "language": user.language,
+        "joined": user.date_joined,
+        "last_sign_in": user.last_login,
+        "emails": list(EmailAddress.objects.filter(user=user).values("email", "verified", "primary")),
+        "sessions": list(UserSession.objects.filter(user=user).values("ip", "user_agent", "created_at")),
+        "second_steps": list(
+            Authenticator.objects.filter(user=user).values("type", "created_at", "last_used_at")
+        ),
+        "api_keys": list(
+            ApiKey.objects.filter(user=user).values(
+                "name", "prefix", "created_at", "last_used_at", "revoked_at"
+            )
+        ),
+    }
+
+
+def _credits(user: User) -> dict[str, Any]:
+    entries = CreditTransaction.objects.filter(account__user=user).order_by("id")
+    return {
+        "balance": user.credit_account.balance,
+        "held": user.credit_account.held,
+        "history": [
+            {
+                "time": entry.created_at,
+                "kind": entry.kind,
+                "change": entry.amount,
+                "balance": entry.balance_after,
+                "reason": entry.reason,
+                "video": entry.reference,
+            }
+            for entry in entries.iterator()
+        ],
+    }

@@ -1,0 +1,78 @@
+"""What becomes of the clips of somebody who leaves, and what they take along."""
+
+from typing import Any
+
+from django.db import transaction
+
+from accounts.export import Part
+from accounts.models import User
+from generation import lifecycle, public_ids
+from generation.models import GenerationJob, SharedLink
+from generation.streaming import filename_for
+
+
+def forget(*, user: User) -> None:
+    """Cancel what is live, remove files, links and prompts. What is just being stored is left for the next time.
+
+    Safe to repeat: `forget_closed_accounts` does, until nothing is left.
+    """
+    lifecycle.cancel_all(user=user, reason="The account was deleted")
+    for job in GenerationJob.objects.filter(user=user, finished_at__isnull=False, deleted_at=None):
+        with transaction.atomic():
+            lifecycle.delete(job=job)
+            SharedLink.objects.filter(job=job).delete()
+            GenerationJob.objects.filter(pk=job.pk).update(**FORGOTTEN)
+    # Those that were deleted before.
+    GenerationJob.objects.filter(user=user, deleted_at__isnull=False).exclude(prompt="").update(**FORGOTTEN)
+
+
+# Not what the books and the statistics need: times, sizes, states.
+FORGOTTEN: dict[str, Any] = {
+    "prompt": "",
+    "negative_prompt": "",
+    "idempotency_key": None,
+    "request_digest": "",
+}
+
+
+def forget_closed_accounts() -> int:
+    """Finish what `forget` could not; how many people were looked after."""
+    left = User.objects.filter(anonymised_at__isnull=False, jobs__deleted_at=None, jobs__isnull=False)
+    people = list(left.distinct()[:100])
+    for user in people:
+        forget(user=user)
+    return len(people)
+
+
+def part_of(user: User) -> Part:
+    """Every video of the user as data, and the files of those that are kept."""
+    jobs = GenerationJob.objects.filter(user=user).select_related("preset").order_by("created_at")
+    data, files = [], {}
+    for job in jobs:
+        paths = _paths(job) if job.deleted_at is None else {}
+        files.update(paths)
+        data.append(_facts(job) | {"files": list(paths)})
+    return Part(name="videos", data=data, files=files)
+
+
+def _paths(job: GenerationJob) -> dict[str, str]:
+    stem = f"{job.created_at:%Y-%m-%d}-{job.id.hex[:8]}-"
+    stored = ((filename_for(job.prompt), job.video), (filename_for(job.prompt, ".jpg"), job.poster))
+    return {f"videos/{stem}{name}": str(file) for name, file in stored if file}
+
+
+def _facts(job: GenerationJob) -> dict[str, Any]:
+    return {
+        "id": public_ids.of(job.id),
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "preset": job.preset.name,
+        "seed": job.seed,
+        "ordered_by": job.source,
+        "state": job.state,
+        "error": job.error_message,
+        "cost": job.cost,
+        "ordered_at": job.created_at,
+        "finished_at": job.finished_at,
+        "deleted_at": job.deleted_at,
+    }
