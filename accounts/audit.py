@@ -76,6 +76,24 @@ def transfers_sum_to_nothing() -> Iterable[str]:
         yield f"transfer {reference} creates {total} credits"
 
 
+@register
+def a_purchase_is_refunded_once() -> Iterable[str]:
+    for purchase, standing in query(REFUNDS):
+        yield f"purchase {purchase} has {standing} refunds that stand"
+
+
+@register
+def merges_moved_what_they_say() -> Iterable[str]:
+    for merge, moved, entered in query(MERGES):
+        yield f"merge {merge} says that {moved} credits moved; its transfer has {entered}"
+
+
+@register
+def undone_merges_moved_nothing() -> Iterable[str]:
+    for merge, left in query(UNDONE):
+        yield f"merge {merge} was undone, but {left} credits have not come back"
+
+
 SUMS = """
 SELECT account.id, account.posted, account.held,
        coalesce(sum(entry.posted_delta), 0), coalesce(sum(entry.held_delta), 0)
@@ -98,12 +116,43 @@ SELECT entry.id, entry.kind, origin.id
 FROM accounts_credittransaction entry JOIN accounts_credittransaction origin ON origin.id = entry.resolves_id
 WHERE origin.account_id <> entry.account_id OR origin.reference IS DISTINCT FROM entry.reference
    OR origin.kind <> CASE entry.kind WHEN 'capture' THEN 'reserve' WHEN 'release' THEN 'reserve'
-                                     WHEN 'refund' THEN 'capture' WHEN 'purchase_refund' THEN 'purchase' END
+                                     WHEN 'refund' THEN 'capture' WHEN 'purchase_refund' THEN 'purchase'
+                                     WHEN 'adjust' THEN 'purchase_refund' END
    OR (entry.kind IN ('capture', 'release') AND entry.held_delta <> -origin.held_delta)
-   OR (entry.kind IN ('refund', 'purchase_refund') AND entry.posted_delta <> -origin.posted_delta)
+   OR (entry.kind IN ('refund', 'purchase_refund', 'adjust') AND entry.posted_delta <> -origin.posted_delta)
 """
 
 TRANSFERS = """
 SELECT reference, sum(posted_delta) FROM accounts_credittransaction WHERE kind = 'transfer'
 GROUP BY reference HAVING sum(posted_delta) <> 0 OR count(*) <> 2
+"""
+
+REFUNDS = """
+SELECT refund.resolves_id, count(*) FROM accounts_credittransaction refund
+WHERE refund.kind = 'purchase_refund' AND NOT EXISTS (
+    SELECT 1 FROM accounts_credittransaction back WHERE back.kind = 'adjust' AND back.resolves_id = refund.id
+)
+GROUP BY refund.resolves_id HAVING count(*) > 1
+"""
+
+# The transfer of a merge is the first one between its wallets after it.
+MERGES = """
+SELECT merge.id, merge.moved, coalesce(entry.posted_delta, 0) FROM accounts_walletmerge merge
+LEFT JOIN LATERAL (
+    SELECT posted_delta FROM accounts_credittransaction
+    WHERE kind = 'transfer' AND account_id = merge.target_id AND counterpart_id = merge.source_id
+      AND id > merge.after_entry ORDER BY id LIMIT 1
+) entry ON true
+WHERE merge.moved > 0 AND merge.moved IS DISTINCT FROM coalesce(entry.posted_delta, 0)
+"""
+
+# Of the newest merge of a wallet only: an older one's credits may have moved again.
+UNDONE = """
+SELECT merge.id, sum(entry.posted_delta) FROM accounts_walletmerge merge
+JOIN accounts_credittransaction entry ON entry.kind = 'transfer' AND entry.account_id = merge.target_id
+ AND entry.counterpart_id = merge.source_id AND entry.id > merge.after_entry
+WHERE merge.undone_at IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM accounts_walletmerge newer WHERE newer.source_id = merge.source_id AND newer.id > merge.id
+)
+GROUP BY merge.id HAVING sum(entry.posted_delta) <> 0
 """

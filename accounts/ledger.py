@@ -3,7 +3,7 @@ once.
 
 All functions are atomic and take the account's row lock first, so two of them on one wallet run one after
 the other. Amounts are whole credits. Repeating a resolution is harmless: the entry that exists is returned.
-The database holds the same rules in constraints and triggers (migration 0002), so a mistake here is an
+The database holds the same rules in constraints and triggers (migrations 0002 and 0004), so a mistake here is an
 IntegrityError and never a wrong balance.
 """
 
@@ -12,6 +12,7 @@ import uuid
 from django.db import transaction
 
 from accounts.errors import AlreadyResolved, InsufficientBalance, InvalidAmount, NotFound
+from accounts.holders import lock_wallets, lock_with_holder
 from accounts.models import CreditAccount, CreditTransaction, User
 
 Kind = CreditTransaction.Kind
@@ -47,6 +48,11 @@ def grant(
     return _enter(account, Kind.GRANT, posted=amount, reason=reason, actor=actor, external_id=external_id)
 
 
+def welcome_id(user: User) -> str:
+    """The external id of the sign-up grant, which makes sure that there is one."""
+    return f"signup:{user.pk}"
+
+
 @transaction.atomic
 def purchase(*, user: User, amount: int, external_id: str, reason: str) -> CreditTransaction:
     """Credits that were paid for; `external_id` is the payment's own id and is credited once only."""
@@ -63,21 +69,43 @@ def purchase_refund(
 ) -> CreditTransaction:
     """Take back all credits of a purchase whose money goes back; never more than the free balance.
 
+    Where the wallet was merged into another one, they come back from there first. A refund that stands is returned;
+    one that was taken back by `compensate` may be followed by another.
+
     Raises:
         InsufficientBalance: some of them were spent or are held.
     """
-    account = _lock_account_of(purchase)
-    if earlier := _find(kind=Kind.PURCHASE_REFUND, resolves=purchase):
+    account, holder = lock_with_holder(purchase)
+    if earlier := standing_refund(purchase):
         return earlier
-    _require_free(account, purchase.posted_delta)
+    amount = purchase.posted_delta
+    _require_free(holder, amount)
+    if holder != account:
+        _move(holder, account, amount, reason=reason, actor=actor)
     return _enter(
-        account,
-        Kind.PURCHASE_REFUND,
-        posted=-purchase.posted_delta,
-        resolves=purchase,
-        reason=reason,
-        actor=actor,
+        account, Kind.PURCHASE_REFUND, posted=-amount, resolves=purchase, reason=reason, actor=actor
     )
+
+
+def standing_refund(purchase: CreditTransaction) -> CreditTransaction | None:
+    """The refund of a purchase that was not taken back."""
+    refunds = CreditTransaction.objects.filter(kind=Kind.PURCHASE_REFUND, resolves=purchase)
+    return refunds.filter(resolutions=None).first()
+
+
+@transaction.atomic
+def compensate(*, refund: CreditTransaction, reason: str, actor: User | None = None) -> CreditTransaction:
+    """Give the credits of a purchase refund back, once, because the money did not go back after all."""
+    assert refund.resolves is not None
+    # Whoever has what was bought: the refund may have been taken from there after a merge.
+    account, holder = lock_with_holder(refund.resolves)
+    if earlier := _find(kind=Kind.ADJUST, resolves=refund):
+        return earlier
+    amount = -refund.posted_delta
+    entry = _enter(account, Kind.ADJUST, posted=amount, resolves=refund, reason=reason, actor=actor)
+    if holder != account:
+        _move(account, holder, amount, reason=reason, actor=actor)
+    return entry
 
 
 @transaction.atomic
@@ -116,6 +144,8 @@ def release(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> 
 def refund(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> CreditTransaction:
     """Give back, whole and once, what a job captured. A second call returns the first refund.
 
+    Where the wallet was merged into another one since, the credits go on to that one.
+
     Raises:
         NotFound: the job captured nothing.
     """
@@ -124,18 +154,22 @@ def refund(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> C
     ).first()
     if captured is None:
         raise NotFound("This job was not charged, so there is nothing to refund.")
-    account = _lock_account_of(captured)
+    account, holder = lock_with_holder(captured)
     if earlier := _find(kind=Kind.REFUND, resolves=captured):
         return earlier
-    return _enter(
+    amount = -captured.posted_delta
+    entry = _enter(
         account,
         Kind.REFUND,
-        posted=-captured.posted_delta,
+        posted=amount,
         reference=reference,
         resolves=captured,
         reason=reason,
         actor=actor,
     )
+    if holder != account:
+        _move(account, holder, amount, reason=reason, actor=actor)
+    return entry
 
 
 @transaction.atomic
@@ -163,17 +197,16 @@ def transfer(*, source: User, target: User, amount: int, reason: str, actor: Use
     _require_positive(amount)
     if source.pk == target.pk:
         raise InvalidAmount("Credits cannot be transferred to the same account.")
-    locked = CreditAccount.objects.select_for_update().filter(user__in=[source, target]).order_by("pk")
-    accounts = {account.user_id: account for account in locked}
-    giver, taker = accounts[source.pk], accounts[target.pk]
+    giver, taker = lock_both(source, target)
     _require_free(giver, amount)
-    pair = uuid.uuid4()
-    _enter(
-        giver, Kind.TRANSFER, posted=-amount, counterpart=taker, reference=pair, reason=reason, actor=actor
-    )
-    return _enter(
-        taker, Kind.TRANSFER, posted=amount, counterpart=giver, reference=pair, reason=reason, actor=actor
-    )
+    return _move(giver, taker, amount, reason=reason, actor=actor)
+
+
+def lock_both(one: User, other: User) -> tuple[CreditAccount, CreditAccount]:
+    """The wallets of two people, locked until the transaction ends."""
+    ids = dict(CreditAccount.objects.filter(user__in=[one, other]).values_list("user_id", "pk"))
+    locked = lock_wallets(*ids.values())
+    return locked[ids[one.pk]], locked[ids[other.pk]]
 
 
 @transaction.atomic
@@ -200,6 +233,27 @@ def _resolve(
         reason=reason,
         actor=actor,
     )
+
+
+def _move(
+    giver: CreditAccount, taker: CreditAccount, amount: int, *, reason: str, actor: User | None
+) -> CreditTransaction:
+    """Between two locked wallets: two entries that name each other and share a reference. Returns the taker's."""
+    pair = uuid.uuid4()
+
+    def half(account: CreditAccount, amount: int, counterpart: CreditAccount) -> CreditTransaction:
+        return _enter(
+            account,
+            Kind.TRANSFER,
+            posted=amount,
+            counterpart=counterpart,
+            reference=pair,
+            reason=reason,
+            actor=actor,
+        )
+
+    half(giver, -amount, taker)
+    return half(taker, amount, giver)
 
 
 def _enter(

@@ -73,8 +73,10 @@ SHAPES = (
     | (Q(kind="release", posted_delta=0, held_delta__lte=0) & _OF_A_JOB & _RESOLVING)
     | (Q(kind="refund", posted_delta__gt=0) & _HOLDS_NOTHING & _OF_A_JOB & _RESOLVING)
     | (Q(kind="adjust") & ~Q(posted_delta=0) & _HOLDS_NOTHING & _ALONE)
+    | (Q(kind="adjust", posted_delta__gt=0) & _HOLDS_NOTHING & _RESOLVING)
     | (
         Q(kind="transfer", resolves=None, counterpart__isnull=False)
+        & ~Q(counterpart=F("account"))
         & ~Q(posted_delta=0)
         & _HOLDS_NOTHING
         & _OF_A_JOB
@@ -117,7 +119,8 @@ class CreditTransaction(models.Model):
         blank=True,
         on_delete=models.PROTECT,
         related_name="resolutions",
-        help_text="The hold of a capture or release, the capture of a refund, the purchase of a purchase refund.",
+        help_text="The hold of a capture or release, the capture of a refund, the purchase of a purchase refund, "
+        "the purchase refund that an adjust takes back.",
     )
     counterpart = models.ForeignKey(
         CreditAccount,
@@ -158,8 +161,11 @@ class CreditTransaction(models.Model):
             models.UniqueConstraint(
                 fields=["resolves"], condition=Q(kind="refund"), name="one_refund_per_capture"
             ),
+            # Several refunds of one purchase may follow each other, each taken back before the next: a trigger.
             models.UniqueConstraint(
-                fields=["resolves"], condition=Q(kind="purchase_refund"), name="one_refund_per_purchase"
+                fields=["resolves"],
+                condition=Q(kind="adjust", resolves__isnull=False),
+                name="one_way_back_per_purchase_refund",
             ),
             models.UniqueConstraint(
                 fields=["kind", "external_id"],
@@ -172,6 +178,7 @@ class CreditTransaction(models.Model):
                 name="one_transfer_entry_a_side",
             ),
             models.CheckConstraint(condition=~Q(reason=""), name="transaction_has_a_reason"),
+            models.CheckConstraint(condition=~Q(external_id=""), name="external_id_says_something"),
             models.CheckConstraint(condition=SHAPES, name="transaction_shape_of_its_kind"),
         ]
         indexes = [
@@ -192,6 +199,45 @@ class CreditTransaction(models.Model):
     @property
     def balance_after(self) -> int:
         return self.posted_after - self.held_after
+
+
+class WalletMerge(models.Model):
+    """Two wallets of one person became one: what was free in `source` moved to `target`, by a transfer.
+
+    Entries of `source` up to `after_entry` are about credits that are in `target` since, so that what follows from
+    them later, a refund say, happens there. Staff can undo it; the rows are never deleted.
+    """
+
+    source = models.ForeignKey(CreditAccount, on_delete=models.PROTECT, related_name="merges_away")
+    target = models.ForeignKey(CreditAccount, on_delete=models.PROTECT, related_name="merges_in")
+    after_entry = models.BigIntegerField(help_text="The newest entry of the ledger when it was made.")
+    moved = models.PositiveBigIntegerField(help_text="Credits that changed wallets.")
+    stayed = models.PositiveBigIntegerField(
+        help_text="Unspent sign-up credits that stayed behind: everybody has them once."
+    )
+    brought_welcome = models.BooleanField(help_text="Whether the sign-up credits were among those moved.")
+    actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    reason = models.CharField(max_length=500)
+    made_at = models.DateTimeField(auto_now_add=True)
+    undone_at = models.DateTimeField(null=True, blank=True, editable=False)
+    undone_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
+    )
+    undone_reason = models.CharField(max_length=500, blank=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(condition=~Q(source=F("target")), name="merge_of_two_wallets"),
+            models.CheckConstraint(
+                condition=Q(undone_at=None, undone_by=None)
+                | Q(undone_at__isnull=False, undone_by__isnull=False),
+                name="merge_undone_by_somebody",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source.user} into {self.target.user}"
 
 
 class ApiKey(models.Model):

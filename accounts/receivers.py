@@ -22,5 +22,5 @@ def open_wallet(instance: User, created: bool, raw: bool = False, **_: Any) -> N
                 user=instance,
                 amount=settings.SIGNUP_CREDITS,
                 reason="Welcome credits",
-                external_id=f"signup:{instance.pk}",
+                external_id=ledger.welcome_id(instance),
             )

@@ -16,7 +16,7 @@ from django.utils import timezone
 from tests.clips import write_clip
 from tests.processes import Processes
 
-LEDGER_TABLES = ("accounts_creditaccount", "accounts_credittransaction")
+LEDGER_TABLES = ("accounts_creditaccount", "accounts_credittransaction", "accounts_walletmerge")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from django.db import DatabaseError, connection, transaction
 
-from accounts import ledger
+from accounts import ledger, merging
 from accounts.models import CreditTransaction
 
 pytestmark = pytest.mark.django_db
@@ -33,6 +33,12 @@ def books(user, make_user) -> dict[str, Any]:
     ledger.capture(reference=captured, reason="Done")
     ledger.reserve(user=user, amount=50, reference=held, reason="Held")
     ledger.purchase(user=user, amount=100, external_id="charge-1", reason="Stars")
+    refunded = ledger.purchase(user=user, amount=70, external_id="charge-2", reason="Stars")
+    refund = ledger.purchase_refund(purchase=refunded, reason="Asked for")
+    taken_back = ledger.purchase(user=user, amount=30, external_id="charge-3", reason="Stars")
+    refused = ledger.purchase_refund(purchase=taken_back, reason="Asked for")
+    ledger.compensate(refund=refused, reason="Telegram refused")
+    merging.merge(source=make_user("eve"), target=other, reason="One person", actor=other)
     entries = {e.kind + str(e.reference or ""): e.pk for e in CreditTransaction.objects.order_by("pk")}
     return {
         "mine": user.credit_account.pk,
@@ -42,7 +48,11 @@ def books(user, make_user) -> dict[str, Any]:
         "hold": entries[f"reserve{held}"],
         "old_hold": entries[f"reserve{captured}"],
         "capture": entries[f"capture{captured}"],
-        "purchase": entries["purchase"],
+        "purchase": CreditTransaction.objects.get(external_id="charge-1").pk,
+        "refunded": refunded.pk,
+        "refund": refund.pk,
+        "taken_back": taken_back.pk,
+        "refused": refused.pk,
     }
 
 
@@ -63,6 +73,11 @@ STATEMENTS = {
     "free what is held": "UPDATE accounts_creditaccount SET held = 0 WHERE id = %(mine)s",
     "give a wallet away": "UPDATE accounts_creditaccount SET user_id = user_id + 1000 WHERE id = %(mine)s",
     "delete a wallet": "DELETE FROM accounts_creditaccount WHERE id = %(theirs)s",
+    "undo a merge in the past": "UPDATE accounts_walletmerge SET undone_at = now(), undone_by_id = actor_id, moved = 0, stayed = 7",
+    "undo a merge by nobody": "UPDATE accounts_walletmerge SET undone_at = now()",
+    "turn a merge round": "UPDATE accounts_walletmerge SET source_id = target_id, target_id = source_id",
+    "forget a merge": "DELETE FROM accounts_walletmerge",
+    "forget all merges": "TRUNCATE accounts_walletmerge",
     "open a full wallet": "INSERT INTO accounts_creditaccount (user_id, posted, held) "
     "SELECT user_id + 1000, 1000, 0 FROM accounts_creditaccount WHERE id = %(mine)s",
 }
@@ -89,6 +104,19 @@ ENTRIES = {
     "credit a charge twice": {"kind": "purchase", "posted": 100, "external": "charge-1"},
     "purchase without a charge": {"kind": "purchase", "posted": 100},
     "take a purchase back in part": {"kind": "purchase_refund", "posted": -10, "resolves": "purchase"},
+    "purchase with an empty charge": {"kind": "purchase", "posted": 100, "external": ""},
+    "purchase for less than nothing": {"kind": "purchase", "posted": -100, "external": "charge-9"},
+    "refund a purchase twice": {"kind": "purchase_refund", "posted": -70, "resolves": "refunded"},
+    "refund a purchase from another wallet": {"account": "theirs", "kind": "purchase_refund", "posted": -100, "resolves": "purchase"},
+    "take a grant back as a purchase": {"kind": "purchase_refund", "posted": -50, "resolves": "capture"},
+    "take a refund back in part": {"kind": "adjust", "posted": 10, "resolves": "refund"},
+    "take a refund back with interest": {"kind": "adjust", "posted": 700, "resolves": "refund"},
+    "take a refund back twice": {"kind": "adjust", "posted": 30, "resolves": "refused"},
+    "take a refund back into another wallet": {"account": "theirs", "kind": "adjust", "posted": 70, "resolves": "refund"},
+    "give a purchase back by adjusting": {"kind": "adjust", "posted": 100, "resolves": "purchase"},
+    "take by adjusting a refund": {"kind": "adjust", "posted": -70, "resolves": "refund"},
+    "transfer to oneself": {"kind": "transfer", "posted": 500, "reference": "new", "counterpart": "mine"},
+    "transfer without a pair": {"kind": "transfer", "posted": 500, "counterpart": "theirs"},
     "half a transfer": {"kind": "transfer", "posted": 500, "reference": "new", "counterpart": "theirs"},
     "an unknown kind": {"kind": "gift", "posted": 500},
     "no reason": {"kind": "grant", "posted": 500, "reason": ""},
@@ -119,6 +147,16 @@ def test_a_refund_in_sql_counts_once(books):
         attempt(INSERT, refund)
 
 
+def test_a_refund_that_was_taken_back_may_be_followed_by_another_in_sql_too(books):
+    """The control of the attacks on refunds: this one is honest, and passes once."""
+    again = NOTHING | {
+        "account": books["mine"], "kind": "purchase_refund", "posted": -30, "resolves": books["taken_back"],
+    }  # fmt: skip
+    attempt(INSERT, again)
+    with pytest.raises(DatabaseError):
+        attempt(INSERT, again)
+
+
 def test_what_an_entry_claims_as_its_balance_is_not_believed(books, user):
     """The control: an honest entry passes, and the database itself works out the balance after it."""
     attempt(INSERT, NOTHING | {"account": books["mine"], "kind": "grant", "posted": 7})
@@ -126,6 +164,6 @@ def test_what_an_entry_claims_as_its_balance_is_not_believed(books, user):
     user.credit_account.refresh_from_db()
     assert (
         (entry.posted_after, entry.held_after)
-        == (557, 50)
+        == (587, 50)
         == (user.credit_account.posted, user.credit_account.held)
     )

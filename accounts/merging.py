@@ -1,0 +1,111 @@
+"""Two wallets of one person become one, and two again when staff say that it was a mistake.
+
+Nothing is rewritten: credits move by `transfer` entries, and an undone merge is the same moved back. Whoever calls
+this has made sure that it is one person, and that nothing is being made for either account.
+"""
+
+from django.db import transaction
+from django.db.models import Q, QuerySet, Sum
+from django.utils import timezone
+
+from accounts import ledger
+from accounts.errors import LedgerError
+from accounts.models import CreditAccount, CreditTransaction, User, WalletMerge
+
+Kind = CreditTransaction.Kind
+
+
+class CreditsAreHeld(LedgerError):
+    """Credits are held for a video that is being made. Wait for it, or cancel it."""
+
+
+class CannotUndo(LedgerError):
+    """This merge cannot be undone."""
+
+
+@transaction.atomic
+def merge(*, source: User, target: User, reason: str, actor: User) -> WalletMerge:
+    """Move what is free in the wallet of `source` to that of `target`.
+
+    Sign-up credits that were not spent yet stay where they are if the target has had its own: everybody has them once.
+
+    Raises:
+        CreditsAreHeld: in either wallet.
+    """
+    giver, taker = ledger.lock_both(source, target)
+    if giver.held or taker.held:
+        raise CreditsAreHeld()
+    welcome = unspent_welcome(giver)
+    stayed = welcome if _had_welcome(taker) else 0
+    newest = CreditTransaction.objects.order_by("-id").values_list("pk", flat=True).first()
+    row = WalletMerge.objects.create(
+        source=giver,
+        target=taker,
+        after_entry=newest or 0,
+        moved=giver.posted - stayed,
+        stayed=stayed,
+        brought_welcome=bool(welcome) and not stayed,
+        actor=actor,
+        reason=reason[:500],
+    )
+    if row.moved:
+        ledger.transfer(source=source, target=target, amount=row.moved, reason=reason, actor=actor)
+    return row
+
+
+@transaction.atomic
+def undo(*, merge: WalletMerge, reason: str, actor: User) -> WalletMerge:
+    """Move back what moved between the two wallets since, refunds that followed the credits included.
+
+    Raises:
+        CannotUndo: it was undone before, or the credits moved on by a newer merge.
+        InsufficientBalance: some of the credits were spent since or are held.
+    """
+    one, other = merge.source.user, merge.target.user
+    ledger.lock_both(one, other)
+    row = WalletMerge.objects.select_for_update(of=("self",)).get(pk=merge.pk)
+    if row.undone_at is not None:
+        raise CannotUndo("This merge was undone before.")
+    if _newer_merges(row).exists():
+        raise CannotUndo("One of the two accounts was merged again since: undo that first.")
+    back = net_moved(row)
+    if back:
+        giver, taker = (other, one) if back > 0 else (one, other)
+        ledger.transfer(source=giver, target=taker, amount=abs(back), reason=reason, actor=actor)
+    row.undone_at, row.undone_by, row.undone_reason = timezone.now(), actor, reason[:500]
+    row.save(update_fields=["undone_at", "undone_by", "undone_reason"])
+    return row
+
+
+def net_moved(row: WalletMerge) -> int:
+    """Credits that went from the source to the target since the merge, less those that came back."""
+    entries = CreditTransaction.objects.filter(
+        account=row.source_id, counterpart=row.target_id, kind=Kind.TRANSFER, pk__gt=row.after_entry
+    )
+    return -(entries.aggregate(total=Sum("posted_delta"))["total"] or 0)
+
+
+def unspent_welcome(account: CreditAccount) -> int:
+    """Sign-up credits that are left in a wallet, which are thought of as spent first; never more than is in it."""
+    entries = account.transactions
+    given = entries.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
+    spent = entries.filter(kind__in=[Kind.CAPTURE, Kind.REFUND])
+    left = _sum(given) + min(0, _sum(spent))
+    return max(0, min(account.posted, left))
+
+
+def _had_welcome(account: CreditAccount) -> bool:
+    """Its own, or somebody's that came with an earlier merge."""
+    own = account.transactions.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
+    brought = WalletMerge.objects.filter(target=account, brought_welcome=True, undone_at=None)
+    return own.exists() or brought.exists()
+
+
+def _newer_merges(row: WalletMerge) -> "QuerySet[WalletMerge]":
+    pair = [row.source_id, row.target_id]
+    touching = Q(source__in=pair) | Q(target=row.source_id)
+    return WalletMerge.objects.filter(touching, pk__gt=row.pk, undone_at=None)
+
+
+def _sum(entries: "QuerySet[CreditTransaction]") -> int:
+    return entries.aggregate(total=Sum("posted_delta"))["total"] or 0
