@@ -171,7 +171,7 @@ def surroundings(jobs: Sequence[GenerationJob]) -> Surroundings:
     return Surroundings(
         offer=offer.current(),
         positions=scheduling.queue_positions(jobs),
-        waits={pk: pricing.expected_seconds(preset) for pk, preset in live_presets.items()},
+        waits=pricing.expected_seconds_of(live_presets.values()),
     )
 
 

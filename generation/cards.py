@@ -61,9 +61,9 @@ def cards(jobs: Iterable[GenerationJob], *, expected: Mapping[int, int] | None =
     """
     jobs = list(jobs)
     seconds = dict(expected or {})
-    for job in jobs:
-        if job.is_live and job.preset_id not in seconds:
-            seconds[job.preset_id] = pricing.expected_seconds(job.preset)
+    unknown = {job.preset_id: job.preset for job in jobs if job.is_live and job.preset_id not in seconds}
+    if unknown:
+        seconds |= pricing.expected_seconds_of(unknown.values())
     line = _line(jobs)
     return [_card(job, line, seconds.get(job.preset_id, 0)) for job in jobs]
 

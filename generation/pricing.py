@@ -1,9 +1,12 @@
 """What a clip costs and how long it is expected to take: the same figures in every door, before submit."""
 
 import statistics
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from django.conf import settings
+from django.contrib.postgres.expressions import ArraySubquery
+from django.db.models import OuterRef
 
 from accounts.models import User
 from generation.errors import UnknownPreset
@@ -35,26 +38,43 @@ def expected_seconds(preset: Preset) -> int:
     """Median of the last completed clips of the preset; until there are any, VIDEO_EXPECTED_SECONDS scaled
     by its work.
     """
-    latest = GenerationJob.objects.filter(
-        preset=preset, state=GenerationJob.State.COMPLETED, generation_ms__isnull=False
+    return expected_seconds_of([preset])[preset.pk]
+
+
+def expected_seconds_of(presets: Iterable[Preset]) -> dict[int, int]:
+    """The same for several presets, by primary key, in one query."""
+    done = GenerationJob.objects.filter(
+        preset=OuterRef("pk"), state=GenerationJob.State.COMPLETED, generation_ms__isnull=False
     )
-    times = list(latest.order_by("-finished_at").values_list("generation_ms", flat=True)[:SAMPLE])
-    measured = [milliseconds for milliseconds in times if milliseconds is not None]
-    if measured:
-        return max(1, round(statistics.median(measured) / 1000))
+    latest = done.order_by("-finished_at").values_list("generation_ms", flat=True)[:SAMPLE]
+    presets = list(presets)
+    rows = Preset.objects.filter(pk__in=[preset.pk for preset in presets]).order_by()
+    measured = dict(rows.values_list("pk", ArraySubquery(latest)))
+    return {preset.pk: _usual_seconds(preset, measured.get(preset.pk, [])) for preset in presets}
+
+
+def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
+    if milliseconds:
+        return max(1, round(statistics.median(milliseconds) / 1000))
     work = preset.num_frames * preset.num_inference_steps / (16 * 20)
     return max(1, round(settings.VIDEO_EXPECTED_SECONDS * work))
 
 
 def quote(*, preset: Preset, user: User | None = None) -> Quote:
-    return Quote(
-        preset=preset, cost=price(preset=preset, user=user), expected_seconds=expected_seconds(preset)
-    )
+    return _quotes([preset], user)[0]
 
 
 def quotes(*, user: User | None = None) -> list[Quote]:
     """Every preset on offer, in the order staff gave them."""
-    return [quote(preset=preset, user=user) for preset in Preset.objects.filter(enabled=True)]
+    return _quotes(list(Preset.objects.filter(enabled=True)), user)
+
+
+def _quotes(presets: list[Preset], user: User | None) -> list[Quote]:
+    expected = expected_seconds_of(presets)
+    return [
+        Quote(preset=preset, cost=price(preset=preset, user=user), expected_seconds=expected[preset.pk])
+        for preset in presets
+    ]
 
 
 def default_preset() -> Preset:

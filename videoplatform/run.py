@@ -38,6 +38,7 @@ PROGRAMS = ("postgres", "web", "worker", "reconciler", "gpu_node", "bot")
 # In the environment of every process started here, so that a later start finds what an earlier one left behind.
 MARK = "VIDEOPLATFORM_RUN"
 ENDED, NOT_STARTED = "ended unexpectedly; it is started again", "did not start; trying again"
+GIVEN_UP = "is not started again: mend what it says above, and start anew. Everything else goes on"
 
 
 class CannotRun(Exception):
@@ -262,7 +263,8 @@ class PlatformSupervisor(Supervisor):
         with suppress(ProcessLookupError):  # the usual case: nothing is left of the group
             os.killpg(process.pid, signal.SIGKILL)
         if isinstance(event, events.ProcessStateExitedEvent):
-            self._console.say(f"{process.config.name:>10} | {ENDED}")
+            self._console.pump()  # its last words come first
+            self._console.say(f"{process.config.name:>10} | {GIVEN_UP if event.expected else ENDED}")
 
     def _on_failed_start(self, event: events.ProcessStateEvent) -> None:
         self._console.say(f"{event.process.config.name:>10} | {NOT_STARTED}")

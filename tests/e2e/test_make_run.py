@@ -16,14 +16,16 @@ import pytest
 
 from tests.stack import COMMANDS, Stack
 from videoplatform.instance import BASE_DIR, Instance, InstanceFailed
+from videoplatform.run import GIVEN_UP
 
 pytestmark = pytest.mark.e2e
-ALWAYS = tuple(name for name in COMMANDS if name != "bot")  # there is no token
+ALWAYS = tuple(name for name in COMMANDS if name != "bot")
+NO_TOKEN = "from @BotFather: it has to be digits"
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack")) as running:
+    with Stack(tmp_path_factory.mktemp("stack"), {"TELEGRAM_BOT_TOKEN": "mistyped"}) as running:
         yield running
 
 
@@ -54,9 +56,12 @@ def healthy(url: str) -> bool:
         return False
 
 
-def test_every_program_runs_and_the_bot_only_with_a_token(stack: Stack) -> None:
+def test_every_program_runs_but_a_bot_with_a_wrong_token_which_is_tried_once(stack: Stack) -> None:
     for program in ALWAYS:
         eventually(f"{program} runs", lambda program=program: running_pid(stack, program) is not None)
+    eventually("the bot is given up", lambda: GIVEN_UP in stack.log.read_text())
+    said = stack.log.read_text()
+    assert said.index(NO_TOKEN) < said.index(GIVEN_UP)
     assert running_pid(stack, "bot") is None
 
 
@@ -163,6 +168,7 @@ def test_a_site_that_cannot_start_is_given_up_with_its_reason(tmp_path: Path) ->
 
 def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(tmp_path: Path) -> None:
     first = Stack(tmp_path).start()
+    assert running_pid(first, "bot") is None, "without a token there is nothing to start"
     orphans = [process for process in first.processes() if process.pid != first.pid]
     os.kill(first.pid, signal.SIGKILL)
     first.stop()
@@ -184,3 +190,4 @@ def test_stopping_leaves_no_process(
     _, alive = psutil.wait_procs(everything, timeout=30)
     assert alive == []
     assert "Stopped." in stack.log.read_text()
+    assert (stack.data_dir / "logs" / "bot.log").read_text().count(NO_TOKEN) == 1
