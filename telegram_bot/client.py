@@ -16,8 +16,6 @@ from telegram_bot.lane import LaneRequest
 
 TOKEN = re.compile(r"(\d{1,20}):[\w-]{1,200}", re.ASCII)
 UPDATES = 100
-# What the bot acts on; Telegram keeps the rest to itself.
-ALLOWED_UPDATES = ["message"]
 MEDIA_SECONDS = 300.0
 PERMANENT = (BadRequest, Forbidden, InvalidToken, ChatMigrated)
 
@@ -34,12 +32,14 @@ class BotClient(ExtBot[int]):
 
     __slots__ = ()
 
-    async def get_raw_updates(self, *, offset: int | None, timeout: int) -> list[dict[str, Any]]:
-        """Up to 100 updates after a wait of at most `timeout` seconds, unparsed.
+    async def get_raw_updates(
+        self, *, offset: int | None, timeout: int, kinds: list[str]
+    ) -> list[dict[str, Any]]:
+        """Up to 100 updates of these kinds after a wait of at most `timeout` seconds, unparsed.
 
         `get_updates` parses the whole batch: one update it does not understand would be fetched for ever.
         """
-        data = {"offset": offset, "timeout": timeout, "limit": UPDATES, "allowed_updates": ALLOWED_UPDATES}
+        data = {"offset": offset, "timeout": timeout, "limit": UPDATES, "allowed_updates": kinds}
         result = await self._post("getUpdates", data, read_timeout=timeout + 10.0)
         return [update for update in result if isinstance(update, dict)] if isinstance(result, list) else []
 

@@ -17,7 +17,7 @@ from typing import Any
 from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models import Q
-from django.utils import timezone
+from django.utils import timezone, translation
 from telegram import InputMediaVideo, Message, ReplyParameters
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, TelegramError
@@ -26,7 +26,7 @@ from accounts.models import CreditAccount
 from generation.database import DATABASE_AWAY, in_database
 from generation.events import JobEvent, hub
 from generation.models import GenerationJob
-from telegram_bot import backoff, lane, links, people, texts
+from telegram_bot import backoff, lane, links, people, speech
 from telegram_bot.client import (
     MEDIA_SECONDS,
     BotClient,
@@ -39,6 +39,8 @@ from telegram_bot.crew import Crew
 from telegram_bot.live import LiveStatus
 from telegram_bot.marks import written
 from telegram_bot.models import JobMessage
+from telegram_bot.texts import answers
+from telegram_bot.texts import jobs as words
 
 logger = logging.getLogger(__name__)
 
@@ -57,11 +59,12 @@ LONGEST_PAUSE = 300.0
 
 @dataclass(frozen=True)
 class Parcel:
-    """A row that is due, with all that is needed to send it. `balance` is in credits."""
+    """A row that is due, with all that is needed to send it. `balance` is in credits, `language` a code."""
 
     row: JobMessage
     job: GenerationJob
     balance: int
+    language: str
 
     @property
     def reply(self) -> ReplyParameters | None:
@@ -93,7 +96,7 @@ class Clip:
         if not file:
             file = await asyncio.to_thread(_read, job.video.name or "")
         facts = {
-            "caption": texts.caption(job, balance_left=parcel.balance),
+            "caption": words.caption(job, balance_left=parcel.balance),
             "width": job.width,
             "height": job.height,
             "duration": timedelta(milliseconds=job.duration_ms or 0),
@@ -115,8 +118,9 @@ def due(bot_id: int, *, besides: set[int]) -> list[tuple[int, uuid.UUID]]:
 
 @in_database
 def load(row_id: int) -> Parcel:
-    row = JobMessage.objects.select_related("job").get(pk=row_id)
-    return Parcel(row=row, job=row.job, balance=CreditAccount.objects.get(user=row.job.user_id).balance)
+    row = JobMessage.objects.select_related("job__user").get(pk=row_id)
+    balance = CreditAccount.objects.get(user=row.job.user_id).balance
+    return Parcel(row=row, job=row.job, balance=balance, language=speech.language_for(row.job.user))
 
 
 @in_database
@@ -213,7 +217,8 @@ class Outbox:
                     return
                 parcel = await load(row_id)
                 if parcel.row.state == Delivery.PENDING:
-                    await self._deliver(parcel)
+                    with translation.override(parcel.language):
+                        await self._deliver(parcel)
                 elif parcel.row.status_message_id is not None:
                     await self._remove_status(parcel.row, parcel.row.status_message_id)
         except DATABASE_AWAY as error:
@@ -293,7 +298,7 @@ class Outbox:
             return await self._send_video(parcel)
         if parcel.job.state == State.CANCELED:
             return await self._show_cancel(parcel)
-        return await self._say(parcel, texts.failed(parcel.job))
+        return await self._say(parcel, words.failed(parcel.job))
 
     async def _send_video(self, parcel: Parcel) -> Sent:
         if (parcel.job.size_bytes or 0) > MAX_UPLOAD_BYTES:
@@ -350,11 +355,11 @@ class Outbox:
 
     async def _send_link(self, parcel: Parcel) -> Sent:
         url = links.video_page(parcel.job)
-        return await self._say(parcel, texts.link_instead(parcel.job, balance_left=parcel.balance, url=url))
+        return await self._say(parcel, words.link_instead(parcel.job, balance_left=parcel.balance, url=url))
 
     async def _show_cancel(self, parcel: Parcel) -> Sent:
         """In the status message, without a sound: whoever canceled it knows."""
-        text, status = texts.canceled(parcel.job.prompt), parcel.row.status_message_id
+        text, status = answers.canceled(parcel.job.prompt), parcel.row.status_message_id
         if status is None:
             return await self._say(parcel, text)
         try:

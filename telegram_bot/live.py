@@ -10,16 +10,18 @@ from time import monotonic
 from weakref import WeakValueDictionary
 
 from aiolimiter import AsyncLimiter
+from django.utils import translation
 from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError
 
 from generation import pricing, scheduling
 from generation.database import DATABASE_AWAY, in_database
 from generation.events import hub
 from generation.models import GenerationJob
-from telegram_bot import texts
+from telegram_bot import speech
 from telegram_bot.client import BotClient, is_unmodified, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.models import JobMessage
+from telegram_bot.texts import jobs as words
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +48,21 @@ class StatusView:
 def status_text(job: GenerationJob) -> str:
     """What the status message of a live job says now."""
     position = scheduling.queue_positions([job]).get(job.pk)
-    return texts.generating(job, expected_seconds=pricing.expected_seconds(job.preset), position=position)
+    return words.generating(job, expected_seconds=pricing.expected_seconds(job.preset), position=position)
 
 
 @in_database
 def view_of(job_id: uuid.UUID) -> StatusView | None:
     """None when there is nothing to edit: no message, or the job has ended."""
     row = (
-        JobMessage.objects.select_related("job__preset")
+        JobMessage.objects.select_related("job__preset", "job__user")
         .filter(job=job_id, state=JobMessage.State.PENDING)
         .first()
     )
     if row is None or row.status_message_id is None or not row.job.is_live:
         return None
-    text = status_text(row.job)
+    with translation.override(speech.language_for(row.job.user)):
+        text = status_text(row.job)
     return StatusView(row.pk, row.chat_id, row.status_message_id, text, is_shown=text == row.last_text)
 
 

@@ -7,14 +7,15 @@ import signal
 import psycopg
 from telegram.error import InvalidToken, TelegramError
 
-from telegram_bot import backoff
+from telegram_bot import backoff, commands
 from telegram_bot.client import BotClient, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.delivery import Outbox
-from telegram_bot.handlers import Dispatcher, command_menu
-from telegram_bot.inbox import Inbox
+from telegram_bot.dispatcher import Dispatcher
 from telegram_bot.instance import only_instance, watch
 from telegram_bot.live import LiveStatus
+from telegram_bot.polling import poll_for_ever
+from telegram_bot.worker import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -78,13 +79,14 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
     crew = Crew()
     live = LiveStatus(bot=client, crew=crew)
     dispatcher = Dispatcher(bot=client, bot_id=bot_id, live=live)
-    inbox = Inbox(bot=client, bot_id=bot_id, crew=crew, handle=dispatcher.handle)
+    worker = Worker(bot=client, crew=crew, handle=dispatcher.handle)
     grace = 0.0
     try:
         crew.loop(watch(lock))
         crew.loop(_introduce(client))
-        crew.loop(inbox.run())
-        crew.loop(inbox.prune_for_ever())
+        crew.loop(poll_for_ever(client, bot_id, worker))
+        crew.loop(worker.pick_up_for_ever(bot_id))
+        crew.loop(worker.prune_for_ever())
         crew.loop(live.follow_events())
         crew.loop(live.follow_the_line())
         crew.loop(Outbox(bot=client, crew=crew, live=live).run())
@@ -102,7 +104,8 @@ async def _introduce(client: BotClient) -> None:
     for pause in backoff.delays():
         try:
             await client.delete_webhook()
-            await client.set_my_commands(command_menu())
+            for language, theirs in commands.languages():
+                await client.set_my_commands(commands.menu(language), language_code=theirs)
             return
         except InvalidToken:
             raise

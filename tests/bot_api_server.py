@@ -107,7 +107,7 @@ class BotApiServer:
         self.messages: list[Message] = []
         self.calls: list[Call] = []
         self.files: dict[str, bytes] = {}
-        self.commands: list[dict[str, str]] = []
+        self.menus: dict[str, list[dict[str, str]]] = {}  # by language code
         self.blocked_by: set[int] = set()
         self.webhook = ""
         self._held: set[str] = set()
@@ -298,7 +298,7 @@ class BotApiServer:
         return True
 
     def _on_set_my_commands(self, parameters: dict[str, Any]) -> bool:
-        self.commands = json.loads(parameters["commands"])
+        self.menus[parameters.get("language_code", "")] = json.loads(parameters["commands"])
         return True
 
     def _on_answer_callback_query(self, _: dict[str, Any]) -> bool:

@@ -242,10 +242,9 @@ def test_cancel_stops_the_newest_video_and_gives_the_credits_back(bot: Bot, ada:
 
 
 def test_the_menu_of_commands_is_set(bot: Bot):
-    wait_for(lambda: bot.telegram.commands)
-    assert [command["command"] for command in bot.telegram.commands] == [
-        "start", "video", "balance", "history", "cancel", "help",
-    ]  # fmt: skip
+    wait_for(lambda: len(bot.telegram.menus) == 2)
+    names = {language: [entry["command"] for entry in menu] for language, menu in bot.telegram.menus.items()}
+    assert names[""] == names["ru"] == ["video", "balance", "history", "cancel", "help"]
 
 
 # --- Groups -------------------------------------------------------------------------------------------------

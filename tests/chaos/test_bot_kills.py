@@ -70,10 +70,9 @@ def _finish(finish_job: Callable[..., Any], total: int) -> None:
     """Complete the oldest jobs, until `total` are completed or the next one was not answered yet."""
     GpuNode.objects.update(last_seen_at=timezone.now())
     while GenerationJob.objects.filter(state=GenerationJob.State.COMPLETED).count() < total:
-        oldest = JobMessage.objects.filter(job__state=GenerationJob.State.QUEUED).order_by("job__created_at")[
-            0
-        ]
-        if oldest.status_message_id is None:
+        queued = JobMessage.objects.filter(job__state=GenerationJob.State.QUEUED)
+        oldest = queued.order_by("job__created_at").first()
+        if oldest is None or oldest.status_message_id is None:
             return
         finish_job(oldest.job)
 

@@ -1,0 +1,94 @@
+"""What the bot answers to, and who handles it. Each module of `commands` registers its own with these decorators:
+
+@command("balance", menu=gettext_lazy("Show your credits"))   /balance
+@deep_link("link")                                            /start link_<argument>
+@button("cancel")                                             a button made by `data("cancel", argument)`
+@message("successful_payment")                                a message that has this field
+@update("pre_checkout_query")                                 an update of another kind, as it came
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from django.utils.functional import Promise
+
+from telegram_bot.requests import Incoming, Press, Request
+
+RequestHandler = Callable[[Request], Awaitable[None]]
+PressHandler = Callable[[Press], Awaitable[None]]
+UpdateHandler = Callable[[Incoming], Awaitable[None]]
+H = TypeVar("H")
+
+# Telegram's limit for what a button carries, in bytes.
+MAX_DATA = 64
+
+
+@dataclass(frozen=True)
+class Command:
+    """`menu` is what stands beside it in the menu; without it, the command works all the same."""
+
+    handler: RequestHandler
+    menu: Promise | str = ""
+
+
+COMMANDS: dict[str, Command] = {}
+DEEP_LINKS: dict[str, RequestHandler] = {}
+BUTTONS: dict[str, PressHandler] = {}
+MESSAGES: dict[str, RequestHandler] = {}
+UPDATES: dict[str, UpdateHandler] = {}
+
+
+def command(name: str, *, menu: Promise | str = "") -> Callable[[RequestHandler], RequestHandler]:
+    """Handles `/name`; what follows it is the request's argument."""
+
+    def register(handler: RequestHandler) -> RequestHandler:
+        COMMANDS[name] = Command(handler, menu)
+        return handler
+
+    return register
+
+
+def deep_link(prefix: str) -> Callable[[RequestHandler], RequestHandler]:
+    """Handles `t.me/<bot>?start=<prefix>_<argument>`, which Telegram brings as `/start <prefix>_<argument>`."""
+    return _into(DEEP_LINKS, prefix)
+
+
+def button(name: str) -> Callable[[PressHandler], PressHandler]:
+    """Handles presses on buttons whose data is `data(name, argument)`."""
+    return _into(BUTTONS, name)
+
+
+def message(field: str) -> Callable[[RequestHandler], RequestHandler]:
+    """Handles messages that have this field of Telegram's Message, such as `successful_payment`."""
+    return _into(MESSAGES, field)
+
+
+def update(kind: str) -> Callable[[UpdateHandler], UpdateHandler]:
+    """Handles updates of this kind; from then on Telegram is asked for them."""
+    return _into(UPDATES, kind)
+
+
+def data(name: str, argument: str = "") -> str:
+    """What a button carries, for `@button(name)`.
+
+    Raises:
+        ValueError: more than Telegram lets a button carry.
+    """
+    carried = f"{name}:{argument}"
+    if len(carried.encode()) > MAX_DATA:
+        raise ValueError(f"a button cannot carry {carried!r}")
+    return carried
+
+
+def kinds_of_updates() -> list[str]:
+    """What Telegram is asked for; it keeps the rest to itself."""
+    return ["message", "callback_query", *UPDATES]
+
+
+def _into(handlers: dict[str, H], name: str) -> Callable[[H], H]:
+    def register(handler: H) -> H:
+        handlers[name] = handler
+        return handler
+
+    return register
