@@ -58,8 +58,9 @@ def serving(folder: Path, **environment: str) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gunicorn", "videoplatform.asgi:application", "--worker-class", "asgi"]
-    options = ["--bind", f"127.0.0.1:{port}", "--graceful-timeout", "5", "--no-control-socket"]
+    command = [sys.executable, "-m", "gunicorn", "videoplatform.asgi:application"]
+    worker = ["--worker-class", "videoplatform.web_worker.WebWorker"]
+    options = [*worker, "--bind", f"127.0.0.1:{port}", "--graceful-timeout", "5", "--no-control-socket"]
     log = folder / "web.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -1,5 +1,6 @@
-"""The longest request body. Django looks at its size only after it has written all of it to the disk."""
+"""The longest request body, and the slowest. Django looks at a body only after it has written all of it to the disk."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -8,50 +9,72 @@ from django.core.exceptions import RequestDataTooBig
 from django.http import HttpResponse, JsonResponse
 from django.template.loader import render_to_string
 
-from generation.api_errors import API_PREFIX, describe
+from generation.api_errors import API_PREFIX, Problem, describe
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
+# Bytes a second that a body must come at, once REQUEST_SECONDS have passed: a poor telephone line.
+SLOWEST = 1024
+TOO_LONG = describe(RequestDataTooBig())
+TOO_SLOW = Problem(408, "request_timeout", "The request did not arrive in time.")
 
-class BodyTooLong(Exception):
-    """More came than any door of ours takes."""
+
+class BodyRefused(Exception):
+    """More came than any door of ours takes, or it came too slowly."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
 
 
 class BodyLimit:
-    """In front of Django: refuse with 413 what is longer than MAX_REQUEST_BYTES, by its header or while it comes."""
+    """In front of Django: refuse with 413 what is longer than MAX_REQUEST_BYTES, by its header or while it comes, and
+    with 408 what stalls. A body that is waited for holds neither a thread nor a database connection.
+    """
 
     def __init__(self, inner: App) -> None:
         self._inner = inner
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        counted = _Counted(receive, send)
+        watched = _Watched(receive, send)
         try:
             if _announced(scope) > settings.MAX_REQUEST_BYTES:
-                raise BodyTooLong
-            await self._inner(scope, counted.receive, counted.send)
-        except BodyTooLong:
-            if counted.answered:
+                raise BodyRefused(TOO_LONG)
+            await self._inner(scope, watched.receive, watched.send)
+        except BodyRefused as refused:
+            if watched.answered:
                 raise
-            await _refuse(scope["path"], send)
+            await _refuse(scope["path"], refused.problem, send)
 
 
-class _Counted:
-    """The two ends of one request, the bytes that came counted."""
+class _Watched:
+    """The two ends of one request, the bytes that came counted and timed."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self._bytes = 0
+        self._begun = asyncio.get_running_loop().time()
+        self._complete = False
         self.answered = False
 
     async def receive(self) -> Message:
-        message = await self._receive()
+        message = await self._next()
         self._bytes += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
         if self._bytes > settings.MAX_REQUEST_BYTES:
-            raise BodyTooLong
+            raise BodyRefused(TOO_LONG)
         return message
+
+    async def _next(self) -> Message:
+        if self._complete:  # what is waited for now is the end of the connection
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._begun + settings.REQUEST_SECONDS + self._bytes / SLOWEST):
+                return await self._receive()
+        except TimeoutError:
+            raise BodyRefused(TOO_SLOW) from None
 
     async def send(self, message: Message) -> None:
         self.answered = True
@@ -66,13 +89,12 @@ def _announced(scope: Message) -> int:
     return 0
 
 
-async def _refuse(path: str, send: Send) -> None:
+async def _refuse(path: str, problem: Problem, send: Send) -> None:
     """The rest is not read, so the connection cannot be used again."""
-    problem = describe(RequestDataTooBig())
     response = (
         JsonResponse(problem.body)
         if path.startswith(API_PREFIX)
-        else HttpResponse(render_to_string("413.html"))
+        else HttpResponse(render_to_string(f"{problem.status}.html"))
     )
     headers = [
         (b"content-type", response["Content-Type"].encode()),

@@ -253,6 +253,8 @@ ALLAUTH_TRUSTED_PROXY_COUNT = int(BEHIND_PROXY)  # whose address is counted when
 X_FRAME_OPTIONS = "DENY"
 # Nothing is uploaded here: prompts and forms are small.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
+# For the head of a request, and for its body before a least speed is asked of it.
+REQUEST_SECONDS = env.float("REQUEST_SECONDS", 20.0)
 CONTENT_SECURITY_POLICY = {
     # unfold's Alpine needs unsafe-eval and style attributes, Swagger UI an inline script: the strict policy
     # is for every other page.

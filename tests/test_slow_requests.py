@@ -1,0 +1,94 @@
+"""Clients that say too slowly what they want, over real sockets to the server that `make run` starts."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.test_sse import Server, serving
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+PATIENCE = 30.0
+SECONDS = "1.5"
+
+
+@pytest.fixture
+def server(transactional_db: None, tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path, REQUEST_SECONDS=SECONDS) as running:
+        yield running
+
+
+def connected(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
+
+
+def post(path: str, length: int) -> bytes:
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    answer = b""
+    while chunk := connection.recv(65536):
+        answer += chunk
+    return answer
+
+
+def test_stalled_requests_are_ended_and_hold_nobody_up_meanwhile(server: Server) -> None:
+    silent, half = connected(server), connected(server)
+    half.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: local")
+    api, page = connected(server), connected(server)
+    for connection, path in ((api, "/v1/videos"), (page, "/videos/")):
+        connection.sendall(post(path, 1000) + b'{"prompt"')
+    many = [connected(server) for _ in range(100)]
+    for connection in many:
+        connection.sendall(post("/v1/videos", 1000))
+    assert httpx.get(f"{server.url}/healthz", timeout=PATIENCE).status_code == 200
+    refused = all_of(api)
+    assert refused.startswith(b"HTTP/1.1 408 ")
+    assert b'"code": "request_timeout"' in refused
+    assert all_of(page).startswith(b"HTTP/1.1 408 ")
+    assert all(all_of(connection).startswith(b"HTTP/1.1 408 ") for connection in many)
+    assert all_of(silent) == b""
+    assert all_of(half) == b""
+    for connection in (silent, half, api, page, *many):
+        connection.close()
+    assert httpx.get(f"{server.url}/healthz", timeout=PATIENCE).status_code == 200
+
+
+def test_a_body_that_only_drips_is_ended_too(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(post("/v1/videos", 1000))
+        begun = time.monotonic()
+        try:
+            while time.monotonic() - begun < PATIENCE:
+                connection.sendall(b" ")
+                connection.settimeout(0.2)
+                try:
+                    answer = connection.recv(65536)
+                except TimeoutError:
+                    continue
+                break
+        finally:
+            connection.settimeout(PATIENCE)
+        assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_slow_but_steady_upload_arrives_and_a_connection_may_be_used_again(server: Server) -> None:
+    body = b'{"prompt": "' + b"a" * 8000 + b'"}'
+    with connected(server) as connection:
+        for _ in range(2):
+            connection.sendall(post("/v1/videos", len(body)))
+            for start in range(0, len(body), 800):
+                connection.sendall(body[start : start + 800])
+                time.sleep(0.25)  # 3 kB/s: longer than REQUEST_SECONDS in all
+            answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 401 "), "all of it was read: a key is what is missing"
