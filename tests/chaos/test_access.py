@@ -35,6 +35,7 @@ SECRET = "quokka"
 # All that a visitor may see. An address that is new asks for a sign-in, or is put here with open eyes.
 PUBLIC = {
     "healthz",
+    "metrics",
     "dashboard",
     "start",
     "api-schema",

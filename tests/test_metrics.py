@@ -1,0 +1,117 @@
+"""`/metrics`: what Prometheus reads, and who may."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+from django.db.models.functions import Now
+from django.test import Client
+from prometheus_client.parser import text_string_to_metric_families
+
+from generation import lifecycle
+from generation.models import GenerationJob, GpuNode, JobAttempt
+
+pytestmark = pytest.mark.django_db
+
+
+def read(**headers: str) -> dict[tuple[str, ...], float]:
+    """Every sample by its name and the values of its labels, these in the order of their names."""
+    answer = Client().get("/metrics", headers=headers)
+    assert answer.status_code == 200, answer.content
+    assert answer.headers["Content-Type"].startswith("text/plain; version=")
+    families = text_string_to_metric_families(answer.content.decode())
+    return {
+        (
+            sample.name.removeprefix("videoplatform_"),
+            *(value for _, value in sorted(sample.labels.items())),
+        ): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def submit(user: Any, **fields: Any) -> GenerationJob:
+    return lifecycle.submit(user=user, prompt="a red ball", source="api", **fields)
+
+
+def test_jobs_credits_and_nodes_are_told(settings, user, make_user, node, start_job, finish_job):
+    settings.VIDEO_COOLDOWN_SECONDS = 0
+    finish_job(submit(user))
+    attempt = start_job(submit(user))
+    lifecycle.attempt_failed(attempt_id=attempt.pk, code="generation_failed", message="no", error="no")
+    running = start_job(submit(user))
+    JobAttempt.objects.filter(pk=running.pk).update(silent_since=Now())
+    waiting = submit(make_user("bob"))
+    GenerationJob.objects.filter(pk=waiting.pk).update(created_at=Now() - timedelta(minutes=2))
+    told = read()
+    assert [told["jobs", state] for state in ("queued", "running", "storing")] == [1, 1, 0]
+    assert told["jobs_ended_total", "", "completed"] == 1
+    assert told["jobs_ended_total", "generation_failed", "failed"] == 1
+    assert 119 < told["queue_oldest_seconds",] < 300
+    assert told["credits_moved_total", "reserve"] == 200
+    assert (told["credits_moved_total", "capture"], told["credits_moved_total", "release"]) == (50, 50)
+    assert (told["credits_owned",], told["credits_held",]) == (950, 100)
+    assert [told[f"node_{fact}", "node-1"] for fact in ("ready", "enabled", "set_aside")] == [1, 1, 0]
+    assert [told[f"node_{fact}", "node-1"] for fact in ("open_attempts", "silent_attempts")] == [1, 1]
+    assert told["node_failures_in_a_row", "node-1"] == 1
+    assert told["tasks",] > 0
+    assert told["telegram_backlog",] == 0
+
+
+def test_a_node_that_is_gone_is_not_ready(node):
+    GpuNode.objects.update(last_seen_at=Now() - timedelta(minutes=5))
+    told = read()
+    assert told["node_ready", "node-1"] == 0
+    assert told["node_heard_seconds", "node-1"] == pytest.approx(300, abs=30)
+    assert told["reconciler_heard_seconds",] == pytest.approx(300, abs=30)
+
+
+def test_an_empty_installation_has_metrics_too():
+    told = read()
+    assert (told["jobs", "queued"], told["queue_oldest_seconds",], told["credits_owned",]) == (0, 0, 0)
+
+
+def test_the_number_of_queries_does_not_grow_with_nodes_and_jobs(
+    user, node, settings, django_assert_max_num_queries
+):
+    settings.VIDEO_COOLDOWN_SECONDS = 0
+    for number in range(5):
+        submit(user)
+        GpuNode.objects.create(name=f"more-{number}", base_url=f"http://10.0.0.{number}")
+    with django_assert_max_num_queries(14):
+        read()
+
+
+@pytest.mark.parametrize(
+    "request_from",
+    [
+        {"REMOTE_ADDR": "10.1.2.3"},
+        {"REMOTE_ADDR": ""},
+        {"HTTP_X_FORWARDED_FOR": "127.0.0.1"},
+        {"HTTP_FORWARDED": "for=127.0.0.1"},
+    ],
+)
+def test_without_a_token_only_this_machine_may_read(request_from):
+    assert Client(**request_from).get("/metrics").status_code == 404
+
+
+def test_behind_a_proxy_nobody_may_without_a_token(settings):
+    settings.BEHIND_PROXY = True
+    assert Client().get("/metrics").status_code == 404
+
+
+@pytest.mark.parametrize("said", ["", "Bearer wrong", "Bearer sécret", "secret", "Basic c2VjcmV0"])
+def test_with_a_token_only_who_has_it_may_read_from_wherever(settings, said):
+    settings.METRICS_TOKEN = "secret"
+    assert Client().get("/metrics", headers={"Authorization": said}).status_code == 404
+    elsewhere = Client(REMOTE_ADDR="10.1.2.3", HTTP_X_FORWARDED_FOR="10.9.9.9")
+    assert elsewhere.get("/metrics", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_a_database_that_is_away_is_said(monkeypatch):
+    def away(*_: Any, **__: Any) -> None:
+        raise OperationalError("the server is gone")
+
+    monkeypatch.setattr(connection, "cursor", away)
+    assert Client().get("/metrics").status_code == 503

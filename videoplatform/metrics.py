@@ -1,0 +1,181 @@
+"""`/metrics` for Prometheus: how the platform stands, read from the database when it is asked.
+
+Every process and host gives the same answer, because nothing is counted in memory. Names and meanings are in
+docs/operations.md.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
+from ipaddress import ip_address
+
+from django.conf import settings
+from django.db.models import Count, F, Max, Min, Q, QuerySet, Sum
+from django.db.models.functions import Abs, Greatest, Now
+from django.http import HttpRequest, HttpResponse
+from django.utils.crypto import constant_time_compare
+from django.views.decorators.cache import never_cache
+from django_q.models import OrmQ
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from accounts.models import CreditAccount, CreditTransaction
+from generation.database import DATABASE_AWAY
+from generation.models import GenerationJob, GpuNode, JobAttempt, UnclaimedFile
+from telegram_bot.models import JobMessage
+
+logger = logging.getLogger(__name__)
+State = GenerationJob.State
+
+
+@never_cache
+def metrics(request: HttpRequest) -> HttpResponse:
+    """For who has METRICS_TOKEN; without one in the settings, for this very machine. For all others there is none."""
+    if not _may_read(request):
+        return HttpResponse("There is nothing here.\n", status=404, content_type="text/plain")
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(PlatformCollector())
+    try:
+        return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+    except DATABASE_AWAY as error:
+        logger.error("no metrics, the database does not answer: %s", str(error).strip())
+        return HttpResponse("The database does not answer.\n", status=503, content_type="text/plain")
+
+
+def _may_read(request: HttpRequest) -> bool:
+    if settings.METRICS_TOKEN:
+        said = request.META.get("HTTP_AUTHORIZATION", "")
+        return constant_time_compare(said, f"Bearer {settings.METRICS_TOKEN}")
+    # Behind a proxy everybody comes from the proxy's address, which is often this machine.
+    passed_on = settings.BEHIND_PROXY or {"HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR"} & set(request.META)
+    return not passed_on and _is_this_machine(request.META.get("REMOTE_ADDR", ""))
+
+
+def _is_this_machine(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+class PlatformCollector(Collector):
+    """What is asked of the database, one subject a method."""
+
+    def collect(self) -> Iterable[Metric]:
+        subjects: tuple[Callable[[], Iterator[Metric]], ...] = (
+            self.jobs,
+            self.nodes,
+            self.credits,
+            self.deliveries,
+            self.background,
+        )
+        for subject in subjects:
+            yield from subject()
+
+    def jobs(self) -> Iterator[Metric]:
+        live = GaugeMetricFamily("videoplatform_jobs", "Jobs that have not ended.", labels=["state"])
+        ended = CounterMetricFamily(
+            "videoplatform_jobs_ended",
+            "Jobs that have ended, by state and error code.",
+            labels=["state", "code"],
+        )
+        counts = GenerationJob.objects.order_by().values("state", "error_code").annotate(number=Count("pk"))
+        now = dict.fromkeys(GenerationJob.LIVE, 0)
+        for row in counts:
+            if row["state"] in now:
+                now[State(row["state"])] += row["number"]
+            else:
+                ended.add_metric([row["state"], row["error_code"]], row["number"])
+        for state, number in now.items():
+            live.add_metric([state], number)
+        yield live
+        yield ended
+        yield _gauge(
+            "videoplatform_queue_oldest_seconds",
+            "How long the job that was queued first has waited; 0 without any.",
+            _oldest(GenerationJob.objects.filter(state=State.QUEUED), "created_at"),
+        )
+
+    def nodes(self) -> Iterator[Metric]:
+        families = {
+            name: GaugeMetricFamily(f"videoplatform_node_{name}", says, labels=["node"])
+            for name, says in (
+                ("ready", "1: it answered lately and takes work."),
+                ("enabled", "1: staff have it switched on."),
+                ("set_aside", "1: it failed too often and gets no jobs."),
+                ("open_attempts", "Jobs it holds."),
+                ("silent_attempts", "Jobs of it that it does not answer for."),
+                ("failures_in_a_row", "Attempts in a row that came to nothing."),
+                ("heard_seconds", "Since it was last heard of."),
+            )
+        }
+        ready = set(GpuNode.objects.healthy().values_list("pk", flat=True))
+        is_open = Q(attempts__state=JobAttempt.State.OPEN)
+        rows = GpuNode.objects.annotate(
+            held=Count("attempts", filter=is_open),
+            silent=Count("attempts", filter=is_open & Q(attempts__silent_since__isnull=False)),
+            age=Now() - F("last_seen_at"),
+        )
+        for node in rows:
+            add = {name: family.add_metric for name, family in families.items()}
+            add["ready"]([node.name], node.pk in ready)
+            add["enabled"]([node.name], node.enabled)
+            add["set_aside"]([node.name], node.set_aside_at is not None)
+            add["open_attempts"]([node.name], node.held)
+            add["silent_attempts"]([node.name], node.silent)
+            add["failures_in_a_row"]([node.name], node.consecutive_failures)
+            if node.age is not None:
+                add["heard_seconds"]([node.name], node.age.total_seconds())
+        yield from families.values()
+
+    def credits(self) -> Iterator[Metric]:
+        moved = CounterMetricFamily(
+            "videoplatform_credits_moved", "Credits in entries of the ledger, by kind.", labels=["kind"]
+        )
+        amount = Greatest(Abs("posted_delta"), Abs("held_delta"))
+        kinds = CreditTransaction.objects.order_by().values("kind").annotate(credits=Sum(amount))
+        for row in kinds:
+            moved.add_metric([row["kind"]], row["credits"])
+        yield moved
+        totals = CreditAccount.objects.aggregate(posted=Sum("posted"), held=Sum("held"))
+        yield _gauge("videoplatform_credits_owned", "Credits in all wallets.", totals["posted"] or 0)
+        yield _gauge("videoplatform_credits_held", "Credits held for live jobs.", totals["held"] or 0)
+
+    def deliveries(self) -> Iterator[Metric]:
+        messages = GaugeMetricFamily(
+            "videoplatform_telegram_messages", "Results for Telegram, by state.", labels=["state"]
+        )
+        counts = JobMessage.objects.order_by().values("state").annotate(number=Count("pk"))
+        numbers = {row["state"]: row["number"] for row in counts}
+        for state in JobMessage.State.values:
+            messages.add_metric([state], numbers.get(state, 0))
+        yield messages
+        late = JobMessage.objects.filter(state=JobMessage.State.PENDING, job__finished_at__isnull=False)
+        yield _gauge(
+            "videoplatform_telegram_backlog", "Finished jobs whose result is not out yet.", late.count()
+        )
+        yield _gauge(
+            "videoplatform_telegram_backlog_oldest_seconds",
+            "How long ago the first of them finished; 0 without any.",
+            _oldest(late, "job__finished_at"),
+        )
+
+    def background(self) -> Iterator[Metric]:
+        yield _gauge("videoplatform_tasks", "Tasks that a worker has not done.", OrmQ.objects.count())
+        overdue = UnclaimedFile.objects.filter(remove_after__lt=Now()).count()
+        yield _gauge("videoplatform_files_to_remove", "Stored files that should be gone.", overdue)
+        heard: timedelta | None = GpuNode.objects.aggregate(age=Now() - Max("last_seen_at"))["age"]
+        if heard is not None:
+            says = "Since any node was heard of: when it grows, the reconciler or all nodes are down."
+            yield _gauge("videoplatform_reconciler_heard_seconds", says, heard.total_seconds())
+
+
+def _gauge(name: str, says: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, says, value=value)
+
+
+def _oldest(rows: "QuerySet", moment: str) -> float:
+    """Seconds since the first of these moments; 0 when there are none."""
+    age: timedelta | None = rows.aggregate(age=Now() - Min(moment))["age"]
+    return 0.0 if age is None else max(0.0, age.total_seconds())
