@@ -1,23 +1,55 @@
-"""What the admin pages of every app share: rows that are only looked at, and a page that asks before it acts."""
+"""What the admin pages of every app share: rows that are only looked at, changes that are written down, lists that
+stay fast, and a page that asks before it acts."""
 
+import uuid
 from collections.abc import Callable
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 from django import forms
 from django.contrib import messages
-from django.contrib.admin.models import CHANGE, LogEntry
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import unquote
-from django.db.models import Model
+from django.core.paginator import Paginator
+from django.db import transaction
+from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminTextInputWidget
 
-from accounts.models import User
+from accounts.errors import LedgerError
+from accounts.staff import log
+from accounts.staff.clerks import Clerk
+from accounts.staff.errors import DoneBefore, Refused
+
+# A page that names more rows than this is not read before it is confirmed.
+MOST_CHOSEN = 500
+# Nobody pages further than this; to count all of a large table takes longer than to show it.
+MOST_COUNTED = 10_000
+HIDDEN = "********"
 
 
-class ReadOnlyAdmin(ModelAdmin):
+class ShortPaginator(Paginator):
+    """Counts no further than MOST_COUNTED rows, so that a list takes the same time however many there are."""
+
+    @cached_property
+    def count(self) -> int:
+        rows: QuerySet[Any] = self.object_list  # type: ignore[assignment]
+        return rows.order_by()[:MOST_COUNTED].count()
+
+
+class FastAdmin(ModelAdmin):
+    """A list that takes the same time however many rows there are."""
+
+    paginator = ShortPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 0
+
+
+class ReadOnlyAdmin(FastAdmin):
     """Rows to look at. Only the service itself writes them."""
 
     def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
@@ -30,16 +62,59 @@ class ReadOnlyAdmin(ModelAdmin):
         return False
 
 
-class ReasonForm(forms.Form):
-    """Why it is done: written into the books or the history, shown to the person it is about."""
+class LoggedAdmin(FastAdmin):
+    """Rows that staff edit in a form. What was changed goes into the log of acts, in the same transaction."""
+
+    # Fields whose values nobody is shown, not even in the log.
+    secret_fields: tuple[str, ...] = ()
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        request._form_of_act = form  # type: ignore[attr-defined]  # log_change below has only the request
+        super().save_model(request, obj, form, change)
+
+    def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        self._record(request, obj, "add")
+        return super().log_addition(request, obj, message)
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        self._record(request, obj, "change")
+        return super().log_change(request, obj, message)
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        for obj in queryset:
+            self._record(request, obj, "delete")
+        return super().log_deletions(request, queryset)
+
+    def _record(self, request: HttpRequest, obj: Model, verb: str) -> None:
+        form: Any = getattr(request, "_form_of_act", None)
+        names = form.changed_data if form is not None else ()
+        log.record(
+            clerk=Clerk.of(request),
+            act=f"{self.opts.model_name}.{verb}",
+            subject=obj,
+            before={name: self._shown(name, form.initial.get(name)) for name in names if verb != "add"},
+            after={name: self._shown(name, form.cleaned_data.get(name)) for name in names},
+        )
+
+    def _shown(self, name: str, value: Any) -> Any:
+        return HIDDEN if name in self.secret_fields and value else value
+
+
+class OnceForm(forms.Form):
+    """A form that is carried out once, however often it is sent: each page that shows it gives it another id."""
+
+    once = forms.UUIDField(widget=forms.HiddenInput, initial=uuid.uuid4)
+
+
+class ReasonForm(OnceForm):
+    """Why it is done: written into the books or the log."""
 
     reason = forms.CharField(
-        max_length=200, widget=UnfoldAdminTextInputWidget, help_text="The person it is about sees it."
+        max_length=200, widget=UnfoldAdminTextInputWidget, help_text="The person it is about may see it."
     )
 
 
-class Refused(Exception):
-    """The action is impossible; the message says why."""
+Act = Callable[[Clerk, dict[str, Any]], str]
 
 
 def row(admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
@@ -53,35 +128,36 @@ def row(admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
 def ask(
     admin: ModelAdmin,
     request: HttpRequest,
-    obj: Model,
+    subject: Model | QuerySet[Any],
     *,
     title: str,
     explanation: str,
-    act: Callable[[dict[str, Any]], str],
+    act: Act,
     form_class: type[forms.Form] = ReasonForm,
+    initial: dict[str, Any] | None = None,
 ) -> HttpResponse:
-    """A page with a form and one button. GET asks; POST calls `act` with what was filled in, and goes back.
+    """A page with a form and one button. The first request asks; the form's own POST calls `act` and goes back.
 
-    act: returns what is told afterwards; raises Refused when it is impossible.
+    subject: the row it is about, or the rows that were chosen in a list.
+    act: gets who acts and what was filled in; returns what is told afterwards; raises Refused or LedgerError
+        when it is impossible.
     """
-    form = form_class(request.POST) if request.method == "POST" else form_class()
-    if request.method == "POST" and form.is_valid():
-        try:
-            done = act(form.cleaned_data)
-        except Refused as refusal:
-            form.add_error(None, str(refusal))
-        else:
-            _write_down(request, obj, done)
-            messages.success(request, done)
-            return _back(admin, obj)
+    if isinstance(subject, QuerySet) and subject[: MOST_CHOSEN + 1].count() > MOST_CHOSEN:
+        messages.error(request, f"Please choose at most {MOST_CHOSEN} at a time.")
+        return HttpResponseRedirect(request.get_full_path())
+    sent = request.method == "POST" and "once" in request.POST
+    form = form_class(request.POST) if sent else form_class(initial=initial)
+    if sent and form.is_valid() and _done(request, form, act):
+        return HttpResponseRedirect(_back(admin, request, subject))
     context = {
         **admin.admin_site.each_context(request),
         "opts": admin.opts,
-        "original": obj,
+        "original": None if isinstance(subject, QuerySet) else subject,
         "title": title,
         "explanation": explanation,
         "form": form,
-        "back": _address(admin, obj),
+        "back": _back(admin, request, subject),
+        "carried": _carried(request, subject),
     }
     return TemplateResponse(request, "admin/ask.html", context)
 
@@ -89,20 +165,33 @@ def ask(
 def say_why_not(admin: ModelAdmin, request: HttpRequest, obj: Model, why: str) -> HttpResponse:
     """Back to the object, with the reason why the action was not even asked about."""
     messages.error(request, why)
-    return _back(admin, obj)
+    return HttpResponseRedirect(_back(admin, request, obj))
 
 
-def _back(admin: ModelAdmin, obj: Model) -> HttpResponse:
-    return HttpResponseRedirect(_address(admin, obj))
+def _done(request: HttpRequest, form: forms.Form, act: Act) -> bool:
+    """Whether there is nothing left to ask."""
+    try:
+        with transaction.atomic():
+            messages.success(request, act(Clerk.of(request), form.cleaned_data))
+    except DoneBefore as before:
+        messages.info(request, str(before))
+    except (Refused, LedgerError) as refusal:
+        form.add_error(None, str(refusal))
+        return False
+    return True
 
 
-def _address(admin: ModelAdmin, obj: Model) -> str:
+def _back(admin: ModelAdmin, request: HttpRequest, subject: Model | QuerySet[Any]) -> str:
+    if isinstance(subject, QuerySet):
+        return request.get_full_path()
     return reverse(
-        f"{admin.admin_site.name}:{admin.opts.app_label}_{admin.opts.model_name}_change", args=[obj.pk]
+        f"{admin.admin_site.name}:{admin.opts.app_label}_{admin.opts.model_name}_change", args=[subject.pk]
     )
 
 
-def _write_down(request: HttpRequest, obj: Model, done: str) -> None:
-    LogEntry.objects.log_actions(
-        cast(User, request.user).pk, [obj], CHANGE, change_message=done, single_object=True
-    )
+def _carried(request: HttpRequest, subject: Model | QuerySet[Any]) -> list[tuple[str, str]]:
+    """What a list sends again with the form: the rows themselves, because others may match its filters by then."""
+    if not isinstance(subject, QuerySet):
+        return []
+    chosen = [(ACTION_CHECKBOX_NAME, str(pk)) for pk in subject.values_list("pk", flat=True)]
+    return [("action", request.POST.get("action", "")), ("index", "0"), *chosen]

@@ -262,3 +262,17 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
+
+
+# Models of a module of their own.
+from accounts.staff.models import Ban, StaffAct, UserLimits  # noqa: E402
+
+__all__ = [
+    "ApiKey",
+    "Ban",
+    "CreditAccount",
+    "CreditTransaction",
+    "StaffAct",
+    "User",
+    "UserLimits",
+]

@@ -1,14 +1,16 @@
-"""A wallet and the sign-up grant for every created user, by whichever door they were created."""
+"""A wallet and the sign-up grant for every created user, by whichever door; the roles that come with the service."""
 
 from typing import Any
 
+from django.apps import AppConfig, apps
 from django.conf import settings
 from django.db import transaction
-from django.db.models.signals import post_save
+from django.db.models.signals import post_migrate, post_save
 from django.dispatch import receiver
 
 from accounts import ledger
 from accounts.models import User
+from accounts.staff import roles
 
 
 @receiver(post_save, sender=User, dispatch_uid="accounts.open_wallet")
@@ -24,3 +26,10 @@ def open_wallet(instance: User, created: bool, raw: bool = False, **_: Any) -> N
                 reason="Welcome credits",
                 external_id=ledger.welcome_id(instance),
             )
+
+
+@receiver(post_migrate, dispatch_uid="accounts.install_roles")
+def install_roles(sender: AppConfig, **_: Any) -> None:
+    """Once, when the last app has its permissions."""
+    if sender is [app for app in apps.get_app_configs() if app.models_module][-1]:
+        roles.install()

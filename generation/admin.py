@@ -1,7 +1,7 @@
 """Jobs, nodes and presets, for staff."""
 
 import uuid
-from typing import Any, cast
+from typing import Any
 
 from django import forms
 from django.contrib import admin
@@ -14,16 +14,16 @@ from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django_q.models import OrmQ, Schedule, Success
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from accounts.admin_pages import ReadOnlyAdmin, Refused, ask, row, say_why_not
-from accounts.errors import LedgerError
-from accounts.models import User
+from accounts.admin_pages import LoggedAdmin, ReadOnlyAdmin, ask, row, say_why_not
+from accounts.staff.clerks import Clerk
 from generation import breaker, lifecycle, public_ids
-from generation.errors import BeingStored, GenerationError
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
+from generation.staff import jobs
+from generation.staff.jobs import why_not_cancel, why_not_refund
 from generation.streaming import serve_file
 
 State = GenerationJob.State
@@ -116,13 +116,11 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         ("File", {"fields": ("width", "height", "stored_frames", "duration_ms", "size_bytes", "deleted_at")}),
     )
 
-    def has_cancel_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return _may(request, "generation.change_generationjob")
+    def has_cancel_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.cancel_job")
 
-    def has_refund_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return _may(request, "generation.change_generationjob") and _may(
-            request, "accounts.add_credittransaction"
-        )
+    def has_refund_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.refund_job")
 
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", search_term: str
@@ -190,11 +188,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         if why := why_not_cancel(job):
             return say_why_not(self, request, job, why)
 
-        def stop(wish: dict[str, Any]) -> str:
-            try:
-                lifecycle.cancel(job=job, actor=cast(User, request.user), reason=wish["reason"])
-            except GenerationError as error:
-                raise Refused(error.message) from error
+        def stop(clerk: Clerk, wish: dict[str, Any]) -> str:
+            jobs.cancel(clerk=clerk, job=job, **wish)
             return f"Canceled {job.public_id} ({wish['reason']}). {job.cost} credits were given back."
 
         explanation = (
@@ -208,12 +203,9 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         if why := why_not_refund(job):
             return say_why_not(self, request, job, why)
 
-        def give_back(wish: dict[str, Any]) -> str:
-            try:
-                lifecycle.refund(job=job, reason=wish["reason"], actor=cast(User, request.user))
-            except LedgerError as error:
-                raise Refused(str(error)) from error
-            return f"Refunded {job.public_id}: {job.cost} credits to {job.user} ({wish['reason']})."
+        def give_back(clerk: Clerk, wish: dict[str, Any]) -> str:
+            back = jobs.refund(clerk=clerk, job=job, **wish)
+            return f"Refunded {job.public_id}: {back} credits to {job.user} ({wish['reason']})."
 
         explanation = (
             f"{job.user} gets back the {job.cost} credits that {job.public_id} cost. The video stays theirs."
@@ -260,10 +252,11 @@ class NodeForm(forms.ModelForm):
 
 
 @admin.register(GpuNode)
-class GpuNodeAdmin(ModelAdmin):
+class GpuNodeAdmin(LoggedAdmin):
     """Where clips are made. A node that is switched off finishes what it has."""
 
     form = NodeForm
+    secret_fields = ("api_key",)
     list_display = (
         "name",
         "base_url",
@@ -341,7 +334,7 @@ class PresetForm(forms.ModelForm):
 
 
 @admin.register(Preset)
-class PresetAdmin(ModelAdmin):
+class PresetAdmin(LoggedAdmin):
     """What is on offer. A change is for new jobs only; what was used is switched off rather than deleted."""
 
     form = PresetForm
@@ -363,24 +356,3 @@ class PresetAdmin(ModelAdmin):
         if obj.is_default:
             Preset.objects.exclude(pk=obj.pk).update(is_default=False)
         super().save_model(request, obj, form, change)
-
-
-def why_not_cancel(job: GenerationJob) -> str | None:
-    """Why a job cannot be canceled; None when it can."""
-    if job.state == State.STORING:
-        return BeingStored().message
-    return None if job.is_live else f"This video is {job.state} already, so there is nothing to cancel."
-
-
-def why_not_refund(job: GenerationJob) -> str | None:
-    """Why a job's credits cannot be given back; None when they can."""
-    if job.is_live:
-        return "This video is still being made: cancel it, and its credits are given back."
-    receipt = lifecycle.receipt(job)
-    if receipt["refunded"]:
-        return f"The {receipt['refunded']} credits of this video were refunded before."
-    return None if receipt["captured"] else "This video was not charged, so there is nothing to refund."
-
-
-def _may(request: HttpRequest, permission: str) -> bool:
-    return cast(User, request.user).has_perm(permission)

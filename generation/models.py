@@ -349,3 +349,20 @@ class SharedLink(models.Model):
 
     def __str__(self) -> str:
         return f"link to {self.job_id}"
+
+
+# Models of a module of their own.
+from generation.staff.models import BatchedRefund, RefundBatch  # noqa: E402
+
+__all__ = [
+    "BatchedRefund",
+    "GenerationJob",
+    "GpuNode",
+    "GpuNodeQuerySet",
+    "JobAttempt",
+    "JobQuerySet",
+    "Preset",
+    "RefundBatch",
+    "SharedLink",
+    "UnclaimedFile",
+]

@@ -16,7 +16,12 @@ from django.utils import timezone
 from tests.clips import write_clip
 from tests.processes import Processes
 
-LEDGER_TABLES = ("accounts_creditaccount", "accounts_credittransaction", "accounts_walletmerge")
+GUARDED_TABLES = (
+    "accounts_creditaccount",
+    "accounts_credittransaction",
+    "accounts_walletmerge",
+    "accounts_staffact",
+)
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +43,7 @@ def _flush_may_truncate_the_ledger() -> Iterator[None]:
 
     def flush(self: DatabaseOperations, sql_list: list[str]) -> None:
         def guards(verb: str) -> list[str]:
-            return [f"ALTER TABLE {table} {verb} TRIGGER USER" for table in LEDGER_TABLES]
+            return [f"ALTER TABLE {table} {verb} TRIGGER USER" for table in GUARDED_TABLES]
 
         original(self, [*guards("DISABLE"), *sql_list, *guards("ENABLE")])
 

@@ -13,3 +13,5 @@ os.environ["VIDEO_API_URL"] = ""
 os.environ["VIDEO_API_KEY"] = ""
 os.environ["TELEGRAM_BOT_TOKEN"] = ""
 os.environ["SITE_URL"] = "http://localhost:8000"
+# The tests of it switch it on.
+os.environ["STAFF_REQUIRE_MFA"] = "false"

@@ -44,6 +44,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 INSTALLED_APPS = [
     "unfold",
+    "unfold.contrib.filters",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -79,6 +80,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
+    "accounts.staff.second_factor.RequireSecondFactor",
     "django_htmx.middleware.HtmxMiddleware",
 ]
 
@@ -161,6 +163,12 @@ EMAIL_USE_TLS = env.bool("EMAIL_USE_TLS", not EMAIL_USE_SSL)
 EMAIL_TIMEOUT = 10  # a person waits for the page while it is sent
 EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if EMAIL_HOST else 'console'}.EmailBackend"
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", "Video platform <noreply@localhost>")
+
+
+# --- Staff ------------------------------------------------------------------------------------------------------------
+STAFF_REQUIRE_MFA = env.bool("STAFF_REQUIRE_MFA", not DEBUG)
+# What support and operators may refund in any 24 hours; finance and owners are not bound by it.
+REFUND_LIMIT_CREDITS = env.int("REFUND_LIMIT_CREDITS", 5000, validate=lambda n: n >= 0)
 
 # --- Generation: what a clip costs and what is allowed ----------------------------------------------------------------
 VIDEO_COST = env.int("VIDEO_COST", 50, validate=lambda n: n >= 0)

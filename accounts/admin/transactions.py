@@ -1,0 +1,180 @@
+"""The ledger, for staff: to be looked at and exported."""
+
+import csv
+import io
+from collections.abc import AsyncIterator, Iterable
+
+from asgiref.sync import sync_to_async
+from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from unfold.contrib.filters.admin import RangeDateTimeFilter
+from unfold.decorators import display
+
+from accounts.admin_pages import ReadOnlyAdmin
+from accounts.models import CreditTransaction
+from accounts.staff import log
+from accounts.staff.clerks import Clerk
+
+ROWS_AT_ONCE = 2000
+COLUMNS = (
+    "id",
+    "time",
+    "user",
+    "kind",
+    "amount",
+    "balance_after",
+    "posted_delta",
+    "held_delta",
+    "posted_after",
+    "held_after",
+    "reason",
+    "actor",
+    "reference",
+    "external_id",
+)
+# A cell that begins so is a formula to a spreadsheet.
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+@admin.register(CreditTransaction)
+class CreditTransactionAdmin(ReadOnlyAdmin):
+    """The ledger. Entries are never changed; a mistake is corrected by another entry."""
+
+    list_display = ("id", "created_at", "owner", "kind", "amount", "balance_after", "reason", "by", "job")
+    list_select_related = ("account__user", "actor")
+    search_fields = ("=account__user__username", "=account__user__email", "=reference", "=external_id")
+    search_help_text = "Username or e-mail address, a job's or payment's id: whole, not parts."
+    list_filter = ("kind", ("created_at", RangeDateTimeFilter), ("actor", admin.EmptyFieldListFilter))
+    list_filter_submit = True
+    ordering = ("-id",)
+    list_before_template = "admin/export_link.html"
+    fields = (
+        "id",
+        "created_at",
+        "owner",
+        "kind",
+        "amount",
+        "posted_delta",
+        "held_delta",
+        "posted_after",
+        "held_after",
+        "reason",
+        "by",
+        "job",
+        "resolves",
+        "counterpart",
+        "external_id",
+    )
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        allowed = ("account__id__exact", "actor__id__exact", "reference__exact")
+        return lookup in allowed or super().lookup_allowed(lookup, value, request)
+
+    @display(description="User", ordering="account__user__username")
+    def owner(self, entry: CreditTransaction) -> SafeString:
+        user = entry.account.user
+        return format_html('<a href="{}">{}</a>', reverse("admin:accounts_user_change", args=[user.pk]), user)
+
+    @display(description="By")
+    def by(self, entry: CreditTransaction) -> SafeString | str:
+        if entry.actor is None:
+            return "the service"
+        page = reverse("admin:accounts_user_change", args=[entry.actor.pk])
+        return format_html('<a href="{}">{}</a>', page, entry.actor)
+
+    @display(description="Amount")
+    def amount(self, entry: CreditTransaction) -> str:
+        return f"{entry.amount:+d}"
+
+    @display(description="Balance after")
+    def balance_after(self, entry: CreditTransaction) -> int:
+        return entry.balance_after
+
+    @display(description="Job")
+    def job(self, entry: CreditTransaction) -> SafeString | str:
+        return link_to_job(entry)
+
+    def get_urls(self) -> list[URLPattern]:
+        export = path(
+            "export.csv", self.admin_site.admin_view(self.export), name="accounts_credittransaction_export"
+        )
+        return [export, *super().get_urls()]
+
+    def export(self, request: HttpRequest) -> HttpResponseBase:
+        """The entries that the list's filters show, all of them, the latest first."""
+        clerk = Clerk.of(request)
+        clerk.must("accounts.export_transactions")
+        rows = self.get_changelist_instance(request).get_queryset(request)
+        latest = rows.order_by("-id").first()
+        if latest is not None:
+            log.record(
+                clerk=clerk, act="transactions.export", subject=latest, after=dict(request.GET.items())
+            )
+        return StreamingHttpResponse(
+            csv_lines(rows),
+            content_type="text/csv; charset=utf-8",
+            headers={
+                "Content-Disposition": f'attachment; filename="transactions-{timezone.now():%Y%m%d-%H%M}.csv"'
+            },
+        )
+
+
+def link_to_job(entry: CreditTransaction) -> SafeString | str:
+    """What the reference names is another app's; where that has a page, link to it."""
+    if entry.reference is None or entry.kind == CreditTransaction.Kind.TRANSFER:
+        return "-"
+    try:
+        page = reverse("admin:generation_generationjob_change", args=[entry.reference])
+    except NoReverseMatch:
+        return entry.reference.hex
+    return format_html('<a href="{}">{}</a>', page, entry.reference.hex)
+
+
+# --- Export -----------------------------------------------------------------------------------------------------------
+
+
+async def csv_lines(rows: "QuerySet[CreditTransaction]") -> AsyncIterator[str]:
+    """A header and a line for each entry. A page at a time, so that neither memory nor a cursor is held for long."""
+    yield _line(COLUMNS)
+    last: int | None = None
+    while page := await sync_to_async(_page_below)(rows, last):
+        yield "".join(_line(_cells(entry)) for entry in page)
+        last = page[-1].pk
+
+
+def _page_below(rows: "QuerySet[CreditTransaction]", last: int | None) -> list[CreditTransaction]:
+    rest = rows if last is None else rows.filter(pk__lt=last)
+    return list(rest.select_related("account__user", "actor").order_by("-pk")[:ROWS_AT_ONCE])
+
+
+def _cells(entry: CreditTransaction) -> list[object]:
+    return [
+        entry.pk,
+        entry.created_at.isoformat(),
+        entry.account.user.username,
+        entry.kind,
+        entry.amount,
+        entry.balance_after,
+        entry.posted_delta,
+        entry.held_delta,
+        entry.posted_after,
+        entry.held_after,
+        entry.reason,
+        entry.actor.username if entry.actor else "",
+        entry.reference or "",
+        entry.external_id or "",
+    ]
+
+
+def _line(cells: Iterable[object]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(
+        f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in cells
+    )
+    return line.getvalue()

@@ -1,0 +1,97 @@
+"""What staff did, and what they agreed with one person. `accounts.models` imports these."""
+
+from decimal import Decimal
+
+from django.conf import settings
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+
+class StaffAct(models.Model):
+    """One thing that a member of the staff did. Written once; the database refuses changes (its migration)."""
+
+    at = models.DateTimeField(db_default=Now(), editable=False)
+    actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    address = models.CharField(max_length=45, help_text="The IP address it was done from.")
+    act = models.CharField(max_length=40, help_text="What was done, as `user.ban` or `job.refund`.")
+    subject_kind = models.CharField(max_length=60, help_text="`app.model` of what it was done to.")
+    subject_id = models.CharField(max_length=64)
+    subject_name = models.CharField(max_length=200)
+    reason = models.CharField(max_length=500, blank=True)
+    before = models.JSONField(default=dict)
+    after = models.JSONField(default=dict)
+    credits = models.BigIntegerField(
+        default=0, help_text="Credits that it moved to people; less than 0: from them."
+    )
+    once = models.UUIDField(
+        null=True, unique=True, help_text="The form it was sent with: the same form does nothing twice."
+    )
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ("view",)
+        permissions = [
+            ("grant_credits", "Can grant credits"),
+            ("adjust_credits", "Can adjust balances up and down"),
+            ("export_transactions", "Can export transactions"),
+            ("limit_user", "Can set the limits of a person"),
+            ("ban_user", "Can ban people and let them back in"),
+            ("manage_staff", "Can make staff, give roles, and change what staff sign in with"),
+        ]
+        indexes = [
+            models.Index(fields=["subject_kind", "subject_id", "-id"], name="act_of_subject"),
+            models.Index(fields=["actor", "act", "at"], name="act_of_actor"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.act} {self.subject_name}"
+
+
+class UserLimits(models.Model):
+    """What holds for one person instead of what holds for all. Empty: as for all."""
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="limits")
+    daily_clips = models.PositiveIntegerField(null=True, blank=True, help_text="Videos in any 24 hours.")
+    concurrent_jobs = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Videos that are waiting or being made at the same time."
+    )
+    cooldown_seconds = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Between two videos, instead of VIDEO_COOLDOWN_SECONDS."
+    )
+    price_factor = models.DecimalField(
+        null=True,
+        blank=True,
+        max_digits=6,
+        decimal_places=3,
+        validators=[MinValueValidator(Decimal(0)), MaxValueValidator(Decimal(100))],
+        help_text="1 is the usual price, 0.5 half of it, 0 nothing. Rounded up to whole credits.",
+    )
+
+    class Meta:
+        verbose_name_plural = "user limits"
+        default_permissions = ()
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(price_factor=None) | Q(price_factor__gte=0), name="price_factor_not_negative"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"limits of {self.user}"
+
+
+class Ban(models.Model):
+    """Why somebody cannot sign in. It ends with the row; the log keeps that it was."""
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="ban")
+    reason = models.CharField(max_length=500)
+    since = models.DateTimeField(db_default=Now(), editable=False)
+    by = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"ban of {self.user}"

@@ -1,0 +1,81 @@
+"""What staff do about many jobs at once. `generation.models` imports these."""
+
+import uuid
+
+from django.conf import settings
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+
+class RefundBatch(models.Model):
+    """A refund of many jobs, decided once and carried out in the background, one job a transaction.
+
+    RUNNING → DONE; what was refunded meanwhile by others is passed over, so that it can be repeated safely.
+    """
+
+    class State(models.TextChoices):
+        RUNNING = "running", "Running"
+        DONE = "done", "Done"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    reason = models.CharField(max_length=200, help_text="The people it is about read it.")
+    node = models.ForeignKey(
+        "generation.GpuNode",
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        help_text="Whose clips they are.",
+    )
+    since = models.DateTimeField(null=True)
+    until = models.DateTimeField(null=True)
+    jobs = models.PositiveIntegerField(help_text="As decided.")
+    credits = models.PositiveBigIntegerField(help_text="As decided.")
+    state = models.CharField(max_length=10, choices=State, default=State.RUNNING)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    moved_at = models.DateTimeField(db_default=Now(), help_text="When it last got on.")
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-created_at"]
+        default_permissions = ("view",)
+        verbose_name_plural = "refund batches"
+        permissions = [
+            ("refund_job", "Can refund videos, up to REFUND_LIMIT_CREDITS a day"),
+            ("refund_any_amount", "Can refund beyond REFUND_LIMIT_CREDITS"),
+            ("cancel_job", "Can cancel what is being made"),
+            ("retry_job", "Can have a failed video made again"),
+            ("move_job", "Can move what is being made to another node"),
+            ("remove_video", "Can remove videos and settle reports"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(state="running", finished_at=None) | Q(state="done", finished_at__isnull=False),
+                name="batch_finished_iff_done",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.jobs} jobs, {self.credits} credits"
+
+
+class BatchedRefund(models.Model):
+    """One job of a batch."""
+
+    class State(models.TextChoices):
+        WAITING = "waiting", "Waiting"
+        REFUNDED = "refunded", "Refunded"
+        PASSED_OVER = "passed_over", "Passed over"  # refunded before, by somebody else
+
+    batch = models.ForeignKey(RefundBatch, on_delete=models.PROTECT, related_name="items")
+    job = models.ForeignKey("generation.GenerationJob", on_delete=models.PROTECT, related_name="+")
+    state = models.CharField(max_length=12, choices=State, default=State.WAITING)
+    note = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        default_permissions = ()
+        constraints = [models.UniqueConstraint(fields=["batch", "job"], name="one_refund_of_a_job_per_batch")]
+
+    def __str__(self) -> str:
+        return f"{self.job_id} ({self.state})"
