@@ -73,11 +73,11 @@ class LoggedAdmin(FastAdmin):
         super().save_model(request, obj, form, change)
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        self._record(request, obj, "add")
+        self._record(request, obj, "add", message)
         return super().log_addition(request, obj, message)
 
     def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
-        self._record(request, obj, "change")
+        self._record(request, obj, "change", message)
         return super().log_change(request, obj, message)
 
     def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
@@ -85,15 +85,20 @@ class LoggedAdmin(FastAdmin):
             self._record(request, obj, "delete")
         return super().log_deletions(request, queryset)
 
-    def _record(self, request: HttpRequest, obj: Model, verb: str) -> None:
+    def _record(self, request: HttpRequest, obj: Model, verb: str, message: Any = "") -> None:
         form: Any = getattr(request, "_form_of_act", None)
-        names = form.changed_data if form is not None else ()
+        before: dict[str, Any] = {}
+        # Without a form it is a page of Django's own: a password, say.
+        after: dict[str, Any] = {"what": str(message)} if message else {}
+        if form is not None:
+            after = {name: self._shown(name, form.cleaned_data.get(name)) for name in form.changed_data}
+            before = {name: self._shown(name, form.initial.get(name)) for name in after if verb != "add"}
         log.record(
             clerk=Clerk.of(request),
             act=f"{self.opts.model_name}.{verb}",
             subject=obj,
-            before={name: self._shown(name, form.initial.get(name)) for name in names if verb != "add"},
-            after={name: self._shown(name, form.cleaned_data.get(name)) for name in names},
+            before=before,
+            after=after,
         )
 
     def _shown(self, name: str, value: Any) -> Any:
@@ -142,7 +147,7 @@ def ask(
     act: gets who acts and what was filled in; returns what is told afterwards; raises Refused or LedgerError
         when it is impossible.
     """
-    if isinstance(subject, QuerySet) and subject[: MOST_CHOSEN + 1].count() > MOST_CHOSEN:
+    if isinstance(subject, QuerySet) and len(subject[: MOST_CHOSEN + 1]) > MOST_CHOSEN:
         messages.error(request, f"Please choose at most {MOST_CHOSEN} at a time.")
         return HttpResponseRedirect(request.get_full_path())
     sent = request.method == "POST" and "once" in request.POST

@@ -12,7 +12,7 @@ from accounts import api_keys, ledger
 from accounts.models import CreditAccount, User
 from generation import lifecycle
 from generation.models import GenerationJob
-from tests.conftest import LEDGER_TABLES
+from tests.conftest import GUARDED_TABLES
 
 pytestmark = pytest.mark.django_db
 
@@ -132,7 +132,7 @@ class TestAuditCredits:
         with connection.cursor() as cursor:
             # As somebody who owns the tables could: no guard runs.
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
-            for table in LEDGER_TABLES:
+            for table in GUARDED_TABLES:
                 cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")
             cursor.execute(damage, facts)
             assert cursor.rowcount == 1

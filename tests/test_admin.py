@@ -1,6 +1,7 @@
 """The admin, page by page, as staff use it."""
 
 import re
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from accounts import api_keys, ledger
-from accounts.models import CreditAccount, CreditTransaction, User
+from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
 from generation import lifecycle
 from generation.models import GenerationJob, GpuNode, Preset
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
@@ -58,6 +59,11 @@ def fields_of(client: Client, address: str) -> dict[str, Any]:
     return {
         name: "on" if value is True else value for name, value in values.items() if value not in (None, False)
     }
+
+
+def sent(**wish: str) -> dict[str, str]:
+    """What a page that asks before it acts sends: each page has an id of its own."""
+    return {"once": str(uuid.uuid4()), **wish}
 
 
 def page(kind: str, *args: Any) -> str:
@@ -122,11 +128,13 @@ class TestUsers:
         assert "Grant credits" in admin.get(page("accounts_user_change", user.pk)).content.decode()
         assert "500 credits free" in admin.get(address).content.decode()
         assert wallet(user).balance == 500
-        response = admin.post(address, {"amount": "100", "reason": "Contest"}, follow=True)
+        response = admin.post(address, sent(amount="100", reason="Contest"), follow=True)
         assert said(response) == "Gave ada 100 credits (Contest). The balance is 600."
         entry = CreditTransaction.objects.latest("id")
         assert (entry.amount, entry.reason, entry.actor) == (100, "Contest", staff)
-        assert LogEntry.objects.get().change_message == "Gave ada 100 credits (Contest). The balance is 600."
+        act = StaffAct.objects.get()
+        assert (act.actor, act.act, act.reason, act.credits) == (staff, "user.grant", "Contest", 100)
+        assert (act.before, act.after, act.address) == ({"balance": 500}, {"balance": 600}, "127.0.0.1")
 
     @pytest.mark.parametrize(
         "wish",
@@ -143,33 +151,35 @@ class TestUsers:
     def test_an_impossible_grant_is_asked_again(
         self, admin: Client, user: User, wish: dict[str, str]
     ) -> None:
-        assert admin.post(page("accounts_user_grant_credits", user.pk), wish).status_code == 200
+        assert admin.post(page("accounts_user_grant_credits", user.pk), sent(**wish)).status_code == 200
         assert wallet(user).balance == 500
 
     def test_granting_needs_the_right_to(self, make_user: Callable[..., User], user: User) -> None:
         client = clerk(make_user, "view_user", "change_user")
         address = page("accounts_user_grant_credits", user.pk)
         assert "grant-credits" not in client.get(page("accounts_user_change", user.pk)).content.decode()
-        assert client.post(address, {"amount": "100", "reason": "x"}).status_code == 403
+        assert client.post(address, sent(amount="100", reason="x")).status_code == 403
         assert wallet(user).balance == 500
 
     def test_nobody_grants_by_a_link_from_elsewhere(self, staff: User, user: User) -> None:
         client = Client(enforce_csrf_checks=True)
         client.force_login(staff)
-        response = client.post(page("accounts_user_grant_credits", user.pk), {"amount": "1", "reason": "x"})
+        response = client.post(page("accounts_user_grant_credits", user.pk), sent(amount="1", reason="x"))
         assert response.status_code == 403
 
     def test_a_ban_cancels_what_is_live_and_keys_stop_working(
         self, admin: Client, user: User, job: GenerationJob
     ) -> None:
         _, secret = api_keys.issue(user=user)
-        form = fields_of(admin, page("accounts_user_change", user.pk))
-        del form["is_active"]
-        response = admin.post(page("accounts_user_change", user.pk), form, follow=True)
-        assert "changed successfully" in said(response)
+        response = admin.post(page("accounts_user_ban", user.pk), sent(reason="Spam"), follow=True)
+        assert said(response) == "ada is banned (Spam)."
         job.refresh_from_db()
         assert (job.state, wallet(user).held) == ("canceled", 0)
         assert api_keys.verify(secret) is None
+        assert "banned since" in response.content.decode()
+        assert "by grace: Spam" in response.content.decode()
+        again = admin.post(page("accounts_user_ban", user.pk), sent(reason="Spam"), follow=True)
+        assert said(again) == "ada is banned already."
 
     def test_somebody_new_gets_a_wallet(self, admin: Client) -> None:
         form = {
@@ -243,14 +253,14 @@ class TestApiKeys:
         address = page("accounts_apikey_revoke", key.pk)
         assert admin.get(address).status_code == 200
         assert api_keys.verify(secret) is not None
-        assert "Revoked the key" in said(admin.post(address, follow=True))
+        assert "Revoked the key" in said(admin.post(address, sent(reason="Leaked"), follow=True))
         assert api_keys.verify(secret) is None
         assert said(admin.get(address, follow=True)) == "This key was revoked before."
 
     def test_revoking_needs_the_right_to(self, make_user: Callable[..., User], user: User) -> None:
         key, secret = api_keys.issue(user=user)
         client = clerk(make_user, "view_apikey")
-        assert client.post(page("accounts_apikey_revoke", key.pk)).status_code == 403
+        assert client.post(page("accounts_apikey_revoke", key.pk), sent(reason="x")).status_code == 403
         assert api_keys.verify(secret) is not None
 
 
@@ -286,10 +296,10 @@ class TestJobs:
     ) -> None:
         address = page("generation_generationjob_cancel", job.pk)
         assert "50 credits are given back" in admin.get(address).content.decode()
-        assert admin.post(address, {"reason": ""}).status_code == 200
+        assert admin.post(address, sent(reason="")).status_code == 200
         job.refresh_from_db()
         assert job.state == "queued"
-        response = admin.post(address, {"reason": "Node is being moved"}, follow=True)
+        response = admin.post(address, sent(reason="Node is being moved"), follow=True)
         assert "50 credits were given back." in said(response)
         job.refresh_from_db()
         release = CreditTransaction.objects.get(kind="release")
@@ -310,7 +320,7 @@ class TestJobs:
         address = page("generation_generationjob_cancel", job.pk)
         assert admin.get(address).status_code == 200
         lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
-        response = admin.post(address, {"reason": "x"}, follow=True)
+        response = admin.post(address, sent(reason="x"), follow=True)
         assert said(response) == "This video can no longer be canceled: it is being stored."
 
     def test_staff_refund_once(
@@ -324,11 +334,11 @@ class TestJobs:
         finish_job(job)
         address = page("generation_generationjob_refund", job.pk)
         assert "gets back the 50 credits" in admin.get(address).content.decode()
-        response = admin.post(address, {"reason": "Blurry"}, follow=True)
+        response = admin.post(address, sent(reason="Blurry"), follow=True)
         assert said(response) == f"Refunded {job.public_id}: 50 credits to ada (Blurry)."
         entry = CreditTransaction.objects.get(kind="refund")
         assert (entry.actor, wallet(user).balance) == (staff, 500)
-        again = admin.post(address, {"reason": "Blurry"}, follow=True)
+        again = admin.post(address, sent(reason="Blurry"), follow=True)
         assert said(again) == "The 50 credits of this video were refunded before."
         assert wallet(user).balance == 500
 
@@ -344,11 +354,11 @@ class TestJobs:
     def test_looking_gives_no_right_to_act(self, make_user: Callable[..., User], job: GenerationJob) -> None:
         changer = clerk(make_user, "view_generationjob", "change_generationjob", name="changer")
         assert (
-            changer.post(page("generation_generationjob_refund", job.pk), {"reason": "x"}).status_code == 403
+            changer.post(page("generation_generationjob_refund", job.pk), sent(reason="x")).status_code == 403
         )
         looker = clerk(make_user, "view_generationjob", name="looker")
         assert (
-            looker.post(page("generation_generationjob_cancel", job.pk), {"reason": "x"}).status_code == 403
+            looker.post(page("generation_generationjob_cancel", job.pk), sent(reason="x")).status_code == 403
         )
         assert looker.get(page("generation_generationjob_change", job.pk)).status_code == 200
 

@@ -13,7 +13,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(Group)
-class GroupAdmin(LoggedAdmin, PlainGroupAdmin):  # type: ignore[misc]  # unfold is untyped
+class GroupAdmin(PlainGroupAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is untyped
     """As Django has it. What the service ships follows the code; only who may make staff may edit others."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:

@@ -85,7 +85,7 @@ TERMS = ("daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor")
 
 
 @admin.register(User)
-class UserAdmin(LoggedAdmin, PlainUserAdmin):  # type: ignore[misc]  # unfold is untyped
+class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is untyped
     """Nobody is deleted, for the books refer to everybody. Only who may manage staff makes staff or changes what
     staff sign in with, and only superusers touch superusers.
     """

@@ -1,0 +1,39 @@
+"""Members of the staff at work, for tests: by role, in a browser that has signed in."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib.auth.models import Group
+from django.test import Client
+from django.urls import reverse
+
+from accounts.models import User
+from accounts.staff.clerks import Clerk
+
+
+def sent(**wish: Any) -> dict[str, Any]:
+    """What a page that asks before it acts sends: each page has an id of its own."""
+    return {"once": str(uuid.uuid4()), **wish}
+
+
+def page(kind: str, *args: Any) -> str:
+    return reverse(f"admin:{kind}", args=args)
+
+
+def said(response: Any) -> str:
+    """What the page at the end of the redirects tells in its messages."""
+    return " ".join(str(message) for message in response.context["messages"])
+
+
+def signed_in(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def in_role(make_user: Callable[..., User], role: str) -> Clerk:
+    """Somebody new with one of the shipped roles and nothing else."""
+    user = make_user(f"the-{role}", is_staff=True)
+    user.groups.add(Group.objects.get(name=role))
+    return Clerk(user=user, address="203.0.113.7")

@@ -1,0 +1,302 @@
+"""Who of the staff may do what, what is written down of it, and that nothing is done twice."""
+
+import csv
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
+from django.contrib.auth.models import Group, Permission
+from django.db import DatabaseError, connection, transaction
+from django.test import Client
+
+from accounts import audit, ledger
+from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
+from accounts.staff import bans, log, roles, wallets
+from accounts.staff.clerks import NotPermitted
+from accounts.staff.errors import DoneBefore, Refused
+from generation import lifecycle
+from generation.models import GenerationJob
+from generation.staff import jobs
+from generation.staff.refund_limit import BeyondLimit
+from tests.staff import in_role, page, said, sent, signed_in
+
+pytestmark = pytest.mark.django_db
+MakeUser = Callable[..., User]
+
+
+def wallet(user: User) -> CreditAccount:
+    return CreditAccount.objects.get(user=user)
+
+
+@pytest.fixture
+def clip_of_ada(user: User, finish_job: Callable[[GenerationJob], GenerationJob]) -> GenerationJob:
+    return finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+
+
+class TestRoles:
+    def test_they_come_with_the_service_and_every_right_they_name_exists(self) -> None:
+        assert set(Group.objects.values_list("name", flat=True)) == {*roles.RIGHTS, roles.OWNER}
+        known = {
+            f"{app}.{name}"
+            for app, name in Permission.objects.values_list("content_type__app_label", "codename")
+        }
+        named = frozenset.union(*roles.RIGHTS.values())
+        assert named <= known
+        assert Group.objects.get(name="owner").permissions.filter(codename="manage_staff").exists()
+
+    def test_what_was_changed_by_hand_is_as_shipped_again_after_the_next_upgrade(self) -> None:
+        support = Group.objects.get(name="support")
+        support.permissions.set(Permission.objects.filter(codename="grant_credits"))
+        roles.install()
+        held = {f"{p.content_type.app_label}.{p.codename}" for p in support.permissions.all()}
+        assert held == roles.RIGHTS["support"]
+
+    @pytest.mark.parametrize(
+        ("role", "may"),
+        [("support", False), ("operator", False), ("finance", True), ("owner", True)],
+    )
+    def test_only_finance_and_owners_grant_and_adjust(
+        self, make_user: MakeUser, user: User, role: str, may: bool
+    ) -> None:
+        clerk = in_role(make_user, role)
+        client = signed_in(clerk.user)
+        for action in ("grant_credits", "adjust_credits"):
+            answer = client.post(page(f"accounts_user_{action}", user.pk), sent(amount="10", reason="x"))
+            assert answer.status_code == (302 if may else 403)
+        assert wallet(user).balance == (520 if may else 500)
+        assert not audit.audit().discrepancies
+
+    def test_the_operation_itself_refuses_whatever_page_called_it(
+        self, make_user: MakeUser, user: User
+    ) -> None:
+        support = in_role(make_user, "support")
+        with pytest.raises(NotPermitted):
+            wallets.grant(clerk=support, users=[user], amount=1, reason="x", once=sent()["once"])
+        with pytest.raises(NotPermitted):
+            bans.ban(clerk=support, user=user, reason="x")
+        assert not StaffAct.objects.exists()
+
+    def test_nobody_acts_after_they_lost_their_role(
+        self, make_user: MakeUser, clip_of_ada: GenerationJob
+    ) -> None:
+        clerk = in_role(make_user, "finance")
+        clerk.user.is_staff = False
+        with pytest.raises(NotPermitted):
+            jobs.refund(clerk=clerk, job=clip_of_ada, reason="x")
+
+
+class TestStaffAmongThemselves:
+    @pytest.fixture
+    def clerk(self, make_user: MakeUser) -> Client:
+        """Somebody who may change people, and nothing else."""
+        user = make_user("clerk", is_staff=True)
+        user.user_permissions.set(
+            Permission.objects.filter(codename__in=["view_user", "change_user", "ban_user"])
+        )
+        return signed_in(user)
+
+    def test_a_clerk_changes_no_password_of_other_staff(self, clerk: Client, make_user: MakeUser) -> None:
+        other = make_user("other", is_staff=True)
+        form = {"password1": "another long password", "password2": "another long password"}
+        address = page("auth_user_password_change", other.pk)
+        assert clerk.post(address, form).status_code == 403
+        assert clerk.post(page("accounts_user_change", other.pk), {"email": "mine@x.org"}).status_code == 403
+        other.refresh_from_db()
+        assert other.check_password("a long enough password")
+
+    def test_a_clerk_makes_nobody_staff_and_gives_no_roles(self, clerk: Client, user: User) -> None:
+        owner = Group.objects.get(name="owner")
+        me = User.objects.get(username="clerk")
+        for person in (user, me):
+            form = {
+                "username": person.username,
+                "is_staff": "on",
+                "is_superuser": "on",
+                "groups": [owner.pk],
+                "user_permissions": [Permission.objects.get(codename="manage_staff").pk],
+            }
+            clerk.post(page("accounts_user_change", person.pk), form)
+        user.refresh_from_db()
+        assert not user.is_staff
+        assert not user.groups.exists()
+        assert not me.groups.exists()
+        assert not me.user_permissions.filter(codename="manage_staff").exists()
+
+    def test_a_clerk_bans_no_staff_and_nobody_bans_themselves(
+        self, clerk: Client, make_user: MakeUser
+    ) -> None:
+        other = make_user("other", is_staff=True)
+        assert clerk.post(page("accounts_user_ban", other.pk), sent(reason="x")).status_code == 403
+        owner = in_role(make_user, "owner")
+        with pytest.raises(Refused, match="yourself"):
+            bans.ban(clerk=owner, user=owner.user, reason="x")
+        bans.ban(clerk=owner, user=other, reason="Left us")
+        other.refresh_from_db()
+        assert not other.is_active
+
+    def test_an_owner_makes_staff_and_it_is_written_down(self, make_user: MakeUser, user: User) -> None:
+        client = signed_in(in_role(make_user, "owner").user)
+        support = Group.objects.get(name="support")
+        form = {"username": "ada", "is_staff": "on", "groups": [support.pk], "is_superuser": "on"}
+        assert client.post(page("accounts_user_change", user.pk), form).status_code == 302
+        user.refresh_from_db()
+        assert (user.is_staff, user.is_superuser) == (True, False)
+        act = StaffAct.objects.get(act="user.change")
+        assert act.after == {"is_staff": True, "groups": ["support"]}
+        assert act.before == {"is_staff": False, "groups": []}
+
+    def test_shipped_roles_are_not_edited(self, make_user: MakeUser) -> None:
+        client = signed_in(in_role(make_user, "owner").user)
+        for group in Group.objects.all():
+            assert client.post(page("auth_group_change", group.pk), {"name": "x"}).status_code == 403
+        assert client.get(page("auth_group_add")).status_code == 200
+
+
+class TestTheLog:
+    def test_nobody_changes_it_in_sql_either(self, make_user: MakeUser, user: User) -> None:
+        log.record(clerk=in_role(make_user, "owner"), act="user.note", subject=user)
+        for statement in (
+            "UPDATE accounts_staffact SET reason = 'other'",
+            "DELETE FROM accounts_staffact",
+            "TRUNCATE accounts_staffact",
+        ):
+            with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute(statement)
+        assert StaffAct.objects.count() == 1
+
+    def test_it_is_shown_with_its_subject_and_not_edited(
+        self, admin: Client, user: User, staff: User
+    ) -> None:
+        admin.post(page("accounts_user_grant_credits", user.pk), sent(amount="5", reason="Sorry <b>"))
+        act = StaffAct.objects.get()
+        listed = admin.get(page("accounts_staffact_changelist")).content.decode()
+        assert page("accounts_user_change", user.pk) in listed
+        assert "Sorry &lt;b&gt;" in admin.get(page("accounts_user_change", user.pk)).content.decode()
+        assert admin.get(page("accounts_staffact_change", act.pk)).status_code == 200
+        assert admin.post(page("accounts_staffact_change", act.pk), {"reason": "x"}).status_code == 403
+        assert admin.post(page("accounts_staffact_delete", act.pk), {"post": "yes"}).status_code == 403
+
+    def test_behind_a_proxy_it_is_the_address_that_the_proxy_saw(
+        self, admin: Client, user: User, settings: Any
+    ) -> None:
+        settings.BEHIND_PROXY = True
+        forged = {"X-Forwarded-For": "6.6.6.6, 198.51.100.4"}
+        address = page("accounts_user_grant_credits", user.pk)
+        admin.post(address, sent(amount="5", reason="x"), headers=forged)
+        assert StaffAct.objects.get().address == "198.51.100.4"
+
+    def test_passwords_stay_out_of_it(self, admin: Client, user: User) -> None:
+        form = {"password1": "another long password", "password2": "another long password"}
+        assert admin.post(page("auth_user_password_change", user.pk), form).status_code == 302
+        act = StaffAct.objects.get()
+        assert "password" in str(act.after)
+        assert "another long" not in str(act.after)
+
+
+@pytest.fixture
+def admin(staff: User) -> Client:
+    return signed_in(staff)
+
+
+class TestOnce:
+    def test_a_form_that_is_sent_twice_grants_once(self, admin: Client, user: User) -> None:
+        form = sent(amount="40", reason="Contest")
+        address = page("accounts_user_grant_credits", user.pk)
+        admin.post(address, form, follow=True)
+        again = admin.post(address, form, follow=True)
+        assert said(again) == DoneBefore.__doc__
+        assert wallet(user).balance == 540
+        assert admin.post(address, sent(amount="40", reason="Contest")).status_code == 302
+        assert wallet(user).balance == 580
+
+    def test_a_selection_is_granted_whole_and_once(self, admin: Client, make_user: MakeUser) -> None:
+        people = [make_user(f"p{number}") for number in range(3)]
+        chosen = {"action": "grant_to_all", "_selected_action": [user.pk for user in people]}
+        address = page("accounts_user_changelist")
+        asked = admin.post(address, chosen).content.decode()
+        assert "To each of 3 people: " in asked
+        form = sent(amount="7", reason="Outage") | chosen
+        assert "Gave each of 3 people 7 credits (Outage)." in said(admin.post(address, form, follow=True))
+        admin.post(address, form)
+        assert [wallet(user).balance for user in people] == [507, 507, 507]
+
+    def test_an_adjustment_that_one_cannot_afford_changes_nobody(
+        self, admin: Client, make_user: MakeUser
+    ) -> None:
+        rich, poor = make_user("rich"), make_user("poor")
+        ledger.grant(user=rich, amount=500, reason="x")
+        form = sent(amount="-600", reason="x", action="adjust_all", _selected_action=[rich.pk, poor.pk])
+        answer = admin.post(page("accounts_user_changelist"), form)
+        assert "poor has only 500 credits free. Nobody" in answer.content.decode()
+        assert wallet(rich).balance == 1000
+        form |= sent(amount="-100")
+        assert admin.post(page("accounts_user_changelist"), form).status_code == 302
+        assert (wallet(rich).balance, wallet(poor).balance) == (900, 400)
+
+    def test_a_clip_is_refunded_once_by_whoever_comes_first(
+        self, make_user: MakeUser, clip_of_ada: GenerationJob, user: User
+    ) -> None:
+        jobs.refund(clerk=in_role(make_user, "support"), job=clip_of_ada, reason="Blurry")
+        with pytest.raises(Refused, match="refunded before"):
+            jobs.refund(clerk=in_role(make_user, "owner"), job=clip_of_ada, reason="Blurry")
+        assert CreditTransaction.objects.filter(kind="refund").count() == 1
+        assert wallet(user).balance == 500
+
+
+class TestRefundLimit:
+    def test_support_refunds_up_to_the_limit_in_a_day_and_finance_beyond_it(
+        self, make_user: MakeUser, user: User, finish_job: Callable[[Any], Any], settings: Any
+    ) -> None:
+        settings.REFUND_LIMIT_CREDITS, settings.VIDEO_COOLDOWN_SECONDS = 60, 0
+        first, second = (
+            finish_job(lifecycle.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
+        )
+        support = in_role(make_user, "support")
+        jobs.refund(clerk=support, job=first, reason="x")
+        with pytest.raises(BeyondLimit, match="10 of them left"):
+            jobs.refund(clerk=support, job=second, reason="x")
+        jobs.refund(clerk=in_role(make_user, "finance"), job=second, reason="x")
+        assert wallet(user).balance == 500
+
+
+class TestSecondFactor:
+    @pytest.fixture(autouse=True)
+    def _required(self, settings: Any) -> None:
+        settings.STAFF_REQUIRE_MFA = True
+
+    def test_staff_without_one_are_sent_to_set_it_up(self, admin: Client) -> None:
+        answer = admin.get(page("index"), follow=True)
+        assert answer.redirect_chain[0][0].startswith("/accounts/2fa/")
+        assert "two-step sign-in" in said(answer)
+
+    def test_whoever_has_one_must_have_used_it(self, admin: Client, staff: User) -> None:
+        TOTP.activate(staff, generate_totp_secret())
+        answer = admin.get(page("index"))
+        assert (answer.status_code, answer.url.partition("?")[0]) == (302, "/accounts/2fa/reauthenticate/")
+        session = admin.session
+        session["account_authentication_methods"] = [{"method": "mfa", "at": 0}]
+        session["account_authentication_methods_user"] = str(staff.pk)
+        session.save()
+        assert admin.get(page("index")).status_code == 200
+
+
+class TestExport:
+    def test_finance_exports_what_the_filters_show(self, make_user: MakeUser, user: User) -> None:
+        ledger.adjust(user=user, amount=-5, reason='=HYPERLINK("x")', actor=user)
+        client = signed_in(in_role(make_user, "finance").user)
+        address = page("accounts_credittransaction_export")
+        answer = client.get(address, {"kind__exact": "adjust"})
+        header, line = csv.reader(io.StringIO(b"".join(answer).decode()))
+        values = dict(zip(header, line, strict=True))
+        assert (values["user"], values["amount"], values["balance_after"]) == ("ada", "-5", "495")
+        assert values["reason"].startswith("'=")
+        assert StaffAct.objects.get(act="transactions.export").after == {"kind__exact": "adjust"}
+        listed = client.get(page("accounts_credittransaction_changelist"), {"kind__exact": "adjust"})
+        assert f"{address}?kind__exact=adjust" in listed.content.decode()
+
+    def test_support_exports_nothing(self, make_user: MakeUser) -> None:
+        client = signed_in(in_role(make_user, "support").user)
+        assert client.get(page("accounts_credittransaction_export")).status_code == 403
+        assert "export.csv" not in client.get(page("accounts_credittransaction_changelist")).content.decode()
