@@ -15,6 +15,7 @@ from django.db.models.functions import Abs, Greatest, Now
 from django.http import HttpRequest, HttpResponse
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_safe
 from django_q.models import OrmQ
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,6 +31,7 @@ State = GenerationJob.State
 
 
 @never_cache
+@require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
     """For who has METRICS_TOKEN; without one in the settings, for this very machine. For all others there is none."""
     if not _may_read(request):

@@ -207,7 +207,8 @@ def site(django_db_setup: None, media_root: Path, tmp_path_factory: pytest.TempP
         "import django; django.setup(); from videoplatform.first_run import collect_static; collect_static()"
     )
     subprocess.run([sys.executable, "-c", collect], cwd=REPOSITORY, env={**os.environ, **places}, check=True)
-    with serving(tmp_path_factory.mktemp("web"), **places) as server:
+    # With a token: from this machine anybody could read the metrics without one.
+    with serving(tmp_path_factory.mktemp("web"), METRICS_TOKEN="long", **places) as server:
         yield server.url
 
 
