@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from django.template.loader import render_to_string
 from django.utils import timezone
 
-from generation import pricing, scheduling
-from generation.models import GenerationJob, GpuNode, JobQuerySet
+from generation import line, pricing
+from generation.models import GenerationJob, JobAttempt, JobQuerySet
 
 State = GenerationJob.State
+Attempt = JobAttempt.State
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,25 @@ class Card:
     waits_for_node: bool = False
 
     @property
+    def is_moving(self) -> bool:
+        """It will change by itself: it is being made, or the GPU has yet to say at which step it stopped."""
+        return self.job.is_live or self.is_stopping
+
+    @property
+    def is_stopping(self) -> bool:
+        attempt = self.job.current_attempt
+        return self.job.state == State.CANCELED and attempt is not None and attempt.state == Attempt.OPEN
+
+    @property
+    def stopped_at_step(self) -> int | None:
+        """Of a canceled job, as the GPU confirmed it."""
+        attempt = self.job.current_attempt
+        return attempt.stopped_at_step if attempt and self.job.state == State.CANCELED else None
+
+    @property
     def percent(self) -> int:
         """Of the denoising steps that are done."""
         return 100 * self.job.step // max(1, self.job.num_inference_steps)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """The queue: places of queued jobs, how many clips run, and how many all healthy nodes can make at once."""
-
-    positions: Mapping[uuid.UUID, int]
-    running: int
-    capacity: int
 
 
 def render_card(job_id: uuid.UUID) -> str:
@@ -51,21 +59,28 @@ def render_card(job_id: uuid.UUID) -> str:
 
 def owned_jobs() -> JobQuerySet:
     """Every job that its owner has not deleted, with all that a card shows."""
-    return GenerationJob.objects.filter(deleted_at=None).select_related("preset")
+    return GenerationJob.objects.filter(deleted_at=None).select_related("preset", "current_attempt__node")
 
 
-def cards(jobs: Iterable[GenerationJob], *, expected: Mapping[int, int] | None = None) -> list[Card]:
+def cards(
+    jobs: Iterable[GenerationJob],
+    *,
+    expected: Mapping[int, int] | None = None,
+    queue: line.Line | None = None,
+) -> list[Card]:
     """A card for each job, in a number of queries that does not depend on how many there are.
 
     expected: seconds a clip of each preset takes, by the preset's primary key; asked for where it is missing.
+    queue: the line with the places of these jobs; asked for when it is missing.
     """
     jobs = list(jobs)
     seconds = dict(expected or {})
-    unknown = {job.preset_id: job.preset for job in jobs if job.is_live and job.preset_id not in seconds}
-    if unknown:
-        seconds |= pricing.expected_seconds_of(unknown.values())
-    line = _line(jobs)
-    return [_card(job, line, seconds.get(job.preset_id, 0)) for job in jobs]
+    missing = {job.preset_id: job.preset for job in jobs if job.is_live and job.preset_id not in seconds}
+    if missing:
+        seconds |= pricing.expected_seconds_of(missing.values())
+    if queue is None and any(job.state == State.QUEUED for job in jobs):
+        queue = line.now(jobs)
+    return [_card(job, queue, seconds.get(job.preset_id, 0)) for job in jobs]
 
 
 def seconds_left(job: GenerationJob, *, expected: int) -> int:
@@ -84,26 +99,13 @@ def seconds_left(job: GenerationJob, *, expected: int) -> int:
     return max(1, round(remaining * pace))
 
 
-def _card(job: GenerationJob, line: _Line, expected: int) -> Card:
+def _card(job: GenerationJob, queue: line.Line | None, expected: int) -> Card:
     if job.state == State.RUNNING:
         return Card(job=job, seconds_left=seconds_left(job, expected=expected))
-    if job.state != State.QUEUED:
+    if job.state != State.QUEUED or queue is None:
         return Card(job=job)
-    position = line.positions.get(job.pk, 1)
-    if not line.capacity:
+    position = queue.positions.get(job.pk, 1)
+    if not queue.capacity:
         return Card(job=job, position=position, waits_for_node=True)
-    # What runs now is half done on average.
-    waiting = (position - 1 + line.running / 2) * expected / line.capacity
+    waiting = queue.seconds_before(position, expected)
     return Card(job=job, position=position, seconds_left=max(1, round(waiting + expected)))
-
-
-def _line(jobs: list[GenerationJob]) -> _Line:
-    positions = scheduling.queue_positions(jobs)
-    if not positions:
-        return _Line(positions={}, running=0, capacity=0)
-    nodes = GpuNode.objects.healthy().filter(enabled=True)
-    return _Line(
-        positions=positions,
-        running=GenerationJob.objects.filter(state=State.RUNNING).count(),
-        capacity=sum(node.capacity for node in nodes),
-    )

@@ -295,12 +295,12 @@ def test_a_remix_of_somebody_elses_clip_leaves_no_trace_of_it(browser, user, mak
 
 def test_a_waiting_clip_says_its_place_and_about_how_long(browser, submit, node):
     jobs = [submit(f"number {n}") for n in range(3)]
-    assert "3rd in line · about 90 s" in text(browser.get(page_of(jobs[2])))
-    assert "1st in line · about 30 s" in text(browser.get(page_of(jobs[0])))
+    assert "3rd in line about 90 s" in text(browser.get(page_of(jobs[2])))
+    assert "1st in line about 30 s" in text(browser.get(page_of(jobs[0])))
 
 
 def test_a_waiting_clip_says_when_no_gpu_is_ready(browser, submit):
-    assert "1st in line · no GPU is ready just now" in text(browser.get(page_of(submit())))
+    assert "1st in line no GPU is ready just now" in text(browser.get(page_of(submit())))
 
 
 def test_a_running_clip_shows_true_steps_and_the_time_they_still_take(browser, submit, start_job):
@@ -416,45 +416,6 @@ def test_the_empty_gallery_offers_three_prompts(browser):
     assert browser.get("/").content.decode().count("data-sample=") == 3
 
 
-def add_rows(user, count):
-    """Clips that wait, as rows alone."""
-    preset = Preset.objects.get(name="quick")
-    values = {"num_frames": 16, "fps": 8, "num_inference_steps": 20, "cost": 0, "source": "web"}
-    GenerationJob.objects.bulk_create(
-        GenerationJob(user=user, preset=preset, prompt=f"clip {n:02}", **values) for n in range(count)
-    )
-
-
-def test_the_newest_clip_comes_first_and_older_ones_are_a_page_away(browser, user):
-    add_rows(user, 30)
-    first, second = (re.findall(r"clip \d\d", text(browser.get(f"/?page={page}"))) for page in (1, 2))
-    assert len(first) == 24
-    assert len(second) == 6
-    assert len(set(first + second)) == 30
-    assert "Older" in text(browser.get("/"))
-    assert "Older" not in text(browser.get("/?page=2"))
-    assert "nothing on this page" in text(browser.get("/?page=9"))
-
-
-@pytest.mark.parametrize("page", ["0", "-1", "x", "9" * 40, "²"])
-def test_a_strange_page_number_is_a_page(browser, page):
-    assert browser.get("/", {"page": page}).status_code == 200
-
-
-def test_the_dashboard_takes_at_most_twelve_queries_however_many_clips_there_are(
-    browser, user, submit, finish_job, start_job, django_assert_max_num_queries
-):
-    finish_job(submit("done"))
-    start_job(submit("running"))
-    submit("waiting")
-    with django_assert_max_num_queries(12) as few:
-        browser.get("/")
-    add_rows(user, 20)
-    with django_assert_max_num_queries(12) as many:
-        assert browser.get("/").content.decode().count("<article") == 23
-    assert len(few) == len(many)
-
-
 # --- One clip ---------------------------------------------------------------------------------------------------------
 
 
@@ -473,8 +434,8 @@ def test_a_finished_clip_has_a_player_its_facts_and_a_receipt(browser, submit, f
     words = text(page)
     for fact in ("Quick", "42", "16 at 8 per second", "96 × 64", "28.3 s", "2.0 s", "CogVideoX-tiny"):
         assert fact in words
-    assert "Reserved 50" in words
-    assert "Charged 50" in words
+    receipt = words[words.index("Balance before") :]
+    assert re.search(r"Balance before 500 Reserved .*? −50 450 Charged .*? 50 450", receipt)
 
 
 def test_the_file_can_be_played_from_the_middle_and_saved_under_a_name(browser, submit, finish_job, clip):

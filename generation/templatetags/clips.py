@@ -5,9 +5,12 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from django import template
+from django.contrib.humanize.templatetags.humanize import intcomma
 from django.db.models import Model
 from django.utils import timezone
-from django.utils.formats import date_format
+from django.utils.formats import date_format, number_format
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from accounts.models import CreditTransaction
 from generation.errors import NOTHING_DEDUCTED
@@ -22,9 +25,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     if seconds < 100:
-        return f"{round(seconds)} s"
+        return _("%(number)s s") % {"number": round(seconds)}
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{round(minutes / 60)} h"
+    if minutes < 100:
+        return _("%(number)s min") % {"number": minutes}
+    return _("%(number)s h") % {"number": round(minutes / 60)}
 
 
 @register.filter
@@ -32,22 +37,24 @@ def ago(moment: datetime) -> str:
     """When something happened, in few letters: `just now`, `4 min ago`, `22 Nov`."""
     seconds = (timezone.now() - moment).total_seconds()
     if seconds < 60:
-        return "just now"
-    return f"{duration(max(seconds, 100))} ago" if seconds < 24 * 3600 else date_format(moment, "j M")
+        return _("just now")
+    if seconds < 24 * 3600:
+        return _("%(time)s ago") % {"time": duration(max(seconds, 100))}
+    return date_format(moment, "j M")
 
 
 @register.filter
 def milliseconds(value: int | None) -> str:
     """Milliseconds as seconds with one digit: `28.3 s`."""
-    return "" if value is None else f"{value / 1000:.1f} s"
+    return "" if value is None else _("%(number)s s") % {"number": number_format(value / 1000, 1)}
 
 
 @register.filter
 def credit_words(amount: int) -> str:
     """A price: `50 credits`, `1 credit`, `free`."""
     if not amount:
-        return "free"
-    return f"{amount:,} credit{'' if amount == 1 else 's'}"
+        return _("free")
+    return ngettext("%(amount)s credit", "%(amount)s credits", amount) % {"amount": intcomma(amount)}
 
 
 @register.filter
@@ -72,7 +79,13 @@ def of(mapping: dict[object, object], key: object) -> object:
 @register.filter
 def failure(job: GenerationJob) -> str:
     """What happened and that it cost nothing, in whole sentences."""
-    happened = job.error_message.strip()
-    if NOTHING_DEDUCTED in happened:
+    happened = _(job.error_message.strip()) if job.error_message.strip() else ""
+    if NOTHING_DEDUCTED in job.error_message:
         return happened
-    return f"{happened}{'' if happened.endswith(('.', '!', '?')) else '.'} {NOTHING_DEDUCTED}"
+    return f"{happened}{'' if happened.endswith(('.', '!', '?')) else '.'} {_(NOTHING_DEDUCTED)}"
+
+
+@register.filter
+def plus(number: int | None, other: int | None) -> int:
+    """The sum, what is missing being 0."""
+    return (number or 0) + (other or 0)

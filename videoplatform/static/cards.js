@@ -1,47 +1,38 @@
-// Cards: hover to play, and live words that stay true when the event stream is down.
+// Live cards: what the event stream says, and the truth again after it was down, the page slept or the browser came back.
 (() => {
   "use strict";
   const { one, all, setText } = window.site;
-  const POLL_WITHOUT_EVENTS_MS = 3000;
-  const POLL_WITH_EVENTS_MS = 30000; // a proxy may hold events back without closing the stream
-
-  // --- Hover to play ------------------------------------------------------------------------------------------------
-  const calm = matchMedia("(prefers-reduced-motion: reduce), (hover: none)");
-  document.addEventListener("pointerover", (event) => {
-    const media = event.target.closest?.("[data-hover-video]");
-    if (!media || calm.matches || one("video", media)) return;
-    const video = Object.assign(document.createElement("video"), { muted: true, loop: true, playsInline: true });
-    video.src = media.dataset.hoverVideo;
-    media.append(video);
-    video.play().catch(() => video.remove());
-    media.addEventListener("pointerleave", () => video.remove(), { once: true });
-  });
-
-  // --- Live cards ---------------------------------------------------------------------------------------------------
+  const LOOK_OFTEN_MS = 3000; // something moves, and the stream is down
+  const LOOK_SELDOM_MS = 30000; // a proxy may hold events back without closing the stream
+  const SLEPT_MS = 10000; // a clock that ticks each second and jumped so far was stopped
   const LIVE = ["queued", "running", "storing"];
+  const ENDS = {
+    completed: gettext("Your video is ready."),
+    failed: gettext("Your video failed. No credits were deducted."),
+    canceled: gettext("Your video is canceled. No credits were deducted."),
+  };
+
+  // --- The event stream ---------------------------------------------------------------------------------------------
+  let stream;
   let eventsUp = false;
   let everUp = false;
-  let lastRefresh = Date.now();
 
-  function refreshCards() {
-    lastRefresh = Date.now();
-    all("[data-live]").forEach((card) => htmx.trigger(card, "refresh"));
+  // htmx's extension opens it; the handle is for a stream that died without saying so.
+  htmx.createEventSource = (url) => (stream = new EventSource(url, { withCredentials: true }));
+
+  function openStreamAnew() {
+    if (!stream) return;
+    stream.close();
+    stream.dispatchEvent(new Event("error")); // the extension opens a new one for one that is closed
   }
 
   document.addEventListener("htmx:sseOpen", () => {
     // What happened while the stream was down was not heard.
-    if (everUp && !eventsUp) refreshCards();
+    if (everUp && !eventsUp) catchUp();
     eventsUp = everUp = true;
   });
   document.addEventListener("htmx:sseError", () => (eventsUp = false));
   document.addEventListener("htmx:sseClose", () => (eventsUp = false));
-  setInterval(() => {
-    if (document.hidden) return;
-    if (Date.now() - lastRefresh >= (eventsUp ? POLL_WITH_EVENTS_MS : POLL_WITHOUT_EVENTS_MS)) refreshCards();
-  }, 1000);
-  document.addEventListener("visibilitychange", () => {
-    if (!document.hidden && one("[data-live]")) refreshCards();
-  });
 
   document.addEventListener("htmx:sseBeforeMessage", (event) => {
     if (event.target.id === "job-events") {
@@ -49,31 +40,12 @@
       jobChanged(JSON.parse(event.detail.data));
     } else if (one(".htmx-request", event.target)) {
       event.preventDefault(); // its own request, a cancel, is about to bring the card
-      setTimeout(refreshCards, 1500);
-    } else if (movedOnly(event.target, event.detail.data)) {
+      setTimeout(catchUp, 1500);
+    } else if (movedOnly(event.target, cardIn(event.detail.data))) {
       event.preventDefault();
     }
   });
 
-  // The same state as before: only words and bar change, so that a click or the focus on “Cancel” is not lost under the hand.
-  function movedOnly(card, html) {
-    const template = document.createElement("template");
-    template.innerHTML = html;
-    const next = one(".card", template.content);
-    if (!next || next.dataset.state !== card.dataset.state) return false;
-    for (const part of all("[data-part]", card)) {
-      const fresh = one(`[data-part=${part.dataset.part}]`, next);
-      if (!part.matches("progress")) setText(part, fresh.textContent);
-      else if (fresh.hasAttribute("value")) part.value = fresh.value;
-    }
-    return true;
-  }
-
-  const ENDS = {
-    completed: gettext("Your video is ready."),
-    failed: gettext("Your video failed. No credits were deducted."),
-    canceled: gettext("Your video is canceled. No credits were deducted."),
-  };
   const announced = new Map();
   function jobChanged(job) {
     const known = one(`#card-${CSS.escape(job.id)}`);
@@ -81,21 +53,22 @@
     if (!known && live) adopt(job.id);
     if (live || announced.get(job.id) === job.state) return;
     announced.set(job.id, job.state);
-    ended(job.id, job.state);
+    // Only what was seen alive is news: a stream begins by saying how everything stands.
+    if (known && LIVE.includes(known.dataset.state)) ended(job.state);
   }
 
-  function ended(id, state) {
-    // Only what was seen alive is news: a stream begins by saying how everything stands.
-    if (!one(`#card-${CSS.escape(id)}[data-live]`)) return;
+  let endedUnseen = "";
+  function ended(state) {
     setText(one("#announcer"), ENDS[state]);
+    if (document.hidden) endedUnseen = ENDS[state];
     htmx.trigger(document.body, "wallet");
   }
 
   // A clip that was ordered elsewhere, in Telegram or over the API, comes to the top of an open gallery.
   const adopting = new Set();
   function adopt(id) {
-    const live = one("#live[data-first-page]");
-    if (!live || adopting.has(id)) return;
+    const live = one("#live[data-recent-url]");
+    if (!live || adopting.has(id) || one("#gallery[data-filtered]")) return;
     adopting.add(id);
     const url = live.dataset.cardUrl.replace("ID", `video_${id}`);
     setTimeout(() => {
@@ -105,14 +78,126 @@
     }, 1000);
   }
 
-  document.addEventListener("htmx:load", ({ detail: { elt } }) => {
-    if (!elt.matches?.(".card")) return;
-    if (elt.dataset.live === undefined) finishedCard(elt);
-    one("#empty")?.remove();
-    all(`[id="${elt.id}"]`).filter((card) => card !== elt).forEach((card) => card.remove());
-  });
+  // --- Without the stream: look again -------------------------------------------------------------------------------
+  let lastLook = Date.now();
+  let lastTick = Date.now();
+  let hiddenSince = 0;
 
-  function finishedCard(card) {
-    if (one("#live")?.dataset.reload === card.dataset.job) location.reload();
+  async function catchUp() {
+    lastLook = Date.now();
+    const url = one("#live")?.dataset.recentUrl;
+    const seen = url ? await look(url) : new Set();
+    all(".card[data-live]").filter((card) => !seen.has(card.id)).forEach((card) => htmx.trigger(card, "refresh"));
+  }
+
+  // The newest cards as they are now, in one request; the ids of those that came.
+  async function look(url) {
+    try {
+      const answer = await fetch(url, { headers: { "HX-Request": "true", "HX-Current-URL": location.href } });
+      const elsewhere = answer.headers.get("HX-Redirect");
+      if (elsewhere) location.assign(elsewhere);
+      return answer.ok && !elsewhere ? merge(await answer.text()) : new Set();
+    } catch (error) {
+      if (error instanceof TypeError) return new Set(); // no connection: the next look is due in seconds
+      throw error;
+    }
+  }
+
+  function merge(html) {
+    const fresh = all(".card", new DOMParser().parseFromString(html, "text/html"));
+    const complete = !one("#gallery[data-filtered]");
+    let older = null;
+    for (const card of fresh.toReversed()) {
+      const known = document.getElementById(card.id);
+      if (known) replace(known, card);
+      else if (complete) insert(card, older);
+      older = document.getElementById(card.id) ?? older;
+    }
+    return new Set(fresh.map((card) => card.id));
+  }
+
+  function replace(known, card) {
+    const over = LIVE.includes(known.dataset.state) && !LIVE.includes(card.dataset.state);
+    if (known.dataset.live !== undefined && !movedOnly(known, card)) {
+      htmx.swap(known, card.outerHTML, { swapStyle: "outerHTML" });
+    }
+    if (over) ended(card.dataset.state);
+  }
+
+  function insert(card, older) {
+    if (older) htmx.swap(older, card.outerHTML, { swapStyle: "beforebegin" });
+    else htmx.swap(one("#gallery"), card.outerHTML, { swapStyle: "afterbegin" });
+  }
+
+  function wakeUp() {
+    openStreamAnew();
+    catchUp();
+    htmx.trigger(document.body, "wallet");
+  }
+
+  function pause() {
+    const moving = one("[data-live]") !== null;
+    if (eventsUp) return moving ? LOOK_SELDOM_MS : Infinity;
+    return moving ? LOOK_OFTEN_MS : LOOK_SELDOM_MS;
+  }
+
+  setInterval(() => {
+    const now = Date.now();
+    const slept = now - lastTick > SLEPT_MS;
+    lastTick = now;
+    if (document.hidden) return;
+    if (slept) wakeUp();
+    else if (now - lastLook >= pause()) catchUp();
+  }, 1000);
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) {
+      hiddenSince = Date.now();
+      return;
+    }
+    endedUnseen = "";
+    syncTitle();
+    if (Date.now() - hiddenSince > SLEPT_MS) wakeUp();
+    else catchUp();
+    lastTick = Date.now();
+  });
+  window.addEventListener("pageshow", (event) => event.persisted && wakeUp());
+  window.addEventListener("online", wakeUp);
+  document.addEventListener("resume", wakeUp);
+
+  // --- Cards in the page --------------------------------------------------------------------------------------------
+  function cardIn(html) {
+    return one(".card", new DOMParser().parseFromString(html, "text/html"));
+  }
+
+  // The same state as before: only words and bar change, so that a click or the focus on “Cancel” is not lost under the hand.
+  function movedOnly(card, next) {
+    if (!next || next.dataset.state !== card.dataset.state || next.dataset.live !== card.dataset.live) return false;
+    for (const part of all("[data-part]", card)) {
+      const fresh = one(`[data-part=${part.dataset.part}]`, next);
+      if (!part.matches("progress")) setText(part, fresh.textContent);
+      else if (fresh.hasAttribute("value")) part.value = fresh.value;
+    }
+    syncTitle();
+    return true;
+  }
+
+  const title = document.title;
+  function syncTitle() {
+    const figures = ["running", "storing", "queued"].map((state) => one(`.card.${state} [data-part=figure]`));
+    const news = figures.find(Boolean)?.textContent ?? endedUnseen;
+    document.title = news ? `${news} · ${title}` : title;
+  }
+
+  document.addEventListener("htmx:load", ({ detail: { elt } }) => {
+    if (elt.matches?.(".card")) arrived(elt);
+    syncTitle();
+  });
+  document.addEventListener("DOMContentLoaded", syncTitle);
+
+  function arrived(card) {
+    if (card.dataset.live === undefined && one("#live")?.dataset.reload === card.dataset.job) location.reload();
+    one("#empty")?.remove();
+    one("#gallery .nothing")?.remove();
+    all(`[id="${card.id}"]`).filter((other) => other !== card).forEach((other) => other.remove());
   }
 })();

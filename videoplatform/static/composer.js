@@ -1,53 +1,86 @@
-// The composer's live words: counter, price, cooldown; ⌘/Ctrl+Enter; sample prompts.
+// The composer's live words: counter, price, cooldown, what can be afforded; ⌘/Ctrl+Enter; sample prompts.
 (() => {
   "use strict";
   const { one, say, setText } = window.site;
   const isApple = /Mac|iPhone|iPad/.test(navigator.platform);
+  const growsByItself = CSS.supports("field-sizing", "content");
   let cooldownEnds = 0;
+  let cooldownMs = 0;
   let cooldownTimer;
 
   function readCooldown() {
     const bar = one("#submit-bar");
-    if (!bar?.dataset.cooldown) return;
-    cooldownEnds = Date.now() + Number(bar.dataset.cooldown) * 1000;
+    if (!bar) return;
+    cooldownMs = Number(bar.dataset.cooldown) * 1000;
+    cooldownEnds = Date.now() + cooldownMs;
     clearInterval(cooldownTimer);
-    if (cooldownEnds > Date.now()) cooldownTimer = setInterval(syncComposer, 250);
+    if (cooldownMs) cooldownTimer = setInterval(syncComposer, 250);
     syncComposer();
   }
 
   function syncComposer() {
     const composer = one("#composer");
     if (!composer) return;
-    syncCounter(composer);
-    const left = Math.ceil((cooldownEnds - Date.now()) / 1000);
+    syncPrompt(composer);
+    const left = cooldownEnds - Date.now();
     if (left <= 0) clearInterval(cooldownTimer);
     syncButton(composer, left);
   }
 
   // Characters as the server counts them: whole code points, without the space around the prompt.
-  function syncCounter(composer) {
+  function syncPrompt(composer) {
     const prompt = one("#prompt", composer);
     const counter = one("#prompt-count", composer);
     const used = [...prompt.value.trim()].length;
-    counter.value = `${used}/${prompt.dataset.max}`;
+    const words = `${used}/${prompt.dataset.max}`;
+    if (counter.value !== words) counter.value = words;
     counter.classList.toggle("over", used > Number(prompt.dataset.max));
+    if (growsByItself) return;
+    prompt.style.height = "auto";
+    prompt.style.height = `${prompt.scrollHeight}px`;
   }
 
   function syncButton(composer, left) {
     const chosen = one("input[name=preset]:checked", composer);
     const bar = one("#submit-bar", composer);
     if (!chosen || !bar) return;
-    const balance = Number(bar.dataset.balance);
-    const short = Number(chosen.dataset.cost) > balance;
-    setText(one(".generate-words", bar), left > 0 ? say(gettext("Generate in %(left)s s"), { left }) : say(gettext("Generate · %(price)s"), { price: chosen.dataset.price }));
-    const kbd = one("kbd", bar);
-    if (kbd) setText(kbd, left > 0 ? "" : isApple ? "⌘↵" : "Ctrl ↵");
+    const isShort = syncNote(bar, chosen);
     const button = one(".generate", bar);
-    if (!composer.classList.contains("htmx-request")) button.disabled = left > 0 || short;
-    const note = one("#submit-note", bar);
-    note.classList.toggle("warning", short);
+    const waits = left > 0;
+    const words = waits
+      ? say(gettext("Generate in %(left)s s"), { left: Math.ceil(left / 1000) })
+      : say(gettext("Generate · %(price)s"), { price: chosen.dataset.price });
+    setText(one(".generate-words", bar), words);
+    setText(one("kbd", bar), waits ? "" : isApple ? "⌘↵" : "Ctrl ↵");
+    button.classList.toggle("cooling", waits);
+    button.style.setProperty("--waited", waits ? `${100 - (100 * left) / cooldownMs}%` : "0%");
+    if (!composer.classList.contains("htmx-request")) button.disabled = waits || isShort;
+  }
+
+  function syncNote(bar, chosen) {
+    const balance = Number(bar.dataset.balance);
+    const isShort = Number(chosen.dataset.cost) > balance;
+    one("[data-note=short]", bar).hidden = !isShort;
+    one("[data-note=calm]", bar).hidden = isShort;
     const words = gettext("Not enough credits: this video costs %(price)s, you have %(balance)s.");
-    setText(note, short ? say(words, { price: chosen.dataset.price, balance }) : "");
+    if (isShort) setText(one("[data-note=short] span", bar), say(words, { price: chosen.dataset.price, balance }));
+    const cheaper = one("[data-choose]", bar);
+    if (cheaper) cheaper.hidden = cheaper.dataset.choose === chosen.value;
+    return isShort;
+  }
+
+  function choose(preset) {
+    const chip = one(`#composer input[name=preset][value="${CSS.escape(preset)}"]`);
+    chip.checked = true;
+    chip.focus();
+    syncComposer();
+  }
+
+  function begin(words) {
+    const prompt = one("#prompt");
+    prompt.value = words;
+    prompt.focus();
+    syncComposer();
   }
 
   document.addEventListener("input", (event) => {
@@ -61,17 +94,20 @@
     if (!button.disabled) composer.requestSubmit(button);
   });
   document.addEventListener("click", (event) => {
+    const choice = event.target.closest?.("[data-choose]");
+    if (choice) choose(choice.dataset.choose);
     const sample = event.target.closest?.("[data-sample]");
-    const prompt = one("#prompt");
-    if (!sample || !prompt || event.metaKey || event.ctrlKey || event.shiftKey) return;
+    if (!sample || !one("#composer") || event.metaKey || event.ctrlKey || event.shiftKey) return;
     event.preventDefault();
-    prompt.value = sample.dataset.sample;
-    prompt.focus();
-    syncComposer();
+    begin(sample.dataset.sample);
   });
 
   document.addEventListener("htmx:load", ({ detail: { elt } }) => {
     if (elt.matches?.("#composer, #submit-bar") || one("#submit-bar", elt)) readCooldown();
   });
   document.addEventListener("DOMContentLoaded", readCooldown);
+  // Out of the back-forward cache everything is as it was left, the cooldown included.
+  window.addEventListener("pageshow", (event) => {
+    if (event.persisted) syncComposer();
+  });
 })();

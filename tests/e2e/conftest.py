@@ -1,0 +1,69 @@
+"""A person with a real browser before the whole stack: one platform and one Chromium for all tests of a process."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+
+from tests.stack import Stack
+
+CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+COOLDOWN_SECONDS = 2
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """What `make run` starts, with the tiny model on its node."""
+    settings = {"VIDEO_COOLDOWN_SECONDS": str(COOLDOWN_SECONDS), "NODE_HEALTH_SECONDS": "0.5"}
+    with Stack(tmp_path_factory.mktemp("browser"), settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    if not CHROMIUM.exists():
+        missing = f"there is no Chromium at {CHROMIUM}"
+        if os.environ.get("REQUIRE_BROWSER") == "1":
+            pytest.fail(f"REQUIRE_BROWSER=1, but {missing}", pytrace=False)
+        pytest.skip(missing)
+    quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=[*quiet, "--disable-component-update", "--disable-sync"]
+        )
+        yield browser
+        browser.close()
+
+
+def is_complaint(message: ConsoleMessage) -> bool:
+    """Not the refusals that a test provokes, nor what is said of a stream or a server that was cut off."""
+    provoked = (
+        "status of 422",
+        "status of 404",
+        "net::ERR_",
+        "[object Event]",
+        "htmx:sendError",
+        "htmx:afterRequest",
+    )
+    return message.type == "error" and not any(words in message.text for words in provoked)
+
+
+@pytest.fixture
+def new_page(stack: Stack, chromium: Browser) -> Iterator[Callable[..., Page]]:
+    """Pages in a context of their own, as of another person; what their consoles complain about fails the test."""
+    contexts, complaints = [], []
+
+    def make(**options) -> Page:
+        context = chromium.new_context(base_url=stack.url, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text) if is_complaint(message) else None)
+        return page
+
+    yield make
+    for context in contexts:
+        context.close()
+    assert not complaints

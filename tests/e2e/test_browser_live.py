@@ -1,0 +1,197 @@
+"""Open pages that stay true: cancel, a web process that is restarted, a page that slept, a node that is down."""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+
+import httpx
+import psutil
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.stack import Stack
+from tests.visitor import CLIP_MS, create_key, generate, order_by_api, sign_up
+
+pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
+
+COUNT_STREAMS = """() => {
+    window.opened = 0;
+    document.addEventListener("htmx:sseOpen", () => { window.opened += 1; });
+}"""
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+def cancel_by_api(stack: Stack, key: str, video: str) -> None:
+    headers = {"Authorization": f"Bearer {key}"}
+    answer = httpx.post(f"{stack.url}/v1/videos/{video}/cancel", headers=headers, timeout=60)
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_clip_is_canceled_in_the_middle_and_says_where_it_stopped(new_page: Callable[..., Page]) -> None:
+    page = new_page()
+    sign_up(page, "canceler")
+    card = generate(page, "Never mind", preset="Standard")
+    page.wait_for_function(
+        "() => document.querySelector('.card.running progress')?.value > 2", timeout=CLIP_MS
+    )
+    card.get_by_role("button", name="Cancel").click()
+    expect(card).to_have_class("card canceled")
+    expect(card).to_contain_text("Canceled. No credits were deducted.")
+    expect(card).to_contain_text(re.compile(r"It stopped at step \d+ of 50\."), timeout=30_000)
+    expect(card).to_contain_text("250 credits released")
+    expect(page.locator("#balance")).to_have_text("500 credits")
+    card.get_by_role("link", name="Delete").click()
+    question = page.get_by_role("dialog")
+    expect(question).to_contain_text("Never mind")
+    question.get_by_role("link", name="Keep it").click()
+    expect(question).to_be_hidden()
+    card.get_by_role("link", name="Delete").click()
+    question.get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("The video was deleted.")).to_be_visible()
+    expect(page.locator(".card")).to_have_count(0)
+
+
+def test_an_open_page_goes_on_when_the_web_process_was_restarted(
+    new_page: Callable[..., Page], stack: Stack
+) -> None:
+    page = new_page()
+    sign_up(page, "restarter")
+    key = create_key(page)
+    with page.expect_response("**/events"):
+        page.goto("/")
+    page.evaluate(COUNT_STREAMS)
+    before = _pid_of_web(stack)
+    order_by_api(stack.url, key, "Before the fall")
+    expect(page.locator(".card", has_text="Before the fall")).to_be_visible()
+    os.kill(before, signal.SIGKILL)
+    wait_until(
+        lambda: _pid_of_web(stack) not in (before, None) and _answers(stack), "the web process came back"
+    )
+    page.wait_for_function("() => window.opened >= 1", timeout=60_000)
+    time.sleep(2)  # the cooldown
+    order_by_api(stack.url, key, "After the fall")
+    expect(page.locator(".card", has_text="After the fall")).to_be_visible()
+    for prompt in ("Before the fall", "After the fall"):
+        expect(page.locator(".card", has_text=prompt)).to_have_class("card completed", timeout=CLIP_MS)
+    expect(page.locator("#balance")).to_have_text("400 credits")
+
+
+def _pid_of_web(stack: Stack) -> int | None:
+    """None while it is down, a zombie's remains included."""
+    try:
+        return stack.pid_of("web")
+    except (LookupError, psutil.Error):
+        return None
+
+
+def _answers(stack: Stack) -> bool:
+    try:
+        return httpx.get(f"{stack.url}/healthz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_a_page_that_slept_is_right_when_it_wakes(new_page: Callable[..., Page], stack: Stack) -> None:
+    """Without the event stream, which would have missed the hour: what ended, what came, and the balance."""
+    page = new_page()
+    page.route("**/events", lambda route: route.abort())
+    sign_up(page, "sleeper")
+    key = create_key(page)
+    first = order_by_api(stack.url, key, "Before the night", preset="standard")
+    page.goto("/")
+    expect(page.locator(".card", has_text="Before the night")).to_be_visible()
+    browser = page.context.new_cdp_session(page)
+    browser.send("Page.setWebLifecycleState", {"state": "frozen"})
+    cancel_by_api(stack, key, first)
+    time.sleep(2)  # the cooldown
+    order_by_api(stack.url, key, "In the night")
+    browser.send("Page.setWebLifecycleState", {"state": "active"})
+    expect(page.locator(".card", has_text="Before the night")).to_have_class("card canceled")
+    expect(page.locator(".card", has_text="In the night")).to_be_visible()
+    expect(page.locator(".card-prompt").first).to_have_text("In the night")
+    expect(page.locator("#balance")).to_have_text("450 credits")
+    expect(page.locator(".card", has_text="In the night")).to_have_class("card completed", timeout=CLIP_MS)
+
+
+def test_while_the_node_is_down_the_page_says_so_and_the_clip_waits(
+    new_page: Callable[..., Page], stack: Stack
+) -> None:
+    page = new_page()
+    sign_up(page, "waiter")
+    processes = _processes_of_node(stack)
+    for process in processes:
+        process.suspend()
+    try:
+        note = "No GPU is ready just now: your video will wait in line."
+        wait_until(lambda: note in page.request.get("/").text(), "the node was noticed to be down")
+        page.reload()
+        expect(page.locator("#submit-note")).to_contain_text(note)
+        expect(page.locator(".chip", has_text="Quick")).to_contain_text("no GPU is ready")
+        card = generate(page, "Patience")
+        expect(card).to_contain_text("1st in line")
+        expect(card).to_contain_text("no GPU is ready just now")
+        expect(page.locator("#balance")).to_have_text("450 credits")
+    finally:
+        for process in processes:
+            process.resume()
+    expect(card).to_have_class("card completed", timeout=CLIP_MS)
+
+
+def _processes_of_node(stack: Stack) -> list[psutil.Process]:
+    leader = psutil.Process(stack.pid_of("gpu_node"))
+    return [leader, *leader.children(recursive=True)]
+
+
+def test_a_gallery_goes_on_while_scrolling_and_finds_what_is_looked_for(
+    new_page: Callable[..., Page], stack: Stack
+) -> None:
+    page = new_page(viewport={"width": 1440, "height": 900})
+    sign_up(page, "collector")
+    generate(page, "The newest of them")
+    _add_wishes(stack, "collector", 60)
+    page.goto("/")
+    assert page.locator(".card").count() == 24
+    for shown in (48, 61):
+        page.mouse.wheel(0, 20_000)
+        expect(page.locator(".card")).to_have_count(shown)
+    page.keyboard.press("Home")
+    page.get_by_role("searchbox").fill("number 42")
+    expect(page.locator(".card")).to_have_count(1)
+    expect(page).to_have_url(re.compile(r"\?q=number\+42$"))
+    page.reload()
+    expect(page.locator(".card-prompt")).to_have_text("An old wish, number 42")
+    page.get_by_label("State").select_option("ready")
+    expect(page.get_by_text("No video is like that.")).to_be_visible()
+    page.get_by_role("link", name="Show all videos").click()
+    expect(page.locator(".card")).to_have_count(24)
+    card = page.locator(".card", has_text="number 59")
+    card.get_by_role("button", name="Retry").click()
+    expect(page.locator(".card").first).to_contain_text("number 59")
+    expect(page.locator(".card").first).to_have_attribute("data-state", re.compile("queued|running"))
+
+
+def _add_wishes(stack: Stack, name: str, count: int) -> None:
+    """Clips that failed, as rows alone; the last is the newest of them."""
+    stack.manage(
+        "shell",
+        "-c",
+        "import uuid, datetime\n"
+        "from generation.models import GenerationJob as J\n"
+        f"job = J.objects.get(user__username={name!r})\n"
+        "began = job.created_at\n"
+        f"for n in range({count}):\n"
+        "    job.pk, job.idempotency_key, job.current_attempt = uuid.uuid4(), None, None\n"
+        "    job.state, job.finished_at, job.error_message = 'failed', began, 'It broke.'\n"
+        "    job.prompt = f'An old wish, number {n}'\n"
+        "    job.save(force_insert=True)\n"
+        f"    older = began - datetime.timedelta(hours={count} - n)\n"
+        "    J.objects.filter(pk=job.pk).update(created_at=older)\n",
+    )

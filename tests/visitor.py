@@ -1,0 +1,44 @@
+"""What a person does on the site, for tests that drive a browser."""
+
+import httpx
+from playwright.sync_api import Locator, Page, expect
+
+PASSWORD = "a long enough password"
+CLIP_MS = 120_000  # the tiny model on a busy machine, and everything around it
+
+
+def sign_up(page: Page, name: str) -> None:
+    page.goto("/accounts/signup/")
+    page.get_by_label("Username").fill(name)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("main").get_by_role("button", name="Sign up").click()
+    expect(page.locator("#balance")).to_have_text("500 credits")
+
+
+def generate(page: Page, prompt: str, *, preset: str = "Quick") -> Locator:
+    """Submit, and the card that appears."""
+    page.get_by_label("Prompt: what").fill(prompt)
+    page.locator(".chip", has_text=preset).click()
+    page.get_by_role("button", name="Generate ·").click()
+    card = page.locator(".card", has_text=prompt)
+    expect(card).to_be_visible()
+    return card
+
+
+def create_key(page: Page) -> str:
+    page.goto("/api-keys/")
+    page.get_by_label("What is it for?").fill("laptop")
+    page.get_by_role("button", name="Create a key").click()
+    return page.get_by_label("Your new API key").input_value()
+
+
+def order_by_api(url: str, key: str, prompt: str, *, preset: str = "quick") -> str:
+    """The id of a clip that was ordered over the API."""
+    answer = httpx.post(
+        f"{url}/v1/videos",
+        headers={"Authorization": f"Bearer {key}"},
+        json={"prompt": prompt, "preset": preset},
+        timeout=60,
+    )
+    assert answer.status_code == 200, answer.text
+    return answer.json()["id"]
