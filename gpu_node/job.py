@@ -41,6 +41,9 @@ class Job(BaseModel):
     started_at: float | None = None
     completed_at: float | None = None
     generated_frames: int | None = None
+    image: str | None = None
+    made_with: dict[str, str | bool] | None = None
+    was_requeued: bool = False
     stopped_at_step: int | None = None
     error: JobError | None = None
 
@@ -94,9 +97,9 @@ class Job(BaseModel):
             self.width, self.height = native.width, native.height
         if self.num_frames is None:
             self.num_frames = native.frames
-        self.generated_frames = round_up_frames(self.num_frames)
+        self.generated_frames = round_up_frames(self.num_frames, unit=native.frame_unit)
 
 
-def round_up_frames(frames: int) -> int:
-    """The next 8N+1, which is what CogVideoX makes (CogVideo README): 16 → 17."""
-    return (frames + 6) // 8 * 8 + 1
+def round_up_frames(frames: int, *, unit: int = 8) -> int:
+    """The next 8N+1, which is what CogVideoX makes (CogVideo README), 16N+1 for CogVideoX 1.5: 16 → 17."""
+    return (frames + unit - 2) // unit * unit + 1

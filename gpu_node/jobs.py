@@ -14,7 +14,11 @@ CAPACITY = 1  # clips made at the same time
 
 
 class JobQueue:
-    """All jobs by id and by idempotency key, those that wait in order, and the one that runs."""
+    """All jobs by id and by idempotency key, those that wait in order, and those that the worker has.
+
+    The worker has up to three: one `handed` over ahead, which still counts as waiting, so that the GPU never waits for
+    its next job; one `running` on the GPU; and those `finishing`, whose frames are being written to their files.
+    """
 
     def __init__(self, *, store: RecordStore, size: int) -> None:
         self._store = store
@@ -22,7 +26,9 @@ class JobQueue:
         self._jobs: dict[str, Job] = {}
         self._by_key: dict[str, str] = {}
         self._waiting: deque[Job] = deque()
+        self.handed: Job | None = None
         self.running: Job | None = None
+        self.finishing: list[Job] = []
         for job in store.load():
             self._remember(job)
 
@@ -78,17 +84,36 @@ class JobQueue:
         """1 for the next in line; None for a job that does not wait."""
         return self._waiting.index(job) + 1 if job.status == "queued" else None
 
-    def start_next(self, native: messages.Ready) -> Job | None:
-        """Take the next job to run; None when nothing waits or one runs already."""
-        if self.running is not None or not self._waiting:
+    @property
+    def at_worker(self) -> list[Job]:
+        """What the worker has begun and not ended."""
+        return [*self.finishing, *([self.running] if self.running is not None else [])]
+
+    def hand_over(self, native: messages.Ready) -> Job | None:
+        """The next job for the worker to have ready; None when it has one, or nothing waits."""
+        if self.handed is not None or not self._waiting:
             return None
-        job = self.running = self._waiting.popleft()
+        job = self.handed = self._waiting[0]
         job.resolve(native)
+        return job
+
+    def start(self, job: Job) -> None:
+        """The GPU begins with the job that was handed over."""
+        if self.running is not None:
+            self.finishing.append(self.running)
+        self._waiting.remove(job)
+        self.handed, self.running = None, job
         job.status = "in_progress"
         job.started_at = time.time()
         job.touch()
         self._line_moved()
-        return job
+
+    def take_back(self, job: Job) -> None:
+        """The worker is gone, and with it what it had of this job: it is next in line again."""
+        self.finishing.remove(job)
+        job.status, job.step, job.started_at, job.was_requeued = "queued", 0, None, True
+        self._waiting.appendleft(job)
+        self._line_moved()
 
     def advance(self, job: Job, step: int) -> None:
         """`step` denoising steps are done."""
@@ -142,9 +167,13 @@ class JobQueue:
         job.completed_at = time.time()
         if job is self.running:
             self.running = None
+        elif job in self.finishing:
+            self.finishing.remove(job)
         elif job in self._waiting:
             self._waiting.remove(job)
             self._line_moved()
+        if job is self.handed:
+            self.handed = None
         self._store.save(job)
         job.touch()
 

@@ -25,6 +25,7 @@ class Run(_Message):
     steps: int
     guidance_scale: float
     seed: int
+    image: str | None = None
 
 
 class Cancel(_Message):
@@ -34,14 +35,28 @@ class Cancel(_Message):
     job_id: str
 
 
+class Memory(_Message):
+    """Of the GPU, or on a CPU of the machine and this process. `peak_mb`: the most this process ever took."""
+
+    total_mb: int
+    free_mb: int
+    peak_mb: int
+
+
 class Ready(_Message):
-    """The model is loaded. Size in pixels and frames are those it was made for."""
+    """The model is loaded. Size in pixels and frames are those it was made for; it makes frame_unit·N + 1 frames.
+
+    `setup`: how it runs (profile, precision, attention, …), recorded with every clip.
+    """
 
     kind: Literal["ready"] = "ready"
     device: str
     width: int
     height: int
     frames: int
+    frame_unit: int = 8
+    memory: Memory | None = None
+    setup: dict[str, str | bool] = {}
 
 
 class LoadFailed(_Message):
@@ -50,6 +65,13 @@ class LoadFailed(_Message):
     kind: Literal["load_failed"] = "load_failed"
     reason: str
     permanent: bool
+
+
+class Started(_Message):
+    """The GPU begins with the job. Whatever it ran before is being written to its file, or has ended."""
+
+    kind: Literal["started"] = "started"
+    job_id: str
 
 
 class Step(_Message):
@@ -61,11 +83,19 @@ class Step(_Message):
 
 
 class Done(_Message):
-    """The clip lies at its path."""
+    """The clip lies at its path.
+
+    seconds_besides: of the GPU's time for this clip, all but the steps. idle_seconds: how long the GPU had stood idle
+    since the clip before, though this one was waiting; None when it was not. tiled: decoded in tiles.
+    """
 
     kind: Literal["done"] = "done"
     job_id: str
     seconds_per_step: float
+    seconds_besides: float
+    idle_seconds: float | None
+    tiled: bool
+    memory: Memory
 
 
 class Stopped(_Message):
@@ -86,7 +116,8 @@ class Failed(_Message):
 
 
 Command = Annotated[Run | Cancel, Field(discriminator="kind")]
-Event = Annotated[Ready | LoadFailed | Step | Done | Stopped | Failed, Field(discriminator="kind")]
+JobEvent = Started | Step | Done | Stopped | Failed
+Event = Annotated[Ready | LoadFailed | JobEvent, Field(discriminator="kind")]
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 

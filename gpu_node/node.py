@@ -59,7 +59,9 @@ class Node:
     async def cancel(self, job: Job) -> None:
         """Stop a job. On return it has ended, unless the worker did not confirm within CANCEL_WAIT seconds."""
         if job.status == "queued":
+            self.worker.withdraw(job)
             self.queue.cancel(job, step=0)
+            self.worker.pump()
         elif job.status == "in_progress":
             self.worker.ask_to_cancel(job)
             await job.ended(CANCEL_WAIT)
@@ -97,13 +99,13 @@ class Node:
             "model": self.settings.model_name,
             "device": native.device if native else None,
             "queue_depth": self.queue.depth,
-            "running": int(self.queue.running is not None),
+            "running": int(bool(self.queue.at_worker)),
             "capacity": CAPACITY,
             "queue_size": self.settings.queue_size,
-            "seconds_per_step": self.worker.seconds_per_step,
+            "seconds_per_step": self.worker.paces.latest,
             "protocols": ["videos", "generate_video"],
             "sizes": [f"{native.width}x{native.height}"] if native else [],
-            "max_frames": self.settings.max_frames,
+            "max_frames": self.settings.most_frames,
             "max_steps": self.settings.max_steps,
         }
 
@@ -112,26 +114,26 @@ class Node:
         if self._draining:
             return
         self._draining = True
-        log.info(
-            "shutting down: %d waiting, %d running", self.queue.depth, int(self.queue.running is not None)
-        )
+        log.info("shutting down: %d waiting, %d running", self.queue.depth, len(self.queue.at_worker))
         for job in self.queue.waiting():
+            self.worker.withdraw(job)
             self.queue.interrupt(job)
         interrupted = await self._finish_running()
         await self.worker.stop(patience=WORKER_SECONDS)
-        if interrupted is not None:
-            self.store.delete(interrupted)  # what the worker wrote until its end
+        for job in interrupted:
+            self.store.delete(job)  # what the worker wrote until its end
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _finish_running(self) -> Job | None:
-        """Give the running job a moment; the one that was interrupted, or None."""
-        job = self.queue.running
-        if job is None or await job.ended(FINISH_SECONDS):
-            return None
-        self.queue.interrupt(job)
-        return job
+    async def _finish_running(self) -> list[Job]:
+        """Give what has begun a moment; what was interrupted."""
+        begun = self.queue.at_worker
+        await asyncio.gather(*(job.ended(FINISH_SECONDS) for job in begun))
+        interrupted = [job for job in begun if not job.has_ended]
+        for job in interrupted:
+            self.queue.interrupt(job)
+        return interrupted
 
     def _check_open(self) -> None:
         if self._draining:
@@ -148,12 +150,17 @@ class Node:
             return None
         return f"The node's disk is full: {free} MB are free, {self.settings.min_free_mb} MB are needed."
 
+    def expected_wait(self) -> float | None:
+        """Seconds until a job that comes now would begin; None before anything was measured."""
+        ahead = [*([self.queue.running] if self.queue.running is not None else []), *self.queue.waiting()]
+        times = [self.worker.paces.seconds_left(job) for job in ahead]
+        return sum(time for time in times if time is not None) if None not in times else None
+
     def _retry_after(self) -> int:
         """Seconds until the running job is likely to have made room."""
-        job, pace = self.queue.running, self.worker.seconds_per_step
-        if job is None or pace is None:
-            return UNKNOWN_WAIT
-        return min(120, max(1, math.ceil((job.steps - job.step) * pace)))
+        job = self.queue.running
+        left = None if job is None else self.worker.paces.seconds_left(job)
+        return UNKNOWN_WAIT if left is None else min(120, max(1, math.ceil(left)))
 
     async def _keep_worker(self) -> None:
         try:

@@ -12,7 +12,7 @@ from gpu_node.job import Job
 log = logging.getLogger(__name__)
 
 CLIP_NAME = re.compile(r"[0-9a-f]{32}\.mp4")
-OURS = re.compile(r"[0-9a-f]{32}\.(mp4|json)(\.part)?")
+OURS = re.compile(r"[0-9a-f]{32}\.(mp4|json|image)(\.part)?")
 PART_SECONDS = 3600.0  # an unfinished file older than this belongs to a process that died
 
 
@@ -25,6 +25,10 @@ class RecordStore:
     def clip_path(self, job: Job) -> Path:
         """Where the job's clip lies, or will lie."""
         return self._folder / job.file_name
+
+    def image_path(self, job: Job) -> Path:
+        """Where the picture lies that the job's clip starts from, while the job lives."""
+        return self.clip_path(job).with_suffix(".image")
 
     def find_clip(self, name: str) -> Path | None:
         """The clip of this name. None for a name that the node never gives, and for what is not there."""
@@ -56,6 +60,7 @@ class RecordStore:
         """Remove the record and the clip; missing files are no error."""
         clip = self.clip_path(job)
         clip.with_suffix(".json").unlink(missing_ok=True)
+        self.image_path(job).unlink(missing_ok=True)
         clip.unlink(missing_ok=True)
         self.discard_part(job)
 

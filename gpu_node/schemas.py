@@ -171,9 +171,9 @@ def _check_model(model: str | None, settings: NodeSettings) -> None:
 
 
 def _check_limits(spec: ClipSpec, settings: NodeSettings, *, names: dict[str, str]) -> None:
-    if spec.num_frames is not None and spec.num_frames > settings.max_frames:
+    if spec.num_frames is not None and spec.num_frames > settings.most_frames:
         raise InvalidRequest(
-            f"{names['num_frames']}: at most {settings.max_frames} frames, got {spec.num_frames}",
+            f"{names['num_frames']}: at most {settings.most_frames} frames, got {spec.num_frames}",
             param=names["num_frames"],
         )
     if spec.steps > settings.max_steps:

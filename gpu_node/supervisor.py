@@ -1,4 +1,4 @@
-"""Keeps the worker process alive, hands it one job at a time, and believes nothing it does not hear from it."""
+"""Keeps the worker process alive, keeps it in work, and believes nothing it does not hear from it."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,7 @@ from typing import Literal
 from gpu_node import messages
 from gpu_node.job import Job
 from gpu_node.jobs import JobQueue
+from gpu_node.paces import Paces
 from gpu_node.records import RecordStore
 from gpu_node.settings import NodeSettings
 
@@ -37,12 +38,15 @@ class WorkerSupervisor:
         self._failed_loads = 0
         self._gave_up = False
         self._last_sign_of_life = 0.0
-        self._cancel_asked_at: float | None = None
+        self._cancel_asked_at: dict[str, float] = {}
         self._kill_reason: str | None = None
         self.state: State = "starting"
         self.reason: str | None = None
         self.native: messages.Ready | None = None
-        self.seconds_per_step: float | None = None
+        self.memory: messages.Memory | None = None
+        self.restarts = 0
+        self.paces = Paces()
+        self.idle_seconds: list[float] = []
 
     async def run(self) -> None:
         """Keep a worker alive until `stop`, or until its model turns out to be impossible to load."""
@@ -56,19 +60,23 @@ class WorkerSupervisor:
             watch.cancel()
 
     def pump(self) -> None:
-        """Give the worker the next job, if it can take one."""
+        """Give the worker its next job ahead of time, if it can take one."""
         if self.state != "ready" or self.native is None or self._stopping:
             return
-        job = self._queue.start_next(self.native)
+        job = self._queue.hand_over(self.native)
         if job is not None:
             self._last_sign_of_life = time.monotonic()
-            self._cancel_asked_at = None
-            self._send(_run_command(job, self._store.clip_path(job)))
+            self._send(_run_command(job, self._store))
 
     def ask_to_cancel(self, job: Job) -> None:
-        """Tell the worker to stop the running job; one that does not comply in time is killed by the watch."""
-        if job is self._queue.running and self._cancel_asked_at is None:
-            self._cancel_asked_at = time.monotonic()
+        """Tell the worker to stop a job that runs; one that does not comply in time is killed by the watch."""
+        if job in self._queue.at_worker and job.id not in self._cancel_asked_at:
+            self._cancel_asked_at[job.id] = time.monotonic()
+            self._send(messages.Cancel(job_id=job.id))
+
+    def withdraw(self, job: Job) -> None:
+        """Tell the worker not to begin with a job that it was handed ahead of time."""
+        if job is self._queue.handed:
             self._send(messages.Cancel(job_id=job.id))
 
     async def stop(self, *, patience: float) -> None:
@@ -129,28 +137,41 @@ class WorkerSupervisor:
         for job in self._queue.waiting():
             self._queue.fail(job, code="model_unavailable", message=reason)
 
-    def _on_job_event(
-        self, event: messages.Step | messages.Done | messages.Stopped | messages.Failed
-    ) -> None:
-        job = self._queue.running
-        if job is None or job.id != event.job_id:
-            log.warning("the worker spoke of %s, which does not run", event.job_id)
+    def _on_job_event(self, event: messages.JobEvent) -> None:
+        job = self._job_of(event)
+        if job is None:
+            log.debug("the worker spoke of %s, which was canceled before it began", event.job_id)
+        elif isinstance(event, messages.Started):
+            self._queue.start(job)
         elif isinstance(event, messages.Step):
             self._queue.advance(job, event.step)
         elif isinstance(event, messages.Done):
-            self.seconds_per_step = event.seconds_per_step
-            self._queue.complete(job)
+            self._on_done(job, event)
         elif isinstance(event, messages.Stopped):
             self._queue.cancel(job, step=event.step)
         else:
             self._queue.fail(job, code=event.code, message=event.message)
 
+    def _job_of(self, event: messages.JobEvent) -> Job | None:
+        candidates = [self._queue.handed] if isinstance(event, messages.Started) else self._queue.at_worker
+        return next((job for job in candidates if job is not None and job.id == event.job_id), None)
+
+    def _on_done(self, job: Job, event: messages.Done) -> None:
+        assert self.native is not None
+        self.memory = event.memory
+        self.paces.learn(job, seconds_per_step=event.seconds_per_step, seconds_besides=event.seconds_besides)
+        if event.idle_seconds is not None:
+            self.idle_seconds.append(event.idle_seconds)
+        job.made_with = self.native.setup | {"tiled": event.tiled}
+        self._queue.complete(job)
+
     def _mourn(self, exit_status: int) -> None:
-        """The worker is gone: its job fails, nobody else's does."""
+        """The worker is gone: the job on its GPU fails, nobody else's does."""
         how = _how_it_ended(exit_status)
         if not self._stopping:
             log.error("the worker process ended (%s)", how)
-        self._end_job_of_dead_worker(self._kill_reason or f"The GPU worker process died ({how}).")
+            self.restarts += 1
+        self._end_jobs_of_dead_worker(self._kill_reason or f"The GPU worker process died ({how}).")
         self._kill_reason = None
         if self.state == "starting" and not self._stopping:
             self._failed_loads += 1
@@ -161,15 +182,18 @@ class WorkerSupervisor:
         elif self.state == "ready":
             self.state = "starting"
 
-    def _end_job_of_dead_worker(self, why: str) -> None:
-        job = self._queue.running
-        if job is None:
-            return
-        self._store.discard_part(job)
-        if self._cancel_asked_at is not None:
-            self._queue.cancel(job, step=job.step)
-        else:
-            self._queue.fail(job, code="worker_died", message=why)
+    def _end_jobs_of_dead_worker(self, why: str) -> None:
+        """What ran has failed. What was only being written to its file is made once more, what was to come waits on."""
+        self._queue.handed = None
+        for job in reversed(self._queue.at_worker):
+            self._store.discard_part(job)
+            if job.id in self._cancel_asked_at:
+                self._queue.cancel(job, step=job.step)
+            elif job is self._queue.running or job.was_requeued or self._stopping:
+                self._queue.fail(job, code="worker_died", message=why)
+            else:
+                self._queue.take_back(job)
+        self._cancel_asked_at.clear()
 
     def _pause(self) -> float:
         """Seconds before the next worker: none after one that worked, then longer with every failure."""
@@ -186,9 +210,11 @@ class WorkerSupervisor:
                 _kill(self._process)
 
     def _why_kill(self, now: float) -> str | None:
-        if self._queue.running is None:
+        if not self._queue.at_worker and self._queue.handed is None:
             return None
-        if self._cancel_asked_at is not None and now - self._cancel_asked_at > self._settings.cancel_seconds:
+        alive = {job.id for job in self._queue.at_worker}
+        asked = [moment for job_id, moment in self._cancel_asked_at.items() if job_id in alive]
+        if asked and now - min(asked) > self._settings.cancel_seconds:
             return f"The job did not stop within {self._settings.cancel_seconds:g} seconds."
         if now - self._last_sign_of_life > self._settings.stall_seconds:
             return f"The job made no progress for {self._settings.stall_seconds:g} seconds."
@@ -201,9 +227,11 @@ class WorkerSupervisor:
             self._process.stdin.write(messages.to_line(command))
 
 
-def _run_command(job: Job, path: Path) -> messages.Run:
+def _run_command(job: Job, store: RecordStore) -> messages.Run:
     """The job as the worker needs it; `Job.resolve` has filled in the model's defaults."""
-    return messages.Run.model_validate(job.model_dump() | {"job_id": job.id, "path": str(path)})
+    image = str(store.image_path(job)) if job.image is not None else None
+    paths = {"path": str(store.clip_path(job)), "image": image}
+    return messages.Run.model_validate(job.model_dump() | paths | {"job_id": job.id})
 
 
 async def _spawn(settings: NodeSettings) -> asyncio.subprocess.Process:
@@ -211,27 +239,23 @@ async def _spawn(settings: NodeSettings) -> asyncio.subprocess.Process:
         *_command_line(settings),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=_environment(),
+        env=_environment(settings),
     )
 
 
 def _command_line(settings: NodeSettings) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
-        "gpu_node.worker",
-        *("--model", settings.model),
-        *("--device", settings.device),
-        *("--cache-dir", str(settings.model_cache)),
-        *("--log-level", settings.log_level),
-    ]
+    return [sys.executable, "-m", "gpu_node.worker", settings.engine.model_dump_json()]
 
 
-def _environment() -> dict[str, str]:
-    """Ours, so that the worker finds this package from any folder, and without the key it has no use for."""
+def _environment(settings: NodeSettings) -> dict[str, str]:
+    """Ours, so that the worker finds this package from any folder, and without the key it has no use for.
+
+    What torch compiles is kept beside the models, so that the next start finds it.
+    """
     environment = {name: value for name, value in os.environ.items() if name != "VIDEO_API_KEY"}
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.model_cache.absolute() / "compiled"))
     return environment
 
 

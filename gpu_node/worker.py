@@ -1,10 +1,12 @@
-"""The process that owns the pipeline: `python -m gpu_node.worker`, started by the node's HTTP process.
+"""The process that owns the model: `python -m gpu_node.worker OPTIONS`, started by the node's HTTP process.
 
 Commands come on standard input, events go out on what was standard output. It lives as long as its input stays
 open: when the HTTP process ends, however it ends, the pipe closes and this process ends too.
+
+A clip goes through three threads, so that the GPU always has work: one encodes the prompts of jobs to come, the main
+one denoises and decodes, and one for each clip turns frames into a file as they come.
 """
 
-import argparse
 import errno
 import logging
 import os
@@ -16,134 +18,161 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+import torch
+
 from gpu_node import messages
-from gpu_node.pipeline import (
+from gpu_node.encoding import ClipEncoder
+from gpu_node.engine.errors import (
     Canceled,
-    GenerationInput,
     ModelUnavailable,
     UnusableResult,
-    VideoPipeline,
     free_memory,
     is_out_of_memory,
     poisons_process,
 )
-from gpu_node.settings import LOG_FORMAT, shown_name
-from gpu_node.video import write_mp4
+from gpu_node.engine.memory import memory_of
+from gpu_node.engine.pipeline import GenerationInput, VideoPipeline
+from gpu_node.engine.prompts import Prompts
+from gpu_node.pipes import Inbox, Outbox
+from gpu_node.settings import LOG_FORMAT, EngineOptions, shown_name
+from gpu_node.timing import JobClock
 
 log = logging.getLogger("gpu_node.worker")
 
 
-class Inbox:
-    """Commands read by a thread, so that a cancel arrives while a job runs."""
+class PromptStage(threading.Thread):
+    """Encodes the prompts of jobs that wait, while the GPU is at another."""
 
-    def __init__(self, source: BinaryIO) -> None:
-        self._source = source
-        self._runs: queue.SimpleQueue[messages.Run] = queue.SimpleQueue()
-        self._canceled: set[str] = set()
-        threading.Thread(target=self._read, name="inbox", daemon=True).start()
+    def __init__(self, inbox: Inbox, pipeline: VideoPipeline) -> None:
+        super().__init__(name="prompts", daemon=True)
+        self._inbox = inbox
+        self._pipeline = pipeline
+        self._ready: queue.SimpleQueue[tuple[messages.Run, Prompts | Exception, float]] = queue.SimpleQueue()
+        self.start()
 
-    def next_run(self) -> messages.Run:
-        """Wait for the next job."""
-        return self._runs.get()
+    def next(self) -> tuple[messages.Run, Prompts | Exception, float]:
+        """Wait for a job whose prompt is encoded, or failed to be; and since when it is (perf_counter)."""
+        return self._ready.get()
 
-    def is_canceled(self, job_id: str) -> bool:
-        """Whether the job is to stop."""
-        return job_id in self._canceled
-
-    def _read(self) -> None:
-        try:
-            for line in self._source:
-                command = messages.COMMANDS.validate_json(line)
-                if isinstance(command, messages.Run):
-                    self._runs.put(command)
-                else:
-                    self._canceled.add(command.job_id)
-        except Exception:
-            log.exception("a command cannot be read")
-        finally:
-            os._exit(0)  # the HTTP process is gone: nobody would take the result
+    def run(self) -> None:
+        """The thread."""
+        while True:
+            job = self._inbox.next_run()
+            encoded: Prompts | Exception
+            try:
+                encoded = self._pipeline.encode(job.prompt, job.negative_prompt)
+            except Exception as error:  # it belongs to the job, and is raised when its turn comes
+                encoded = error
+            self._ready.put((job, encoded, time.perf_counter()))
 
 
 class Worker:
-    """Runs one job after the other and reports on each."""
+    """Runs one job after the other on the GPU and reports on each."""
 
-    def __init__(self, *, pipeline: VideoPipeline, inbox: Inbox, outbox: BinaryIO) -> None:
+    def __init__(self, *, pipeline: VideoPipeline, inbox: Inbox, outbox: Outbox) -> None:
         self._pipeline = pipeline
         self._inbox = inbox
         self._outbox = outbox
-        self._step = 0
+        self._prompts = PromptStage(inbox, pipeline)
+        self._encoders: list[ClipEncoder] = []
+        self._gpu_free_since: float | None = None
 
     def serve(self) -> None:
         """Run jobs until the process is poisoned by a CUDA error; the caller then ends it."""
         poisoned = False
         while not poisoned:
-            poisoned = self._run(self._inbox.next_run())
+            poisoned = self._run(*self._prompts.next())
+        for encoder in self._encoders:  # clips that the GPU had done with are not lost
+            encoder.join()
 
-    def _run(self, job: messages.Run) -> bool:
+    def _run(self, job: messages.Run, prompts: Prompts | Exception, ready_at: float) -> bool:
         """Run one job, whatever becomes of it. True when no other job can run in this process."""
-        self._step = 0
+        clock = JobClock(ready_at=ready_at, gpu_free_since=self._gpu_free_since)
+        self._outbox.send(messages.Started(job_id=job.job_id))
         try:
-            seconds_per_step = self._make(job)
+            if isinstance(prompts, Exception):
+                raise prompts
+            self._make(job, prompts, clock)
         except Canceled:
-            self._send(messages.Stopped(job_id=job.job_id, step=self._step))
+            self._outbox.send(messages.Stopped(job_id=job.job_id, step=clock.steps_done))
         except Exception as error:
             log.exception("job %s failed", job.job_id)
-            self._send(_failure(job, error))
+            self._outbox.send(_failure(job, error))
             free_memory()
             return poisons_process(error)
-        else:
-            self._send(messages.Done(job_id=job.job_id, seconds_per_step=seconds_per_step))
+        finally:
+            self._gpu_free_since = time.perf_counter()
         return False
 
-    def _make(self, job: messages.Run) -> float:
-        """Make the clip; seconds a step, without the first where there are more (it carries the warm-up)."""
-        times = [time.perf_counter()]
+    def _make(self, job: messages.Run, prompts: Prompts, clock: JobClock) -> None:
+        """Denoise and decode; the clip is finished beside the next job."""
 
         def on_step(step: int) -> None:
-            self._step = step
-            times.append(time.perf_counter())
-            self._send(messages.Step(job_id=job.job_id, step=step))
+            clock.step_done(step)
+            self._outbox.send(messages.Step(job_id=job.job_id, step=step))
             self._stop_if_canceled(job)
 
         self._stop_if_canceled(job)
-        latents = self._pipeline.denoise(_input(job), on_step=on_step)
-        frames = self._pipeline.decode(latents)[: job.num_frames]
-        self._stop_if_canceled(job)
-        write_mp4(frames=frames, fps=job.fps, path=Path(job.path))
-        return _seconds_per_step(times)
+        latents = self._pipeline.denoise(_input(job), prompts, on_step=on_step)
+        clock.first_step_began(self._pipeline.first_step_began)
+        try:
+            self._decode(job, latents, clock, tiled=False)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
+            free_memory()
+            self._decode(job, latents, clock, tiled=True)
+
+    def _decode(self, job: messages.Run, latents: torch.Tensor, clock: JobClock, *, tiled: bool) -> None:
+        encoder = ClipEncoder(
+            path=Path(job.path), fps=job.fps, on_end=lambda error: self._on_clip_end(job, clock, tiled, error)
+        )
+        self._encoders = [*(known for known in self._encoders if known.is_alive()), encoder]
+        try:
+            wanted = job.num_frames
+            for frames in self._pipeline.decode(latents, tiled=tiled):
+                self._stop_if_canceled(job)
+                encoder.add(frames[:wanted])
+                wanted -= len(frames[:wanted])
+                if not wanted:
+                    break
+        except BaseException:
+            encoder.abandon()
+            raise
+        clock.gpu_done()
+        encoder.finish()
+
+    def _on_clip_end(self, job: messages.Run, clock: JobClock, tiled: bool, error: Exception | None) -> None:
+        """In the encoder's thread: the file is there, or cannot be."""
+        if error is not None:
+            log.error("job %s: the clip cannot be written", job.job_id, exc_info=error)
+            self._outbox.send(_failure(job, error))
+            return
+        done = messages.Done(
+            job_id=job.job_id,
+            seconds_per_step=clock.seconds_per_step,
+            seconds_besides=clock.seconds_besides,
+            idle_seconds=clock.idle_seconds,
+            tiled=tiled or self._pipeline.decodes_in_tiles,
+            memory=memory_of(self._pipeline.device),
+        )
+        self._outbox.send(done)
 
     def _stop_if_canceled(self, job: messages.Run) -> None:
         if self._inbox.is_canceled(job.job_id):
             raise Canceled
 
-    def _send(self, event: messages.Event) -> None:
-        send(self._outbox, event)
-
-
-def send(outbox: BinaryIO, event: messages.Event) -> None:
-    """Write one event and flush it. Ends the process when nobody reads any more."""
-    try:
-        outbox.write(messages.to_line(event))
-        outbox.flush()
-    except BrokenPipeError:
-        os._exit(0)
-
-
-def _seconds_per_step(times: list[float]) -> float:
-    first = 1 if len(times) > 2 else 0
-    return (times[-1] - times[first]) / (len(times) - 1 - first)
-
 
 def _input(job: messages.Run) -> GenerationInput:
     return GenerationInput(
-        prompt=job.prompt,
-        negative_prompt=job.negative_prompt,
         width=job.width,
         height=job.height,
         frames=job.generated_frames,
         steps=job.steps,
         guidance_scale=job.guidance_scale,
         seed=job.seed,
+        image=Path(job.image) if job.image is not None else None,
     )
 
 
@@ -168,13 +197,13 @@ def _take_over_stdout() -> BinaryIO:
     return outbox
 
 
-def _load(options: argparse.Namespace, outbox: BinaryIO) -> VideoPipeline | None:
+def _load(options: EngineOptions, outbox: Outbox) -> VideoPipeline | None:
     """The pipeline, or None after the failure was reported."""
     try:
-        return VideoPipeline.load(model=options.model, device=options.device, cache_dir=options.cache_dir)
+        return VideoPipeline.load(options)
     except Exception as error:
         log.exception("the model cannot be loaded")
-        send(outbox, _load_failure(options.model, error))
+        outbox.send(_load_failure(options.model, error))
         return None
 
 
@@ -187,13 +216,17 @@ def _load_failure(model: str, error: Exception) -> messages.LoadFailed:
     return messages.LoadFailed(reason=reason[:1000], permanent=False)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m gpu_node.worker")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--cache-dir", required=True, type=Path)
-    parser.add_argument("--log-level", default="info")
-    return parser.parse_args()
+def _ready(pipeline: VideoPipeline) -> messages.Ready:
+    native = pipeline.native
+    return messages.Ready(
+        device=pipeline.device_name,
+        width=native.width,
+        height=native.height,
+        frames=native.frames,
+        frame_unit=native.frame_unit,
+        memory=memory_of(pipeline.device),
+        setup=pipeline.setup,
+    )
 
 
 def main() -> int:
@@ -201,18 +234,14 @@ def main() -> int:
     # A terminal's Ctrl-C and a supervisor's group-wide SIGTERM are for the HTTP process, which lets the clip finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    options = _options()
+    options = EngineOptions.model_validate_json(sys.argv[1])
     logging.basicConfig(level=options.log_level.upper(), format=LOG_FORMAT)
-    outbox = _take_over_stdout()
+    outbox = Outbox(_take_over_stdout())
     inbox = Inbox(sys.stdin.buffer)
     pipeline = _load(options, outbox)
     if pipeline is None:
         return 1
-    width, height = pipeline.native_size
-    send(
-        outbox,
-        messages.Ready(device=pipeline.device, width=width, height=height, frames=pipeline.native_frames),
-    )
+    outbox.send(_ready(pipeline))
     Worker(pipeline=pipeline, inbox=inbox, outbox=outbox).serve()
     return 1
 

@@ -28,7 +28,7 @@ class TestWriting:
         frames = numpy.zeros((8, 64, 96, 3), dtype=numpy.uint8)
         frames[:, :, :48], frames[:, :, 48:] = (220, 40, 30), (20, 60, 200)
 
-        write_mp4(frames=frames, fps=8, path=tmp_path / "a.mp4")
+        write_mp4(frames=[frames], fps=8, path=tmp_path / "a.mp4")
 
         seen = frames_of((tmp_path / "a.mp4").read_bytes()).astype(int)
         assert abs(seen[:, 8:56, 8:40] - (220, 40, 30)).max() < 12
@@ -38,7 +38,7 @@ class TestWriting:
         frames = numpy.random.default_rng(1).integers(0, 255, (16, 64, 96, 3), dtype=numpy.uint8)
         files = set()
         for number in range(8):
-            write_mp4(frames=frames, fps=8, path=tmp_path / f"{number}.mp4")
+            write_mp4(frames=[frames], fps=8, path=tmp_path / f"{number}.mp4")
             files.add((tmp_path / f"{number}.mp4").read_bytes())
 
         assert len(files) == 1
@@ -48,7 +48,7 @@ class TestWriting:
         self, tmp_path: Path, shape: tuple[int, ...]
     ) -> None:
         with pytest.raises(ValueError, match=r"even|expected"):
-            write_mp4(frames=numpy.zeros(shape, dtype=numpy.uint8), fps=8, path=tmp_path / "a.mp4")
+            write_mp4(frames=[numpy.zeros(shape, dtype=numpy.uint8)], fps=8, path=tmp_path / "a.mp4")
 
         assert not list(tmp_path.iterdir())
 
@@ -57,7 +57,7 @@ class TestWriting:
         (tmp_path / "a.mp4.part").symlink_to("/dev/full")
 
         with pytest.raises(OSError, match="No space left"):
-            write_mp4(frames=numpy.zeros((4, 64, 96, 3), dtype=numpy.uint8), fps=8, path=tmp_path / "a.mp4")
+            write_mp4(frames=[numpy.zeros((4, 64, 96, 3), dtype=numpy.uint8)], fps=8, path=tmp_path / "a.mp4")
 
         assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,33 @@
+"""What can go wrong in the worker, and what it means for the process."""
+
+import torch
+
+
+class ModelUnavailable(Exception):
+    """The model can never be loaded as the node is set up; trying again is no use."""
+
+
+class Canceled(Exception):
+    """The job was canceled; raised out of the denoising loop to stop it at once."""
+
+
+class UnusableResult(Exception):
+    """The model produced values that are no picture."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the GPU ran out of memory, after which the process can go on."""
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def poisons_process(error: BaseException) -> bool:
+    """Whether the error leaves the CUDA context unusable, so that only a new process helps."""
+    if is_out_of_memory(error):
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def free_memory() -> None:
+    """Give cached GPU memory back after a failure."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,86 @@
+"""What is known of the published models before anything is downloaded.
+
+Sources: the models' cards and configurations on huggingface.co/zai-org (formerly THUDM) and the CogVideo README.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+Dtype = Literal["bfloat16", "float16", "float32"]
+
+TEXT_ENCODER_GB = 9.5  # T5-XXL's encoder, 4.76 billion parameters in 16 bits
+VAE_GB = 0.43
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traits:
+    """A model as it was made to be used.
+
+    width, height: pixels. frames: the most it was trained for. frame_unit: it makes frame_unit·N + 1. fps: frames a
+    second in the training data. parameters: of the transformer, in billions. takes_image: makes a clip from a picture.
+    dtypes: those in which its pictures are sound, the published one first. any_size: it was trained for more than one.
+    """
+
+    name: str
+    hub_id: str
+    parameters: float
+    width: int = 720
+    height: int = 480
+    frames: int = 49
+    frame_unit: int = 8
+    fps: int = 8
+    takes_image: bool = False
+    any_size: bool = False
+    dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
+
+    @property
+    def download_gb(self) -> float:
+        """All files of the model, in 16 bits as they are published."""
+        return round(2 * self.parameters + TEXT_ENCODER_GB + VAE_GB, 1)
+
+
+_FIFTEEN = Traits(
+    name="CogVideoX1.5-5B",
+    hub_id="THUDM/CogVideoX1.5-5B",
+    parameters=5.57,
+    width=1360,
+    height=768,
+    frames=81,
+    frame_unit=16,
+    fps=16,
+    any_size=True,
+)
+PUBLISHED = (
+    Traits(name="CogVideoX-5B", hub_id="THUDM/CogVideoX-5b", parameters=5.57),
+    # Its weights are float16, and so is what its card recommends; only of the 5B is float16 known to give black frames.
+    Traits(
+        name="CogVideoX-2B",
+        hub_id="THUDM/CogVideoX-2b",
+        parameters=1.69,
+        dtypes=("float16", "bfloat16", "float32"),
+    ),
+    Traits(name="CogVideoX-5B-I2V", hub_id="THUDM/CogVideoX-5b-I2V", parameters=5.57, takes_image=True),
+    _FIFTEEN,
+    replace(_FIFTEEN, name="CogVideoX1.5-5B-I2V", hub_id="THUDM/CogVideoX1.5-5B-I2V", takes_image=True),
+)
+DEFAULT = PUBLISHED[0]
+
+
+def find(model: str) -> Traits | None:
+    """The published model of this name: `5B`, `CogVideoX-5B`, `THUDM/CogVideoX-5b`, or a folder named after it."""
+    wanted = _plain(Path(model).name)
+    for traits in PUBLISHED:
+        if wanted in (_plain(traits.name), _plain(traits.name).removeprefix("cogvideox")):
+            return traits
+    return None
+
+
+def hub_id(model: str) -> str:
+    """What to load: short names become hub ids; hub ids and folders stay as they are."""
+    traits = find(model)
+    return traits.hub_id if traits is not None and "/" not in model and not Path(model).exists() else model
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "")

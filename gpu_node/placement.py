@@ -1,0 +1,54 @@
+"""What fits on a card, and how: worked out from the sizes of the parts, before anything is loaded.
+
+The figures are estimates from parameter counts and one measured peak: 31.7 GB for the 5B in bfloat16 with all parts
+on the GPU and its VAE decoding 49 frames of 720×480 in one piece, 19.8 GB of them weights.
+"""
+
+from dataclasses import dataclass
+
+from gpu_node.models import TEXT_ENCODER_GB, VAE_GB, Traits
+from gpu_node.profiles import Quantization
+
+GB = 10**9
+UNTILED_DECODE_GB = 11.9  # beyond the weights, at 720×480; it grows with the size, not with the frames
+TILED_DECODE_GB = 3.5
+DENOISE_GB = 3.2  # beyond the weights, for two times 17,776 tokens: 49 frames of 720×480
+REFERENCE_PIXELS = 720 * 480
+REFERENCE_TOKENS = 13 * REFERENCE_PIXELS / 256
+SPARE_GB = 1.0  # CUDA's context, and what its allocator cannot use
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the text encoder is, and whether the VAE decodes in tiles; `peak_gb` is what the card then needs."""
+
+    text_on_gpu: bool
+    tiled: bool
+    peak_gb: float
+
+
+def choose(
+    traits: Traits, *, saves_memory: bool, quantization: Quantization, card_gb: float
+) -> Placement | None:
+    """The best placement that fits a card with so much memory; None when there is none.
+
+    Tiles cost 1.4 times the decoding and blend their seams, a text encoder on the CPU only the first clip of a prompt.
+    """
+    wishes = [(True, False), (False, False), (True, True), (False, True)]
+    for text_on_gpu, tiled in wishes[3:] if saves_memory else wishes:
+        peak = peak_gb(traits, quantization=quantization, text_on_gpu=text_on_gpu, tiled=tiled)
+        if peak <= card_gb:
+            return Placement(text_on_gpu=text_on_gpu, tiled=tiled, peak_gb=peak)
+    return None
+
+
+def peak_gb(traits: Traits, *, quantization: Quantization, text_on_gpu: bool, tiled: bool) -> float:
+    """The most GPU memory that a clip of the model's own size and length takes."""
+    bytes_each = 2 if quantization == "none" else 1.1  # 8 bits, and what is not quantised
+    weights = bytes_each * traits.parameters + VAE_GB + (TEXT_ENCODER_GB if text_on_gpu else 0)
+    pixels = traits.width * traits.height
+    latent_frames = (traits.frames - 1) // 4 + 1
+    tokens = latent_frames * pixels / 256 / (2 if traits.frame_unit == 16 else 1)
+    denoise = DENOISE_GB * tokens / REFERENCE_TOKENS * (0.6 if traits.parameters < 3 else 1)
+    decode = TILED_DECODE_GB if tiled else UNTILED_DECODE_GB * pixels / REFERENCE_PIXELS
+    return round(weights + max(denoise, decode) + SPARE_GB, 1)
