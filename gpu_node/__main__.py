@@ -1,7 +1,9 @@
-"""`python -m gpu_node`: serve until SIGTERM or Ctrl-C."""
+"""`python -m gpu_node`: serve until SIGTERM or Ctrl-C. With `--check [MODEL]`: say what this machine can run."""
 
+import argparse
 import asyncio
 import logging
+import os
 import signal
 import socket
 import sys
@@ -77,8 +79,24 @@ def _serve(settings: NodeSettings) -> None:
     DrainingServer(config, app.state.node).run(sockets=[listener])
 
 
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m gpu_node", description="Make clips over HTTP.")
+    parser.add_argument(
+        "--check",
+        nargs="?",
+        const="",
+        metavar="MODEL",
+        help="say whether this card and this disk can run the model, and in which profile; download nothing",
+    )
+    return parser.parse_args()
+
+
 def main() -> int:
-    """Serve. The exit status is 2 when the settings are wrong."""
+    """Serve, or check. The exit status is 2 when the settings are wrong."""
+    options = _options()
+    if options.check is not None:
+        command = [sys.executable, "-m", "gpu_node.check", *filter(None, [options.check])]
+        os.execv(sys.executable, command)  # noqa: S606 - torch stays out of this process
     try:
         settings = load_settings()
         logging.basicConfig(level=settings.log_level.upper(), format=LOG_FORMAT)

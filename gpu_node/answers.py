@@ -56,7 +56,10 @@ def video_object(job: Job, *, model: str, position: int | None, retention_second
 
 
 def _extras(job: Job, position: int | None) -> dict[str, Any]:
-    """`num_frames` are delivered; `generated_frames` were made, because the model makes 8N+1."""
+    """`num_frames` are delivered; `generated_frames` were made, because the model makes 8N+1.
+
+    `made_with`: model, profile, precision and levers that the clip was made with.
+    """
     return {
         "step": job.step,
         "steps": job.steps,
@@ -69,6 +72,7 @@ def _extras(job: Job, position: int | None) -> dict[str, Any]:
         "generation_time_ms": job.generation_time_ms,
         "file_name": job.file_name if job.status == "completed" else None,
         "stopped_at_step": job.stopped_at_step,
+        "made_with": job.made_with,
     }
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -15,6 +16,7 @@ from gpu_node.auth import Gate
 from gpu_node.bodies import idempotency_key, preferred_wait, read_json, read_json_or_form
 from gpu_node.errors import InvalidRequest, NotAllowed, NotFound, NotReady, Refusal
 from gpu_node.job import Job
+from gpu_node.metrics import render
 from gpu_node.node import Node
 from gpu_node.schemas import parse_generate_video, parse_video
 from gpu_node.settings import NodeSettings
@@ -60,16 +62,34 @@ async def health(request: Request) -> dict[str, Any]:
     return _node(request).health()
 
 
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """For Prometheus, which sends the key as a bearer token."""
+    return Response(render(_node(request)), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/v1/models")
+async def list_models(request: Request) -> dict[str, Any]:
+    """The one model that runs here, in OpenAI's shape."""
+    model = {
+        "id": _node(request).settings.model_name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "gpu_node",
+    }
+    return {"object": "list", "data": [model]}
+
+
 @router.post("/generate_video")
 async def generate_video(request: Request) -> dict[str, Any]:
-    """Make a clip and answer when it is there. The job goes on if the client leaves."""
+    """Make a clip and answer when it is there. The job goes on if the client leaves; the same key finds it again."""
     node = _node(request)
     try:
         spec = parse_generate_video(await read_json(request), node.settings)
+        job = node.submit(spec=spec, key=idempotency_key(request))
     except InvalidRequest as error:
         error.status = 422 if error.status == 400 else error.status
         raise
-    job = node.submit(spec=spec)
     await job.ended()
     return field_answer(job, path=str(node.store.clip_path(job)))
 
@@ -88,8 +108,8 @@ async def create_video(request: Request) -> Response:
     """Accept a job; the same Idempotency-Key is the same job."""
     node = _node(request)
     key = idempotency_key(request)
-    spec = parse_video(await read_json_or_form(request), node.settings)
-    return _video(request, node.submit(spec=spec, key=key))
+    spec, picture = parse_video(await read_json_or_form(request), node.settings)
+    return _video(request, node.submit(spec=spec, key=key, picture=picture))
 
 
 @router.get("/v1/videos")

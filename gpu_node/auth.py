@@ -9,6 +9,7 @@ from gpu_node.errors import TooLarge, Unauthorized
 
 OPEN_PATHS = frozenset({"/health"})
 LARGEST_BODY = 2**20
+LARGEST_FORM = 16 * 2**20  # it may bring a picture
 
 
 class Gate:
@@ -22,7 +23,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif self._is_allowed(scope):
-            await self._app(scope, _bounded(receive), send)
+            await self._app(scope, _bounded(receive, _largest(scope)), send)
         else:
             refusal = Unauthorized("The API key is missing or wrong. Send it as x-api-key.")
             await refusal_response(scope["path"], refusal)(scope, receive, send)
@@ -39,16 +40,21 @@ class Gate:
         return hmac.compare_digest(shown.strip(), self._key)
 
 
-def _bounded(receive: Receive) -> Receive:
-    """Receive that raises TooLarge once the body outgrows LARGEST_BODY, announced or not."""
+def _largest(scope: Scope) -> int:
+    content_type = dict(scope["headers"]).get(b"content-type", b"")
+    return LARGEST_FORM if content_type.startswith(b"multipart/form-data") else LARGEST_BODY
+
+
+def _bounded(receive: Receive, largest: int) -> Receive:
+    """Receive that raises TooLarge once the body outgrows `largest` bytes, announced or not."""
     size = 0
 
     async def bounded() -> Message:
         nonlocal size
         message = await receive()
         size += len(message.get("body", b""))
-        if size > LARGEST_BODY:
-            raise TooLarge(f"The request is larger than {LARGEST_BODY} bytes.")
+        if size > largest:
+            raise TooLarge(f"The request is larger than {largest} bytes.")
         return message
 
     return bounded

@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 
 from gpu_node import messages
 from gpu_node.errors import Busy, KeyReused, NotFound
@@ -29,6 +29,8 @@ class JobQueue:
         self.handed: Job | None = None
         self.running: Job | None = None
         self.finishing: list[Job] = []
+        self.outcomes: Counter[str] = Counter(completed=0)
+        self.clip_seconds = 0.0
         for job in store.load():
             self._remember(job)
 
@@ -174,6 +176,9 @@ class JobQueue:
             self._line_moved()
         if job is self.handed:
             self.handed = None
+        self.outcomes[job.error.code if job.error is not None else "completed"] += 1
+        self.clip_seconds += (job.generation_time_ms or 0) / 1000
+        self._store.discard_image(job)
         self._store.save(job)
         job.touch()
 

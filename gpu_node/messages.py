@@ -46,7 +46,8 @@ class Memory(_Message):
 class Ready(_Message):
     """The model is loaded. Size in pixels and frames are those it was made for; it makes frame_unit·N + 1 frames.
 
-    `setup`: how it runs (profile, precision, attention, …), recorded with every clip.
+    `takes_image`: every clip starts from a picture. `fixed_size`: no other size can be made. `setup`: how it runs
+    (profile, precision, attention, …), recorded with every clip.
     """
 
     kind: Literal["ready"] = "ready"
@@ -55,6 +56,8 @@ class Ready(_Message):
     height: int
     frames: int
     frame_unit: int = 8
+    takes_image: bool = False
+    fixed_size: bool = False
     memory: Memory | None = None
     setup: dict[str, str | bool] = {}
 

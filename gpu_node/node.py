@@ -7,9 +7,10 @@ import shutil
 import time
 from typing import Any, Literal
 
-from gpu_node.errors import DiskFull, NotReady, Unavailable
+from gpu_node.errors import DiskFull, InvalidRequest, NotReady, Unavailable
 from gpu_node.job import Job
 from gpu_node.jobs import CAPACITY, JobQueue
+from gpu_node.pictures import PARAM
 from gpu_node.records import RecordStore
 from gpu_node.schemas import ClipSpec
 from gpu_node.settings import NodeSettings
@@ -43,18 +44,46 @@ class Node:
         """Start the worker and the cleaning; needs a running event loop."""
         self._tasks = [asyncio.create_task(self._keep_worker()), asyncio.create_task(self._keep_clean())]
 
-    def submit(self, *, spec: ClipSpec, key: str | None = None) -> Job:
-        """Accept a job, or find the one that was made for the same key.
+    def submit(self, *, spec: ClipSpec, key: str | None = None, picture: bytes | None = None) -> Job:
+        """Accept a job, or find the one that was made for the same key. `picture`: what the clip starts from.
 
-        Raises KeyReused, Busy, Unavailable (shutting down, no model) or DiskFull.
+        Raises InvalidRequest, KeyReused, Busy, Unavailable (shutting down, no model) or DiskFull.
         """
         twin = self.queue.find_twin(key=key, spec=spec)
         if twin is not None:
             return twin
         self._check_open()
+        self._check_fits_model(spec)
         job = self.queue.add(spec=spec, key=key, native=self.worker.native, retry_after=self._retry_after())
+        if picture is not None:
+            self._keep_picture(job, picture)
         self.worker.pump()
         return job
+
+    def _keep_picture(self, job: Job, picture: bytes) -> None:
+        try:
+            self.store.save_image(job, picture)
+        except OSError as error:
+            self.queue.interrupt(job)
+            raise DiskFull(f"The node cannot keep the picture: {error.strerror}.") from error
+
+    def _check_fits_model(self, spec: ClipSpec) -> None:
+        """What depends on the model. Before it is loaded, what is known of models of this name."""
+        native = self.worker.native
+        takes_image = native.takes_image if native is not None else self.settings.traits.takes_image
+        if takes_image and spec.image is None:
+            raise InvalidRequest(f"{PARAM}: {self.settings.model_name} starts from a picture", param=PARAM)
+        if spec.image is not None and not takes_image:
+            raise InvalidRequest(f"{PARAM}: this node makes videos from text only", param=PARAM)
+        size = (spec.width, spec.height)
+        if (
+            native is not None
+            and native.fixed_size
+            and size not in ((None, None), (native.width, native.height))
+        ):
+            raise InvalidRequest(
+                f"size: {self.settings.model_name} makes {native.width}x{native.height} only", param="size"
+            )
 
     async def cancel(self, job: Job) -> None:
         """Stop a job. On return it has ended, unless the worker did not confirm within CANCEL_WAIT seconds."""
@@ -91,19 +120,28 @@ class Node:
 
     def health(self) -> dict[str, Any]:
         """How the node is. Anyone may read it: no paths, no prompts, no ids."""
-        native = self.worker.native
+        native, memory, wait = self.worker.native, self.worker.memory, self.expected_wait()
         return {
             "status": self.status,
             "reason": self.reason,
             "backend": self.settings.backend,
             "model": self.settings.model_name,
             "device": native.device if native else None,
+            "memory": memory.model_dump() if memory else None,
+            "profile": self.settings.profile,
+            "setup": native.setup if native else None,
             "queue_depth": self.queue.depth,
             "running": int(bool(self.queue.at_worker)),
             "capacity": CAPACITY,
             "queue_size": self.settings.queue_size,
             "seconds_per_step": self.worker.paces.latest,
+            "paces": self.worker.paces.listed(),
+            "expected_wait_seconds": None if wait is None else round(wait, 2),
+            "idle_seconds": self.worker.idle.latest,
+            "worker_restarts": self.worker.restarts,
+            "free_disk_mb": self._free_disk_mb(),
             "protocols": ["videos", "generate_video"],
+            "takes_image": native.takes_image if native else self.settings.traits.takes_image,
             "sizes": [f"{native.width}x{native.height}"] if native else [],
             "max_frames": self.settings.most_frames,
             "max_steps": self.settings.max_steps,
@@ -145,10 +183,13 @@ class Node:
             raise DiskFull(problem)
 
     def _disk_problem(self) -> str | None:
-        free = shutil.disk_usage(self.settings.save_dir).free // MEGABYTE
+        free = self._free_disk_mb()
         if free >= self.settings.min_free_mb:
             return None
         return f"The node's disk is full: {free} MB are free, {self.settings.min_free_mb} MB are needed."
+
+    def _free_disk_mb(self) -> int:
+        return shutil.disk_usage(self.settings.save_dir).free // MEGABYTE
 
     def expected_wait(self) -> float | None:
         """Seconds until a job that comes now would begin; None before anything was measured."""

@@ -18,6 +18,19 @@ class Pace:
     seconds_besides: float
 
 
+@dataclass
+class Idleness:
+    """How often, and how long in all, the GPU had stood idle between two clips though the second was waiting."""
+
+    count: int = 0
+    seconds: float = 0.0
+    latest: float | None = None
+
+    def add(self, seconds: float) -> None:
+        """Once more."""
+        self.count, self.seconds, self.latest = self.count + 1, self.seconds + seconds, seconds
+
+
 class Paces:
     """Running averages by the size and the frames of the clips."""
 

@@ -64,6 +64,15 @@ class RecordStore:
         clip.unlink(missing_ok=True)
         self.discard_part(job)
 
+    def save_image(self, job: Job, picture: bytes) -> None:
+        """Keep the picture that the clip starts from until the job ends. Raises OSError."""
+        self.image_path(job).write_bytes(picture)
+
+    def discard_image(self, job: Job) -> None:
+        """The picture is not needed any more."""
+        if job.image is not None:
+            self.image_path(job).unlink(missing_ok=True)
+
     def discard_part(self, job: Job) -> None:
         """Remove what a worker that died left half written."""
         clip = self.clip_path(job)

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from gpu_node.errors import InvalidRequest
+from gpu_node.pictures import PARAM, digest, read_picture
 from gpu_node.settings import NodeSettings
 
 DEFAULT_FPS = 8
@@ -49,7 +50,7 @@ Size = Annotated[str, Field(pattern=re.compile(r"^\d{2,5}x\d{2,5}$"))]
 
 
 class ClipSpec(BaseModel):
-    """One clip as asked for; None means the model's own default."""
+    """One clip as asked for; None means the model's own default. `image`: the digest of the picture it starts from."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,6 +63,7 @@ class ClipSpec(BaseModel):
     steps: int = DEFAULT_STEPS
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     seed: int | None = None
+    image: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -100,18 +102,13 @@ class VideoRequest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _no_image(cls, body: Any) -> Any:
-        """A clip that ignores the picture it was to start from would be wrong in silence."""
-        if isinstance(body, dict) and body.get("input_reference") is not None:
-            raise ValueError("input_reference: this node makes videos from text only")
-        return (
-            {name: value for name, value in body.items() if value is not None}
-            if isinstance(body, dict)
-            else body
-        )
+    def _null_is_left_out(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None}
 
-    def to_spec(self) -> ClipSpec:
-        """The clip that is asked for. `num_frames` goes before `seconds`."""
+    def to_spec(self, *, image: str | None) -> ClipSpec:
+        """The clip that is asked for. `num_frames` goes before `seconds`. `image`: the picture's digest."""
         width, height = self._sides()
         frames = self.num_frames
         if frames is None and self.seconds is not None:
@@ -126,6 +123,7 @@ class VideoRequest(BaseModel):
             steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             seed=self.seed,
+            image=image,
         )
 
     def _sides(self) -> tuple[int | None, int | None]:
@@ -145,16 +143,17 @@ def parse_generate_video(body: Any, settings: NodeSettings) -> ClipSpec:
     return spec
 
 
-def parse_video(body: Any, settings: NodeSettings) -> ClipSpec:
-    """The clip that `POST /v1/videos` asks for. Raises InvalidRequest."""
+def parse_video(body: Any, settings: NodeSettings) -> tuple[ClipSpec, bytes | None]:
+    """The clip that `POST /v1/videos` asks for, and the picture it starts from. Raises InvalidRequest."""
     try:
         request = VideoRequest.model_validate(body)
     except ValidationError as error:
         raise _first_problem(error) from error
     _check_model(request.model, settings)
-    spec = request.to_spec()
+    picture = read_picture(body.get(PARAM))
+    spec = request.to_spec(image=digest(picture))
     _check_limits(spec, settings, names={"num_frames": "num_frames", "steps": "num_inference_steps"})
-    return spec
+    return spec, picture
 
 
 def _first_problem(error: ValidationError) -> InvalidRequest:

@@ -13,7 +13,7 @@ from typing import Literal
 from gpu_node import messages
 from gpu_node.job import Job
 from gpu_node.jobs import JobQueue
-from gpu_node.paces import Paces
+from gpu_node.paces import Idleness, Paces
 from gpu_node.records import RecordStore
 from gpu_node.settings import NodeSettings
 
@@ -46,7 +46,7 @@ class WorkerSupervisor:
         self.memory: messages.Memory | None = None
         self.restarts = 0
         self.paces = Paces()
-        self.idle_seconds: list[float] = []
+        self.idle = Idleness()
 
     async def run(self) -> None:
         """Keep a worker alive until `stop`, or until its model turns out to be impossible to load."""
@@ -125,7 +125,7 @@ class WorkerSupervisor:
 
     def _on_ready(self, event: messages.Ready) -> None:
         log.info("%s is ready on %s", self._settings.backend, event.device)
-        self.native = event
+        self.native, self.memory = event, event.memory
         self.state, self.reason = "ready", None
         self._failed_loads = 0
 
@@ -161,7 +161,7 @@ class WorkerSupervisor:
         self.memory = event.memory
         self.paces.learn(job, seconds_per_step=event.seconds_per_step, seconds_besides=event.seconds_besides)
         if event.idle_seconds is not None:
-            self.idle_seconds.append(event.idle_seconds)
+            self.idle.add(event.idle_seconds)
         job.made_with = self.native.setup | {"tiled": event.tiled}
         self._queue.complete(job)
 

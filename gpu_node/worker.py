@@ -224,6 +224,8 @@ def _ready(pipeline: VideoPipeline) -> messages.Ready:
         height=native.height,
         frames=native.frames,
         frame_unit=native.frame_unit,
+        takes_image=pipeline.takes_image,
+        fixed_size=native.fixed_size,
         memory=memory_of(pipeline.device),
         setup=pipeline.setup,
     )

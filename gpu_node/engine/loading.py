@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from diffusers import CogVideoXDDIMScheduler, CogVideoXImageToVideoPipeline, CogVideoXPipeline
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+)
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
@@ -26,12 +31,16 @@ AnyPipeline: TypeAlias = "CogVideoXPipeline | CogVideoXImageToVideoPipeline"
 
 @dataclass(frozen=True, kw_only=True)
 class Native:
-    """What the model was made for: pixels, frames, and `frame_unit` for the frames it makes, frame_unit·N + 1."""
+    """What the model was made for: pixels, frames, and `frame_unit` for the frames it makes, frame_unit·N + 1.
+
+    `fixed_size`: its tokens' places were learned for this size (CogVideoX-5B-I2V), and no other can be made.
+    """
 
     width: int
     height: int
     frames: int
     frame_unit: int
+    fixed_size: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +178,29 @@ def _put_in_place(
     )
     pipe.register_modules(tokenizer=None, text_encoder=None)
     pipe.to(device)
-    if place.tiled:
-        pipe.vae.enable_tiling()
+    _make_tiles_fit(pipe.vae)
     if device.type == "cuda":
         times_to(pipe.transformer, device)
     return PromptEncoder(text, runs_on=text_device, goes_to=device, dtype=dtype)
+
+
+def _make_tiles_fit(vae: AutoencoderKLCogVideoX) -> None:
+    """Tiles whose overlaps are whole latents. As diffusers cuts them, that is so at the published sizes only."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+    height, width = vae.tile_latent_min_height, vae.tile_latent_min_width
+    steps = (
+        int(height * (1 - vae.tile_overlap_factor_height)),
+        int(width * (1 - vae.tile_overlap_factor_width)),
+    )
+    kept = (
+        vae.tile_sample_min_height - int(vae.tile_sample_min_height * vae.tile_overlap_factor_height),
+        vae.tile_sample_min_width - int(vae.tile_sample_min_width * vae.tile_overlap_factor_width),
+    )
+    if kept == (steps[0] * scale, steps[1] * scale):
+        return
+    even = [max(2, side // 2 * 2) * scale for side in (height, width)]
+    vae.enable_tiling(even[0], even[1], 0.5, 0.5)
+    vae.disable_tiling()
 
 
 def fresh_scheduler(pipe: AnyPipeline) -> CogVideoXDDIMScheduler | DPMScheduler:
@@ -187,16 +214,21 @@ def fresh_scheduler(pipe: AnyPipeline) -> CogVideoXDDIMScheduler | DPMScheduler:
 def _native(pipe: AnyPipeline, options: EngineOptions) -> Native:
     """As published; of a model nobody knows, what its configuration says (that of CogVideoX 1.5 names no true size)."""
     traits = models.find(options.model)
+    config, scale = pipe.transformer.config, pipe.vae_scale_factor_spatial
     if traits is not None:
         return Native(
-            width=traits.width, height=traits.height, frames=traits.frames, frame_unit=traits.frame_unit
+            width=traits.width,
+            height=traits.height,
+            frames=traits.frames,
+            frame_unit=traits.frame_unit,
+            fixed_size=config.use_learned_positional_embeddings,
         )
-    config, scale = pipe.transformer.config, pipe.vae_scale_factor_spatial
     return Native(
         width=config.sample_width * scale,
         height=config.sample_height * scale,
         frames=config.sample_frames,
         frame_unit=models.DEFAULT.frame_unit,
+        fixed_size=config.use_learned_positional_embeddings,
     )
 
 

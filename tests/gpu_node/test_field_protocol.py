@@ -143,6 +143,16 @@ def test_a_client_that_hangs_up_does_not_end_its_job(client: Client) -> None:
     assert client.finish(job["id"])["status"] == "completed"
 
 
+def test_the_same_key_twice_is_one_clip_here_too(client: Client) -> None:
+    body = {"prompt": "x", "frames": 9, "steps": 2}
+    headers = {"Idempotency-Key": "field-1"}
+
+    answers = [client.post("/generate_video", json=body, headers=headers).json() for _ in range(2)]
+
+    assert answers[0]["status"] == "ok"
+    assert answers[0] == answers[1]
+
+
 def wait_for_job(client: Client) -> dict[str, Any]:
     """The job that runs."""
     client.node.wait_for("ready")

@@ -23,6 +23,11 @@ def test_frames_are_rounded_up_to_what_the_model_makes(asked: int, made: int) ->
     assert round_up_frames(asked) == made
 
 
+@pytest.mark.parametrize(("asked", "made"), [(1, 1), (16, 17), (17, 17), (18, 33), (81, 81)])
+def test_the_newer_models_make_sixteen_frames_and_one(asked: int, made: int) -> None:
+    assert round_up_frames(asked, unit=16) == made
+
+
 class TestWriting:
     def test_colours_survive(self, tmp_path: Path) -> None:
         frames = numpy.zeros((8, 64, 96, 3), dtype=numpy.uint8)
@@ -49,6 +54,20 @@ class TestWriting:
     ) -> None:
         with pytest.raises(ValueError, match=r"even|expected"):
             write_mp4(frames=[numpy.zeros(shape, dtype=numpy.uint8)], fps=8, path=tmp_path / "a.mp4")
+
+        assert not list(tmp_path.iterdir())
+
+    def test_pieces_make_the_same_file_as_the_whole(self, tmp_path: Path) -> None:
+        frames = numpy.random.default_rng(1).integers(0, 255, (17, 64, 96, 3), dtype=numpy.uint8)
+
+        write_mp4(frames=[frames], fps=8, path=tmp_path / "whole.mp4")
+        write_mp4(frames=iter([frames[:9], frames[9:]]), fps=8, path=tmp_path / "pieces.mp4")
+
+        assert (tmp_path / "whole.mp4").read_bytes() == (tmp_path / "pieces.mp4").read_bytes()
+
+    def test_no_frames_are_no_video(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="got none"):
+            write_mp4(frames=[], fps=8, path=tmp_path / "a.mp4")
 
         assert not list(tmp_path.iterdir())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from gpu_node.settings import backend_name, is_loopback
 from tests.gpu_node.client import Client
@@ -39,6 +40,16 @@ def run_node(folder: Path, *, key: str = "", **env: str) -> "subprocess.Complete
         ({"GPU_NODE_RETENTION_HOURS": "0"}, "GPU_NODE_RETENTION_HOURS"),
         ({"GPU_NODE_MODEL": ""}, "GPU_NODE_MODEL"),
         ({"GPU_NODE_DEVICE": "tpu"}, "GPU_NODE_DEVICE"),
+        ({"GPU_NODE_PROFILE": "best"}, "GPU_NODE_PROFILE"),
+        (
+            {"GPU_NODE_STEP_CACHE": "pab"},
+            "exact allows neither GPU_NODE_QUANTIZATION nor GPU_NODE_STEP_CACHE",
+        ),
+        (
+            {"GPU_NODE_MODEL": "5B", "GPU_NODE_DTYPE": "float16"},
+            "float16 gives black frames with THUDM/CogVideoX-5b",
+        ),
+        ({"GPU_NODE_WARM_FRAMES": "17,many"}, "GPU_NODE_WARM_FRAMES"),
         ({"GPU_NODE_SAVE_DIR": "/dev/null/videos"}, "GPU_NODE_SAVE_DIR"),
     ],
 )
@@ -92,6 +103,7 @@ def test_loopback_is_what_only_this_machine_reaches(host: str, loopback: bool) -
         ("THUDM/CogVideoX-5b", "CogVideoX-5B"),
         ("THUDM/CogVideoX-2b", "CogVideoX-2B"),
         ("zai-org/CogVideoX1.5-5B", "CogVideoX1.5-5B"),
+        ("5b-i2v", "CogVideoX-5B-I2V"),
         ("/models/CogVideoX-5b/", "CogVideoX-5B"),
         ("tiny", "CogVideoX-tiny"),
         ("/models/mine", "CogVideoX-mine"),
@@ -133,21 +145,76 @@ def test_health_tells_what_the_node_is(client: Client) -> None:
     health = client.node.health()
 
     assert health.pop("seconds_per_step") > 0
+    assert health.pop("memory").keys() == {"total_mb", "free_mb", "peak_mb"}
+    assert health.pop("free_disk_mb") > 0
+    assert {"size": "64x32", "frames": 9}.items() <= health.pop("paces")[0].items()
+    assert health.pop("setup") == {
+        "model": "tiny",
+        "profile": "exact",
+        "dtype": "float32",
+        "attention": "native",
+        "compiled": False,
+        "quantization": "none",
+        "step_cache": "none",
+    }
+    health.pop("idle_seconds")
     assert health == {
         "status": "ready",
         "reason": None,
         "backend": "CogVideoX-tiny",
         "model": "tiny",
+        "profile": "exact",
         "device": "cpu",
         "queue_depth": 0,
         "running": 0,
         "capacity": 1,
         "queue_size": 2,
+        "expected_wait_seconds": 0,
+        "worker_restarts": 0,
         "protocols": ["videos", "generate_video"],
+        "takes_image": False,
         "sizes": ["96x64"],
         "max_frames": 49,
         "max_steps": 1000,
     }
+
+
+def test_the_expected_wait_is_reckoned_from_measured_steps(client: Client) -> None:
+    client.make()
+    running = client.create_long()
+    client.wait_for_step(running["id"])
+    alone = client.node.health()["expected_wait_seconds"]
+    client.create_long(seed=2)
+
+    assert 0 < alone < client.node.health()["expected_wait_seconds"]
+
+
+def test_metrics_are_for_prometheus_with_the_key(client: Client) -> None:
+    client.make()
+    client.cancel(client.create_long()["id"])
+    assert requests.get(f"{client.node.url}/metrics", timeout=10).status_code == 401
+
+    response = client.get("/metrics")
+
+    assert response.headers["Content-Type"].startswith("text/plain")
+    values = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+    assert values["gpu_node_status", "ready"] == 1
+    assert values["gpu_node_status", "starting"] == 0
+    assert values["gpu_node_info", "exact", "tiny"] == 1
+    assert values["gpu_node_jobs_total", "completed"] >= 1
+    assert values["gpu_node_jobs_total", "canceled"] >= 1
+    assert values["gpu_node_clip_seconds_total",] > 0
+    assert values["gpu_node_step_seconds", "64x32", "9"] > 0
+    assert values["gpu_node_disk_free_bytes",] > 0
+    assert values["gpu_node_queue_depth",] == 0
+
+
+def test_the_model_is_listed_as_openai_lists_models(client: Client) -> None:
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
 
 
 class TestKey:

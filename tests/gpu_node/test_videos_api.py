@@ -1,11 +1,13 @@
 """`/v1/videos`: create, follow, list, download, delete."""
 
+import io
 import json
 from typing import Any
 
 import numpy
 import openai
 import pytest
+from PIL import Image
 
 from tests.gpu_node.client import Client, frames_of
 from tests.node_process import wait_until
@@ -23,6 +25,7 @@ def test_a_job_goes_from_queued_to_a_clip(client: Client) -> None:
     assert (job["progress"], job["step"], job["steps"]) == (100, 4, 4)
     assert (job["num_frames"], job["generated_frames"], job["seconds"], job["size"]) == (16, 17, "2", "64x32")
     assert job["generation_time_ms"] > 0
+    assert job["made_with"].items() >= {"model": "tiny", "profile": "exact", "tiled": False}.items()
     assert job["completed_at"] >= job["created_at"]
     assert frames_of(client.content(job["id"])).shape == (16, 32, 64, 3)
 
@@ -247,10 +250,15 @@ def test_numbers_that_json_does_not_know_are_refused(client: Client) -> None:
 
 
 def test_a_picture_to_start_from_is_refused_rather_than_ignored(client: Client) -> None:
-    response = client.post("/v1/videos", files={"prompt": (None, "x"), "input_reference": ("a.png", b"png")})
+    picture = io.BytesIO()
+    Image.new("RGB", (64, 32)).save(picture, "PNG")
+    response = client.post(
+        "/v1/videos", files={"prompt": (None, "x"), "input_reference": ("a.png", picture.getvalue())}
+    )
 
     assert response.status_code == 400
     assert "text only" in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == "input_reference"
 
 
 def test_a_body_larger_than_any_valid_one_is_refused(client: Client) -> None:

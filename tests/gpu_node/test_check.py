@@ -1,0 +1,107 @@
+"""`python -m gpu_node --check`: what an operator is told before anything is downloaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpu_node import check, models
+from gpu_node.check import Card
+from gpu_node.profiles import PROFILES
+from tests.node_process import free_port, node_environment
+
+H200 = Card(name="NVIDIA H200", memory_gb=150.1, capability=(9, 0))
+A100 = Card(name="NVIDIA A100", memory_gb=42.4, capability=(8, 0))
+RTX_4090 = Card(name="NVIDIA GeForce RTX 4090", memory_gb=25.4, capability=(8, 9))
+A4000 = Card(name="NVIDIA RTX A4000", memory_gb=16.8, capability=(8, 6))
+T4 = Card(name="Tesla T4", memory_gb=15.6, capability=(7, 5))
+
+
+@pytest.mark.parametrize(
+    ("model", "card", "answers"),
+    [
+        ("5B", H200, {"exact": "yes", "fast": "yes", "memory": "yes"}),
+        ("5B", A100, {"exact": "yes", "fast": "no: the card has no 8-bit floats", "memory": "yes"}),
+        ("5B", RTX_4090, {"exact": "yes: about 24 GB (text encoder on the CPU)", "memory": "yes"}),
+        (
+            "5B",
+            A4000,
+            {"fast": "no", "memory": "yes: about 11 GB (text encoder on the CPU, decoding in tiles)"},
+        ),
+        ("5B", T4, {"exact": "no: the card has no bfloat16", "memory": "no: the card has no bfloat16"}),
+        ("2B", T4, {"exact": "yes", "fast": "no"}),
+        ("1.5-5B", RTX_4090, {"exact": "yes: about 20 GB (text encoder on the CPU, decoding in tiles)"}),
+    ],
+)
+def test_each_profile_is_judged_for_the_card(model: str, card: Card, answers: dict[str, str]) -> None:
+    traits = models.find(model)
+    assert traits is not None
+    for name, beginning in answers.items():
+        works, words = check.verdict(traits, PROFILES[name], card)  # type: ignore[index]
+        assert words.startswith(beginning), (name, words)
+        assert works is words.startswith("yes")
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id"),
+    [
+        ("5B", "THUDM/CogVideoX-5b"),
+        ("5b", "THUDM/CogVideoX-5b"),
+        ("CogVideoX-2B", "THUDM/CogVideoX-2b"),
+        ("zai-org/CogVideoX-2b", "THUDM/CogVideoX-2b"),
+        ("5B-I2V", "THUDM/CogVideoX-5b-I2V"),
+        ("1.5-5B", "THUDM/CogVideoX1.5-5B"),
+        ("1.5-5B-I2V", "THUDM/CogVideoX1.5-5B-I2V"),
+    ],
+)
+def test_models_go_by_short_names(name: str, hub_id: str) -> None:
+    traits = models.find(name)
+
+    assert traits is not None
+    assert traits.hub_id == hub_id
+    assert models.hub_id(name) == (name if "/" in name else hub_id)
+
+
+@pytest.mark.parametrize("name", ["tiny", "sora", "/models/mine", "CogVideoX-7B"])
+def test_other_names_are_left_as_they_are(name: str) -> None:
+    assert models.find(name) is None
+    assert models.hub_id(name) == name
+
+
+def test_a_folder_is_no_download(tmp_path: Path) -> None:
+    folder = tmp_path / "CogVideoX-5b"
+    folder.mkdir()
+
+    assert check.disk_verdict(models.DEFAULT, str(folder)) == (True, f"a folder on this machine: {folder}")
+
+
+def test_weights_that_are_there_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert "to download" in check.disk_verdict(models.DEFAULT, "5B")[1]
+    snapshot = tmp_path / "models--THUDM--CogVideoX-5b" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+
+    assert check.disk_verdict(models.DEFAULT, "5B") == (True, f"downloaded already, in {tmp_path}")
+
+
+def test_the_report_names_the_card_and_marks_the_profile_that_is_set() -> None:
+    works, lines = check.report("5B", "exact", [RTX_4090])
+
+    assert any("RTX 4090, 25 GB, compute capability 8.9" in line for line in lines)
+    assert [line for line in lines if line.startswith("  * exact  yes")]
+    assert works is check.disk_verdict(models.DEFAULT, "5B")[0]
+
+
+def test_without_a_gpu_the_command_says_so_and_exits_with_1(tmp_path: Path) -> None:
+    environment = node_environment(tmp_path, port=free_port(), key="") | {"CUDA_VISIBLE_DEVICES": ""}
+    ask = [sys.executable, "-m", "gpu_node", "--check", "5B"]
+
+    result = subprocess.run(ask, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert result.returncode == 1, result.stderr
+    assert "CogVideoX-5B: 49 frames of 720x480" in result.stdout
+    assert "GPU: no: torch sees no CUDA GPU" in result.stdout
+    assert not (Path(os.environ.get("HF_HOME", tmp_path)) / "hub" / "models--THUDM--CogVideoX-5b").exists()

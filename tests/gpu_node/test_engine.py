@@ -1,0 +1,365 @@
+"""The engine against diffusers as it comes: what is said to be exact is exact, what is lossy says so."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+from PIL import Image
+
+from gpu_node.engine import attention, compiling, prompts, quantization, step_caches
+from gpu_node.engine.convolutions import SumOfConv2d
+from gpu_node.engine.errors import Canceled, ModelUnavailable, UnusableResult
+from gpu_node.engine.pipeline import GenerationInput, VideoPipeline
+from gpu_node.engine.scheduler import DPMScheduler
+from gpu_node.settings import EngineOptions, NodeSettings
+from tests.gpu_node import variants
+
+SMALL: dict[str, Any] = {"width": 64, "height": 32, "frames": 9, "steps": 4, "guidance_scale": 6.0, "seed": 3}
+PROMPT = "a red ball"
+
+
+def job(**fields: Any) -> GenerationInput:
+    return GenerationInput(**SMALL | fields)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    torch.compiler.set_stance("default")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Each architecture, saved when it is first asked for."""
+    root = tmp_path_factory.mktemp("models")
+
+    def folder(name: str) -> Path:
+        if not (root / f"mini-{name}").exists():
+            variants.save(name, root / f"mini-{name}")
+        return root / f"mini-{name}"
+
+    return folder
+
+
+def options(folder: Path, **settings: Any) -> EngineOptions:
+    values = {"model": str(folder), "device": "cpu", "save_dir": folder.parent} | settings
+    return NodeSettings.model_validate(values).engine
+
+
+def loaded(folder: Path, **settings: Any) -> VideoPipeline:
+    return VideoPipeline.load(options(folder, **settings))
+
+
+@pytest.fixture(scope="module")
+def pipeline(folders: Callable[[str], Path]) -> VideoPipeline:
+    return loaded(folders("CogVideoX-5B"))
+
+
+def latents_of(pipeline: VideoPipeline, **fields: Any) -> torch.Tensor:
+    return pipeline.denoise(job(**fields), pipeline.encode(PROMPT, ""), on_step=lambda _: None)
+
+
+def stock_latents(pipe: Any, **fields: Any) -> torch.Tensor:
+    """diffusers as it comes."""
+    wanted = job(**fields)
+    extra = {"image": Image.open(wanted.image)} if wanted.image else {}
+    out: torch.Tensor = pipe(
+        prompt=PROMPT,
+        width=wanted.width,
+        height=wanted.height,
+        num_frames=wanted.frames,
+        num_inference_steps=wanted.steps,
+        guidance_scale=wanted.guidance_scale,
+        generator=torch.Generator().manual_seed(wanted.seed),
+        output_type="latent",
+        **extra,
+    ).frames
+    return out
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+class TestExactness:
+    def test_the_scheduler_is_diffusers_own_bit_by_bit(self) -> None:
+        """Over whole runs, with the noise of a generator."""
+        config = variants.build("CogVideoX-5B").scheduler.config
+        results = []
+        for kind in (CogVideoXDPMScheduler, DPMScheduler):
+            scheduler, generator = kind.from_config(config), torch.Generator().manual_seed(1)
+            scheduler.set_timesteps(7, device="cpu")
+            sample, original = torch.randn(1, 3, 16, 4, 8, generator=generator), None
+            times = scheduler.timesteps
+            for index, moment in enumerate(times):
+                output = torch.sin(sample * 3)
+                back = times[index - 1] if index else None
+                sample, original = scheduler.step(
+                    output, original, moment, back, sample, generator=generator, return_dict=False
+                )
+            results.append(sample)
+
+        assert torch.equal(*results)
+
+    def test_exact_latents_are_those_of_stock_diffusers(self, pipeline: VideoPipeline) -> None:
+        ours, theirs = latents_of(pipeline), stock_latents(variants.build("CogVideoX-5B"))
+
+        assert ours.shape == theirs.shape
+        assert distance(ours, theirs) < 1e-4
+
+    def test_frames_come_in_pieces_and_are_those_of_a_whole_decoding(
+        self, pipeline: VideoPipeline, folders: Callable[[str], Path]
+    ) -> None:
+        latents = torch.randn(1, 7, 16, 4, 8, generator=torch.Generator().manual_seed(1))
+
+        pieces = list(pipeline.decode(latents))
+
+        vae = pipeline._pipe.vae
+        whole = vae.decode(1 / vae.config.scaling_factor * latents.permute(0, 2, 1, 3, 4)).sample[0]
+        expected = (whole.detach() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 3, 0)
+        assert [len(piece) for piece in pieces] == [9, 8, 8]
+        assert numpy.array_equal(numpy.concatenate(pieces), expected.numpy())
+
+    def test_tiles_give_the_same_size_and_nearly_the_same_picture(self, pipeline: VideoPipeline) -> None:
+        latents = torch.randn(1, 3, 16, 8, 12, generator=torch.Generator().manual_seed(1))
+
+        whole = numpy.concatenate(list(pipeline.decode(latents))).astype(int)
+        tiled = numpy.concatenate(list(pipeline.decode(latents, tiled=True))).astype(int)
+
+        assert tiled.shape == whole.shape
+        assert 0 < numpy.abs(tiled - whole).mean() < 40, "each tile is normalised by itself"
+
+    def test_a_three_dimensional_convolution_is_a_sum_of_two_dimensional_ones(self) -> None:
+        conv = torch.nn.Conv3d(8, 12, 3, padding=(0, 1, 1))
+        video = torch.randn(2, 8, 6, 10, 14)
+
+        assert torch.allclose(SumOfConv2d(conv)(video), conv(video), atol=1e-5)
+
+    def test_the_convolutions_are_replaced_where_that_is_faster(self, pipeline: VideoPipeline) -> None:
+        kinds = {type(module) for module in pipeline._pipe.vae.modules()}
+
+        assert SumOfConv2d in kinds
+
+    def test_a_prompt_is_encoded_once(self, pipeline: VideoPipeline) -> None:
+        first, again = pipeline.encode("a unicorn", ""), pipeline.encode("a unicorn", "")
+
+        assert again.positive is first.positive
+        assert again.negative is first.negative
+
+    def test_an_empty_negative_prompt_outlives_any_number_of_others(
+        self, pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(prompts, "KEPT", 3)
+        first = pipeline.encode("x", "")
+        for number in range(5):
+            pipeline.encode(f"prompt {number}", "")
+
+        assert pipeline.encode("x", "").negative is first.negative
+        assert pipeline.encode("x", "").positive is not first.positive
+
+
+class TestAttention:
+    def test_every_backend_that_is_here_gives_the_same(self, pipeline: VideoPipeline) -> None:
+        native = latents_of(pipeline)
+        try:
+            attention.use_backend(pipeline._pipe.transformer, "_native_math")
+            assert distance(latents_of(pipeline), native) < 1e-4
+        finally:
+            attention.use_backend(pipeline._pipe.transformer, "native")
+
+    def test_the_fastest_is_measured_and_what_does_not_run_is_left_out(self) -> None:
+        chosen = attention.fastest_backend(
+            ("native", "_native_math", "flash", "_flash_3"),
+            shape=(2, 128, 2, 16),
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+
+        assert chosen in ("native", "_native_math")
+
+    def test_one_that_computes_something_else_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A kernel that is fast because it is wrong."""
+        true = attention._attend
+
+        def attend(query: Any, key: Any, value: Any, name: str) -> torch.Tensor:
+            return value if name == "_native_math" else true(query, key, value, name)
+
+        monkeypatch.setattr(attention, "_attend", attend)
+        chosen = attention.fastest_backend(
+            ("_native_math",), shape=(2, 128, 2, 16), dtype=torch.float32, device=torch.device("cpu")
+        )
+
+        assert chosen == "native"
+
+    def test_a_backend_that_nobody_knows_is_refused(self, folders: Callable[[str], Path]) -> None:
+        with pytest.raises(ModelUnavailable, match="no attention backend 'magic'"):
+            loaded(folders("CogVideoX-5B"), attention="magic")
+
+
+class TestCompiling:
+    @pytest.fixture
+    def compiled(self, folders: Callable[[str], Path]) -> Iterator[tuple[VideoPipeline, list[int]]]:
+        """With a backend that counts the graphs it is given, and runs them as they are."""
+        torch._dynamo.reset()
+        pipeline, count = loaded(folders("CogVideoX-5B")), [0]
+
+        def backend(graph: Any, _: Any) -> Any:
+            count[0] += 1
+            return graph.forward
+
+        compiling.compile_forward(pipeline._pipe.transformer, backend=backend)
+        yield pipeline, count
+        torch.compiler.set_stance("default")
+        torch._dynamo.reset()
+
+    def test_warm_shapes_are_compiled_and_no_other_ever_is(
+        self, compiled: tuple[VideoPipeline, list[int]], pipeline: VideoPipeline
+    ) -> None:
+        (ours, count), before = compiled, latents_of(pipeline)
+        with compiling.new_shapes_compile():
+            latents_of(ours)
+        warm = count[0]
+        assert warm > 0
+
+        assert distance(latents_of(ours), before) == 0
+        latents_of(ours, frames=17)
+        assert count[0] == warm, "a clip waits for no compiler"
+
+    def test_the_operators_frames_are_warmed_at_start_up(self, folders: Callable[[str], Path]) -> None:
+        warm = loaded(folders("CogVideoX-5B"), warm_frames="1,9")
+
+        assert warm.setup["compiled"] is False
+        assert torch.isfinite(latents_of(warm)).all()
+
+
+class TestQuantization:
+    @pytest.mark.parametrize(("kind", "bound"), [("int8", 0.01), ("fp8", 0.06)])
+    def test_eight_bits_are_nearly_as_good(self, kind: str, bound: float) -> None:
+        linear = torch.nn.Linear(64, 32).to(torch.bfloat16)
+        inputs = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+        layer = {"int8": quantization.Int8Linear, "fp8": quantization.Float8Linear}[kind](linear)
+
+        ours, exact = layer(inputs).float(), linear(inputs).float()
+
+        assert ours.shape == exact.shape
+        assert ours.dtype == torch.float32
+        assert 0 < float((ours - exact).norm() / exact.norm()) < bound
+
+    def test_the_weights_take_half_the_memory(self, folders: Callable[[str], Path]) -> None:
+        transformer = variants.build("CogVideoX-5B").to(torch.bfloat16).transformer
+        quantization.quantize(transformer, "int8")
+        kinds = [type(module).__name__ for module in transformer.transformer_blocks[0].modules()]
+
+        assert kinds.count("Int8Linear") == 6
+        assert kinds.count("Linear") == 2, "what modulates the norms stays as it is"
+
+    def test_the_profile_memory_makes_a_clip_and_says_so(
+        self, folders: Callable[[str], Path], pipeline: VideoPipeline
+    ) -> None:
+        saving = loaded(folders("CogVideoX-5B"), profile="memory")
+
+        assert (saving.setup["profile"], saving.setup["quantization"]) == ("memory", "int8")
+        assert saving.decodes_in_tiles
+        assert 0 < distance(latents_of(saving), latents_of(pipeline)) < 0.5
+        assert sum(len(frames) for frames in saving.decode(latents_of(saving))) == 9
+
+    def test_fp8_is_refused_in_plain_words_where_the_hardware_has_none(
+        self, folders: Callable[[str], Path]
+    ) -> None:
+        with pytest.raises(ModelUnavailable, match="fp8 needs a CUDA GPU; this node runs on the CPU"):
+            loaded(folders("CogVideoX-5B"), profile="fast")
+
+
+class TestStepCaches:
+    @pytest.fixture(scope="class")
+    def exact(self, pipeline: VideoPipeline) -> torch.Tensor:
+        return latents_of(pipeline, steps=8)
+
+    @pytest.mark.parametrize("name", step_caches.STEP_CACHES)
+    def test_each_changes_the_clip_and_leaves_nothing_for_the_next(
+        self, name: str, folders: Callable[[str], Path], exact: torch.Tensor, tmp_path: Path
+    ) -> None:
+        """Also after a run that was cut off in the middle; on more blocks than two, so that there is one to skip."""
+        folder = variants.save("CogVideoX-5B", tmp_path / "mini", layers=4)
+        cached = loaded(folder, profile="fast", quantization="none", step_cache=name)
+        assert cached.setup["step_cache"] == name
+        first = latents_of(cached, steps=8)
+
+        def stop(step: int) -> None:
+            if step == 5:
+                raise Canceled
+
+        with pytest.raises(Canceled):
+            cached.denoise(job(steps=8, seed=9), cached.encode("a blue star", ""), on_step=stop)
+
+        assert torch.isfinite(first).all()
+        assert torch.equal(latents_of(cached, steps=8), first)
+
+    @pytest.mark.parametrize("name", ["faster_cache", "pab", "first_block"])
+    def test_what_is_compiled_lies_beneath_its_hooks(self, name: str, folders: Callable[[str], Path]) -> None:
+        torch._dynamo.reset()
+        plain = loaded(folders("CogVideoX-5B"), profile="fast", quantization="none", step_cache=name)
+        pipe = loaded(folders("CogVideoX-5B"))
+        parts = step_caches.compiled_parts(name)
+        compiling.compile_forward(pipe._pipe.transformer, names=parts, backend="eager")
+        step_caches.enable_step_cache(pipe._pipe, name)
+
+        assert torch.equal(latents_of(pipe, steps=8), latents_of(plain, steps=8))
+
+
+def test_values_that_are_no_picture_fail_before_they_are_decoded(
+    pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        type(pipeline._pipe),
+        "__call__",
+        lambda *_, **__: type("Out", (), {"frames": torch.full((1, 3, 16, 4, 8), numpy.nan)}),
+    )
+    with pytest.raises(UnusableResult, match="not finite"):
+        latents_of(pipeline)
+
+
+class TestModels:
+    @pytest.fixture(scope="class")
+    def picture(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        path = tmp_path_factory.mktemp("pictures") / "start.png"
+        pixels = numpy.random.default_rng(1).integers(0, 255, (64, 96, 3), dtype=numpy.uint8)
+        Image.fromarray(pixels).save(path)
+        return path
+
+    @pytest.mark.parametrize("name", [name for name in variants.ARCHITECTURES if name != "CogVideoX-5B"])
+    def test_each_architecture_makes_what_stock_diffusers_makes_of_it(
+        self, name: str, folders: Callable[[str], Path], picture: Path
+    ) -> None:
+        ours = loaded(folders(name))
+        fields: dict[str, Any] = {"width": 96, "height": 64}  # 5B-I2V has its places learned: one size only
+        fields |= {"image": picture} if "I2V" in name else {}
+        stock = variants.build(name)
+        if name == "CogVideoX-2B":
+            stock.scheduler = CogVideoXDDIMScheduler.from_config(stock.scheduler.config)
+
+        made, expected = latents_of(ours, **fields), stock_latents(stock, **fields)
+
+        assert ours.takes_image == ("I2V" in name)
+        assert made.shape == (1, 3, 16, 8, 12)
+        assert distance(made, expected[:, -3:]) < 1e-4
+        assert sum(len(frames) for frames in ours.decode(made)) == 9
+
+    def test_another_picture_is_another_clip(
+        self, folders: Callable[[str], Path], picture: Path, tmp_path: Path
+    ) -> None:
+        ours = loaded(folders("CogVideoX-5B-I2V"))
+        Image.new("RGB", (640, 200), "red").save(tmp_path / "red.jpg")
+
+        first, second = (
+            latents_of(ours, width=96, height=64, image=path) for path in (picture, tmp_path / "red.jpg")
+        )
+
+        assert distance(first, second) > 0.1

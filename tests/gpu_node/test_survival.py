@@ -1,0 +1,174 @@
+"""What becomes of clips when the GPU, its memory or the disk fails in the middle, and how busy the GPU is kept."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.gpu_node.client import LONG_STEPS, Client
+from tests.node_process import REPOSITORY, NodeProcess, wait_until
+
+SABOTAGE = Path(__file__).parent / "sabotage"
+TWO_PIECES = {"num_frames": 17}  # of frames: there is a second one to fail at
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sabotage")
+
+
+@pytest.fixture(scope="module")
+def module_node(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    env = {
+        "PYTHONPATH": f"{SABOTAGE}{os.pathsep}{REPOSITORY}",
+        "SABOTAGE_DIR": str(folder),
+        "GPU_NODE_MAX_STEPS": str(LONG_STEPS),
+    }
+    with NodeProcess.start(tmp_path_factory.mktemp("node"), env=env) as node:
+        yield node
+
+
+@pytest.fixture
+def client(module_node: NodeProcess, folder: Path) -> Iterator[Client]:
+    module_node.wait_for("ready")
+    yield Client(module_node)
+    for fault in folder.iterdir():
+        fault.unlink()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(module_node: NodeProcess) -> bytes:
+    """The clip of seed 21 that nothing went wrong before."""
+    return Client(module_node).make(seed=21, **TWO_PIECES)
+
+
+def test_memory_that_runs_out_at_the_decoding_costs_tiles_and_no_clip(
+    client: Client, folder: Path, undisturbed: bytes
+) -> None:
+    (folder / "out_of_memory_while_decoding").touch()
+
+    job = client.finish(client.create(seed=21, **TWO_PIECES)["id"])
+
+    assert job["status"] == "completed", job
+    assert job["made_with"]["tiled"] is True
+    after = client.finish(client.create(seed=21, **TWO_PIECES)["id"])
+    assert after["made_with"]["tiled"] is False
+    assert client.content(after["id"]) == undisturbed
+    assert not list(client.node.save_dir.glob("*.part"))
+
+
+def test_memory_that_runs_out_earlier_fails_the_job_and_nothing_else(
+    client: Client, folder: Path, undisturbed: bytes
+) -> None:
+    worker = client.node.worker_pid()
+    (folder / "out_of_memory_while_denoising").touch()
+
+    job = client.finish(client.create(num_inference_steps=4)["id"])
+
+    assert job["error"] == {
+        "code": "out_of_memory",
+        "message": "The GPU has too little memory for 9 frames of 64x32.",
+    }
+    assert client.make(seed=21, **TWO_PIECES) == undisturbed
+    assert client.node.worker_pid() == worker
+
+
+def test_values_that_are_no_picture_fail_the_job_before_it_is_decoded(client: Client, folder: Path) -> None:
+    (folder / "decoded").unlink(missing_ok=True)
+    (folder / "not_a_number").touch()
+
+    job = client.finish(client.create()["id"])
+
+    assert job["error"]["code"] == "unusable_result"
+    assert not (folder / "decoded").exists()
+    assert client.make()
+
+
+def test_a_cuda_error_costs_its_job_and_a_new_process_goes_on_with_the_queue(
+    client: Client, folder: Path, undisturbed: bytes
+) -> None:
+    """The clip that was only being written to its file is not lost either."""
+    worker, restarts = client.node.worker_pid(), client.node.health()["worker_restarts"]
+    (folder / "hold_the_file").touch()
+    written = client.create(seed=21, **TWO_PIECES)
+    wait_until(
+        lambda: client.node.health()["running"] and (folder / "decoded").exists(), what="the first clip"
+    )
+    (folder / "cuda_error").touch()
+    broken, waiting = client.create(seed=2, num_inference_steps=4), client.create(seed=21, **TWO_PIECES)
+    failed = client.finish(broken["id"])
+    (folder / "hold_the_file").unlink()
+
+    assert failed["error"]["code"] == "generation_failed"
+    assert "illegal memory access" in failed["error"]["message"]
+    assert [client.finish(job["id"])["status"] for job in (written, waiting)] == ["completed", "completed"]
+    assert client.content(written["id"]) == client.content(waiting["id"]) == undisturbed
+    assert client.node.worker_pid() != worker
+    assert client.node.health()["worker_restarts"] == restarts + 1
+
+
+def test_a_disk_that_fills_up_fails_the_clip_that_did_not_fit(client: Client, folder: Path) -> None:
+    (folder / "disk_full").touch()
+
+    job = client.finish(client.create()["id"])
+
+    assert job["error"] == {"code": "disk_full", "message": "The node's disk is full."}
+    assert client.make()
+
+
+def test_the_next_clip_runs_while_the_last_ones_file_is_written(client: Client, folder: Path) -> None:
+    (folder / "hold_the_file").touch()
+    first, second = client.create(seed=1), client.create_long(seed=2)
+
+    client.wait_for_step(second["id"])
+
+    assert client.retrieve(first["id"])["status"] == "in_progress"
+    (folder / "hold_the_file").unlink()
+    assert client.finish(first["id"])["status"] == "completed"
+    client.cancel(second["id"])
+    assert client.node.health()["idle_seconds"] < 5, "it was there before the first ended"
+
+
+def test_a_clip_whose_file_is_being_written_can_be_canceled(client: Client, folder: Path) -> None:
+    (folder / "hold_the_file").touch()
+    job, running = client.create(seed=1), client.create_long(seed=2)
+    client.wait_for_step(running["id"])
+    ask = client.post(f"/v1/videos/{running['id']}/cancel").json()
+    (folder / "hold_the_file").unlink()
+
+    assert ask["error"]["code"] == "canceled"
+    assert client.cancel(job["id"])["status"] in ("completed", "failed")
+
+
+def test_a_kill_costs_what_ran_and_what_was_only_being_written_is_made_again(
+    client: Client, folder: Path, undisturbed: bytes
+) -> None:
+    (folder / "hold_the_file").touch()
+    written, running = client.create(seed=21, **TWO_PIECES), client.create_long(seed=2)
+    waiting = client.create(seed=3)
+    client.wait_for_step(running["id"])
+
+    os.kill(client.node.worker_pid() or 0, signal.SIGKILL)
+    failed = client.finish(running["id"])
+    (folder / "hold_the_file").unlink()
+
+    assert failed["error"]["code"] == "worker_died"
+    assert client.finish(written["id"])["status"] == "completed"
+    assert client.content(written["id"]) == undisturbed
+    assert client.finish(waiting["id"])["status"] == "completed"
+
+
+def test_a_waiting_job_that_is_canceled_never_runs_though_the_worker_had_it(client: Client) -> None:
+    running = client.create_long()
+    client.wait_for_step(running["id"])
+    ahead, last = client.create(seed=5), client.create(seed=6)
+
+    canceled = client.cancel(ahead["id"])
+    client.cancel(running["id"])
+
+    assert canceled["stopped_at_step"] == 0
+    assert client.finish(last["id"])["status"] == "completed"
+    assert client.retrieve(ahead["id"]) == canceled
+    assert not (client.node.save_dir / f"{ahead['id'].removeprefix('video_')}.mp4").exists()
