@@ -197,6 +197,11 @@ class CreditTransaction(models.Model):
         return self.posted_delta - self.held_delta
 
     @property
+    def charged(self) -> int:
+        """Of a capture: the credits that were held and are spent now."""
+        return -self.posted_delta
+
+    @property
     def balance_after(self) -> int:
         return self.posted_after - self.held_after
 

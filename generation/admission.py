@@ -5,6 +5,7 @@ import math
 from django.conf import settings
 from django.db.models import F
 from django.db.models.functions import Now
+from django.utils.translation import gettext, ngettext
 
 from accounts.models import User
 from generation.errors import (
@@ -46,17 +47,20 @@ def check_negative_prompt(text: str) -> str:
     """The same for what should not be seen, which may be empty."""
     text = _check_text(text).strip()
     if len(text) > settings.MAX_PROMPT_LENGTH:
-        raise InvalidSetting(
-            f"Negative prompt too long. Maximum {settings.MAX_PROMPT_LENGTH} characters.",
-            param="negative_prompt",
+        words = ngettext(  # English says the same of one; other languages do not
+            "Negative prompt too long. Maximum %(n)s characters.",
+            "Negative prompt too long. Maximum %(n)s characters.",
+            settings.MAX_PROMPT_LENGTH,
         )
+        raise InvalidSetting(words % {"n": settings.MAX_PROMPT_LENGTH}, param="negative_prompt")
     return text
 
 
 def check_seed(seed: int) -> int:
     """Raises InvalidSetting unless it is from 0 to MAX_SEED."""
     if not 0 <= seed <= MAX_SEED:
-        raise InvalidSetting(f"seed must be between 0 and {MAX_SEED}.", param="seed")
+        words = gettext("seed must be between 0 and %(maximum)s.")
+        raise InvalidSetting(words % {"maximum": MAX_SEED}, param="seed")
     return seed
 
 

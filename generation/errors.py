@@ -1,49 +1,58 @@
 """What a person can be told.
 
-One family, one wording, for every door; each class's docstring is its message unless one is given.
+One family, one wording, for every door; each class's `words` are its message unless one is given. A message is in the
+language that is active where it is raised: English for the API, the person's own on the site and in Telegram.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-NOTHING_DEDUCTED = "No credits were deducted."
+from django.utils.translation import gettext, gettext_noop, ngettext
+from django.utils.translation import gettext_lazy as _
+
+if TYPE_CHECKING:
+    from django.utils.functional import _StrPromise
+
+# Part of what is stored: English there, translated where it is shown.
+NOTHING_DEDUCTED = gettext_noop("No credits were deducted.")
 
 
 class GenerationError(Exception):
-    """The request could not be carried out."""
-
+    words: ClassVar["_StrPromise"] = _("The request could not be carried out.")
     code: ClassVar[str] = "invalid_request"
     param: ClassVar[str | None] = None
     status: ClassVar[int] = 400
 
     def __init__(self, message: str | None = None) -> None:
-        self.message = message or self.__doc__ or ""
+        self.message = message or str(self.words)
         super().__init__(self.message)
 
 
 class InvalidPrompt(GenerationError):
-    """The prompt has characters that cannot be stored."""
-
+    words = _("The prompt has characters that cannot be stored.")
     code = "invalid_prompt"
     param = "prompt"
 
 
 class EmptyPrompt(InvalidPrompt):
-    """Please write what the video should show."""
-
+    words = _("Please write what the video should show.")
     code = "empty_prompt"
 
 
 class PromptTooLong(InvalidPrompt):
-    """The prompt is too long."""
-
+    words = _("The prompt is too long.")
     code = "prompt_too_long"
 
     def __init__(self, *, maximum: int) -> None:
-        super().__init__(f"Prompt too long. Maximum {maximum} characters.")
+        words = ngettext(  # English says the same of one; other languages do not
+            "Prompt too long. Maximum %(n)s characters.",
+            "Prompt too long. Maximum %(n)s characters.",
+            maximum,
+        )
+        super().__init__(words % {"n": maximum})
 
 
 class InvalidSetting(GenerationError):
-    """A setting of the request is not valid."""
+    words = _("A setting of the request is not valid.")
 
     def __init__(self, message: str, *, param: str | None) -> None:
         super().__init__(message)
@@ -51,96 +60,91 @@ class InvalidSetting(GenerationError):
 
 
 class UnknownPreset(GenerationError):
-    """There is no such preset."""
-
+    words = _("There is no such preset.")
     code = "unknown_preset"
     param = "preset"
 
 
 class UnknownModel(GenerationError):
-    """There is no such model."""
-
+    words = _("There is no such model.")
     code = "model_not_found"
     param = "model"
 
     def __init__(self, on_offer: list[str]) -> None:
-        names = ", ".join(on_offer) or "none yet, no GPU node was reached"
-        super().__init__(f"There is no such model. On offer: {names}.")
+        names = ", ".join(on_offer) or gettext("none yet, no GPU node was reached")
+        super().__init__(gettext("There is no such model. On offer: %(names)s.") % {"names": names})
 
 
 class AccountInactive(GenerationError):
-    """This account is not active."""
-
+    words = _("This account is not active.")
     code = "account_inactive"
     status = 403
 
 
 class InsufficientCredits(GenerationError):
-    """Insufficient credits."""
-
+    words = _("Insufficient credits.")
     code = "insufficient_credits"
     status = 402
 
     def __init__(self, *, cost: int, balance: int) -> None:
-        super().__init__(
-            f"Insufficient credits. You need {cost} credits to generate a video. Your balance: {balance} credits"
+        words = gettext(
+            "Insufficient credits. You need %(cost)s credits to generate a video. Your balance: %(balance)s credits"
         )
+        super().__init__(words % {"cost": cost, "balance": balance})
         self.cost = cost
         self.balance = balance
 
 
 class CooldownActive(GenerationError):
-    """Please wait before generating another video."""
-
+    words = _("Please wait before generating another video.")
     code = "cooldown_active"
     status = 429
 
     def __init__(self, *, seconds: int) -> None:
-        super().__init__(f"Please wait {seconds} seconds before generating another video.")
+        words = ngettext(
+            "Please wait %(n)s seconds before generating another video.",
+            "Please wait %(n)s seconds before generating another video.",
+            seconds,
+        )
+        super().__init__(words % {"n": seconds})
         self.seconds = seconds
 
 
 class IdempotencyConflict(GenerationError):
-    """This Idempotency-Key was used before with another request."""
-
+    words = _("This Idempotency-Key was used before with another request.")
     code = "idempotency_conflict"
     status = 422
 
 
 class JobNotFound(GenerationError):
-    """There is no such video."""
-
+    words = _("There is no such video.")
     code = "not_found"
     status = 404
 
 
 class CannotCancel(GenerationError):
-    """This video can no longer be canceled: it is already finished."""
-
+    words = _("This video can no longer be canceled: it is already finished.")
     code = "cannot_cancel"
     status = 409
 
 
 class BeingStored(CannotCancel):
-    """This video can no longer be canceled: it is being stored."""
+    words = _("This video can no longer be canceled: it is being stored.")
 
 
 class CannotDelete(GenerationError):
-    """This video is still being made: cancel it first."""
-
+    words = _("This video is still being made: cancel it first.")
     code = "cannot_delete"
     status = 409
 
 
 class VideoNotReady(GenerationError):
-    """This video is not ready."""
-
+    words = _("This video is not ready.")
     code = "video_not_ready"
     status = 409
 
 
 class VideoGone(GenerationError):
-    """The file of this video is gone."""
-
+    words = _("The file of this video is gone.")
     code = "video_gone"
     status = 410

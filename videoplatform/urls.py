@@ -4,6 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 
 from videoplatform import health, metrics
+from videoplatform.manifest import manifest
 
 handler400 = "generation.api_errors.bad_request"
 handler500 = "generation.api_errors.server_error"
@@ -11,6 +12,7 @@ handler500 = "generation.api_errors.server_error"
 urlpatterns = [
     path("healthz", health.healthz, name="healthz"),
     path("metrics", metrics.metrics, name="metrics"),
+    path("manifest.webmanifest", manifest, name="manifest"),
     path("v1/", include("generation.api_urls")),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),

@@ -56,6 +56,7 @@ PUBLIC = {
     "mfa_login_webauthn",  # a challenge for a passkey, the same for everybody
     "choose_language",
     "words",
+    "manifest",
 }
 # What the admin shows to staff who may see no model: themselves, and the list of what they may see.
 FOR_ALL_STAFF = {
