@@ -48,4 +48,5 @@ def _list() -> list[dict[str, Any]]:
     if path is None:
         return []
     with open(path, encoding="utf-8") as file:  # noqa: PTH123  (finders speak of strings)
-        return json.load(file)
+        rows: list[dict[str, Any]] = json.load(file)
+    return rows
