@@ -83,6 +83,8 @@ class Hub:
                     self._hand_out(event)
             except psycopg.OperationalError as error:
                 logger.warning("the event listener lost PostgreSQL, trying again: %s", error)
+            except Exception:
+                logger.exception("the event listener broke, trying again")
             await asyncio.sleep(RECONNECT_SECONDS)
 
     def _hand_out(self, event: JobEvent | None) -> None:

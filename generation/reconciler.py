@@ -7,8 +7,12 @@ reconcilers may run: a lease decides who follows what.
 """
 
 import asyncio
+import contextlib
 import logging
+import math
+import time
 import uuid
+from collections.abc import Iterator
 
 from django.conf import settings
 from django.db.models.functions import Now
@@ -38,8 +42,8 @@ class Reconciler:
         self._trials: dict[int, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._nudged_at = -lifecycle.NUDGE_SECONDS
-        self._removed_at = -REMOVAL_SECONDS
+        self._nudged_at = self._removed_at = self._forgot_at = -math.inf
+        self._broken: dict[str, str] = {}
 
     def stop(self) -> None:
         """Ask `run` to return; leases are dropped, so that a successor goes on at once."""
@@ -62,63 +66,87 @@ class Reconciler:
             await asyncio.gather(*begun, return_exceptions=True)
             await self._drop_leases()
 
+    @contextlib.contextmanager
+    def _survived(self, what: str) -> Iterator[None]:
+        """Whatever goes wrong in the block stops nothing else, and is tried again. Told when it begins and ends."""
+        try:
+            yield
+        except Exception as error:
+            told, self._broken[what] = self._broken.get(what), repr(error)
+            if told != repr(error) and isinstance(error, DATABASE_AWAY):
+                logger.warning("%s: the database is not there, trying again: %s", what, str(error).strip())
+            elif told != repr(error):
+                logger.exception("%s broke, trying again", what)
+        else:
+            if self._broken.pop(what, None):
+                logger.info("%s works again", what)
+
     async def _sweep_for_ever(self) -> None:
+        parts = {
+            "ending what is overdue": self._end_overdue,
+            "nudging what is to be stored": self._nudge_stores,
+            "following what nobody follows": self._follow_free,
+            "nudging the dispatch": self._nudge_dispatch,
+            "nudging the removal of files": self._nudge_removal,
+            "forgetting closed accounts": self._forget_accounts,
+        }
         while True:
             self._wake.clear()
-            try:
-                await self._sweep()
-            except DATABASE_AWAY as error:
-                logger.warning("the database is not there, trying again: %s", str(error).strip())
-            except Exception:
-                # What is wrong with one row must not end what is followed; the next sweep tries again.
-                logger.exception("a sweep broke")
+            for what, part in parts.items():
+                with self._survived(what):
+                    await part()
             await self._pause(SWEEP_SECONDS)
 
-    async def _sweep(self) -> None:
+    async def _end_overdue(self) -> None:
         for job_id in await in_database(_overdue_jobs)():
-            await in_database(lifecycle.expire)(job_id=job_id)
-        await in_database(_nudge_stores)()
+            with self._survived(f"job {job_id.hex}: ending it by its deadline"):
+                await in_database(lifecycle.expire)(job_id=job_id)
+
+    async def _nudge_stores(self) -> None:
+        for attempt_id in await in_database(_unstored_attempts)():
+            await in_database(lifecycle.nudge_store)(attempt_id=attempt_id)
+
+    async def _follow_free(self) -> None:
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
             if await in_database(leases.take)(attempt_id=attempt.pk, token=self._token):
                 self._follow(attempt)
-        await self._nudge_dispatch()
-        await self._nudge_removal()
-
-    async def _nudge_removal(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._removed_at >= REMOVAL_SECONDS:
-            self._removed_at = now
-            await in_database(leaving.forget_closed_accounts)()
-            if await in_database(stored_files.due)():
-                await in_database(lifecycle.nudge_removal)()
 
     async def _nudge_dispatch(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if (
-            now - self._nudged_at >= lifecycle.NUDGE_SECONDS
-            and await in_database(scheduling.work_is_waiting)()
-        ):
-            self._nudged_at = now
+        nudged_lately = _elapsed(self._nudged_at) < lifecycle.NUDGE_SECONDS
+        if not nudged_lately and await in_database(scheduling.work_is_waiting)():
             await in_database(lifecycle.nudge_dispatch)()
+            self._nudged_at = time.monotonic()
+
+    async def _nudge_removal(self) -> None:
+        if _elapsed(self._removed_at) >= REMOVAL_SECONDS:
+            if await in_database(stored_files.due)():
+                await in_database(lifecycle.nudge_removal)()
+            self._removed_at = time.monotonic()
+
+    async def _forget_accounts(self) -> None:
+        if _elapsed(self._forgot_at) >= REMOVAL_SECONDS:
+            await in_database(leaving.forget_closed_accounts)()
+            self._forgot_at = time.monotonic()
 
     def _follow(self, attempt: JobAttempt) -> None:
         follower = Follower(attempt, token=self._token)
         self._followers[attempt.pk] = follower
         self._tasks[attempt.pk] = asyncio.create_task(
-            self._run(attempt.pk, follower), name=f"follow-{attempt.pk.hex}"
+            self._run(attempt, follower), name=f"follow-{attempt.pk.hex}"
         )
 
-    async def _run(self, attempt_id: uuid.UUID, follower: Follower) -> None:
+    async def _run(self, attempt: JobAttempt, follower: Follower) -> None:
+        """One attempt's trouble must not stop the others; its lease runs out and the next sweep tries again."""
+        who = f"job {attempt.job_id.hex}: following attempt {attempt.pk.hex} on {attempt.node}"
         try:
             await follower.run()
         except DATABASE_AWAY as error:
-            logger.warning("attempt %s: the database went away: %s", attempt_id.hex, str(error).strip())
+            logger.warning("%s: the database went away: %s", who, str(error).strip())
         except Exception:
-            # One attempt's bug must not stop the others; its lease runs out and the next sweep tries again.
-            logger.exception("following attempt %s broke", attempt_id.hex)
+            logger.exception("%s broke", who)
         finally:
-            self._followers.pop(attempt_id, None)
-            self._tasks.pop(attempt_id, None)
+            self._followers.pop(attempt.pk, None)
+            self._tasks.pop(attempt.pk, None)
 
     async def _drop_leases(self) -> None:
         try:
@@ -133,7 +161,9 @@ class Reconciler:
     async def _listen(self) -> None:
         with hub.subscribe() as queue:
             while True:
-                self._hear(await queue.get())
+                event = await queue.get()
+                with self._survived("hearing of events"):
+                    self._hear(event)
 
     def _hear(self, event: JobEvent | None) -> None:
         """A job that ended must be stopped on its node; an attempt nobody follows, or a gap in what was
@@ -150,21 +180,15 @@ class Reconciler:
 
     async def _watch_nodes(self) -> None:
         while True:
-            try:
+            with self._survived("looking at the nodes"):
                 nodes = await in_database(_nodes_to_watch)()
                 await asyncio.gather(*(self._examine(node) for node in nodes))
-            except DATABASE_AWAY as error:
-                logger.warning("the nodes were not asked, the database is not there: %s", str(error).strip())
             await asyncio.sleep(settings.NODE_HEALTH_SECONDS)
 
     async def _examine(self, node: GpuNode) -> None:
-        try:
+        # One node, whatever it answers, must not keep the others from being asked.
+        with self._survived(f"looking at node {node.name}"):
             await self._ask_how_it_is(node)
-        except DATABASE_AWAY:
-            raise
-        except Exception:
-            # One node, whatever it answers, must not keep the others from being asked.
-            logger.exception("node %s could not be looked at", node.name)
 
     async def _ask_how_it_is(self, node: GpuNode) -> None:
         try:
@@ -191,12 +215,14 @@ class Reconciler:
             await in_database(breaker.note_failed_trial)(node, error)
         except (media.MediaFailure, OSError, *DATABASE_AWAY) as error:
             logger.warning("node %s: the trial could not be made: %s", node.name, error)
+        except Exception:
+            logger.exception("node %s: the trial broke", node.name)
         finally:
             self._trials.pop(node.pk, None)
 
     def _look_again(self) -> None:
         """A node can take work that could not before."""
-        self._nudged_at = -lifecycle.NUDGE_SECONDS
+        self._nudged_at = -math.inf
         self._wake.set()
 
     async def _pause(self, seconds: float) -> None:
@@ -204,6 +230,10 @@ class Reconciler:
             await asyncio.wait_for(self._wake.wait(), timeout=seconds)
         except TimeoutError:
             return
+
+
+def _elapsed(since: float) -> float:
+    return time.monotonic() - since
 
 
 def _overdue_jobs() -> list[uuid.UUID]:
@@ -218,13 +248,12 @@ def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
     )
 
 
-def _nudge_stores() -> None:
-    """A file that nobody is storing: its task was lost with its worker."""
+def _unstored_attempts() -> list[uuid.UUID]:
+    """Those whose file nobody is storing: its task was lost with its worker."""
     free = JobAttempt.objects.filter(
         state=JobAttempt.State.OPEN, job__state=State.STORING, lease_expires_at__lt=Now()
     )
-    for attempt_id in free.values_list("pk", flat=True)[:100]:
-        lifecycle.nudge_store(attempt_id=attempt_id)
+    return list(free.values_list("pk", flat=True)[:100])
 
 
 def _nodes_to_watch() -> list[GpuNode]:

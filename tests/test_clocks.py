@@ -10,14 +10,13 @@ import pytest
 from django.db.models.functions import Now
 from django.utils import timezone
 from django_q.conf import Conf
-from django_q.models import OrmQ
 
 from generation import breaker, fleet, leases, lifecycle, scheduling
 from generation.broker import NotifiedBroker
 from generation.errors import CooldownActive
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.nodes import NodeHealth
-from generation.reconciler import _nudge_stores, _overdue_jobs, _unfollowed_attempts
+from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored_attempts
 
 pytestmark = pytest.mark.django_db
 
@@ -115,13 +114,10 @@ def test_a_file_that_is_to_be_stored_is_nudged_when_its_time_has_come(user, star
     attempt = start_job(submit(user))
     with host(off):
         lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
-        OrmQ.objects.all().delete()
-        _nudge_stores()
-        assert not OrmQ.objects.exists()
+        assert _unstored_attempts() == []
     JobAttempt.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
     with host(off):
-        _nudge_stores()
-        assert OrmQ.objects.exists()
+        assert _unstored_attempts() == [attempt.pk]
 
 
 def test_the_cooldown_is_a_minute_for_every_host(user, host, off):
