@@ -131,7 +131,8 @@ def _fairest_job(node: GpuNode) -> GenerationJob | None:
     running = GenerationJob.objects.filter(state__in=[State.RUNNING, State.STORING])
     busy = list(running.order_by().values("user").annotate(clips=Count("pk")))
     waiting = GenerationJob.objects.filter(state=State.QUEUED, deadline_at__gt=Now())
-    queued = _it_can_run(node, waiting).select_for_update(skip_locked=True, of=("self",))
+    # no_key: a row that only refers to the job, being inserted just now, must not make it look taken.
+    queued = _it_can_run(node, waiting).select_for_update(skip_locked=True, no_key=True, of=("self",))
     if busy:
         clips = [When(user=row["user"], then=Value(row["clips"])) for row in busy]
         queued = queued.annotate(running=Case(*clips, default=Value(0), output_field=IntegerField()))

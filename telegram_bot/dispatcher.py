@@ -11,7 +11,7 @@ from telegram.error import TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
 from generation.errors import GenerationError
-from telegram_bot import people, routes, speech
+from telegram_bot import commands, people, routes, speech
 from telegram_bot.client import BotClient, is_transient
 from telegram_bot.live import LiveStatus
 from telegram_bot.requests import Asked, Incoming, Press, Request
@@ -19,9 +19,12 @@ from telegram_bot.texts import answers
 
 logger = logging.getLogger(__name__)
 
+# Imported so that every handler is registered.
+assert commands.__all__
+
 COMMAND = re.compile(r"/(?P<name>\w{1,32})(?:@(?P<bot>\w+))?(?:\s+(?P<argument>.*))?", re.ASCII | re.DOTALL)
 DEEP_LINK = re.compile(r"(?P<prefix>[a-z]+)_(?P<argument>[\w-]+)", re.ASCII)
-HELP = "help"
+HELP, TEXT = "help", "text"
 
 account_of = in_database(people.account_of)
 
@@ -32,6 +35,7 @@ class Choice:
 
     handler: routes.RequestHandler
     argument: str = ""
+    addressed: bool = True
 
 
 class Dispatcher:
@@ -39,6 +43,7 @@ class Dispatcher:
 
     def __init__(self, *, bot: BotClient, bot_id: int, live: LiveStatus) -> None:
         self._bot, self._bot_id, self._live = bot, bot_id, live
+        self._mention = re.compile(rf"(?<!\w)@{re.escape(bot.username)}(?!\w)", re.ASCII | re.IGNORECASE)
 
     async def handle(self, update: Update) -> None:
         """Answer one update.
@@ -72,6 +77,7 @@ class Dispatcher:
             chat=message.chat,
             about=message.message_id,
             argument=choice.argument,
+            addressed=choice.addressed,
             message=message,
             sender=sender,
         )
@@ -81,16 +87,27 @@ class Dispatcher:
     def _choose(self, message: Message) -> Choice | None:
         """None when the bot is not meant: in a group it answers only what is addressed to it."""
         for field, handler in routes.MESSAGES.items():
-            if getattr(message, field, None):
+            if field != TEXT and getattr(message, field, None):
                 return Choice(handler)
         in_private = message.chat.type == Chat.PRIVATE
         match = COMMAND.fullmatch(message.text or "")
         if match is None:
-            return _help() if in_private and not _is_service(message) else None
+            return self._choose_talk(message, in_private)
         addressed = match["bot"] is not None
         if addressed and match["bot"].lower() != self._bot.username.lower():
             return None
         return _choose_command(match) or (_help() if in_private or addressed else None)
+
+    def _choose_talk(self, message: Message, in_private: bool) -> Choice | None:
+        text, mentions = self._mention.subn(" ", message.text or "")
+        addressed = in_private or bool(mentions)
+        replied = message.reply_to_message
+        to_us = replied is not None and replied.from_user is not None and replied.from_user.id == self._bot_id
+        # A forwarded text is somebody else's, and would be paid for.
+        is_talk = text.strip() and not text.startswith("/") and not message.forward_origin
+        if is_talk and (addressed or to_us):
+            return Choice(routes.MESSAGES[TEXT], text.strip(), addressed)
+        return _help() if addressed and not _is_service(message) else None
 
     # --- Buttons ------------------------------------------------------------------------------------------------------
 

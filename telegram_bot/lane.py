@@ -12,9 +12,7 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from telegram.request import HTTPXRequest
-
-OUTSIDE = {"sendVideo", "sendChatAction"}
+from telegram.request import HTTPXRequest, RequestData
 
 
 class Turn:
@@ -58,17 +56,25 @@ class LaneRequest(HTTPXRequest):
         super().__init__(**settings)
         self._lane = asyncio.Lock()
 
-    async def do_request(self, url: str, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
-        method = url.rpartition("/")[2]
+    async def do_request(
+        self, url: str, method: str, request_data: RequestData | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[int, bytes]:
         mine = _turn.get()
-        if mine is None or not method.startswith("send") or method in OUTSIDE:
-            return await super().do_request(url, *args, **kwargs)
+        if mine is None or not _is_message(url, request_data):
+            return await super().do_request(url, method, request_data, *args, **kwargs)
         await mine.begin(self._lane)
         try:
-            status, payload = await super().do_request(url, *args, **kwargs)
+            status, payload = await super().do_request(url, method, request_data, *args, **kwargs)
         except BaseException:
             mine.end()
             raise
         if status != 200:
             mine.end()
         return status, payload
+
+
+def _is_message(url: str, request_data: RequestData | None) -> bool:
+    """A send that Telegram answers at once: no upload, and nothing that only says that one is under way."""
+    name = url.rpartition("/")[2]
+    uploads = request_data is not None and request_data.contains_files
+    return name.startswith("send") and name != "sendChatAction" and not uploads

@@ -11,9 +11,11 @@ from weakref import WeakValueDictionary
 
 from aiolimiter import AsyncLimiter
 from django.utils import translation
+from telegram import InlineKeyboardMarkup
 from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError
 
-from generation import pricing, scheduling
+from generation import pricing
+from generation.cards import cards
 from generation.database import DATABASE_AWAY, in_database
 from generation.events import hub
 from generation.models import GenerationJob
@@ -21,6 +23,7 @@ from telegram_bot import speech
 from telegram_bot.client import BotClient, is_unmodified, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.models import JobMessage
+from telegram_bot.texts import buttons
 from telegram_bot.texts import jobs as words
 
 logger = logging.getLogger(__name__)
@@ -35,20 +38,29 @@ FOLLOWED_IN_LINE = 100
 
 
 @dataclass(frozen=True)
+class Status:
+    """What a status message shows: its text says when its buttons change, too."""
+
+    text: str
+    buttons: InlineKeyboardMarkup | None
+
+
+@dataclass(frozen=True)
 class StatusView:
     """A status message and what it should say now."""
 
     row_id: int
     chat_id: int
     message_id: int
-    text: str
+    status: Status
     is_shown: bool
 
 
-def status_text(job: GenerationJob) -> str:
-    """What the status message of a live job says now."""
-    position = scheduling.queue_positions([job]).get(job.pk)
-    return words.generating(job, expected_seconds=pricing.expected_seconds(job.preset), position=position)
+def status_of(job: GenerationJob) -> Status:
+    """What the status message of a live job says now, in the active language. Reads the database."""
+    expected = pricing.expected_seconds(job.preset)
+    [card] = cards([job], expected={job.preset_id: expected})
+    return Status(words.generating(card, expected_seconds=expected), buttons.of_job(job))
 
 
 @in_database
@@ -62,8 +74,9 @@ def view_of(job_id: uuid.UUID) -> StatusView | None:
     if row is None or row.status_message_id is None or not row.job.is_live:
         return None
     with translation.override(speech.language_for(row.job.user)):
-        text = status_text(row.job)
-    return StatusView(row.pk, row.chat_id, row.status_message_id, text, is_shown=text == row.last_text)
+        status = status_of(row.job)
+    is_shown = status.text == row.last_text
+    return StatusView(row.pk, row.chat_id, row.status_message_id, status, is_shown)
 
 
 @in_database
@@ -185,7 +198,12 @@ class LiveStatus:
     async def _show(self, job_id: uuid.UUID, view: StatusView) -> None:
         self._edited_at[job_id] = monotonic()
         try:
-            await self._bot.edit_message_text(view.text, chat_id=view.chat_id, message_id=view.message_id)
+            await self._bot.edit_message_text(
+                view.status.text,
+                chat_id=view.chat_id,
+                message_id=view.message_id,
+                reply_markup=view.status.buttons,
+            )
         except InvalidToken:
             raise
         except BadRequest as error:
@@ -204,7 +222,7 @@ class LiveStatus:
             self._edited_at[job_id] += wait_asked_for(error) or EDIT_SECONDS
             self._changed.add(job_id)
             return
-        await remember_text(view.row_id, view.text)
+        await remember_text(view.row_id, view.status.text)
 
     def _forget(self, job_id: uuid.UUID) -> None:
         self._chats.pop(job_id, None)

@@ -4,7 +4,7 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 
-from generation.models import GenerationJob
+from generation.models import GenerationJob, Preset
 
 
 class TelegramAccount(models.Model):
@@ -17,6 +17,14 @@ class TelegramAccount(models.Model):
     username = models.CharField(max_length=64, blank=True)
     first_name = models.CharField(max_length=128, blank=True)
     language_code = models.CharField(max_length=16, blank=True)
+    preset = models.ForeignKey(
+        Preset,
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="+",
+        help_text="What they chose for their videos. Empty: the one that is everybody's.",
+    )
     blocked_at = models.DateTimeField(
         null=True, blank=True, help_text="They blocked the bot, without a word since."
     )
@@ -108,3 +116,27 @@ class JobMessage(models.Model):
 
     def __str__(self) -> str:
         return f"{self.job_id} in chat {self.chat_id} ({self.state})"
+
+
+class JobPost(models.Model):
+    """A message of the bot that is about a job, so that a reply to it can be understood."""
+
+    job = models.ForeignKey(GenerationJob, on_delete=models.CASCADE, related_name="telegram_posts")
+    bot_id = models.BigIntegerField()
+    chat_id = models.BigIntegerField()
+    message_id = models.BigIntegerField()
+    asks_for_prompt = models.BooleanField(
+        default=False, help_text="A reply to it is the changed prompt of a remix."
+    )
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["bot_id", "chat_id", "message_id"], name="one_job_per_telegram_post"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"message {self.message_id} in chat {self.chat_id}"

@@ -30,7 +30,7 @@ def open_account(*, telegram_id: int) -> TelegramAccount:
             return TelegramAccount.objects.create(telegram_id=telegram_id, user=user)
     except IntegrityError:
         # Another process opened it at the same moment.
-        return TelegramAccount.objects.select_related("user").get(telegram_id=telegram_id)
+        return TelegramAccount.objects.select_related("user", "preset").get(telegram_id=telegram_id)
 
 
 def mark_blocked(*, chat_id: int) -> None:
@@ -39,7 +39,7 @@ def mark_blocked(*, chat_id: int) -> None:
 
 
 def _find(telegram_id: int) -> TelegramAccount | None:
-    return TelegramAccount.objects.select_related("user").filter(telegram_id=telegram_id).first()
+    return TelegramAccount.objects.select_related("user", "preset").filter(telegram_id=telegram_id).first()
 
 
 def _free_username(telegram_id: int) -> str:

@@ -12,7 +12,7 @@ from accounts.models import User
 from accounts.signals import account_closed, account_closing, personal_data
 from generation.models import GenerationJob
 from generation.signals import job_finished
-from telegram_bot.models import JobMessage, TelegramAccount
+from telegram_bot.models import JobMessage, JobPost, TelegramAccount
 
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
@@ -30,6 +30,7 @@ def unlink(user: User, **_: Any) -> None:
 def forget_messages(user: User, **_: Any) -> None:
     """In the order of all locks: after the jobs, hence not while the account is being closed."""
     JobMessage.objects.filter(job__user=user).delete()
+    JobPost.objects.filter(job__user=user).delete()
 
 
 @receiver(personal_data, dispatch_uid="telegram_bot.personal_data")

@@ -13,7 +13,7 @@ from telegram import CallbackQuery, Chat, Message, ReplyParameters, Update
 from telegram.error import BadRequest
 
 from accounts.models import User
-from telegram_bot.client import BotClient
+from telegram_bot.client import BotClient, is_unmodified
 from telegram_bot.live import LiveStatus
 from telegram_bot.models import TelegramAccount
 from telegram_bot.texts.parts import escaped, shortened
@@ -36,11 +36,14 @@ class Incoming:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked(Incoming):
-    """Somebody wants something, in a chat. `account` is theirs; their language is the active one."""
+    """Somebody wants something, in a chat. `account` is theirs; their language is the active one.
+
+    `about` is the message that says so: their own, or the one that the button belongs to.
+    """
 
     account: TelegramAccount
     chat: Chat
-    about: int | None = field(default=None, metadata={"doc": "the message an answer in a group replies to"})
+    about: int | None = None
     argument: str = ""
 
     @property
@@ -58,7 +61,11 @@ class Asked(Incoming):
 
     async def reply(self, text: str, **how: Any) -> Message:
         """An answer in Telegram's HTML; `how` as send_message has it, a keyboard for instance."""
+        await self.acknowledge()
         return await self.bot.send_message(self.chat.id, text, reply_parameters=self.reply_to_asker, **how)
+
+    async def acknowledge(self) -> None:
+        """Nothing is to be sent before this."""
 
     async def refuse(self, words: str) -> None:
         """Say why not; `words` are plain text."""
@@ -67,10 +74,15 @@ class Asked(Incoming):
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Asked):
-    """A message; `argument` is what follows its command, or all of it."""
+    """A message; `argument` is what follows its command, or all of it but the bot's name.
+
+    `addressed` to the bot without doubt: in private, by a command, or by its name. In a group a reply to one of its
+    messages may be meant for others.
+    """
 
     message: Message
     sender: telegram.User
+    addressed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +110,17 @@ class Press(Asked):
             if alert:
                 await self.reply(escaped(words))
 
-    async def reply(self, text: str, **how: Any) -> Message:
+    async def acknowledge(self) -> None:
         await self.answer()
-        return await super().reply(text, **how)
+
+    async def show(self, text: str, **how: Any) -> None:
+        """In place of the message that the button belongs to."""
+        await self.acknowledge()
+        try:
+            await self.bot.edit_message_text(text, chat_id=self.chat.id, message_id=self.about, **how)
+        except BadRequest as error:
+            if not is_unmodified(error):
+                await self.reply(text, **how)  # it was deleted, or is no text
 
     async def refuse(self, words: str) -> None:
         """Only the one who pressed sees it."""

@@ -2,7 +2,7 @@
 
 @command("balance", menu=gettext_lazy("Show your credits"))   /balance
 @deep_link("link")                                            /start link_<argument>
-@button("cancel")                                             a button made by `data("cancel", argument)`
+@button("cancel")                                             a button with `texts.buttons.data("cancel", argument)`
 @message("successful_payment")                                a message that has this field
 @update("pre_checkout_query")                                 an update of another kind, as it came
 """
@@ -19,9 +19,6 @@ RequestHandler = Callable[[Request], Awaitable[None]]
 PressHandler = Callable[[Press], Awaitable[None]]
 UpdateHandler = Callable[[Incoming], Awaitable[None]]
 H = TypeVar("H")
-
-# Telegram's limit for what a button carries, in bytes.
-MAX_DATA = 64
 
 
 @dataclass(frozen=True)
@@ -67,18 +64,6 @@ def message(field: str) -> Callable[[RequestHandler], RequestHandler]:
 def update(kind: str) -> Callable[[UpdateHandler], UpdateHandler]:
     """Handles updates of this kind; from then on Telegram is asked for them."""
     return _into(UPDATES, kind)
-
-
-def data(name: str, argument: str = "") -> str:
-    """What a button carries, for `@button(name)`.
-
-    Raises:
-        ValueError: more than Telegram lets a button carry.
-    """
-    carried = f"{name}:{argument}"
-    if len(carried.encode()) > MAX_DATA:
-        raise ValueError(f"a button cannot carry {carried!r}")
-    return carried
 
 
 def kinds_of_updates() -> list[str]:

@@ -7,10 +7,10 @@ import signal
 import psycopg
 from telegram.error import InvalidToken, TelegramError
 
-from telegram_bot import backoff, commands
+from telegram_bot import backoff, menus
 from telegram_bot.client import BotClient, wait_asked_for
 from telegram_bot.crew import Crew
-from telegram_bot.delivery import Outbox
+from telegram_bot.delivery import Deliveries
 from telegram_bot.dispatcher import Dispatcher
 from telegram_bot.instance import only_instance, watch
 from telegram_bot.live import LiveStatus
@@ -89,7 +89,7 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
         crew.loop(worker.prune_for_ever())
         crew.loop(live.follow_events())
         crew.loop(live.follow_the_line())
-        crew.loop(Outbox(bot=client, crew=crew, live=live).run())
+        crew.loop(Deliveries(bot=client, crew=crew, live=live).run())
         logger.info("the bot is at work")
         await crew.first_failure()
     except asyncio.CancelledError:
@@ -104,8 +104,8 @@ async def _introduce(client: BotClient) -> None:
     for pause in backoff.delays():
         try:
             await client.delete_webhook()
-            for language, theirs in commands.languages():
-                await client.set_my_commands(commands.menu(language), language_code=theirs)
+            for language, theirs in menus.languages():
+                await client.set_my_commands(menus.menu(language), language_code=theirs)
             return
         except InvalidToken:
             raise

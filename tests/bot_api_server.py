@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import email.parser
 import email.policy
-import html
 import json
 import re
 import threading
@@ -20,20 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs
 
+from tests import bot_api_rules as rules
+from tests.bot_api_rules import Refused, parse_html, units
+
 TOKEN = "4242:for-tests-only-AAAAAAAAAAAAAAAAAAAAAAAAAAA"
 MAX_UPLOAD_BYTES = 50 * 1024 * 1024
-TAGS = {"b", "strong", "i", "em", "u", "ins", "s", "strike", "del", "code", "pre", "a", "blockquote", "span"}
-MARKUP = re.compile(
-    r"<(?P<close>/?)(?P<name>[a-zA-Z0-9-]*)[^<>]*>|<|&(?P<entity>[a-z]+|#\d+|#x[0-9a-fA-F]+);"
-)
-
-
-class Refused(Exception):
-    """An answer with `ok: false`."""
-
-    def __init__(self, status: int, description: str, **parameters: Any) -> None:
-        super().__init__(description)
-        self.status, self.description, self.parameters = status, description, parameters
+# So long a press may be answered.
+PRESS_SECONDS = 15 * 60.0
 
 
 class DropConnection(Exception):
@@ -67,36 +59,20 @@ class Message:
     reply_to: int | None = None
     video: bytes | None = None
     deleted: bool = False
+    buttons: list[list[dict[str, Any]]] = field(default_factory=list)
+    asks_for_reply: bool = False
     texts: list[str] = field(default_factory=list)
 
 
-def units(text: str) -> int:
-    """Length as Telegram counts it."""
-    return len(text.encode("utf-16-le")) // 2
+@dataclass
+class PressOfButton:
+    """A press, and what the bot answered: `words` are None until it did."""
 
-
-def parse_html(text: str) -> str:
-    """The text without its tags; refuses what Telegram cannot parse."""
-    shown, opened, position = [], [], 0
-    for match in MARKUP.finditer(text):
-        shown.append(text[position : match.start()])
-        position = match.end()
-        if match["entity"] is not None:
-            known = match["entity"].startswith("#") or match["entity"] in ("lt", "gt", "amp", "quot")
-            shown.append(html.unescape(match[0]) if known else match[0])
-        elif match["name"] not in TAGS:
-            raise _unparsable(f'Unsupported start tag "{match["name"] or ""}" at byte offset {match.start()}')
-        elif not match["close"]:
-            opened.append(match["name"])
-        elif not opened or opened.pop() != match["name"]:
-            raise _unparsable(f"Unmatched end tag at byte offset {match.start()}")
-    if opened:
-        raise _unparsable(f'Can\'t find end tag corresponding to start tag "{opened[-1]}"')
-    return "".join(shown) + text[position:]
-
-
-def _unparsable(why: str) -> Refused:
-    return Refused(400, f"Bad Request: can't parse entities: {why}")
+    query_id: str
+    at: float
+    words: str | None = None
+    alert: bool = False
+    answered_at: float | None = None
 
 
 class BotApiServer:
@@ -110,9 +86,11 @@ class BotApiServer:
         self.menus: dict[str, list[dict[str, str]]] = {}  # by language code
         self.blocked_by: set[int] = set()
         self.webhook = ""
+        self.presses: dict[str, PressOfButton] = {}
         self._held: set[str] = set()
         self._known_chats: set[int] = set()
         self._updates: list[dict[str, Any]] = []
+        self._brought: list[dict[str, Any]] = []
         self._faults: list[Fault] = []
         self._next_update, self._next_message = 1000, 1
         self._poll = self._poll_ended = 0
@@ -149,21 +127,50 @@ class BotApiServer:
         with self.changed:
             self.messages.clear()
             self.calls.clear()
+            self.presses.clear()
             self.blocked_by.clear()
             self._faults.clear()
             self._updates.clear()
             self._held.clear()
 
-    def say(self, text: str, *, sender: int = 77, chat: int | None = None, **sender_facts: Any) -> int:
+    def say(
+        self,
+        text: str,
+        *,
+        sender: int = 77,
+        chat: int | None = None,
+        reply_to: Message | None = None,
+        **sender_facts: Any,
+    ) -> int:
         """Somebody writes to the bot, in private or in the group `chat`; returns the id of their message."""
-        chat_id = sender if chat is None else chat
-        kind = (
-            {"type": "private", "first_name": "Ada"}
-            if chat is None
-            else {"type": "supergroup", "title": "Friends"}
-        )
-        person = {"id": sender, "is_bot": False, "first_name": "Ada", "language_code": "en"} | sender_facts
-        return self.push_message({"chat": {"id": chat_id} | kind, "from": person, "text": text})
+        message = {"chat": _chat_of(sender, chat), "from": _person(sender, sender_facts), "text": text}
+        if reply_to is not None:
+            message["reply_to_message"] = self._shape(reply_to)
+        return self.push_message(message)
+
+    def press(self, message: Message, label: str, *, sender: int = 77, **sender_facts: Any) -> PressOfButton:
+        """Somebody presses the button with these words below a message."""
+        labels = {button["text"]: button for row in message.buttons for button in row}
+        [button] = [button for text, button in labels.items() if label in text] or [None]
+        assert button is not None, f"there is no button {label}: {list(labels)}"
+        return self.press_data(message, button["callback_data"], sender=sender, **sender_facts)
+
+    def press_data(
+        self, message: Message, data: str, *, sender: int = 77, **sender_facts: Any
+    ) -> PressOfButton:
+        """The same with data that no button carries, as a client of somebody's own may send it."""
+        with self.changed:
+            press = PressOfButton(query_id=str(7_000_000 + self._number()), at=time.monotonic())
+            self.presses[press.query_id] = press
+            query = {
+                "id": press.query_id,
+                "from": _person(sender, sender_facts),
+                "chat_instance": str(message.chat_id),
+                "data": data,
+                "message": self._shape(message),
+            }
+            self.push({"callback_query": query})
+            return press
 
     def push_message(self, message: dict[str, Any]) -> int:
         """A message as Telegram would bring it, completed with its number and date."""
@@ -180,7 +187,8 @@ class BotApiServer:
                 self._next_update += 1
             if isinstance(chat := update.get("message", {}).get("chat"), dict):
                 self._known_chats.add(chat.get("id"))
-            self._updates.append({"update_id": update_id} | update)
+            self._brought.append({"update_id": update_id} | update)
+            self._updates.append(self._brought[-1])
             self.changed.notify_all()
             return update_id
 
@@ -226,6 +234,11 @@ class BotApiServer:
     def called(self, method: str) -> list[Call]:
         with self.changed:
             return [call for call in self.calls if call.method == method]
+
+    def last_update(self) -> dict[str, Any]:
+        """As it was brought, so that it can be brought again."""
+        with self.changed:
+            return self._brought[-1]
 
     def unacknowledged(self) -> list[int]:
         """Numbers of the updates that would be brought again."""
@@ -298,10 +311,31 @@ class BotApiServer:
         return True
 
     def _on_set_my_commands(self, parameters: dict[str, Any]) -> bool:
-        self.menus[parameters.get("language_code", "")] = json.loads(parameters["commands"])
+        self.menus[self._menu(parameters)] = rules.commands(parameters)
         return True
 
-    def _on_answer_callback_query(self, _: dict[str, Any]) -> bool:
+    def _on_delete_my_commands(self, parameters: dict[str, Any]) -> bool:
+        self.menus.pop(self._menu(parameters), None)
+        return True
+
+    def _menu(self, parameters: dict[str, Any]) -> str:
+        """A language, and the chat when the menu is that of one chat."""
+        scope = json.loads(parameters.get("scope") or "{}")
+        return f"{rules.language(parameters)}{scope.get('chat_id', '')}"
+
+    def _on_answer_callback_query(self, parameters: dict[str, Any]) -> bool:
+        """Once, and not after some minutes."""
+        press = self.presses.get(parameters.get("callback_query_id", ""))
+        now = time.monotonic()
+        if press is None or press.answered_at is not None or now - press.at > PRESS_SECONDS:
+            raise Refused(
+                400,
+                "Bad Request: query is too old and response timeout expired or query ID is invalid",
+            )
+        if units(parameters.get("text", "")) > 200:
+            raise Refused(400, "Bad Request: MESSAGE_TOO_LONG")
+        press.words, press.answered_at = parameters.get("text", ""), now
+        press.alert = parameters.get("show_alert") == "true"
         return True
 
     def _on_send_chat_action(self, parameters: dict[str, Any]) -> bool:
@@ -311,14 +345,17 @@ class BotApiServer:
     def _on_send_message(self, parameters: dict[str, Any]) -> dict[str, Any]:
         chat_id, reply_to = self._chat(parameters), self._reply_to(parameters)
         text = self._text(parameters, "text", 4096)
-        return self._post(Message(self._number(), chat_id, text, reply_to, texts=[text]))
+        message = Message(self._number(), chat_id, text, reply_to, texts=[text])
+        message.asks_for_reply = "force_reply" in parameters.get("reply_markup", "")
+        return self._post(message, parameters)
 
     def _on_send_video(self, parameters: dict[str, Any]) -> dict[str, Any]:
         chat_id, reply_to = self._chat(parameters), self._reply_to(parameters)
         caption = self._text(parameters, "caption", 1024, required=False)
         content = self._video(parameters, "video")
         message = Message(self._number(), chat_id, caption, reply_to, video=content, texts=[caption])
-        return self._post(message) | {"video": self._file(parameters, content), "caption": caption}
+        posted = self._post(message, parameters)
+        return posted | {"video": self._file(parameters, content), "caption": caption}
 
     def _on_edit_message_media(self, parameters: dict[str, Any]) -> dict[str, Any]:
         """A message of text, too, may be given a video."""
@@ -328,9 +365,10 @@ class BotApiServer:
             raise Refused(400, f"Bad Request: this server has no media of type {media['type']}")
         caption = self._text(media, "caption", 1024, required=False)
         content = self._video(parameters | media, "media")
-        if (content, caption) == (message.video, message.text):
+        buttons = rules.keyboard(parameters)
+        if (content, caption, buttons) == (message.video, message.text, message.buttons):
             raise Refused(400, "Bad Request: message is not modified")
-        message.video, message.text = content, caption
+        message.video, message.text, message.buttons = content, caption, buttons
         message.texts.append(caption)
         return self._shape(message) | {"video": self._file(media, content), "caption": caption}
 
@@ -349,11 +387,14 @@ class BotApiServer:
     def _on_edit_message_text(self, parameters: dict[str, Any]) -> dict[str, Any]:
         message = self._find(parameters, "message to edit not found")
         text = self._text(parameters, "text", 4096)
-        if text == message.text:
+        buttons = rules.keyboard(parameters)
+        if message.video:
+            raise Refused(400, "Bad Request: there is no text in the message to edit")
+        if (text, buttons) == (message.text, message.buttons):
             raise Refused(
                 400, "Bad Request: message is not modified: specified new message content is the same"
             )
-        message.text = text
+        message.text, message.buttons = text, buttons
         message.texts.append(text)
         return self._shape(message)
 
@@ -361,7 +402,8 @@ class BotApiServer:
         self._find(parameters, "message to delete not found").deleted = True
         return True
 
-    def _post(self, message: Message) -> dict[str, Any]:
+    def _post(self, message: Message, parameters: dict[str, Any]) -> dict[str, Any]:
+        message.buttons = rules.keyboard(parameters)
         self.messages.append(message)
         return self._shape(message)
 
@@ -372,7 +414,7 @@ class BotApiServer:
             "date": int(time.time()),
             "chat": chat,
             "from": self._on_get_me({}),
-        } | ({} if message.video else {"text": message.text})
+        } | ({"caption": message.text} if message.video else {"text": message.text})
 
     def _find(self, parameters: dict[str, Any], otherwise: str) -> Message:
         chat_id, number = self._chat(parameters), int(parameters.get("message_id") or 0)
@@ -430,6 +472,16 @@ class BotApiServer:
             return self.fail(**body)
         with self.changed:
             return [vars(message) | {"video": bool(message.video)} for message in self.messages]
+
+
+def _chat_of(sender: int, group: int | None) -> dict[str, Any]:
+    if group is None:
+        return {"id": sender, "type": "private", "first_name": "Ada"}
+    return {"id": group, "type": "supergroup", "title": "Friends"}
+
+
+def _person(sender: int, facts: dict[str, Any]) -> dict[str, Any]:
+    return {"id": sender, "is_bot": False, "first_name": "Ada", "language_code": "en"} | facts
 
 
 def _handler_of(server: BotApiServer) -> type[BaseHTTPRequestHandler]:

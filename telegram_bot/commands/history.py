@@ -1,13 +1,28 @@
-"""/history: the last videos and what became of them."""
+"""/history: the last videos and what became of them, each to be had again."""
 
+import logging
+from functools import partial
+
+from django.db import transaction
+from django.utils import timezone
 from django.utils.translation import gettext_lazy
+from telegram.error import BadRequest
 
-from accounts.models import User
+from accounts.models import CreditAccount, User
+from generation import events
 from generation.database import in_database
+from generation.errors import VideoNotReady
 from generation.models import GenerationJob
-from telegram_bot.requests import Request
-from telegram_bot.routes import command
-from telegram_bot.texts import answers
+from telegram_bot import posts
+from telegram_bot.commands.again import own_job
+from telegram_bot.marks import written
+from telegram_bot.models import JobMessage
+from telegram_bot.requests import Press, Request
+from telegram_bot.routes import button, command
+from telegram_bot.texts import answers, buttons
+from telegram_bot.texts import jobs as words
+
+logger = logging.getLogger(__name__)
 
 LENGTH = 5
 
@@ -17,6 +32,75 @@ def last_jobs(person: User) -> list[GenerationJob]:
     return list(GenerationJob.objects.filter(user=person, deleted_at=None).order_by("-created_at")[:LENGTH])
 
 
+@in_database
+def file_id_of(job: GenerationJob, *, bot_id: int) -> str:
+    """The name of its file at Telegram; empty when this bot never sent it."""
+    row = JobMessage.objects.filter(job=job, bot_id=bot_id).first()
+    return row.file_id if row else ""
+
+
+@in_database
+def caption_of(job: GenerationJob) -> str:
+    return words.caption(job, balance_left=CreditAccount.objects.get(user=job.user_id).balance)
+
+
+@in_database
+@transaction.atomic
+def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
+    """Put it into the outbox again, for this chat, unless it is there already."""
+    fresh = {
+        "state": JobMessage.State.PENDING,
+        "next_attempt_at": timezone.now(),
+        "attempts": 0,
+        "file_id": "",
+        "status_message_id": None,
+        "upload_began_at": None,
+        "error": "",
+    }
+    row, created = JobMessage.objects.get_or_create(job=job, defaults=place | fresh)
+    if not created:
+        settled = JobMessage.objects.filter(pk=row.pk).exclude(state=JobMessage.State.PENDING)
+        settled.update(**place, **fresh)
+    events.publish(job)  # wakes the deliveries
+
+
 @command("history", menu=gettext_lazy("Show your last videos"))
 async def history(request: Request) -> None:
-    await request.reply(answers.history(await last_jobs(request.person)))
+    jobs = await last_jobs(request.person)
+    await request.reply(answers.history(jobs), reply_markup=buttons.of_history(jobs))
+
+
+@button("resend")
+async def resend(press: Press) -> None:
+    """By the name its file has at Telegram; what was never sent, or is known no more, is uploaded by `delivery`."""
+    job = await own_job(press.account, press.argument)
+    if job.state != GenerationJob.State.COMPLETED:
+        raise VideoNotReady
+    file_id = await file_id_of(job, bot_id=press.bot.id)
+    if file_id and await _sent(press, job, file_id):
+        return
+    await deliver_here(job, place={"bot_id": press.bot.id, "chat_id": press.chat.id, "reply_to": press.about})
+    await press.answer(answers.on_its_way())
+
+
+async def _sent(press: Press, job: GenerationJob, file_id: str) -> bool:
+    """False when Telegram does not know the file."""
+    await press.acknowledge()
+    try:
+        message = await press.bot.send_video(
+            press.chat.id,
+            file_id,
+            caption=await caption_of(job),
+            reply_markup=buttons.of_job(job),
+            reply_parameters=press.reply_to_asker,
+        )
+    except BadRequest as error:
+        logger.info("job %s cannot be sent again by its file_id: %s", job.id.hex, error)
+        return False
+    await written(partial(remember_post, press, job, message.message_id), about=f"the video of {press.key}")
+    return True
+
+
+@in_database
+def remember_post(press: Press, job: GenerationJob, message_id: int) -> None:
+    posts.remember(job=job, bot_id=press.bot.id, chat_id=press.chat.id, message_id=message_id)

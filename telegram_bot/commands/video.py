@@ -1,65 +1,119 @@
-"""/video: from a prompt to the message that is the job."""
+"""/video: from a wish to the message that is the job."""
 
-import uuid
+from dataclasses import dataclass
 from functools import partial
 
 from django.db import transaction
+from django.utils import timezone
 from django.utils.translation import gettext_lazy
 
-from accounts.models import User
 from generation import lifecycle
 from generation.database import in_database
-from generation.models import GenerationJob
+from generation.models import GenerationJob, Preset
+from telegram_bot import posts
 from telegram_bot.commands.welcome import quote_for
-from telegram_bot.live import status_text
+from telegram_bot.live import Status, status_of
 from telegram_bot.marks import written
-from telegram_bot.models import JobMessage
+from telegram_bot.models import JobMessage, TelegramAccount
 from telegram_bot.requests import Asked, Request, quoting
 from telegram_bot.routes import command
 from telegram_bot.texts import answers
 
+Pending = JobMessage.State.PENDING
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """What somebody wants to see. The same `key` is the same job; without `preset` it is the one they chose."""
+
+    prompt: str
+    key: str
+    preset: Preset | None = None
+    seed: int | None = None
+    negative_prompt: str = ""
+    remixed_from: GenerationJob | None = None
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job, its row in the outbox, and what its status message says first."""
+
+    job: GenerationJob
+    row: JobMessage
+    status: Status
+
+    @property
+    def is_shown(self) -> bool:
+        """Its status message was sent before, or has nothing to say any more."""
+        return self.row.status_message_id is not None or self.row.state != Pending
+
 
 @in_database
-def submit(person: User, prompt: str, *, key: str, place: dict[str, int | None]) -> tuple[JobMessage, str]:
-    """The job and its row in the outbox, in one transaction; what the status message says first.
+def submit(account: TelegramAccount, wish: Wish, *, place: dict[str, int | None]) -> Accepted:
+    """The job and its row in the outbox, in one transaction.
 
     `place` is where the result goes: bot_id, chat_id, reply_to.
 
     Raises:
         GenerationError: it was refused.
     """
+    chosen = wish.preset or account.preset
     with transaction.atomic():
-        source = GenerationJob.Source.TELEGRAM
-        job = lifecycle.submit(user=person, prompt=prompt, source=source, idempotency_key=key)
+        job = lifecycle.submit(
+            user=account.user,
+            prompt=wish.prompt,
+            source=GenerationJob.Source.TELEGRAM,
+            preset=chosen.name if chosen is not None and chosen.enabled else None,
+            seed=wish.seed,
+            negative_prompt=wish.negative_prompt,
+            idempotency_key=wish.key,
+            remixed_from=wish.remixed_from,
+        )
         row, _ = JobMessage.objects.get_or_create(job=job, defaults=place)
-    return row, status_text(job)
+    # A job that was there before may have ended without a row to be delivered by.
+    missed = JobMessage.objects.filter(pk=row.pk, state=Pending, next_attempt_at=None)
+    missed.filter(job__finished_at__isnull=False).update(next_attempt_at=timezone.now())
+    return Accepted(job, row, status_of(job))
 
 
 @in_database
+@transaction.atomic
 def remember_status(row: JobMessage, *, message_id: int, text: str) -> bool:
     """False when the result is out already, so that the status message is to be removed at once."""
-    pending = JobMessage.objects.filter(pk=row.pk, state=JobMessage.State.PENDING)
-    return bool(pending.update(status_message_id=message_id, last_text=text))
+    pending = JobMessage.objects.filter(pk=row.pk, state=Pending)
+    if not pending.update(status_message_id=message_id, last_text=text):
+        return False
+    posts.remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=message_id)
+    return True
 
 
 @command("video", menu=gettext_lazy("Generate AI video"))
 async def video(request: Request) -> None:
     """Make a video, or say how."""
-    if not request.argument:
-        await request.reply(answers.video_usage(await quote_for(request.person)))
-        return
-    place = {"bot_id": request.bot.id, "chat_id": request.chat.id, "reply_to": request.about}
-    row, text = await submit(request.person, request.argument, key=request.key, place=place)
-    if row.status_message_id is None and row.state == JobMessage.State.PENDING:
-        await _show_status(request, row, text)
+    if request.argument:
+        await make(request, Wish(prompt=request.argument, key=request.key))
+    else:
+        await request.reply(answers.video_usage(await quote_for(request.account)))
 
 
-async def _show_status(asked: Asked, row: JobMessage, text: str) -> None:
-    sent = await asked.bot.send_message(row.chat_id, text, reply_parameters=quoting(asked.about))
-    job_id: uuid.UUID = row.job_id
-    mark = partial(remember_status, row, message_id=sent.message_id, text=text)
-    if await written(mark, about=f"the status message of job {job_id.hex}"):
-        asked.live.track(job_id=job_id, chat_id=row.chat_id)
+async def make(asked: Asked, wish: Wish) -> Accepted:
+    """Accept a wish and answer with the message that is the job, unless it stands there already."""
+    place = {"bot_id": asked.bot.id, "chat_id": asked.chat.id, "reply_to": asked.about}
+    accepted = await submit(asked.account, wish, place=place)
+    if not accepted.is_shown:
+        await _show_status(asked, accepted)
+    return accepted
+
+
+async def _show_status(asked: Asked, accepted: Accepted) -> None:
+    row, status = accepted.row, accepted.status
+    await asked.acknowledge()
+    sent = await asked.bot.send_message(
+        row.chat_id, status.text, reply_markup=status.buttons, reply_parameters=quoting(asked.about)
+    )
+    mark = partial(remember_status, row, message_id=sent.message_id, text=status.text)
+    if await written(mark, about=f"the status message of job {accepted.job.id.hex}"):
+        asked.live.track(job_id=accepted.job.id, chat_id=row.chat_id)
     else:
         # A quick node: the result overtook the message that announces it.
         await asked.bot.delete_message(row.chat_id, sent.message_id)

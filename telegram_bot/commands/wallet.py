@@ -1,14 +1,27 @@
-"""/balance: what is there to spend."""
+"""/balance: what is there to spend, and how it came to that."""
 
+from django.db.models import F
 from django.utils.translation import gettext_lazy
 
-from telegram_bot.commands.welcome import wallet_of
+from accounts import ledger
+from accounts.models import CreditAccount, CreditTransaction, User
+from generation.database import in_database
 from telegram_bot.requests import Request
 from telegram_bot.routes import command
 from telegram_bot.texts import answers
 
+LAST_LINES = 5
+
+
+@in_database
+def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
+    """The wallet and the last entries that changed what is free to spend: a charge of what was held does not."""
+    wallet = ledger.open_account(user=person)
+    moved = wallet.transactions.exclude(posted_delta=F("held_delta"))
+    return wallet, list(moved.order_by("-id")[:LAST_LINES])
+
 
 @command("balance", menu=gettext_lazy("Show your credits"))
 async def balance(request: Request) -> None:
-    wallet = await wallet_of(request.person)
-    await request.reply(answers.balance(free=wallet.balance, held=wallet.held))
+    wallet, entries = await statement_of(request.person)
+    await request.reply(answers.balance(free=wallet.balance, held=wallet.held, entries=entries))

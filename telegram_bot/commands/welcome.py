@@ -6,6 +6,7 @@ from accounts import ledger
 from accounts.models import CreditAccount, User
 from generation import pricing
 from generation.database import in_database
+from telegram_bot.models import TelegramAccount
 from telegram_bot.requests import Request
 from telegram_bot.routes import command
 from telegram_bot.texts import answers
@@ -17,8 +18,10 @@ def wallet_of(person: User) -> CreditAccount:
 
 
 @in_database
-def quote_for(person: User) -> pricing.Quote:
-    return pricing.quote(preset=pricing.default_preset(), user=person)
+def quote_for(account: TelegramAccount) -> pricing.Quote:
+    """What a video costs them and how long it takes, with the preset they chose."""
+    chosen = account.preset if account.preset is not None and account.preset.enabled else None
+    return pricing.quote(preset=chosen or pricing.default_preset(), user=account.user)
 
 
 @command("start", menu=gettext_lazy("Welcome"))
@@ -31,4 +34,4 @@ async def start(request: Request) -> None:
 @command("help", menu=gettext_lazy("Show all commands"))
 async def show_help(request: Request) -> None:
     """All commands with what they cost."""
-    await request.reply(answers.command_list(await quote_for(request.person)))
+    await request.reply(answers.command_list(await quote_for(request.account)))

@@ -1,11 +1,14 @@
 """Answers to commands and to what is none."""
 
+from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 
+from accounts.models import CreditTransaction
 from generation.errors import CooldownActive, GenerationError
 from generation.models import GenerationJob
 from generation.pricing import Quote
 from telegram_bot.texts.parts import (
+    PROMPT_UNITS,
     credits_of,
     escaped,
     example,
@@ -47,7 +50,13 @@ def command_list(quote: Quote) -> str:
             _("/balance - Show your credits"),
             _("/history - Show your last videos"),
             _("/cancel - Cancel the video being made"),
+            _("/presets - Lengths and qualities of videos"),
+            _("/settings - Your preset and language"),
             _("/help - Show this list"),
+            "",
+            _(
+                "In a private chat your message is the prompt. Reply “again” to a video for another one like it."
+            ),
         ]
     )
 
@@ -70,25 +79,35 @@ def free_credits(number: int) -> str:
     return _("💰 Balance: %(credits)s") % {"credits": credits_of(number)}
 
 
-def balance(*, free: int, held: int) -> str:
+def balance(*, free: int, held: int, entries: list[CreditTransaction]) -> str:
+    """The wallet, and how it came to that: `entries`, newest first."""
     lines = [free_credits(free)]
     if held:
         lines.append(_("%(credits)s held for videos being made") % {"credits": credits_of(held)})
+    if entries:
+        lines += ["", *(_entry(entry) for entry in entries)]
     return "\n".join(lines)
+
+
+def _entry(entry: CreditTransaction) -> str:
+    when, change = date_format(entry.created_at, "j M, H:i"), f"{entry.amount:+d}".replace("-", "−")
+    return f"{when} · {change} · {escaped(shortened(_(entry.reason), LINE_UNITS))}"
 
 
 def history(jobs: list[GenerationJob]) -> str:
     if not jobs:
         return f"{_('You have no videos yet. Try this:')}\n<code>/video {example()}</code>"
     heading = _("🎞 <b>Your last videos</b>")
-    return f"{heading}\n\n" + "\n\n".join(history_line(job) for job in jobs)
+    lines = [history_line(number, job) for number, job in enumerate(jobs, 1)]
+    return "\n\n".join([heading, *lines])
 
 
-def history_line(job: GenerationJob) -> str:
+def history_line(number: int, job: GenerationJob) -> str:
+    """`number` is what the button says that brings the video again."""
     state = GenerationJob.State(job.state)
-    line = f"{MARKS[state]} {escaped(shortened(job.prompt, LINE_UNITS))}\n{_(state.label)}"
+    line = f"{number}. {MARKS[state]} {escaped(shortened(job.prompt, LINE_UNITS))}\n{_(state.label)}"
     if state == GenerationJob.State.COMPLETED:
-        return f"{line} · {credits_of(job.cost)} · {job.created_at:%-d %b %Y, %H:%M} UTC"
+        return f"{line} · {credits_of(job.cost)} · {date_format(job.created_at, 'j M Y, H:i')} UTC"
     if state == GenerationJob.State.FAILED:
         return f"{line} · {escaped(_(job.error_message))}"
     if state == GenerationJob.State.RUNNING:
@@ -104,6 +123,11 @@ def canceled(prompt: str) -> str:
     return f"{_('🚫 Video canceled')}\n{prompt_line(prompt)}\n{nothing_deducted()}"
 
 
+def was_canceled() -> str:
+    """Plain text."""
+    return _("Canceled. No credits were deducted.")
+
+
 def nothing_to_cancel() -> str:
     return _("There is nothing to cancel: no video of yours is being made.")
 
@@ -116,6 +140,38 @@ def refusal(error: GenerationError) -> str:
 
 def unknown_button() -> str:
     return _("This button does not work any more. /help shows what does.")
+
+
+def not_yours() -> str:
+    """Plain text."""
+    return _("This video is not yours, or it was deleted.")
+
+
+def retried_before() -> str:
+    """Plain text."""
+    return _("You tried this one again already: see below.")
+
+
+def changed_prompt(prompt: str, *, mention: str) -> str:
+    """`mention` is HTML, and empty in private."""
+    asked = _("✏️ Send the changed prompt as a reply to this message. It was:")
+    return (
+        f"{mention + ': ' if mention else ''}{asked}\n<code>{escaped(shortened(prompt, PROMPT_UNITS))}</code>"
+    )
+
+
+def shared(prompt: str, *, address: str) -> str:
+    heading = _("🔗 Whoever has this link can watch the video:")
+    return f"{heading}\n{escaped(address)}\n\n{prompt_line(prompt)}"
+
+
+def not_shared(prompt: str) -> str:
+    return f"{_('🔗 The link does not work any more.')}\n{prompt_line(prompt)}"
+
+
+def on_its_way() -> str:
+    """Plain text."""
+    return _("The video is on its way.")
 
 
 def trouble() -> str:

@@ -3,30 +3,42 @@
 from django.contrib.humanize.templatetags.humanize import ordinal
 from django.utils.translation import gettext as _
 
+from generation.cards import Card
 from generation.models import GenerationJob
 from telegram_bot.texts.answers import step_of
-from telegram_bot.texts.parts import escaped, nothing_deducted, prompt_line, seconds_of
+from telegram_bot.texts.parts import about_seconds, escaped, nothing_deducted, prompt_line, seconds_of
 
 BAR_CELLS = 10
 
 
-def generating(job: GenerationJob, *, expected_seconds: int, position: int | None = None) -> str:
-    """`position` in line counts only while the job is queued; 1 is next."""
+def generating(card: Card, *, expected_seconds: int) -> str:
+    """What the status message says of a live job; `expected_seconds` is what a clip of its preset takes."""
     wait = _("⏱ This takes ~%(seconds)s. Please wait...") % {"seconds": seconds_of(expected_seconds)}
-    lines = [_("🎬 Generating video..."), prompt_line(job.prompt), wait]
-    if stage := _stage(job, position):
+    lines = [_("🎬 Generating video..."), prompt_line(card.job.prompt), wait]
+    if stage := _stage(card):
         lines += ["", stage]
     return "\n".join(lines)
 
 
-def _stage(job: GenerationJob, position: int | None) -> str:
-    if job.state == GenerationJob.State.QUEUED and position is not None and position > 1:
-        return _("⏳ %(place)s in line") % {"place": ordinal(position)}
+def _stage(card: Card) -> str:
+    job = card.job
+    if job.state == GenerationJob.State.QUEUED:
+        return _place(card)
     if job.state == GenerationJob.State.RUNNING and job.step:
-        return f"{_bar(job.step, job.num_inference_steps)} {step_of(job)}"
+        return _and_left(f"{_bar(job.step, job.num_inference_steps)} {step_of(job)}", card)
     if job.state == GenerationJob.State.STORING:
         return f"{_bar(1, 1)} {_('almost done')}"
     return ""
+
+
+def _place(card: Card) -> str:
+    if card.position is not None and card.position > 1:
+        return _and_left(_("⏳ %(place)s in line") % {"place": ordinal(card.position)}, card)
+    return _("⏳ Waiting for a GPU to be free") if card.waits_for_node else ""
+
+
+def _and_left(stage: str, card: Card) -> str:
+    return stage if card.seconds_left is None else f"{stage} · {about_seconds(card.seconds_left)}"
 
 
 def _bar(done: int, total: int) -> str:

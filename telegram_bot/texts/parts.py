@@ -39,5 +39,12 @@ def seconds_of(number: int) -> str:
     return ngettext("%(number)d second", "%(number)d seconds", number) % {"number": number}
 
 
+def about_seconds(number: int) -> str:
+    """A guess, as roughly as it is meant: `about 25 s`, `about 3 min`."""
+    if number < 100:
+        return _("about %(number)d s") % {"number": number if number < 15 else 5 * round(number / 5)}
+    return _("about %(number)d min") % {"number": round(number / 60)}
+
+
 def nothing_deducted() -> str:
     return _("No credits were deducted.")

@@ -1,0 +1,131 @@
+"""What each command answers, and what it refuses."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from accounts import ledger
+from accounts.models import User
+from generation.models import GenerationJob
+from telegram_bot.models import TelegramAccount
+from tests.bot.bot_process import Bot, job_of, the_video, user_of
+from tests.processes import wait_for
+
+
+@pytest.mark.parametrize("text", ["/help", "/help@videos_test_bot", "/", "/nonsense", "/VIDEOS", "/vidéo x"])
+def test_help_is_what_everything_unknown_gets(bot: Bot, ada: int, text: str):
+    answer = bot.answer_to(text, sender=ada)
+    assert "/video <prompt> - Generate AI video (50 credits, ~30s)" in answer
+    assert "/balance" in answer
+
+
+def test_start_welcomes_and_opens_an_account_with_credits(bot: Bot, ada: int):
+    answer = bot.answer_to("/start", sender=ada, first_name="Ada <3", username="ada_l")
+    assert "Welcome, Ada <3!" in answer
+    assert "Balance: 500 credits" in answer
+    account = TelegramAccount.objects.select_related("user").get(telegram_id=ada)
+    assert (account.user.username, account.username, account.first_name) == (f"tg_{ada}", "ada_l", "Ada <3")
+    assert not account.user.has_usable_password()
+
+
+def test_a_user_name_that_is_taken_is_not_taken_over(bot: Bot, ada: int):
+    stranger = User.objects.create_user(username=f"tg_{ada}", password="a long enough password")
+    bot.answer_to("/start", sender=ada)
+    assert user_of(ada).pk != stranger.pk
+
+
+def test_video_alone_says_how_it_is_used_and_what_it_costs(bot: Bot, ada: int):
+    answer = bot.answer_to("/video", sender=ada)
+    assert answer.startswith("🎬 Video Generation\n")
+    assert "/video <your prompt>" in answer
+    assert "Example: /video " in answer
+    assert "💰 Cost: 50 credits\n⏱ Duration: ~30 seconds" in answer
+    assert not GenerationJob.objects.exists()
+
+
+def test_balance_shows_what_is_free_and_held_and_how_it_came_to_that(bot: Bot, ada: int):
+    answer = bot.answer_to("/balance", sender=ada).splitlines()
+    assert answer[:2] == ["💰 Balance: 500 credits", ""]
+    assert answer[2].endswith(" · +500 · Welcome credits")
+    bot.answer_to("/video a red fox", sender=ada)
+    answer = bot.answer_to("/balance", sender=ada).splitlines()
+    assert answer[:3] == ["💰 Balance: 450 credits", "50 credits held for videos being made", ""]
+    assert answer[3].endswith(" · −50 · Held for a video")
+    assert len(answer) == 5
+
+
+def test_balance_shows_the_last_five_lines_and_no_charge_of_what_was_held(
+    bot: Bot, ada: int, finish_job: Callable[..., Any]
+):
+    bot.telegram.say("/video a red fox", sender=ada)
+    finish_job(job_of(ada))
+    the_video(bot, ada)
+    for number in range(6):
+        ledger.grant(user=user_of(ada), amount=number + 1, reason=f"Gift {number} <3")
+    lines = bot.answer_to("/balance", sender=ada).splitlines()[2:]
+    assert [line.partition(" · ")[2] for line in lines] == [
+        f"+{n + 1} · Gift {n} <3" for n in (5, 4, 3, 2, 1)
+    ]
+
+
+def test_cancel_stops_the_newest_video_and_gives_the_credits_back(bot: Bot, ada: int):
+    assert "nothing to cancel" in bot.answer_to("/cancel", sender=ada)
+    bot.answer_to("/video the first", sender=ada)
+    bot.answer_to("/video the second", sender=ada)
+    bot.telegram.say("/cancel", sender=ada)
+    wait_for(lambda: GenerationJob.objects.filter(prompt="the second", state="canceled").exists())
+    assert GenerationJob.objects.get(prompt="the first").state == "queued"
+    assert user_of(ada).credit_account.balance == 450
+    # The answer to /cancel, and the status message that turns into the same words.
+    words = "🚫 Video canceled\nPrompt: the second\nNo credits were deducted."
+    wait_for(lambda: [message.text for message in bot.telegram.shown(ada)].count(words) == 2, message=bot.log)
+
+
+def test_the_menu_of_commands_is_set(bot: Bot):
+    wait_for(lambda: len(bot.telegram.menus) == 2)
+    names = {language: [entry["command"] for entry in menu] for language, menu in bot.telegram.menus.items()}
+    assert names[""] == names["ru"] == [
+        "video", "balance", "history", "cancel", "presets", "settings", "help",
+    ]  # fmt: skip
+
+
+# --- Refusals ---
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer"),
+    [
+        ("x" * 201, "❌ Prompt too long. Maximum 200 characters."),
+        ("a\x00b", "❌ The prompt has characters that cannot be stored."),
+        ("a\ud800b", "❌ The prompt has characters that cannot be stored."),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_refused_in_words(bot: Bot, ada: int, prompt: str, answer: str):
+    assert bot.answer_to(f"/video {prompt}", sender=ada) == answer
+    assert not GenerationJob.objects.exists()
+    assert user_of(ada).credit_account.held == 0
+
+
+def test_too_few_credits_are_said_with_both_figures(bot: Bot, ada: int):
+    bot.answer_to("/start", sender=ada)
+    ledger.adjust(user=user_of(ada), amount=-470, reason="Spent elsewhere", actor=user_of(ada))
+    assert bot.answer_to("/video a red fox", sender=ada) == (
+        "❌ Insufficient credits. You need 50 credits to generate a video. Your balance: 30 credits"
+    )
+    assert not GenerationJob.objects.exists()
+
+
+def test_the_cooldown_says_how_long_to_wait(own_bot: Bot, ada: int):
+    own_bot.start(VIDEO_COOLDOWN_SECONDS="60")
+    own_bot.answer_to("/video a red fox", sender=ada)
+    answer = own_bot.answer_to("/video another", sender=ada)
+    assert answer.startswith("⏳ Please wait ")
+    assert answer.endswith(" seconds before generating another video.")
+    assert GenerationJob.objects.count() == 1
+
+
+def test_a_banned_person_is_told_so(bot: Bot, ada: int):
+    bot.answer_to("/start", sender=ada)
+    User.objects.filter(pk=user_of(ada).pk).update(is_active=False)
+    assert bot.answer_to("/video a red fox", sender=ada) == "❌ This account is not active."

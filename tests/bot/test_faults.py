@@ -1,0 +1,153 @@
+"""What Telegram does to a bot."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from generation import lifecycle, stored_files
+from generation.models import GenerationJob
+from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
+from tests.bot.bot_process import Bot, inbox_is_empty, job_of, the_status, the_video
+from tests.processes import wait_for
+
+
+def test_an_update_that_cannot_be_parsed_is_put_aside_and_not_fetched_for_ever(bot: Bot, ada: int):
+    number = bot.telegram.push({"message": {"chat": "nonsense"}})
+    bot.answer_to("/balance", sender=ada)
+    update = wait_for(
+        lambda: TelegramUpdate.objects.filter(update_id=number, state=TelegramUpdate.State.FAILED).first()
+    )
+    assert "cannot be parsed" in update.error
+    assert "nonsense" in update.raw
+    wait_for(lambda: number not in bot.telegram.unacknowledged())
+
+
+def test_an_update_that_is_brought_twice_makes_one_job(bot: Bot, ada: int):
+    bot.telegram.say("/video a red fox", sender=ada)
+    the_status(bot, ada)
+    wait_for(inbox_is_empty)
+    update = TelegramUpdate.objects.get()
+    bot.telegram.push(json.loads(update.raw), update_id=update.update_id)
+    bot.answer_to("/balance", sender=ada)
+    assert GenerationJob.objects.count() == 1
+    assert TelegramUpdate.objects.filter(update_id=update.update_id).count() == 1
+
+
+def test_ids_that_begin_again_lower_are_not_thrown_away(bot: Bot, ada: int):
+    """Telegram draws the ids anew after an idle week."""
+    bot.answer_to("/start", sender=ada)
+    wait_for(lambda: inbox_is_empty() and not bot.telegram.unacknowledged())
+    polls = len(bot.telegram.called("getUpdates"))
+    bot.telegram.end_poll()
+    wait_for(lambda: len(bot.telegram.called("getUpdates")) > polls)
+    person = {"id": ada, "is_bot": False, "first_name": "Ada"}
+    chat = {"id": ada, "type": "private", "first_name": "Ada"}
+    message = {"message_id": 1, "date": 1, "chat": chat, "from": person, "text": "/balance"}
+    bot.telegram.push({"message": message}, update_id=5)
+    assert bot.next_message(ada, after=1).text.startswith("💰 Balance: 500 credits")
+
+
+def test_too_many_requests_is_waited_out(bot: Bot, ada: int):
+    bot.telegram.fail("sendMessage", 429, "Too Many Requests: retry after 1", retry_after=1)
+    assert bot.answer_to("/balance", sender=ada).startswith("💰 Balance: 500 credits")
+    first, second = bot.telegram.called("sendMessage")
+    assert second.at - first.at >= 1
+
+
+def test_an_answer_survives_errors_of_the_server_and_a_lost_connection(bot: Bot, ada: int):
+    bot.telegram.fail("sendMessage", 502, "Bad Gateway")
+    bot.telegram.drop("sendMessage")
+    bot.telegram.say("/video a red fox", sender=ada)
+    the_status(bot, ada)
+    assert GenerationJob.objects.count() == 1
+
+
+def test_polling_goes_on_after_a_conflict_and_an_outage(bot: Bot, ada: int):
+    bot.answer_to("/start", sender=ada)
+    bot.telegram.fail("getUpdates", 409, "Conflict: terminated by other getUpdates request")
+    bot.telegram.fail("getUpdates", 500, "Internal Server Error")
+    bot.telegram.drop("getUpdates")
+    bot.telegram.say("/balance", sender=ada)
+    wait_for(lambda: len(bot.telegram.shown(ada)) == 2, message=bot.log)
+
+
+def test_a_video_is_uploaded_again_after_errors(bot: Bot, ada: int, finish_job: Callable[..., Any]):
+    bot.telegram.say("/video a red fox", sender=ada)
+    status = the_status(bot, ada)
+    bot.telegram.fail("sendVideo", 500, "Internal Server Error")
+    bot.telegram.fail("sendVideo", 429, "Too Many Requests: retry after 1", retry_after=1)
+    finish_job(job_of(ada))
+    the_video(bot, ada)
+    wait_for(lambda: status.deleted)
+    assert len(bot.telegram.called("sendVideo")) == 3
+
+
+def test_a_video_that_cannot_be_uploaded_comes_as_a_link(bot: Bot, ada: int, finish_job: Callable[..., Any]):
+    bot.telegram.say("/video a red fox", sender=ada)
+    the_status(bot, ada)
+    bot.telegram.fail("sendVideo", 413, "Request Entity Too Large")
+    job = finish_job(job_of(ada))
+    message = wait_for(
+        lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("✅")], message=bot.log
+    )[0]
+    assert message.text.endswith(f"https://videos.example.org/videos/{job.public_id}/")
+    assert "Credits remaining: 450" in message.text
+
+
+def test_a_video_above_fifty_megabytes_comes_as_a_link(bot: Bot, ada: int, start_job: Callable[..., Any]):
+    bot.telegram.say("/video a red fox", sender=ada)
+    the_status(bot, ada)
+    attempt = start_job(job_of(ada))
+    assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=1000)
+    stored = lifecycle.StoredVideo(
+        video="videos/large.mp4",
+        poster="",
+        width=96,
+        height=64,
+        frames=16,
+        duration_ms=2000,
+        size_bytes=51 * 1000 * 1000,
+    )
+    stored_files.announce(stored.files)
+    assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+    message = wait_for(
+        lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("✅")], message=bot.log
+    )[0]
+    assert f"/videos/{job_of(ada).public_id}/" in message.text
+    assert not bot.telegram.called("sendVideo")
+
+
+def test_after_repeated_failures_a_link_is_sent(bot: Bot, ada: int, finish_job: Callable[..., Any]):
+    bot.telegram.say("/video a red fox", sender=ada)
+    the_status(bot, ada)
+    bot.telegram.fail("sendVideo", 500, "Internal Server Error", times=100)
+    finish_job(job_of(ada))
+    wait_for(lambda: [m for m in bot.telegram.shown(ada) if "/videos/video_" in m.text], message=bot.log)
+    assert len(bot.telegram.called("sendVideo")) == 4
+
+
+def test_whoever_blocked_the_bot_is_not_tried_again(bot: Bot, ada: int, finish_job: Callable[..., Any]):
+    bot.telegram.say("/video a red fox", sender=ada)
+    the_status(bot, ada)
+    bot.telegram.blocked_by.add(ada)
+    finish_job(job_of(ada))
+    row = wait_for(lambda: JobMessage.objects.filter(state=JobMessage.State.FAILED).first(), message=bot.log)
+    assert "blocked by the user" in row.error
+    assert row.next_attempt_at is None
+    assert TelegramAccount.objects.get(telegram_id=ada).blocked_at is not None
+    bot.telegram.blocked_by.clear()
+    bot.answer_to("/balance", sender=ada)
+    assert TelegramAccount.objects.get(telegram_id=ada).blocked_at is None
+    assert not bot.telegram.called("sendVideo")
+
+
+def test_a_status_message_that_the_person_deleted_does_not_hinder_the_video(
+    bot: Bot, ada: int, start_job: Callable[..., Any], finish_job: Callable[..., Any]
+):
+    bot.telegram.say("/video a red fox", sender=ada)
+    the_status(bot, ada).deleted = True
+    finish_job(job_of(ada))
+    the_video(bot, ada)
+    wait_for(
+        lambda: JobMessage.objects.filter(state="sent", status_message_id=None, next_attempt_at=None).exists()
+    )

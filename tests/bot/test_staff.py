@@ -1,0 +1,46 @@
+"""What staff see of the bot in the admin."""
+
+from typing import Any
+
+import pytest
+
+from accounts.models import User
+from generation import lifecycle
+from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
+
+
+@pytest.fixture
+def failed_delivery(user: User) -> JobMessage:
+    job = lifecycle.submit(user=user, prompt="a red fox", source="telegram")
+    lifecycle.cancel(job=job)
+    return JobMessage.objects.create(
+        job=job, bot_id=1, chat_id=1, state=JobMessage.State.FAILED, error="gone"
+    )
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("page", ["telegramaccount", "telegramupdate", "jobmessage"])
+def test_staff_can_look_at_everything_and_change_nothing(
+    admin_client: Any, failed_delivery: JobMessage, page: str
+):
+    TelegramAccount.objects.create(telegram_id=1, user=failed_delivery.job.user)
+    update = TelegramUpdate.objects.create(bot_id=1, update_id=1, raw="{}", state="failed", error="broken")
+    assert admin_client.get(f"/admin/telegram_bot/{page}/").status_code == 200
+    assert admin_client.get(f"/admin/telegram_bot/{page}/add/").status_code == 403
+    assert admin_client.post(f"/admin/telegram_bot/telegramupdate/{update.pk}/delete/").status_code == 403
+
+
+@pytest.mark.django_db
+def test_a_forged_selection_is_told_apart_from_rows(admin_client: Any, failed_delivery: JobMessage):
+    forged = {"action": "deliver_again", "_selected_action": ["x"]}
+    page = admin_client.post("/admin/telegram_bot/jobmessage/", forged, follow=True)
+    assert "There are no such rows." in page.content.decode()
+
+
+@pytest.mark.django_db
+def test_staff_can_have_a_failed_delivery_tried_again(admin_client: Any, failed_delivery: JobMessage):
+    chosen = {"action": "deliver_again", "_selected_action": [failed_delivery.pk]}
+    admin_client.post("/admin/telegram_bot/jobmessage/", chosen, follow=True)
+    failed_delivery.refresh_from_db()
+    assert failed_delivery.state == JobMessage.State.PENDING
+    assert failed_delivery.next_attempt_at is not None
