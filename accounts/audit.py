@@ -3,15 +3,17 @@
 Other apps add what they know of the references (`register`); the ledger itself does not know what a job is.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from django.db import connection, transaction
 
-from accounts.models import CreditAccount, CreditTransaction
+from accounts.models import AuditRun, CreditAccount, CreditTransaction
 
 Check = Callable[[], Iterable[str]]
 _checks: list[Check] = []
+MOST_KEPT = 100
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,20 @@ def audit() -> Audit:
             entries=CreditTransaction.objects.count(),
             discrepancies=found,
         )
+
+
+def audit_and_keep() -> Audit:
+    """The same, and keep the result where staff see it."""
+    began = time.monotonic()
+    result = audit()
+    AuditRun.objects.create(
+        seconds=time.monotonic() - began,
+        accounts=result.accounts,
+        entries=result.entries,
+        found=len(result.discrepancies),
+        discrepancies=result.discrepancies[:MOST_KEPT],
+    )
+    return result
 
 
 def query(statement: str) -> list[tuple[object, ...]]:

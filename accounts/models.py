@@ -183,6 +183,9 @@ class CreditTransaction(models.Model):
         ]
         indexes = [
             models.Index(fields=["account", "-id"], name="transaction_history"),
+            models.Index(fields=["kind", "-id"], name="transaction_by_kind"),
+            models.Index(fields=["created_at"], name="transaction_by_time"),
+            models.Index(fields=["-id"], name="transaction_by_hand", condition=Q(actor__isnull=False)),
             models.Index(
                 fields=["reference"], name="transaction_of_job", condition=Q(reference__isnull=False)
             ),
@@ -270,10 +273,11 @@ class ApiKey(models.Model):
 
 
 # Models of a module of their own.
-from accounts.staff.models import Ban, StaffAct, UserLimits  # noqa: E402
+from accounts.staff.models import AuditRun, Ban, StaffAct, UserLimits  # noqa: E402
 
 __all__ = [
     "ApiKey",
+    "AuditRun",
     "Ban",
     "CreditAccount",
     "CreditTransaction",

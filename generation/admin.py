@@ -15,6 +15,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django_q.models import OrmQ, Schedule, Success
 from unfold.admin import TabularInline
+from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
@@ -82,9 +83,9 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         "took",
     )
     list_select_related = ("user", "preset")
-    list_filter = ("state", "source", "preset", "created_at")
+    list_filter = ("state", "source", "preset", ("created_at", RangeDateTimeFilter))
+    list_filter_submit = True
     search_fields = ("prompt", "user__username", "error_message")
-    date_hierarchy = "created_at"
     inlines = (AttemptInline,)
     actions_detail = ("cancel", "refund")
     readonly_fields = ("preview", "credits", "public_id", "took")
@@ -121,6 +122,9 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     def has_refund_permission(self, request: HttpRequest, _: object = None) -> bool:
         return Clerk.of(request).may("generation.refund_job")
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        return lookup == "attempts__node__id__exact" or super().lookup_allowed(lookup, value, request)
 
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", search_term: str

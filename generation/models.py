@@ -245,6 +245,9 @@ class GenerationJob(models.Model):
             models.Index(fields=["created_at"], condition=Q(state="queued"), name="job_queue"),
             models.Index(fields=["state", "deadline_at"], condition=Q(finished_at=None), name="job_live"),
             models.Index(fields=["user", "-created_at"], name="job_gallery"),
+            models.Index(fields=["-created_at", "-id"], name="job_listed"),
+            models.Index(fields=["state", "-created_at", "-id"], name="job_listed_by_state"),
+            models.Index(fields=["finished_at"], condition=Q(finished_at__isnull=False), name="job_ended"),
             models.Index(
                 fields=["preset", "-finished_at"],
                 include=["generation_ms"],
@@ -325,7 +328,10 @@ class JobAttempt(models.Model):
                 fields=["job"], condition=Q(state="open"), name="one_open_attempt_per_job"
             ),
         ]
-        indexes = [models.Index(fields=["node"], condition=Q(state="open"), name="attempt_open_of_node")]
+        indexes = [
+            models.Index(fields=["node"], condition=Q(state="open"), name="attempt_open_of_node"),
+            models.Index(fields=["node", "closed_at"], name="attempt_closed_of_node"),
+        ]
 
     def __str__(self) -> str:
         return f"attempt {self.id.hex} on {self.node}"
@@ -352,10 +358,11 @@ class SharedLink(models.Model):
 
 
 # Models of a module of their own.
-from generation.staff.models import BatchedRefund, RefundBatch  # noqa: E402
+from generation.staff.models import BatchedRefund, DayFigures, RefundBatch  # noqa: E402
 
 __all__ = [
     "BatchedRefund",
+    "DayFigures",
     "GenerationJob",
     "GpuNode",
     "GpuNodeQuerySet",

@@ -1,12 +1,16 @@
 """For staff: who writes, what could not be handled, what could not be delivered. Nothing here is edited by hand."""
 
+from datetime import timedelta
+
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.urls import reverse
 from django.utils import timezone
 
 from accounts.admin_pages import ReadOnlyAdmin
+from generation.staff import home
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
 
 
@@ -49,3 +53,21 @@ class JobMessageAdmin(ReadOnlyAdmin):
         failed = queryset.filter(state=JobMessage.State.FAILED)
         again = failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=timezone.now())
         self.message_user(request, f"{again} to be delivered again.")
+
+
+@home.add_card
+def failed_deliveries() -> home.Card:
+    """Results of the last day that Telegram never took."""
+    since = timezone.now() - timedelta(days=1)
+    failed = JobMessage.objects.filter(state=JobMessage.State.FAILED, created_at__gt=since).count()
+    page = reverse("admin:telegram_bot_jobmessage_changelist")
+    href = f"{page}?state__exact={JobMessage.State.FAILED}"
+    return home.Card("Failed deliveries", str(failed), href, "of 24 hours", alarm=bool(failed))
+
+
+# Who looks for a person may know them by what Telegram calls them.
+UserAdmin.search_fields = (
+    *UserAdmin.search_fields,
+    "=telegram_account__telegram_id",
+    "telegram_account__username",
+)

@@ -325,6 +325,7 @@ UNFOLD = {
     "SITE_TITLE": "Video platform",
     "SITE_HEADER": "Video platform",
     "SHOW_HISTORY": True,
+    "DASHBOARD_CALLBACK": "generation.staff.home.context",
     "LOGIN": {"form": "accounts.staff_sign_in.StaffSignInForm"},
 }
 

@@ -1,6 +1,6 @@
 """People, for staff: who they are, what they have, and what may be done about it."""
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from allauth.account.models import EmailAddress
 from django import forms
@@ -105,7 +105,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         "last_login",
     )
     list_select_related = ("credit_account",)
-    search_fields = ("username", "email", "first_name", "last_name")
+    search_fields: ClassVar[tuple[str, ...]] = ("username", "email", "first_name", "last_name")
     search_help_text = "Name, e-mail address or Telegram id"
     list_filter = ("is_active", "is_staff", "groups")
     filter_horizontal = ("groups", "user_permissions")

@@ -95,3 +95,24 @@ class Ban(models.Model):
 
     def __str__(self) -> str:
         return f"ban of {self.user}"
+
+
+class AuditRun(models.Model):
+    """What `audit_credits` found, each time it ran to its end."""
+
+    at = models.DateTimeField(db_default=Now(), editable=False)
+    seconds = models.FloatField()
+    accounts = models.PositiveBigIntegerField()
+    entries = models.PositiveBigIntegerField()
+    found = models.PositiveIntegerField(help_text="Discrepancies; 0 is what it should be.")
+    discrepancies = models.JSONField(default=list, help_text="As sentences, the first hundred.")
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ("view",)
+        permissions = [("run_audit", "Can have the books added up")]
+        verbose_name = "audit of the books"
+        verbose_name_plural = "audits of the books"
+
+    def __str__(self) -> str:
+        return f"{self.found} discrepancies in {self.entries} entries"

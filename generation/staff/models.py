@@ -1,4 +1,4 @@
-"""What staff do about many jobs at once. `generation.models` imports these."""
+"""What staff do about many jobs at once, and the figures they look at. `generation.models` imports these."""
 
 import uuid
 
@@ -79,3 +79,32 @@ class BatchedRefund(models.Model):
 
     def __str__(self) -> str:
         return f"{self.job_id} ({self.state})"
+
+
+class DayFigures(models.Model):
+    """One day that is over (UTC), added up once: what it says cannot change any more, for ended jobs and entries of
+    the ledger are never changed.
+    """
+
+    day = models.DateField(primary_key=True)
+    completed = models.PositiveIntegerField(default=0)
+    failed = models.PositiveIntegerField(default=0)
+    canceled = models.PositiveIntegerField(default=0)
+    people = models.PositiveIntegerField(default=0, help_text="Who asked for a video on that day.")
+    people_in_month = models.PositiveIntegerField(
+        default=0, help_text="The same for the 30 days that end with it."
+    )
+    granted = models.BigIntegerField(default=0)
+    bought = models.BigIntegerField(default=0)
+    captured = models.BigIntegerField(default=0)
+    refunded = models.BigIntegerField(default=0)
+    # How many clips took how long, from submit to the end; see day_figures.STEP for the bounds of the classes.
+    times = models.JSONField(default=dict)
+
+    class Meta:
+        ordering = ["-day"]
+        default_permissions = ()
+        verbose_name_plural = "figures of days"
+
+    def __str__(self) -> str:
+        return str(self.day)

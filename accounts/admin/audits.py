@@ -1,0 +1,39 @@
+"""Whether the books are right: each time they were added up, and a button to have it done now."""
+
+from django.contrib import admin, messages
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django_q.tasks import async_task
+from unfold.decorators import action, display
+
+from accounts.admin_pages import ReadOnlyAdmin
+from accounts.staff.clerks import Clerk
+from accounts.staff.models import AuditRun
+
+
+@admin.register(AuditRun)
+class AuditRunAdmin(ReadOnlyAdmin):
+    list_display = ("at", "verdict", "accounts", "entries", "seconds")
+    fields = ("at", "accounts", "entries", "seconds", "sentences")
+    actions_list = ("run_now",)
+
+    @display(description="Result", label={"right": "success", "WRONG": "danger"})
+    def verdict(self, run: AuditRun) -> tuple[str, str]:
+        return ("WRONG", f"{run.found} discrepancies") if run.found else ("right", "The books are right")
+
+    @display(description="Discrepancies")
+    def sentences(self, run: AuditRun) -> SafeString | str:
+        lines = format_html_join("", "<li>{}</li>", ((sentence,) for sentence in run.discrepancies))
+        return format_html("<ul>{}</ul>", lines) if run.found else "none"
+
+    def has_run_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("accounts.run_audit")
+
+    @action(description="Add the books up now", url_path="run", permissions=["run"], icon="calculate")
+    def run_now(self, request: HttpRequest) -> HttpResponse:
+        """It only reads, so a link is enough to ask for it."""
+        async_task("accounts.audit.audit_and_keep")
+        messages.info(request, "The books are being added up. The result appears here when it is done.")
+        return HttpResponseRedirect(reverse("admin:accounts_auditrun_changelist"))

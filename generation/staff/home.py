@@ -1,0 +1,237 @@
+"""The staff's home page: how things stand, each figure a link to the rows behind it."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import urlencode
+
+from django.db.models import Count, F, Min, Q
+from django.db.models.functions import Now
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.timesince import timesince
+from django_q.models import Failure
+
+from accounts.models import AuditRun
+from accounts.staff.clerks import Clerk
+from generation.models import DayFigures, GenerationJob, GpuNode, JobAttempt
+from generation.staff import day_figures
+
+State = GenerationJob.State
+RECENT = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Card:
+    """One figure: what it is, what it says, where its rows are; `alarm` when somebody should look."""
+
+    title: str
+    value: str
+    href: str
+    note: str = ""
+    alarm: bool = False
+
+
+@dataclass(frozen=True)
+class NodeLine:
+    """A node as the home page shows it."""
+
+    node: GpuNode
+    state: str
+    load: str
+    seen: str
+    success: str
+    href: str
+    attempts_href: str
+    alarm: bool
+
+
+# Figures of apps that `generation` does not know.
+_others: list[Callable[[], Card]] = []
+
+
+def add_card(card: Callable[[], Card]) -> Callable[[], Card]:
+    """Make a function's card part of the page."""
+    _others.append(card)
+    return card
+
+
+def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
+    """unfold's DASHBOARD_CALLBACK. Who may not see jobs sees no figures."""
+    if not Clerk.of(request).may("generation.view_generationjob"):
+        return context
+    figures = day_figures.latest()
+    return context | {
+        "now_cards": [*_queue(), _audit(), _failed_tasks(), *(card() for card in _others)],
+        "day_cards": _work(figures),
+        "credit_cards": _credits(figures),
+        "nodes": _nodes(),
+        "chart": json.dumps(_chart(figures)),
+        "chart_options": json.dumps(CHART_OPTIONS),
+    }
+
+
+def _queue() -> list[Card]:
+    found = GenerationJob.objects.filter(state__in=GenerationJob.LIVE).aggregate(
+        queued=Count("pk", filter=Q(state=State.QUEUED)),
+        made=Count("pk", filter=~Q(state=State.QUEUED)),
+        oldest=Now() - Min("created_at", filter=Q(state=State.QUEUED)),
+    )
+    oldest = found["oldest"]
+    waits = _seconds(oldest.total_seconds()) if oldest else "nobody waits"
+    return [
+        Card("In the queue", str(found["queued"]), _jobs(state__exact=State.QUEUED), f"oldest: {waits}"),
+        Card("Being made", str(found["made"]), _jobs(state__in=f"{State.RUNNING},{State.STORING}")),
+    ]
+
+
+def _work(figures: Sequence[DayFigures]) -> list[Card]:
+    today, before = figures[-1], figures[-2]
+    midnight, month = _midnight(), _midnight(day_figures.DAYS - 1)
+    return [
+        Card(
+            "Success today",
+            _percent(day_figures.success_rate([today])),
+            _jobs(state__exact=State.FAILED, finished_at__gte=midnight),
+            f"{today.completed} made, {today.failed} failed",
+        ),
+        Card(
+            "Success, 30 days",
+            _percent(day_figures.success_rate(figures)),
+            _jobs(state__exact=State.FAILED, finished_at__gte=month),
+            f"{sum(row.completed for row in figures)} made, {sum(row.failed for row in figures)} failed",
+        ),
+        Card(
+            "Median time today",
+            _seconds(day_figures.median_seconds([today])),
+            _jobs(state__exact=State.COMPLETED, finished_at__gte=midnight),
+            f"30 days: {_seconds(day_figures.median_seconds(figures))}",
+        ),
+        Card(
+            "Active people today",
+            str(today.people),
+            _jobs(created_at__gte=midnight),
+            f"{before.people_in_month or 0} in the 30 days up to yesterday",
+        ),
+    ]
+
+
+def _credits(figures: Sequence[DayFigures]) -> list[Card]:
+    titles = {"granted": "grant", "bought": "purchase", "captured": "capture", "refunded": "refund"}
+    return [
+        Card(
+            f"Credits {name}",
+            f"{getattr(figures[-1], name):,}",
+            _listed(
+                "accounts_credittransaction",
+                kind__exact=kind,
+                created_at__gte=_midnight(day_figures.DAYS - 1),
+            ),
+            f"30 days: {sum(getattr(row, name) for row in figures):,}",
+        )
+        for name, kind in titles.items()
+    ]
+
+
+def _audit() -> Card:
+    run = AuditRun.objects.first()
+    href = _listed("accounts_auditrun")
+    if run is None:
+        return Card("The books", "never checked", href, "manage.py audit_credits", alarm=True)
+    verdict = "right" if not run.found else f"{run.found} wrong"
+    return Card("The books", verdict, href, f"checked {timesince(run.at)} ago", alarm=bool(run.found))
+
+
+def _failed_tasks() -> Card:
+    failed = Failure.objects.filter(stopped__gt=timezone.now() - RECENT).count()
+    return Card("Failed tasks", str(failed), _listed("django_q_failure"), "in 24 hours", alarm=bool(failed))
+
+
+def _nodes() -> list[NodeLine]:
+    healthy = set(GpuNode.objects.healthy().values_list("pk", flat=True))
+    is_open = Q(attempts__state=JobAttempt.State.OPEN)
+    nodes = GpuNode.objects.annotate(load=Count("attempts", filter=is_open), age=Now() - F("last_seen_at"))
+    closed = JobAttempt.objects.filter(closed_at__gt=Now() - RECENT).order_by()
+    counts = Counter(
+        {
+            (row["node"], row["state"]): row["number"]
+            for row in closed.values("node", "state").annotate(number=Count("pk"))
+        }
+    )
+    return [_line(node, healthy=node.pk in healthy, counts=counts) for node in nodes]
+
+
+def _line(node: Any, *, healthy: bool, counts: Counter[tuple[int, str]]) -> NodeLine:
+    done = counts[node.pk, JobAttempt.State.SUCCEEDED]
+    bad = counts[node.pk, JobAttempt.State.FAILED] + counts[node.pk, JobAttempt.State.LOST]
+    state = "off" if not node.enabled else "set aside" if node.set_aside_at else node.status
+    return NodeLine(
+        node=node,
+        state=state,
+        load=f"{node.load} of {node.slots}",
+        seen=f"{_seconds(node.age.total_seconds())} ago" if node.age is not None else "never",
+        success=f"{_percent(done / (done + bad))} of {done + bad}" if done + bad else "-",
+        href=reverse("admin:generation_gpunode_change", args=[node.pk]),
+        attempts_href=_jobs(attempts__node__id__exact=str(node.pk)),
+        alarm=node.enabled and (node.set_aside_at is not None or not healthy),
+    )
+
+
+def _chart(figures: Sequence[DayFigures]) -> dict[str, Any]:
+    """For Chart.js: clips of each day as stacked bars."""
+    return {
+        "labels": [f"{row.day:%d %b}" for row in figures],
+        "datasets": [
+            {
+                "label": name.capitalize(),
+                "data": [getattr(row, name) for row in figures],
+                "backgroundColor": colour,
+                "stack": "jobs",
+            }
+            for name, colour in (
+                ("completed", "var(--color-primary-600)"),
+                ("failed", "var(--color-red-500)"),
+                ("canceled", "var(--color-base-400)"),
+            )
+        ],
+    }
+
+
+CHART_OPTIONS = {
+    "responsive": True,
+    "maintainAspectRatio": False,
+    "scales": {
+        "x": {"stacked": True},
+        "y": {"stacked": True, "beginAtZero": True, "ticks": {"precision": 0}},
+    },
+    "plugins": {"legend": {"display": True, "position": "bottom"}},
+}
+
+
+def _jobs(**filters: str) -> str:
+    return _listed("generation_generationjob", **filters)
+
+
+def _listed(model: str, **filters: str) -> str:
+    page = reverse(f"admin:{model}_changelist")
+    return f"{page}?{urlencode(filters)}" if filters else page
+
+
+def _midnight(days_ago: int = 0) -> str:
+    return f"{datetime.now(UTC).date() - timedelta(days=days_ago)} 00:00:00+00:00"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def _seconds(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.0f} h"

@@ -1,0 +1,123 @@
+"""The page that staff see first: right figures, links to the rows, and few queries."""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+
+from accounts import ledger
+from accounts.audit import audit_and_keep
+from accounts.models import AuditRun, User
+from generation import lifecycle
+from generation.models import DayFigures, GenerationJob, GpuNode, JobAttempt
+from generation.staff import day_figures
+from tests.staff import in_role, page, signed_in
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def admin(staff: User) -> Client:
+    return signed_in(staff)
+
+
+def figures_of(html: str) -> dict[str, str]:
+    """What each card says, by its title."""
+    cards = re.findall(r'<span class="block text-sm">([^<]*)</span>\s*<strong[^>]*>([^<]*)</strong>', html)
+    return dict(cards)
+
+
+def test_it_says_how_things_stand_and_each_figure_leads_to_its_rows(
+    admin: Client, user: User, finish_job: Callable[[Any], Any], settings: Any
+) -> None:
+    settings.VIDEO_COOLDOWN_SECONDS = 0
+    done = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+    lifecycle.refund(job=done, reason="x", actor=user)
+    lifecycle.submit(user=user, prompt="Two", source="web")
+    audit_and_keep()
+    html = admin.get(page("index")).content.decode()
+    said = figures_of(html)
+    assert (said["In the queue"], said["Being made"], said["The books"]) == ("1", "0", "right")
+    assert (said["Success today"], said["Active people today"]) == ("100.0 %", "1")
+    assert (said["Credits captured"], said["Credits refunded"]) == ("50", "50")
+    assert said["Credits granted"] == "1,000"  # two people were welcomed
+    assert "node-1" in html
+    links = set(re.findall(r'href="(/admin/[^"]+/\?[^"]+)"', html))
+    assert len(links) >= 10
+    for link in links:
+        assert admin.get(link.replace("&amp;", "&")).status_code == 200, link
+
+
+def test_it_takes_few_queries_and_the_same_for_many_nodes(admin: Client, node: GpuNode) -> None:
+    def queries() -> int:
+        with CaptureQueriesContext(connection) as made:
+            admin.get(page("index"))
+        return len(made)
+
+    queries()
+    few = queries()
+    for number in range(5):
+        GpuNode.objects.create(name=f"n{number}", base_url=f"http://127.0.0.1:{number + 10}")
+    assert queries() == few < 20
+
+
+def test_days_that_are_over_are_added_up_once_and_stay(user: User, finish_job: Callable[[Any], Any]) -> None:
+    job = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+    when = datetime.now(UTC) - timedelta(days=3)
+    GenerationJob.objects.filter(pk=job.pk).update(created_at=when - timedelta(seconds=40), finished_at=when)
+    JobAttempt.objects.update(opened_at=when, closed_at=when)
+    rows = {row.day: row for row in day_figures.latest()}
+    assert (rows[when.date()].completed, rows[when.date()].people) == (1, 1)
+    assert day_figures.median_seconds([rows[when.date()]]) == pytest.approx(40, rel=0.03)
+    assert DayFigures.objects.get(day=when.date()).completed == 1
+    GenerationJob.objects.filter(pk=job.pk).update(finished_at=datetime.now(UTC))
+    again = {row.day: row for row in day_figures.latest()}
+    assert again[when.date()].completed == 1, "it was kept"
+    assert again[datetime.now(UTC).date()].completed == 1, "today is counted afresh"
+    assert day_figures.success_rate(again.values()) == 1
+
+
+def test_who_may_not_see_jobs_sees_no_figures(make_user: Callable[..., User]) -> None:
+    nobody = signed_in(make_user("nobody", is_staff=True))
+    assert not figures_of(nobody.get(page("index")).content.decode())
+    support = signed_in(in_role(make_user, "support").user)
+    assert figures_of(support.get(page("index")).content.decode())
+
+
+def test_wrong_books_are_an_alarm_on_it(admin: Client) -> None:
+    AuditRun.objects.create(seconds=1, accounts=1, entries=1, found=2, discrepancies=["a", "b"])
+    html = admin.get(page("index")).content.decode()
+    assert figures_of(html)["The books"] == "2 wrong"
+    assert (
+        "<li>a</li>"
+        in admin.get(page("accounts_auditrun_change", AuditRun.objects.get().pk)).content.decode()
+    )
+
+
+def test_the_books_are_added_up_at_the_touch_of_a_button_by_who_may(
+    admin: Client, make_user: Callable[..., User], user: User
+) -> None:
+    ledger.grant(user=user, amount=5, reason="x")
+    assert (
+        signed_in(in_role(make_user, "support").user).get(page("accounts_auditrun_run_now")).status_code
+        == 403
+    )
+    answer = admin.get(page("accounts_auditrun_run_now"), follow=True)
+    assert "are being added up" in answer.content.decode()
+
+
+def test_a_person_is_found_by_their_telegram_id(admin: Client, user: User) -> None:
+    from telegram_bot.models import TelegramAccount
+
+    TelegramAccount.objects.create(telegram_id=4242, user=user)
+    html = admin.get(page("accounts_user_changelist"), {"q": "4242"}).content.decode()
+    assert page("accounts_user_change", user.pk) in html
+    assert (
+        page("accounts_user_change", user.pk)
+        not in admin.get(page("accounts_user_changelist"), {"q": "424"}).content.decode()
+    )
