@@ -9,6 +9,7 @@ from django.http.response import HttpResponseBase
 from django.urls import reverse
 from django.utils import timezone
 
+from accounts.admin.users import UserAdmin
 from accounts.admin_pages import ReadOnlyAdmin
 from generation.staff import home
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate

@@ -92,7 +92,8 @@ class DayFigures(models.Model):
     canceled = models.PositiveIntegerField(default=0)
     people = models.PositiveIntegerField(default=0, help_text="Who asked for a video on that day.")
     people_in_month = models.PositiveIntegerField(
-        default=0, help_text="The same for the 30 days that end with it."
+        null=True,
+        help_text="The same for the 30 days that end with it; known of days that were once the latest.",
     )
     granted = models.BigIntegerField(default=0)
     bought = models.BigIntegerField(default=0)
