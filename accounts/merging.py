@@ -4,6 +4,8 @@ Nothing is rewritten: credits move by `transfer` entries, and an undone merge is
 this has made sure that it is one person, and that nothing is being made for either account.
 """
 
+from dataclasses import dataclass
+
 from django.db import transaction
 from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
@@ -23,6 +25,20 @@ class CannotUndo(LedgerError):
     """This merge cannot be undone."""
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a merge does, in credits: so many move, so many sign-up credits stay where they are."""
+
+    moves: int
+    stays: int
+
+
+def plan(*, source: CreditAccount, target: CreditAccount) -> Plan:
+    """What merging the two would do, as they are now."""
+    stays = unspent_welcome(source) if _had_welcome(target) else 0
+    return Plan(moves=source.posted - stays, stays=stays)
+
+
 @transaction.atomic
 def merge(*, source: User, target: User, reason: str, actor: User) -> WalletMerge:
     """Move what is free in the wallet of `source` to that of `target`.
@@ -35,16 +51,15 @@ def merge(*, source: User, target: User, reason: str, actor: User) -> WalletMerg
     giver, taker = ledger.lock_both(source, target)
     if giver.held or taker.held:
         raise CreditsAreHeld()
-    welcome = unspent_welcome(giver)
-    stayed = welcome if _had_welcome(taker) else 0
+    planned = plan(source=giver, target=taker)
     newest = CreditTransaction.objects.order_by("-id").values_list("pk", flat=True).first()
     row = WalletMerge.objects.create(
         source=giver,
         target=taker,
         after_entry=newest or 0,
-        moved=giver.posted - stayed,
-        stayed=stayed,
-        brought_welcome=bool(welcome) and not stayed,
+        moved=planned.moves,
+        stayed=planned.stays,
+        brought_welcome=not planned.stays and unspent_welcome(giver) > 0,
         actor=actor,
         reason=reason[:500],
     )

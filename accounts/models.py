@@ -235,6 +235,8 @@ class WalletMerge(models.Model):
 
     class Meta:
         ordering = ["-id"]
+        default_permissions = ("view",)
+        permissions = [("undo_walletmerge", "Can undo the merge of two accounts")]
         constraints = [
             models.CheckConstraint(condition=~Q(source=F("target")), name="merge_of_two_wallets"),
             models.CheckConstraint(

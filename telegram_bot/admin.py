@@ -1,24 +1,32 @@
 """For staff: who writes, what could not be handled, what could not be delivered. Nothing here is edited by hand."""
 
 from datetime import timedelta
+from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
 from django.utils import timezone
+from unfold.decorators import action
 
+from accounts import merging
 from accounts.admin.users import UserAdmin
-from accounts.admin_pages import ReadOnlyAdmin
+from accounts.admin_pages import ReadOnlyAdmin, ask, row, say_why_not
+from accounts.models import WalletMerge
+from accounts.staff.clerks import Clerk
 from generation.staff import home
-from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
+from telegram_bot import bell, staff
+from telegram_bot.models import JobMessage, LinkRequest, Notice, TelegramAccount, TelegramUpdate
 
 
 @admin.register(TelegramAccount)
 class TelegramAccountAdmin(ReadOnlyAdmin):
-    list_display = ("telegram_id", "username", "first_name", "user", "blocked_at", "last_seen_at")
-    list_select_related = ("user",)
+    list_display = (
+        "telegram_id", "username", "first_name", "user", "former_user", "blocked_at", "last_seen_at",
+    )  # fmt: skip
+    list_select_related = ("user", "former_user")
     search_fields = ("=telegram_id", "username", "first_name", "user__username")
     list_filter = (("blocked_at", admin.EmptyFieldListFilter), "language_code")
 
@@ -28,6 +36,15 @@ class TelegramUpdateAdmin(ReadOnlyAdmin):
     list_display = ("update_id", "state", "received_at", "settled_at", "error")
     list_filter = ("state", "received_at")
     search_fields = ("=update_id", "error")
+    actions = ("handle_again",)
+
+    @admin.action(description="Handle again what could not be handled", permissions=["view"])
+    def handle_again(self, request: HttpRequest, queryset: "QuerySet[TelegramUpdate]") -> None:
+        """Safe to repeat: what was done already is found done."""
+        failed = queryset.filter(state=TelegramUpdate.State.FAILED)
+        again = failed.update(state=TelegramUpdate.State.RECEIVED, error="", settled_at=None)
+        bell.ring(bell.INBOX)
+        self.message_user(request, f"{again} to be handled again.")
 
 
 @admin.register(JobMessage)
@@ -72,3 +89,51 @@ UserAdmin.search_fields = (
     "=telegram_account__telegram_id",
     "telegram_account__username",
 )
+
+
+@admin.register(Notice)
+class NoticeAdmin(ReadOnlyAdmin):
+    list_display = ("id", "chat_id", "state", "attempts", "created_at", "sent_at", "error")
+    list_filter = ("state", "created_at")
+    search_fields = ("=chat_id", "text", "error")
+
+
+@admin.register(LinkRequest)
+class LinkRequestAdmin(ReadOnlyAdmin):
+    """Who wanted to be joined with whom, and what came of it."""
+
+    list_display = ("id", "began_on", "user", "account", "state", "created_at", "answered_at", "settled_at")
+    list_select_related = ("user", "account")
+    list_filter = ("state", "began_on", "created_at")
+    search_fields = ("user__username", "=account__telegram_id", "account__username")
+    exclude = ("digest",)
+
+
+@admin.register(WalletMerge)
+class WalletMergeAdmin(ReadOnlyAdmin):
+    """Accounts that became one. A mistake is undone by entries of its own; nothing is rewritten."""
+
+    list_display = ("id", "source", "target", "moved", "stayed", "made_at", "actor", "undone_at", "undone_by")
+    list_select_related = ("source__user", "target__user", "actor", "undone_by")
+    list_filter = ("made_at", ("undone_at", admin.EmptyFieldListFilter))
+    search_fields = ("source__user__username", "target__user__username", "reason")
+    actions_detail = ("undo",)
+
+    def has_undo_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return Clerk.of(request).may("accounts.undo_walletmerge")
+
+    @action(description="Undo", url_path="undo", permissions=["undo"], icon="undo")
+    def undo(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        merge: WalletMerge = row(self, request, object_id)
+        if merge.undone_at is not None:
+            return say_why_not(self, request, merge, "This merge was undone before.")
+
+        def part(clerk: Clerk, wish: dict[str, Any]) -> str:
+            staff.undo_merge(clerk=clerk, merge=merge, reason=wish["reason"], once=wish["once"])
+            return f"Undid the merge of {merge} ({wish['reason']})."
+
+        explanation = (
+            f"{merging.net_moved(merge)} credits go back from {merge.target.user} to {merge.source.user}, "
+            f"and so do the videos that {merge.source.user} paid for. Their Telegram is their own again."
+        )
+        return ask(self, request, merge, title="Undo", explanation=explanation, act=part)

@@ -28,6 +28,14 @@ class TelegramAccount(models.Model):
     blocked_at = models.DateTimeField(
         null=True, blank=True, help_text="They blocked the bot, without a word since."
     )
+    former_user = models.OneToOneField(
+        settings.AUTH_USER_MODEL,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="former_telegram_account",
+        help_text="Who they were until they were joined with an account on the web, and are again when parted.",
+    )
     created_at = models.DateTimeField(auto_now_add=True)
     last_seen_at = models.DateTimeField(null=True, blank=True)
 
@@ -140,3 +148,22 @@ class JobPost(models.Model):
 
     def __str__(self) -> str:
         return f"message {self.message_id} in chat {self.chat_id}"
+
+
+# Models of modules of their own.
+from telegram_bot.link_models import KnownBot, LinkRequest, LoginLink, Notice  # noqa: E402
+from telegram_bot.payment_models import CreditPack, StarInvoice, StarPayment  # noqa: E402
+
+__all__ = [
+    "CreditPack",
+    "JobMessage",
+    "JobPost",
+    "KnownBot",
+    "LinkRequest",
+    "LoginLink",
+    "Notice",
+    "StarInvoice",
+    "StarPayment",
+    "TelegramAccount",
+    "TelegramUpdate",
+]

@@ -2,6 +2,7 @@
 unlinked.
 """
 
+import uuid
 from typing import Any
 
 from django.dispatch import receiver
@@ -12,7 +13,7 @@ from accounts.models import User
 from accounts.signals import account_closed, account_closing, personal_data
 from generation.models import GenerationJob
 from generation.signals import job_finished
-from telegram_bot.models import JobMessage, JobPost, TelegramAccount
+from telegram_bot.models import JobMessage, JobPost, Notice, TelegramAccount
 
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
@@ -22,8 +23,12 @@ def make_delivery_due(job: GenerationJob, **_: Any) -> None:
 
 @receiver(account_closing, dispatch_uid="telegram_bot.unlink")
 def unlink(user: User, **_: Any) -> None:
-    """Whoever writes to the bot next is somebody new."""
-    TelegramAccount.objects.filter(user=user).delete()
+    """Whoever writes to the bot next is somebody new. Who they were before they were joined has a name, too."""
+    joined = User.objects.filter(former_telegram_account__user=user)
+    joined.update(username=f"deleted_{uuid.uuid4().hex[:12]}", anonymised_at=timezone.now())
+    accounts = TelegramAccount.objects.filter(user=user)
+    Notice.objects.filter(chat_id__in=accounts.values("telegram_id")).delete()
+    accounts.delete()
 
 
 @receiver(account_closed, dispatch_uid="telegram_bot.forget_messages")

@@ -5,9 +5,11 @@ import logging
 import signal
 
 import psycopg
+from django.conf import settings
 from telegram.error import InvalidToken, TelegramError
 
-from telegram_bot import backoff, menus
+from generation.database import DATABASE_AWAY, in_database
+from telegram_bot import backoff, bell, links, menus, notices, routes, webhook
 from telegram_bot.client import BotClient, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.delivery import Deliveries
@@ -18,6 +20,8 @@ from telegram_bot.polling import poll_for_ever
 from telegram_bot.worker import Worker
 
 logger = logging.getLogger(__name__)
+
+remember_bot = in_database(links.remember_bot)
 
 # Sends that are under way when the process is told to stop may take so long.
 GRACE_SECONDS = 5.0
@@ -80,12 +84,16 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
     live = LiveStatus(bot=client, crew=crew)
     dispatcher = Dispatcher(bot=client, bot_id=bot_id, live=live)
     worker = Worker(bot=client, crew=crew, handle=dispatcher.handle)
+    notices_called = asyncio.Event()
     grace = 0.0
     try:
         crew.loop(watch(lock))
         crew.loop(_introduce(client))
-        crew.loop(poll_for_ever(client, bot_id, worker))
+        if not settings.TELEGRAM_WEBHOOK_URL:
+            crew.loop(poll_for_ever(client, bot_id, worker))
+        crew.loop(bell.listen_for_ever({bell.INBOX: worker.wake, bell.NOTICES: notices_called}))
         crew.loop(worker.pick_up_for_ever(bot_id))
+        crew.loop(notices.send_for_ever(client, bot_id, notices_called))
         crew.loop(worker.prune_for_ever())
         crew.loop(live.follow_events())
         crew.loop(live.follow_the_line())
@@ -100,18 +108,32 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
 
 
 async def _introduce(client: BotClient) -> None:
-    """Polling needs the webhook gone, and people see a menu of commands."""
+    """How updates come, what the bot is called on the site, and the menu that people see."""
     for pause in backoff.delays():
         try:
-            await client.delete_webhook()
+            await _settle_how_updates_come(client)
+            await remember_bot(bot_id=client.id, username=client.username)
             for language, theirs in menus.languages():
                 await client.set_my_commands(menus.menu(language), language_code=theirs)
             return
         except InvalidToken:
             raise
-        except TelegramError as error:
-            logger.warning("the list of commands could not be set, trying again: %s", error)
+        except (TelegramError, *DATABASE_AWAY) as error:
+            logger.warning("the webhook or the list of commands could not be set, trying again: %s", error)
             await asyncio.sleep(wait_asked_for(error) or pause)
+
+
+async def _settle_how_updates_come(client: BotClient) -> None:
+    """Polling needs the webhook gone."""
+    if not settings.TELEGRAM_WEBHOOK_URL:
+        await client.delete_webhook()
+        return
+    await client.set_webhook(
+        settings.TELEGRAM_WEBHOOK_URL,
+        secret_token=webhook.secret(),
+        allowed_updates=routes.kinds_of_updates(),
+    )
+    logger.info("Telegram brings updates to %s", settings.TELEGRAM_WEBHOOK_URL)
 
 
 async def _hang_up(client: BotClient) -> None:

@@ -86,6 +86,7 @@ class BotApiServer:
         self.menus: dict[str, list[dict[str, str]]] = {}  # by language code
         self.blocked_by: set[int] = set()
         self.webhook = ""
+        self.webhook_facts: dict[str, Any] = {}
         self.presses: dict[str, PressOfButton] = {}
         self._held: set[str] = set()
         self._known_chats: set[int] = set()
@@ -308,6 +309,14 @@ class BotApiServer:
 
     def _on_delete_webhook(self, _: dict[str, Any]) -> bool:
         self.webhook = ""
+        return True
+
+    def _on_set_webhook(self, parameters: dict[str, Any]) -> bool:
+        if not parameters.get("url", "").startswith("https://"):
+            raise Refused(400, "Bad Request: bad webhook: An HTTPS URL must be provided for webhook")
+        if not re.fullmatch(r"[\w-]{1,256}", parameters.get("secret_token", "-"), re.ASCII):
+            raise Refused(400, "Bad Request: secret token contains unallowed characters")
+        self.webhook, self.webhook_facts = parameters["url"], parameters
         return True
 
     def _on_set_my_commands(self, parameters: dict[str, Any]) -> bool:

@@ -220,6 +220,12 @@ Q_CLUSTER = {
 # --- Telegram ---------------------------------------------------------------------------------------------------------
 TELEGRAM_BOT_TOKEN = env.str("TELEGRAM_BOT_TOKEN", "")
 TELEGRAM_API_BASE_URL = env.str("TELEGRAM_API_BASE_URL", "https://api.telegram.org/bot")
+# Set: Telegram brings updates to this address. Empty: the bot asks for them.
+TELEGRAM_WEBHOOK_URL = env.str("TELEGRAM_WEBHOOK_URL", "")
+if TELEGRAM_WEBHOOK_URL and not TELEGRAM_WEBHOOK_URL.endswith("/telegram/webhook"):
+    raise ImproperlyConfigured(
+        "TELEGRAM_WEBHOOK_URL must be this site's address with /telegram/webhook behind it"
+    )
 
 # --- Files ------------------------------------------------------------------------------------------------------------
 STATIC_URL = "/static/"

@@ -16,6 +16,7 @@ urlpatterns = [
     path("v1/", include("generation.api_urls")),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
+    path("telegram/", include("telegram_bot.urls")),
     path("", include("accounts.urls")),
     path("", include("generation.urls")),
 ]

@@ -22,6 +22,11 @@ _LOOK = {
     "telegram_bot.view_telegramaccount",
     "telegram_bot.view_telegramupdate",
     "telegram_bot.view_jobmessage",
+    "telegram_bot.view_notice",
+    "telegram_bot.view_linkrequest",
+    "telegram_bot.view_creditpack",
+    "telegram_bot.view_starpayment",
+    "accounts.view_walletmerge",
     "django_q.view_failure",
 }
 
@@ -50,6 +55,10 @@ RIGHTS: dict[str, frozenset[str]] = {
             "accounts.adjust_credits",
             "accounts.export_transactions",
             "accounts.run_audit",
+            "accounts.undo_walletmerge",
+            "telegram_bot.add_creditpack",
+            "telegram_bot.change_creditpack",
+            "telegram_bot.refund_starpayment",
             "generation.refund_job",
             "generation.refund_any_amount",
             "generation.add_preset",

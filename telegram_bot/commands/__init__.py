@@ -1,6 +1,7 @@
 """The commands and buttons, a module a subject. Importing this package registers them all (see `routes`)."""
 
 from telegram_bot.commands import (
+    accounts,
     again,
     cancel,
     history,
@@ -11,4 +12,4 @@ from telegram_bot.commands import (
     welcome,
 )
 
-__all__ = ["again", "cancel", "history", "preferences", "sharing", "video", "wallet", "welcome"]
+__all__ = ["accounts", "again", "cancel", "history", "preferences", "sharing", "video", "wallet", "welcome"]

@@ -1,0 +1,79 @@
+"""Ways from a chat to the web: a one-time link into one's account, and a signed link to one video.
+
+Opening the sign-in link does nothing yet, so that a preview of it burns nothing: pressing the button there does.
+"""
+
+from datetime import timedelta
+
+from django.db.models.functions import Now
+from django.utils import timezone
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy
+
+from accounts.models import User
+from telegram_bot import tokens
+from telegram_bot.models import LoginLink, TelegramAccount
+
+LIFE = timedelta(minutes=5)
+KEEP = timedelta(days=30)
+
+
+class CannotSignIn(Exception):
+    """No link for this account."""
+
+    words: Promise | str = ""
+
+    def __init__(self) -> None:
+        super().__init__(str(self.words))
+
+
+class StaffSignInOnTheWeb(CannotSignIn):
+    words = gettext_lazy("Accounts of the staff are signed in to on the web only, with their password.")
+
+
+class NotActive(CannotSignIn):
+    words = gettext_lazy("This account is not active.")
+
+
+def issue(*, account: TelegramAccount) -> str:
+    """A token that signs this person in once. Earlier ones that were not used do not work any more.
+
+    Raises:
+        CannotSignIn
+    """
+    user = account.user
+    if not user.is_active:
+        raise NotActive
+    if user.is_staff or user.is_superuser:
+        raise StaffSignInOnTheWeb
+    LoginLink.objects.filter(account=account, used_at=None).delete()
+    token, digest = tokens.new()
+    LoginLink.objects.create(account=account, user=user, digest=digest, expires_at=timezone.now() + LIFE)
+    return token
+
+
+def find(token: str) -> LoginLink | None:
+    """The link behind a token that still works; finding it changes nothing."""
+    # Whose account it is may have changed since: then the link is nobody's.
+    rows = LoginLink.objects.select_related("user", "account__user").filter(
+        digest=tokens.digest(token),
+        used_at=None,
+        expires_at__gt=Now(),
+        user__is_active=True,
+        user__is_staff=False,
+    )
+    link = rows.first()
+    return link if link is not None and link.account.user_id == link.user_id else None
+
+
+def redeem(token: str) -> User | None:
+    """Whom to sign in; None the second time, and when it is too late."""
+    link = find(token)
+    if link is None or not LoginLink.objects.filter(pk=link.pk, used_at=None).update(used_at=Now()):
+        return None
+    return link.user
+
+
+def prune() -> int:
+    """Forget links of long ago."""
+    return LoginLink.objects.filter(expires_at__lt=timezone.now() - KEEP).delete()[0]

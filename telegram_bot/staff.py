@@ -1,0 +1,38 @@
+"""What staff do about people on Telegram and their payments. As in `accounts.staff`, each act is held against the
+clerk's rights and written down in its own transaction.
+"""
+
+import uuid
+
+from django.db import transaction
+
+from accounts import merging
+from accounts.models import WalletMerge
+from accounts.staff import log
+from accounts.staff.clerks import Clerk
+from accounts.staff.errors import Refused
+from telegram_bot import linking
+
+
+@transaction.atomic
+def undo_merge(*, clerk: Clerk, merge: WalletMerge, reason: str, once: uuid.UUID | None = None) -> None:
+    """Two accounts that were joined are two again: credits and videos go back.
+
+    Raises:
+        NotPermitted: the clerk may not. Refused, LedgerError: it cannot be undone now; nothing has changed.
+    """
+    clerk.must("accounts.undo_walletmerge")
+    back = merging.net_moved(merge)
+    log.record(
+        clerk=clerk,
+        act="merge.undo",
+        subject=merge,
+        reason=reason,
+        before={"source": merge.source.user, "target": merge.target.user},
+        after={"moved_back": back},
+        once=once,
+    )
+    try:
+        linking.undo(merge=merge, reason=reason, actor=clerk.user)
+    except linking.LinkError as error:
+        raise Refused(str(error)) from error

@@ -1,0 +1,120 @@
+"""What the bot says about accounts: joining with one on the web, parting, signing in there."""
+
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from accounts.merging import Plan
+from accounts.models import User
+from telegram_bot.models import TelegramAccount
+from telegram_bot.texts.parts import credits_of, escaped
+
+
+def only_in_private() -> str:
+    return _("This is between you and me: please write it to me in private.")
+
+
+# --- Joining --------------------------------------------------------------------------------------------------------
+
+
+def link_begun(url: str, *, minutes: int) -> str:
+    return "\n\n".join(
+        [
+            _("🔗 <b>Connect with your account on the web</b>"),
+            _("Open this link where you are signed in there. Then confirm here."),
+            escaped(url),
+            _valid_for(minutes) + " " + _("Do not pass it on."),
+        ]
+    )
+
+
+def asks_to_join(user: User, plan: Plan, *, site: str) -> str:
+    """Before somebody in Telegram agrees."""
+    names = {"name": escaped(user.username), "site": escaped(site)}
+    return "\n\n".join(
+        [
+            _("🔗 Connect this Telegram account with the account <b>%(name)s</b> on %(site)s?") % names,
+            what_moves(plan),
+            _(
+                "Whoever signs in there as <b>%(name)s</b> will have your credits and videos. Agree only if it is you."
+            )
+            % names,
+        ]
+    )
+
+
+def what_moves(plan: Plan) -> str:
+    """Telegram's HTML and plain text alike."""
+    lines = [_("Your videos and credits from here become part of that account.")]
+    if plan.moves:
+        lines.append(_("%(credits)s move there.") % {"credits": credits_of(plan.moves)})
+    if plan.stays:
+        lines.append(
+            _("Unspent welcome credits (%(credits)s) do not: everybody has them once.")
+            % {"credits": credits_of(plan.stays)}
+        )
+    return " ".join(lines)
+
+
+def confirm_on_web(url: str) -> str:
+    return _("Now confirm it in your browser, where you began:") + f"\n{escaped(url)}"
+
+
+def joined(user: User, *, balance: int) -> str:
+    facts = {"name": escaped(user.username), "credits": credits_of(balance)}
+    return _("✅ Connected with <b>%(name)s</b>. One wallet, one history: you have %(credits)s.") % facts
+
+
+def declined() -> str:
+    return _("Nothing was connected.")
+
+
+def yes() -> str:
+    return _("Yes, connect")
+
+
+def no() -> str:
+    return _("No")
+
+
+# --- Parting --------------------------------------------------------------------------------------------------------
+
+
+def asks_to_part(user: User) -> str:
+    name = {"name": escaped(user.username)}
+    return (
+        _(
+            "Disconnect this Telegram account from <b>%(name)s</b>? Credits and videos stay there; here you begin anew."
+        )
+        % name
+    )
+
+
+def disconnect() -> str:
+    return _("Disconnect")
+
+
+def parted(name: str) -> str:
+    return _("This Telegram account is no longer connected with <b>%(name)s</b>.") % {"name": escaped(name)}
+
+
+# --- Signing in -----------------------------------------------------------------------------------------------------
+
+
+def login(url: str, *, account: TelegramAccount, minutes: int) -> str:
+    name = {"name": escaped(account.user.username)}
+    return "\n\n".join(
+        [
+            _("🔑 Sign in on the web as <b>%(name)s</b>:") % name,
+            escaped(url),
+            _valid_for(minutes)
+            + " "
+            + _("It works once. Do not pass it on: whoever opens it is in your account."),
+        ]
+    )
+
+
+def _valid_for(minutes: int) -> str:
+    words = ngettext(
+        "The link works for %(number)d minute.", "The link works for %(number)d minutes.", minutes
+    )
+    return words % {"number": minutes}

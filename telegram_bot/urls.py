@@ -1,0 +1,17 @@
+"""Where the chat and the web meet."""
+
+from django.urls import path
+
+from telegram_bot import login_views, views, webhook
+
+urlpatterns = [
+    path("connect/", views.connect, name="telegram_connect"),
+    path("connect/state/<str:shown>/", views.connect_state, name="telegram_connect_state"),
+    path("connect/<int:request_id>/", views.confirm, name="telegram_confirm"),
+    path("disconnect/", views.disconnect, name="telegram_disconnect"),
+    path("link/<str:token>/", views.link, name="telegram_link"),
+    path("login/<str:token>/", login_views.login, name="telegram_login"),
+    path("video/<str:signed>/", login_views.video, name="telegram_video"),
+    path("video/<str:signed>/file.mp4", login_views.video_file, name="telegram_video_file"),
+    path("webhook", webhook.receive, name="telegram_webhook"),
+]
