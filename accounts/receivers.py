@@ -7,6 +7,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.signals import post_migrate, post_save
 from django.dispatch import receiver
+from django.utils.translation import gettext_noop
 
 from accounts import ledger
 from accounts.models import User
@@ -23,7 +24,7 @@ def open_wallet(instance: User, created: bool, raw: bool = False, **_: Any) -> N
             ledger.grant(
                 user=instance,
                 amount=settings.SIGNUP_CREDITS,
-                reason="Welcome credits",
+                reason=gettext_noop("Welcome credits"),
                 external_id=ledger.welcome_id(instance),
             )
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.db import transaction
+from django.utils.translation import gettext_noop
 
 from accounts.export import Part
 from accounts.models import User
@@ -16,7 +17,7 @@ def forget(*, user: User) -> None:
 
     Safe to repeat: `forget_closed_accounts` does, until nothing is left.
     """
-    lifecycle.cancel_all(user=user, reason="The account was deleted")
+    lifecycle.cancel_all(user=user, reason=gettext_noop("The account was deleted"))
     for job in GenerationJob.objects.filter(user=user, finished_at__isnull=False, deleted_at=None):
         with transaction.atomic():
             lifecycle.delete(job=job)

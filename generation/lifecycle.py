@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce, Now
+from django.utils.translation import gettext_noop
 from django_q.tasks import async_task
 
 from accounts import ledger
@@ -33,6 +34,16 @@ from generation.signals import job_finished
 
 logger = logging.getLogger(__name__)
 State = GenerationJob.State
+
+# Stored in English, translated where they are shown.
+HELD = gettext_noop("Held for a video")
+COMPLETED = gettext_noop("Video completed")
+FAILED = gettext_noop("Video failed")
+CANCELED = gettext_noop("Canceled")
+NODE_LOST = gettext_noop("The GPU node could not be reached or stopped answering.")
+# As JOB_DEADLINE_SECONDS and FIELD_NODE_TIMEOUT_SECONDS come; with other values it is told in English.
+gettext_noop("Video generation timed out (>30 min)")
+gettext_noop("Video generation timed out (>90s)")
 
 # A nudge that no worker took up is repeated this much later, not with every sweep of the reconciler.
 NUDGE_SECONDS = 5.0
@@ -138,7 +149,7 @@ def _new_job(
 
 def _reserve(job: GenerationJob) -> None:
     try:
-        ledger.reserve(user=job.user, amount=job.cost, reference=job.id, reason="Held for a video")
+        ledger.reserve(user=job.user, amount=job.cost, reference=job.id, reason=HELD)
     except InsufficientBalance as error:
         raise InsufficientCredits(cost=job.cost, balance=error.balance) from None
 
@@ -254,7 +265,7 @@ def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
         return False
     _close(attempt_id, JobAttempt.State.SUCCEEDED)
     stored_files.claim(stored.files)
-    ledger.capture(reference=job.id, reason="Video completed")
+    ledger.capture(reference=job.id, reason=COMPLETED)
     _announce(job)
     return True
 
@@ -281,7 +292,7 @@ def attempt_lost(
     attempt_id: uuid.UUID,
     error: str,
     code: str = "node_lost",
-    message: str = "The GPU node could not be reached or stopped answering.",
+    message: str = NODE_LOST,
     pause: float = 0.0,
 ) -> None:
     """The attempt came to nothing, which is no verdict on the job: it queues again while attempts are left,
@@ -340,7 +351,7 @@ def attempt_stopped(*, attempt_id: uuid.UUID, stopped_at_step: int | None) -> No
 
 
 @transaction.atomic
-def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = "Canceled") -> GenerationJob:
+def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCELED) -> GenerationJob:
     """Stop a queued or running job and give its credits back at once; the node is told by the reconciler.
 
     Canceling a canceled job again is harmless.
@@ -350,7 +361,7 @@ def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = "Canc
     """
     _lock_attempts(job_id=job.pk)
     live = GenerationJob.objects.filter(pk=job.pk, state__in=[State.QUEUED, State.RUNNING])
-    ended = _end(live, state=State.CANCELED, error_code="canceled", error_message="Canceled.")
+    ended = _end(live, state=State.CANCELED, error_code="canceled", error_message=gettext_noop("Canceled."))
     if ended is None:
         job.refresh_from_db()
         if job.state == State.CANCELED:
@@ -440,7 +451,7 @@ def receipt(job: GenerationJob) -> dict[str, int]:
 def _fail(live: "QuerySet[GenerationJob]", *, code: str, message: str) -> GenerationJob | None:
     ended = _end(live, state=State.FAILED, error_code=code, error_message=message[:500])
     if ended is not None:
-        ledger.release(reference=ended.id, reason=f"Video failed: {message}")
+        ledger.release(reference=ended.id, reason=f"{FAILED}: {message}")
         logger.warning("job %s failed: %s (%s)", ended.id.hex, message, code)
         _announce(ended)
     return ended

@@ -13,6 +13,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
+from django.utils.translation import gettext
 
 from generation import public_ids
 
@@ -45,6 +46,11 @@ class Preset(models.Model):
 
     def __str__(self) -> str:
         return self.label
+
+    @property
+    def spoken_label(self) -> str:
+        """In the reader's language, where it is one of the labels that come with the service."""
+        return gettext(self.label)
 
     @property
     def seconds(self) -> int:

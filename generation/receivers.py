@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db.models.signals import post_migrate, post_save
 from django.dispatch import receiver
+from django.utils.translation import gettext_noop
 
 from accounts.export import Part
 from accounts.models import User
@@ -15,15 +16,27 @@ from generation.models import Preset
 
 # cost None: VIDEO_COST
 FIRST_PRESETS: tuple[dict[str, Any], ...] = (
-    {"name": "quick", "label": "Quick", "num_frames": 16, "num_inference_steps": 20, "is_default": True},
-    {"name": "standard", "label": "Standard", "num_frames": 49, "num_inference_steps": 50, "cost": 250},
+    {
+        "name": "quick",
+        "label": gettext_noop("Quick"),
+        "num_frames": 16,
+        "num_inference_steps": 20,
+        "is_default": True,
+    },
+    {
+        "name": "standard",
+        "label": gettext_noop("Standard"),
+        "num_frames": 49,
+        "num_inference_steps": 50,
+        "cost": 250,
+    },
 )
 
 
 @receiver(post_save, sender=User, dispatch_uid="generation.cancel_jobs_of_banned")
 def cancel_jobs_of_banned(instance: User, created: bool, **_: Any) -> None:
     if not created and not instance.is_active:
-        lifecycle.cancel_all(user=instance, reason="The account was closed")
+        lifecycle.cancel_all(user=instance, reason=gettext_noop("The account was closed"))
 
 
 @receiver(account_closed, dispatch_uid="generation.forget_who_left")

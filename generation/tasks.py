@@ -10,9 +10,9 @@ from pathlib import Path
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
+from django.utils.translation import gettext_noop
 
 from generation import leases, lifecycle, media, scheduling, stored_files
-from generation.errors import NOTHING_DEDUCTED
 from generation.fleet import endpoint_of
 from generation.following import Follower
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -28,7 +28,9 @@ from generation.work_folders import work_folder
 
 logger = logging.getLogger(__name__)
 
-DOWNLOAD_FAILED = f"Video generated but download failed. {NOTHING_DEDUCTED} Please try again."
+DOWNLOAD_FAILED = gettext_noop(
+    "Video generated but download failed. No credits were deducted. Please try again."
+)
 # Each download already resumes and retries by itself; this is how often a whole one is tried, and how long
 # between.
 DOWNLOADS = 3
@@ -127,7 +129,7 @@ def _nothing_to_store(attempt: JobAttempt, error: Exception) -> None:
         lifecycle.attempt_failed(
             attempt_id=attempt.pk,
             code="result_too_large",
-            message="The video is too large.",
+            message=gettext_noop("The video is too large."),
             error=str(error),
         )
     elif isinstance(error, RemoteJobLost | TransientNodeError):
@@ -139,5 +141,5 @@ def _nothing_to_store(attempt: JobAttempt, error: Exception) -> None:
             attempt_id=attempt.pk,
             error=str(error),
             code="unplayable",
-            message="The video could not be played.",
+            message=gettext_noop("The video could not be played."),
         )

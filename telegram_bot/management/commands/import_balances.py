@@ -9,6 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import transaction
+from django.utils.translation import gettext_noop
 
 from accounts import ledger
 from accounts.models import CreditTransaction
@@ -64,7 +65,10 @@ def _import(line: Line) -> bool:
         if CreditTransaction.objects.filter(kind=kind, external_id=line.external_id).exists():
             return False
         ledger.grant(
-            user=user, amount=line.credits, reason="Balance from before", external_id=line.external_id
+            user=user,
+            amount=line.credits,
+            reason=gettext_noop("Balance from before"),
+            external_id=line.external_id,
         )
     return True
 
