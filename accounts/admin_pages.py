@@ -140,10 +140,12 @@ def ask(
     act: Act,
     form_class: type[forms.Form] = ReasonForm,
     initial: dict[str, Any] | None = None,
+    back: str = "",
 ) -> HttpResponse:
     """A page with a form and one button. The first request asks; the form's own POST calls `act` and goes back.
 
     subject: the row it is about, or the rows that were chosen in a list.
+    back: where to go afterwards, if not to the row or the list.
     act: gets who acts and what was filled in; returns what is told afterwards; raises Refused or LedgerError
         when it is impossible.
     """
@@ -153,7 +155,7 @@ def ask(
     sent = request.method == "POST" and "once" in request.POST
     form = form_class(request.POST) if sent else form_class(initial=initial)
     if sent and form.is_valid() and _done(request, form, act):
-        return HttpResponseRedirect(_back(admin, request, subject))
+        return HttpResponseRedirect(back or _back(admin, request, subject))
     context = {
         **admin.admin_site.each_context(request),
         "opts": admin.opts,
@@ -161,7 +163,7 @@ def ask(
         "title": title,
         "explanation": explanation,
         "form": form,
-        "back": _back(admin, request, subject),
+        "back": back or _back(admin, request, subject),
         "carried": _carried(request, subject),
     }
     return TemplateResponse(request, "admin/ask.html", context)
@@ -196,7 +198,7 @@ def _back(admin: ModelAdmin, request: HttpRequest, subject: Model | QuerySet[Any
 
 def _carried(request: HttpRequest, subject: Model | QuerySet[Any]) -> list[tuple[str, str]]:
     """What a list sends again with the form: the rows themselves, because others may match its filters by then."""
-    if not isinstance(subject, QuerySet):
+    if not isinstance(subject, QuerySet) or "action" not in request.POST:
         return []
     chosen = [(ACTION_CHECKBOX_NAME, str(pk)) for pk in subject.values_list("pk", flat=True)]
     return [("action", request.POST.get("action", "")), ("index", "0"), *chosen]

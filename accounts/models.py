@@ -275,7 +275,7 @@ class ApiKey(models.Model):
 
 
 # Models of a module of their own.
-from accounts.staff.models import AuditRun, Ban, StaffAct, UserLimits  # noqa: E402
+from accounts.staff.models import AuditRun, Ban, Notice, StaffAct, UserLimits  # noqa: E402
 
 __all__ = [
     "ApiKey",
@@ -283,6 +283,7 @@ __all__ = [
     "Ban",
     "CreditAccount",
     "CreditTransaction",
+    "Notice",
     "StaffAct",
     "User",
     "UserLimits",

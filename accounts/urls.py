@@ -10,6 +10,7 @@ urlpatterns = [
     path("account/", views.account, name="account"),
     path("account/export/", views.export_data, name="export"),
     path("account/delete/", views.close_account, name="close_account"),
+    path("notices/<int:notice_id>/close/", views.close_notice, name="close_notice"),
     path("credits/", views.credit_history, name="credits"),
     path("api-keys/", views.api_keys_page, name="api_keys"),
     path("api-keys/<uuid:key_id>/revoke/", views.revoke_api_key, name="api_key_revoke"),

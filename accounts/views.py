@@ -16,13 +16,13 @@ from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.utils import timezone, translation
 from django.utils.cache import patch_cache_control
-from django.utils.http import content_disposition_header
+from django.utils.http import content_disposition_header, url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
 
-from accounts import api_keys, closing, export, languages
+from accounts import api_keys, closing, export, languages, notices
 from accounts.forms import ApiKeyForm, CloseAccountForm
 from accounts.models import ApiKey, CreditAccount, User
 
@@ -52,6 +52,15 @@ def words(request: HttpRequest, language: str, version: str) -> HttpResponseBase
     if version == languages.words_version(language):
         patch_cache_control(response, public=True, immutable=True, max_age=365 * 24 * 3600)
     return response
+
+
+@require_POST
+@login_required
+def close_notice(request: HttpRequest, notice_id: int) -> HttpResponse:
+    """Back to where they were, without it."""
+    notices.close(user=_user(request), notice_id=notice_id)
+    target = request.POST.get("next", "")
+    return redirect(target if url_has_allowed_host_and_scheme(target, {request.get_host()}) else "dashboard")
 
 
 # --- The account ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext, ngettext
 
 from accounts.models import User
+from generation import limits
 from generation.errors import (
     AccountInactive,
     CooldownActive,
@@ -96,7 +97,7 @@ def cooldown_left(user: User) -> int:
     counted = GenerationJob.objects.filter(user=user).exclude(state=GenerationJob.State.FAILED)
     ages = counted.order_by("-created_at").annotate(age=Now() - F("created_at"))
     age = ages.values_list("age", flat=True).first()
-    return 0 if age is None else max(0, math.ceil(settings.VIDEO_COOLDOWN_SECONDS - age.total_seconds()))
+    return 0 if age is None else max(0, math.ceil(limits.cooldown_seconds(user) - age.total_seconds()))
 
 
 def _check_text(text: str) -> str:

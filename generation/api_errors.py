@@ -14,7 +14,7 @@ from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from generation.api_auth import REALM
-from generation.errors import CooldownActive, GenerationError, JobNotFound
+from generation.errors import CooldownActive, DailyLimitReached, GenerationError, JobNotFound
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def describe(error: Exception) -> Problem:
 
 def _refusal(error: GenerationError) -> Problem:
     headers = {}
-    if isinstance(error, CooldownActive):
+    if isinstance(error, CooldownActive | DailyLimitReached):
         headers["Retry-After"] = str(error.seconds)
     if error.status == 409:
         # OpenAI's SDK repeats a 409 by itself; repeating these changes nothing.

@@ -110,6 +110,40 @@ class CooldownActive(GenerationError):
         self.seconds = seconds
 
 
+class TooManyAtOnce(GenerationError):
+    words = _("You have too many videos being made at the same time.")
+    code = "too_many_at_once"
+    status = 429
+
+    def __init__(self, *, most: int) -> None:
+        said = ngettext(
+            "You may have %(most)d video made at a time. Please wait until it is finished.",
+            "You may have %(most)d videos made at the same time. Please wait until one is finished.",
+            most,
+        )
+        super().__init__(said % {"most": most})
+
+
+class DailyLimitReached(GenerationError):
+    words = _("You have reached the number of videos that you may have made in a day.")
+    code = "daily_limit_reached"
+    status = 429
+
+    def __init__(self, *, most: int, seconds: int) -> None:
+        said = gettext("You may have %(most)d videos made in 24 hours. The next one is possible in %(wait)s.")
+        super().__init__(said % {"most": most, "wait": in_words(seconds)})
+        self.seconds = seconds
+
+
+class PromptBlocked(GenerationError):
+    words = _("This prompt is against the rules of this service.")
+    code = "content_policy_violation"
+    param = "prompt"
+
+    def __init__(self, explanation: str = "") -> None:
+        super().__init__(f"{explanation or self.words} {gettext(NOTHING_DEDUCTED)}")
+
+
 class IdempotencyConflict(GenerationError):
     words = _("This Idempotency-Key was used before with another request.")
     code = "idempotency_conflict"
@@ -148,3 +182,12 @@ class VideoGone(GenerationError):
     words = _("The file of this video is gone.")
     code = "video_gone"
     status = 410
+
+
+def in_words(seconds: int) -> str:
+    """A wait, in the unit that people would say it in."""
+    if seconds < 120:
+        return ngettext("%(number)d second", "%(number)d seconds", seconds) % {"number": seconds}
+    if seconds < 7200:
+        return gettext("%(number)d minutes") % {"number": round(seconds / 60)}
+    return gettext("%(number)d hours") % {"number": round(seconds / 3600)}

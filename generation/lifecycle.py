@@ -20,7 +20,7 @@ from django_q.tasks import async_task
 from accounts import ledger
 from accounts.errors import InsufficientBalance
 from accounts.models import CreditAccount, User
-from generation import admission, breaker, events, leases, pricing, stored_files
+from generation import admission, breaker, events, leases, limits, pricing, stored_files
 from generation.errors import (
     BeingStored,
     CannotCancel,
@@ -105,6 +105,7 @@ def submit(
         job.model, job.size = model, size
         job.idempotency_key, job.request_digest = key, digest
         admission.check_cooldown(user)
+        limits.check(user)
         _reserve(job)
         job.save(force_insert=True)
         job.refresh_from_db(fields=["deadline_at"])  # set by PostgreSQL's clock

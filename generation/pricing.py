@@ -1,14 +1,17 @@
 """What a clip costs and how long it is expected to take: the same figures in every door, before submit."""
 
+import math
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db.models import OuterRef
 
 from accounts.models import User
+from generation import limits
 from generation.errors import UnknownPreset
 from generation.models import GenerationJob, Preset
 
@@ -28,10 +31,8 @@ class Quote:
 
 
 def price(*, preset: Preset, user: User | None = None) -> int:
-    """Credits for one clip; 0 for staff while STAFF_GENERATE_FREE is on."""
-    if user is not None and user.is_staff and settings.STAFF_GENERATE_FREE:
-        return 0
-    return settings.VIDEO_COST if preset.cost is None else preset.cost
+    """Credits for one clip; 0 for staff while STAFF_GENERATE_FREE is on, and at the factor agreed with `user`."""
+    return _cost(preset, _factor(user))
 
 
 def expected_seconds(preset: Preset) -> int:
@@ -70,11 +71,23 @@ def quotes(*, user: User | None = None) -> list[Quote]:
 
 
 def _quotes(presets: list[Preset], user: User | None) -> list[Quote]:
-    expected = expected_seconds_of(presets)
+    expected, factor = expected_seconds_of(presets), _factor(user)
     return [
-        Quote(preset=preset, cost=price(preset=preset, user=user), expected_seconds=expected[preset.pk])
+        Quote(preset=preset, cost=_cost(preset, factor), expected_seconds=expected[preset.pk])
         for preset in presets
     ]
+
+
+def _factor(user: User | None) -> Decimal:
+    if user is None:
+        return Decimal(1)
+    return Decimal(0) if user.is_staff and settings.STAFF_GENERATE_FREE else limits.price_factor(user)
+
+
+def _cost(preset: Preset, factor: Decimal) -> int:
+    """Rounded up, so that a small price is never none."""
+    usual: int = settings.VIDEO_COST if preset.cost is None else preset.cost
+    return math.ceil(usual * factor)
 
 
 def default_preset() -> Preset:

@@ -48,6 +48,19 @@ def could_move(attempt: JobAttempt) -> bool:
     return any(_it_can_run(node, running).exists() for node in idle)
 
 
+def why_not_on(node: GpuNode, job: GenerationJob) -> str | None:
+    """Why `node` cannot take a job now, to be read after its name; None when it can. Exact while its row is locked."""
+    if not node.enabled or node.set_aside_at is not None:
+        return "is switched off or set aside"
+    if node.pk not in {usable.pk for usable in _usable_nodes()}:
+        return "does not answer or is busy just now"
+    if not _it_can_run(node, GenerationJob.objects.filter(pk=job.pk)).exists():
+        return "cannot make this video: it has another model or size, or is too slow for it"
+    if _slots_taken([node])[node.pk] >= node.slots:
+        return "has no free slot"
+    return None
+
+
 def queue_positions(jobs: Iterable[GenerationJob]) -> dict[uuid.UUID, int]:
     """The place in line of those that are queued, in one query; 1 is next.
 
@@ -93,7 +106,7 @@ def _claim_for(node: GpuNode) -> JobAttempt | None:
     job = _fairest_job(locked)
     if job is None:
         return None
-    attempt = _open_attempt(job, locked)
+    attempt = open_attempt(job, locked)
     claimed = GenerationJob.objects.filter(pk=job.pk, state=State.QUEUED).update(
         state=State.RUNNING,
         current_attempt=attempt,
@@ -108,7 +121,7 @@ def _claim_for(node: GpuNode) -> JobAttempt | None:
     return attempt
 
 
-def _open_attempt(job: GenerationJob, node: GpuNode) -> JobAttempt:
+def open_attempt(job: GenerationJob, node: GpuNode) -> JobAttempt:
     """The dispatcher holds the lease of what it posts itself; a request to a field node is the reconciler's
     from the start.
     """

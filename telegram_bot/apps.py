@@ -6,4 +6,5 @@ class TelegramBotConfig(AppConfig):
     verbose_name = "Telegram"
 
     def ready(self) -> None:
-        from telegram_bot import receivers  # noqa: F401  (a finished job makes its delivery due, in any process)
+        # In any process: a finished job makes its delivery due, what people are told goes into the outbox.
+        from telegram_bot import receivers, told  # noqa: F401

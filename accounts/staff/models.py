@@ -116,3 +116,26 @@ class AuditRun(models.Model):
 
     def __str__(self) -> str:
         return f"{self.found} discrepancies in {self.entries} entries"
+
+
+class Notice(models.Model):
+    """Something that staff did and that its owner is told: on the site until they have seen it, and in Telegram."""
+
+    class Kind(models.TextChoices):
+        REFUND = "refund", "Refund"
+        REMOVAL = "removal", "Removed video"
+
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="notices")
+    kind = models.CharField(max_length=10, choices=Kind)
+    # videos, credits, prompt, reason: what the words are made of, in the language of whoever reads them.
+    facts = models.JSONField(default=dict)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    seen_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ()
+        indexes = [models.Index(fields=["user"], condition=Q(seen_at=None), name="notice_unseen")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} for {self.user}"

@@ -19,6 +19,7 @@ _LOOK = {
     "generation.view_generationjob",
     "generation.view_gpunode",
     "generation.view_preset",
+    "generation.view_refundbatch",
     "telegram_bot.view_telegramaccount",
     "telegram_bot.view_telegramupdate",
     "telegram_bot.view_jobmessage",

@@ -4,7 +4,8 @@ import uuid
 
 from django.db import transaction
 
-from accounts import ledger
+from accounts import ledger, notices
+from accounts.models import Notice
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
@@ -67,6 +68,7 @@ def refund(*, clerk: Clerk, job: GenerationJob, reason: str, once: uuid.UUID | N
         once=once,
     )
     lifecycle.refund(job=job, reason=reason, actor=clerk.user)
+    notices.tell(user=job.user, kind=Notice.Kind.REFUND, videos=1, credits=job.cost, reason=reason)
     return job.cost
 
 

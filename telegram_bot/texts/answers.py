@@ -4,7 +4,7 @@ from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 
 from accounts.models import CreditTransaction
-from generation.errors import CooldownActive, GenerationError
+from generation.errors import CooldownActive, DailyLimitReached, GenerationError, TooManyAtOnce
 from generation.models import GenerationJob
 from generation.pricing import Quote
 from telegram_bot.texts.parts import (
@@ -134,7 +134,7 @@ def nothing_to_cancel() -> str:
 
 def refusal(error: GenerationError) -> str:
     """Plain text, as it may be shown over the chat too."""
-    mark = "⏳" if isinstance(error, CooldownActive) else "❌"
+    mark = "⏳" if isinstance(error, CooldownActive | DailyLimitReached | TooManyAtOnce) else "❌"
     return f"{mark} {_(error.message)}"
 
 

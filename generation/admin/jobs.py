@@ -1,0 +1,347 @@
+"""Jobs, for staff."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.core.exceptions import PermissionDenied
+from django.db.models import Model, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from unfold.admin import TabularInline
+from unfold.contrib.filters.admin import RangeDateTimeFilter
+from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminSelectWidget
+
+from accounts.admin.acts import acts_on
+from accounts.admin_pages import MOST_CHOSEN, ReadOnlyAdmin, ReasonForm, ask, row, say_why_not
+from accounts.staff.clerks import Clerk
+from accounts.staff.errors import Refused
+from generation import lifecycle, public_ids
+from generation.admin.incidents import refund_chosen
+from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.staff import jobs, moves, retries
+from generation.staff.jobs import why_not_cancel, why_not_refund
+from generation.staff.moves import why_not_move
+from generation.staff.retries import why_not_retry
+from generation.streaming import serve_file
+
+State = GenerationJob.State
+STATE_COLOURS = {
+    State.QUEUED: "info",
+    State.RUNNING: "warning",
+    State.STORING: "warning",
+    State.COMPLETED: "success",
+    State.FAILED: "danger",
+}
+
+
+class AttemptInline(TabularInline):
+    """The tries at a job, as they were."""
+
+    model = JobAttempt
+    fk_name = "job"
+    extra = 0
+    can_delete = False
+    fields = readonly_fields = (
+        "node",
+        "state",
+        "step",
+        "remote_id",
+        "opened_at",
+        "posted_at",
+        "heard_at",
+        "silent_since",
+        "lease_expires_at",
+        "closed_at",
+        "stopped_at_step",
+        "error",
+    )
+
+    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
+        return False
+
+
+class MoveForm(ReasonForm):
+    """Where to. What cannot take the job just now says so when it is chosen."""
+
+    node = forms.ModelChoiceField(
+        queryset=GpuNode.objects.filter(enabled=True, set_aside_at=None), widget=UnfoldAdminSelectWidget
+    )
+    field_order = ["node", "reason"]
+
+
+# Why an action is impossible just now, by its name.
+IMPOSSIBLE: dict[str, Callable[[GenerationJob], str | None]] = {
+    "cancel": why_not_cancel,
+    "refund": why_not_refund,
+    "retry": why_not_retry,
+    "move": why_not_move,
+}
+
+
+@admin.register(GenerationJob)
+class GenerationJobAdmin(ReadOnlyAdmin):
+    """Jobs are moved by their lifecycle alone; staff cancel, refund, retry and move them by its operations."""
+
+    class Media:
+        js = ("admin_live.js",)
+
+    list_display = (
+        "public_id",
+        "user",
+        "status",
+        "preset",
+        "progress",
+        "cost",
+        "source",
+        "created_at",
+        "took",
+    )
+    list_select_related = ("user", "preset")
+    list_filter = ("state", "source", "preset", ("created_at", RangeDateTimeFilter))
+    list_filter_submit = True
+    search_fields = ("prompt", "user__username", "error_message")
+    inlines = (AttemptInline,)
+    actions = ("cancel_all", "refund_all", "retry_all")
+    actions_detail = ("cancel", "refund", "retry", "move")
+    readonly_fields = ("preview", "credits", "public_id", "took", "status", "acts")
+    fieldsets = (
+        (None, {"fields": ("preview", "public_id", "user", "source", "status", "prompt", "negative_prompt")}),
+        ("Credits", {"fields": ("cost", "credits")}),
+        (
+            "Making",
+            {
+                "fields": (
+                    "preset",
+                    "num_frames",
+                    "fps",
+                    "num_inference_steps",
+                    "guidance_scale",
+                    "seed",
+                    "step",
+                    "attempt_count",
+                    "remixed_from",
+                    "error_code",
+                    "error_message",
+                )
+            },
+        ),
+        (
+            "Times",
+            {"fields": ("created_at", "started_at", "finished_at", "took", "deadline_at", "generation_ms")},
+        ),
+        ("What staff did", {"fields": ("acts",)}),
+        ("File", {"fields": ("width", "height", "stored_frames", "duration_ms", "size_bytes", "deleted_at")}),
+    )
+
+    def has_cancel_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.cancel_job")
+
+    def has_refund_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.refund_job")
+
+    def has_retry_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.retry_job")
+
+    def has_move_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.move_job")
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """What is impossible just now is not offered."""
+        offered: list[Any] = super().get_actions_detail(request, object_id)
+        job = self.get_object(request, str(object_id))
+        if not isinstance(job, GenerationJob):
+            return []
+        return [each for each in offered if IMPOSSIBLE[each.method.original_function_name](job) is None]
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        return lookup == "attempts__node__id__exact" or super().lookup_allowed(lookup, value, request)
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", search_term: str
+    ) -> tuple["QuerySet[GenerationJob]", bool]:
+        """A job's id, as people send it to support, finds just that job."""
+        if job_id := public_ids.parse(search_term.strip()):
+            return queryset.filter(pk=job_id), False
+        found: tuple[QuerySet[GenerationJob], bool] = super().get_search_results(
+            request, queryset, search_term
+        )
+        return found
+
+    def get_urls(self) -> list[URLPattern]:
+        files = [
+            path(
+                "<uuid:job_id>/<str:variant>",
+                self.admin_site.admin_view(self.file),
+                name="generation_generationjob_file",
+            )
+        ]
+        return [*files, *super().get_urls()]
+
+    def file(self, request: HttpRequest, job_id: uuid.UUID, variant: str) -> HttpResponseBase:
+        """The clip or its poster, for the player on a job's page."""
+        job: GenerationJob = row(self, request, str(job_id))
+        if not self.has_view_permission(request, job):
+            raise PermissionDenied
+        if variant == "poster.jpg":
+            return serve_file(request, job.poster.name or "", content_type="image/jpeg")
+        return serve_file(request, job.video.name or "")
+
+    @display(description="State", ordering="state", label=STATE_COLOURS)
+    def status(self, job: GenerationJob) -> tuple[str, str]:
+        """While it is live, the page that shows it looks again by itself (admin_live.js)."""
+        step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
+        return job.state, f"{job.get_state_display()}{step}"
+
+    @display(description="Steps")
+    def progress(self, job: GenerationJob) -> str:
+        return f"{job.step}/{job.num_inference_steps}"
+
+    @display(description="Took")
+    def took(self, job: GenerationJob) -> str:
+        return f"{job.elapsed_seconds:.1f} s" if job.elapsed_seconds is not None else "-"
+
+    @display(description="In the books")
+    def credits(self, job: GenerationJob) -> SafeString:
+        sums = ", ".join(f"{name} {amount}" for name, amount in lifecycle.receipt(job).items())
+        entries = f"{reverse('admin:accounts_credittransaction_changelist')}?reference__exact={job.pk}"
+        return format_html('{} · <a href="{}">Entries</a>', sums, entries)
+
+    @display(description="Log")
+    def acts(self, job: GenerationJob) -> SafeString | str:
+        return acts_on(job)
+
+    @display(description="Video")
+    def preview(self, job: GenerationJob) -> SafeString | str:
+        if not job.video or job.deleted_at:
+            return "-"
+        video, poster = (
+            reverse("admin:generation_generationjob_file", args=[job.pk, name])
+            for name in ("video.mp4", "poster.jpg")
+        )
+        return format_html(
+            '<video src="{}" poster="{}" controls muted playsinline preload="none" width="480"></video>',
+            video,
+            poster,
+        )
+
+    @action(description="Cancel", url_path="cancel", permissions=["cancel"], icon="cancel")
+    def cancel(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        job: GenerationJob = row(self, request, object_id)
+        explanation = (
+            f"{job.public_id} of {job.user} is {job.state}. It stops, and {job.cost} credits are given back."
+        )
+
+        def stop(clerk: Clerk, wish: dict[str, Any]) -> str:
+            jobs.cancel(clerk=clerk, job=job, **wish)
+            return f"Canceled {job.public_id} ({wish['reason']}). {job.cost} credits were given back."
+
+        return self._ask_if_possible(request, job, "cancel", "Cancel", explanation, stop)
+
+    @action(description="Refund", url_path="refund", permissions=["refund"], icon="undo")
+    def refund(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        job: GenerationJob = row(self, request, object_id)
+        explanation = (
+            f"{job.user} gets back the {job.cost} credits that {job.public_id} cost. The video stays theirs."
+        )
+
+        def give_back(clerk: Clerk, wish: dict[str, Any]) -> str:
+            back = jobs.refund(clerk=clerk, job=job, **wish)
+            return f"Refunded {job.public_id}: {back} credits to {job.user} ({wish['reason']})."
+
+        return self._ask_if_possible(request, job, "refund", "Refund", explanation, give_back)
+
+    @action(description="Retry", url_path="retry", permissions=["retry"], icon="replay")
+    def retry(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        job: GenerationJob = row(self, request, object_id)
+        explanation = (
+            f"The same video is made again for {job.user}, who pays nothing for it: nobody asked them."
+        )
+
+        def again(clerk: Clerk, wish: dict[str, Any]) -> str:
+            fresh = retries.retry(clerk=clerk, job=job, **wish)
+            return f"{job.public_id} is made again as {fresh.public_id} ({wish['reason']})."
+
+        return self._ask_if_possible(request, job, "retry", "Retry", explanation, again)
+
+    @action(description="Move to another node", url_path="move", permissions=["move"], icon="move_up")
+    def move(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        job: GenerationJob = row(self, request, object_id)
+        where = job.current_attempt.node if job.current_attempt else "no node"
+        explanation = (
+            f"{job.public_id} is on {where}, at step {job.step}. It begins afresh on the other node."
+        )
+
+        def take_over(clerk: Clerk, wish: dict[str, Any]) -> str:
+            target = wish.pop("node")
+            moves.move(clerk=clerk, job=job, target=target, **wish)
+            return f"{job.public_id} is on {target} now ({wish['reason']})."
+
+        return self._ask_if_possible(request, job, "move", "Move", explanation, take_over, MoveForm)
+
+    @admin.action(description="Cancel what is live of these", permissions=["cancel"])
+    def cancel_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
+        return self._ask_about_each(request, queryset, "Cancel", why_not_cancel, jobs.cancel)
+
+    @admin.action(description="Make again what failed of these", permissions=["retry"])
+    def retry_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
+        return self._ask_about_each(request, queryset, "Retry", why_not_retry, retries.retry)
+
+    @admin.action(description="Refund what was charged of these", permissions=["refund"])
+    def refund_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
+        return refund_chosen(self, request, queryset)
+
+    def _ask_if_possible(
+        self,
+        request: HttpRequest,
+        job: GenerationJob,
+        name: str,
+        title: str,
+        explanation: str,
+        act: Callable[[Clerk, dict[str, Any]], str],
+        form_class: type[forms.Form] = ReasonForm,
+    ) -> HttpResponse:
+        if request.method != "POST" and (why := IMPOSSIBLE[name](job)):
+            return say_why_not(self, request, job, why)
+        return ask(self, request, job, title=title, explanation=explanation, act=act, form_class=form_class)
+
+    def _ask_about_each(
+        self,
+        request: HttpRequest,
+        chosen: QuerySet[GenerationJob],
+        title: str,
+        why_not: Callable[[GenerationJob], str | None],
+        operation: Callable[..., object],
+    ) -> HttpResponse:
+        rows = list(chosen.select_related("user")[:MOST_CHOSEN])
+        possible = sum(why_not(job) is None for job in rows)
+
+        def each(clerk: Clerk, wish: dict[str, Any]) -> str:
+            return _one_by_one(clerk, rows, operation, wish)
+
+        explanation = f"{possible} of {len(rows)} chosen videos. The others are passed over."
+        return ask(self, request, chosen, title=title, explanation=explanation, act=each)
+
+
+def _one_by_one(
+    clerk: Clerk, rows: list[GenerationJob], operation: Callable[..., object], wish: dict[str, Any]
+) -> str:
+    """Do it to each, in the order of their ids; what is said in the end."""
+    done, refusals = 0, set()
+    for job in sorted(rows, key=lambda job: job.pk):
+        try:
+            operation(clerk=clerk, job=job, reason=wish["reason"], once=uuid.uuid5(wish["once"], job.id.hex))
+            done += 1
+        except Refused as refusal:
+            refusals.add(str(refusal))
+    said = f"Done for {done} of {len(rows)} ({wish['reason']})."
+    return " ".join([said, *sorted(refusals)])

@@ -1,0 +1,329 @@
+"""What staff do about jobs, one and many: refunds, retries, moves, and the night of a bad node."""
+
+import re
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from django.db import transaction
+from django.test import Client
+from django.utils import timezone
+from django_q.models import OrmQ
+
+from accounts import audit, notices
+from accounts.models import CreditAccount, CreditTransaction, Notice, StaffAct, User
+from accounts.staff.errors import DoneBefore, Refused
+from generation import lifecycle
+from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
+from generation.staff import incidents, jobs, moves
+from telegram_bot.models import JobMessage, TelegramAccount
+from telegram_bot.models import Notice as ChatNotice
+from tests.staff import in_role, page, said, sent, signed_in
+
+pytestmark = pytest.mark.django_db
+MakeUser = Callable[..., User]
+
+
+def balance(user: User) -> int:
+    return CreditAccount.objects.get(user=user).balance
+
+
+@pytest.fixture
+def admin(staff: User) -> Client:
+    return signed_in(staff)
+
+
+@pytest.fixture(autouse=True)
+def _no_cooldown(settings: Any) -> None:
+    settings.VIDEO_COOLDOWN_SECONDS = 0
+
+
+@pytest.fixture
+def make_clip(finish_job: Callable[[Any], Any]) -> Callable[..., GenerationJob]:
+    def make(user: User) -> GenerationJob:
+        return finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+
+    return make
+
+
+@pytest.fixture
+def second(node: GpuNode) -> GpuNode:
+    return GpuNode.objects.create(
+        name="node-2",
+        base_url="http://127.0.0.1:10",
+        detected_protocol="videos",
+        status="ready",
+        backend="CogVideoX-tiny",
+        last_seen_at=timezone.now(),
+    )
+
+
+def offered(client: Client, job: GenerationJob) -> set[str]:
+    """The actions on a job's page, by the last part of their addresses."""
+    html = client.get(page("generation_generationjob_change", job.pk)).content.decode()
+    return set(re.findall(rf"/{job.pk}/(cancel|refund|retry|move)\b", html))
+
+
+class TestWhatIsOffered:
+    def test_only_what_is_possible_and_allowed(
+        self, admin: Client, make_user: MakeUser, user: User, start_job: Callable[[Any], Any]
+    ) -> None:
+        job = lifecycle.submit(user=user, prompt="One", source="web")
+        assert offered(admin, job) == {"cancel"}
+        attempt = start_job(job)
+        assert offered(admin, job) == {"cancel", "move"}
+        assert offered(signed_in(in_role(make_user, "support").user), job) == set()
+        lifecycle.attempt_failed(attempt_id=attempt.pk, code="x", message="x", error="x")
+        assert offered(admin, job) == {"retry"}
+
+    @pytest.mark.parametrize(
+        ("role", "allowed"),
+        [
+            ("support", {"refund"}),
+            ("operator", {"refund", "cancel", "retry", "move"}),
+            ("finance", {"refund"}),
+            ("owner", {"refund", "cancel", "retry", "move"}),
+        ],
+    )
+    def test_what_a_role_may_not_is_refused_also_by_its_address(
+        self,
+        make_user: MakeUser,
+        make_clip: Callable[..., GenerationJob],
+        user: User,
+        role: str,
+        allowed: set[str],
+    ) -> None:
+        job = make_clip(user)
+        client = signed_in(in_role(make_user, role).user)
+        for action in ("refund", "cancel", "retry", "move"):
+            answer = client.post(page(f"generation_generationjob_{action}", job.pk), sent(reason="x"))
+            assert (answer.status_code == 403) == (action not in allowed), action
+
+
+class TestRetry:
+    def test_what_failed_is_made_again_once_and_for_nothing(
+        self, make_user: MakeUser, user: User, start_job: Callable[[Any], Any], admin: Client
+    ) -> None:
+        job = lifecycle.submit(user=user, prompt="One", source="telegram", seed=7)
+        JobMessage.objects.create(job=job, bot_id=1, chat_id=42, reply_to=5)
+        lifecycle.attempt_failed(attempt_id=start_job(job).pk, code="x", message="x", error="x")
+        address = page("generation_generationjob_retry", job.pk)
+        assert "is made again as video_" in said(admin.post(address, sent(reason="Node"), follow=True))
+        again = GenerationJob.objects.get(remixed_from=job)
+        assert (again.prompt, again.seed, again.cost, again.source) == ("One", 7, 0, "staff")
+        assert JobMessage.objects.get(job=again).chat_id == 42
+        assert "made again before" in admin.post(address, sent(reason="Node")).content.decode()
+        assert GenerationJob.objects.count() == 2
+        assert balance(user) == 500
+        assert not audit.audit().discrepancies
+
+
+class TestMove:
+    def test_it_begins_afresh_on_the_other_node_and_the_first_one_is_told_to_stop(
+        self, make_user: MakeUser, user: User, start_job: Callable[[Any], Any], second: GpuNode
+    ) -> None:
+        job = lifecycle.submit(user=user, prompt="One", source="web")
+        GpuNode.objects.filter(pk=second.pk).update(enabled=False)
+        old = start_job(job)
+        operator = in_role(make_user, "operator")
+        with pytest.raises(Refused, match="switched off"):
+            moves.move(clerk=operator, job=job, target=second, reason="x")
+        GpuNode.objects.filter(pk=second.pk).update(enabled=True)
+        attempt = moves.move(clerk=operator, job=job, target=second, reason="Slow")
+        job.refresh_from_db()
+        old.refresh_from_db()
+        assert (job.state, job.current_attempt_id, job.attempt_count) == ("running", attempt.pk, 1)
+        assert (old.state, old.error) == ("canceled", "moved to node-2 by staff: Slow")
+        assert any("stop_on_node" in str(task.task["func"]) for task in OrmQ.objects.all())
+        assert not lifecycle.begin_storing(attempt_id=old.pk, token=old.pk), "the old one comes too late"
+        with pytest.raises(Refused, match="already"):
+            moves.move(clerk=operator, job=job, target=second, reason="x")
+
+    def test_what_does_not_run_says_why(self, admin: Client, user: User, second: GpuNode) -> None:
+        job = lifecycle.submit(user=user, prompt="One", source="web")
+        address = page("generation_generationjob_move", job.pk)
+        assert "still waits" in said(admin.get(address, follow=True))
+        raced = admin.post(address, sent(reason="x", node=second.pk))
+        assert "still waits" in raced.content.decode()
+
+
+class TestMany:
+    def test_cancel_passes_over_what_has_ended_and_says_why(
+        self, admin: Client, user: User, make_clip: Callable[..., GenerationJob]
+    ) -> None:
+        done = make_clip(user)
+        live = lifecycle.submit(user=user, prompt="Two", source="web")
+        chosen = {"action": "cancel_all", "_selected_action": [str(done.pk), str(live.pk)]}
+        address = page("generation_generationjob_changelist")
+        assert "1 of 2 chosen videos" in admin.post(address, chosen).content.decode()
+        answer = admin.post(address, sent(reason="Moving") | chosen, follow=True)
+        assert "Done for 1 of 2 (Moving). This video is completed already" in said(answer)
+        live.refresh_from_db()
+        assert live.state == "canceled"
+
+    def test_a_selection_is_refunded_in_the_background(
+        self, admin: Client, make_user: MakeUser, make_clip: Callable[..., GenerationJob]
+    ) -> None:
+        people = [make_user("p1"), make_user("p2")]
+        clips = [make_clip(user) for user in people]
+        chosen = {"action": "refund_all", "_selected_action": [str(job.pk) for job in clips]}
+        address = page("generation_generationjob_changelist")
+        assert "2 videos of 2 people, 100 credits." in admin.post(address, chosen).content.decode()
+        form = sent(reason="Grey", jobs=2, people=2, credits=100) | chosen
+        assert "2 videos are being refunded" in said(admin.post(address, form, follow=True))
+        incidents.carry_on(str(RefundBatch.objects.get().pk))
+        assert [balance(user) for user in people] == [500, 500]
+
+
+class TestIncident:
+    @pytest.fixture
+    def night(
+        self, make_user: MakeUser, make_clip: Callable[..., GenerationJob]
+    ) -> tuple[list[User], list[GenerationJob]]:
+        people = [make_user("p1"), make_user("p2")]
+        return people, [make_clip(people[0]), make_clip(people[0]), make_clip(people[1])]
+
+    def start(self, clerk: Any, node: GpuNode, **changes: Any) -> RefundBatch:
+        now = timezone.now()
+        window = {"node": node, "since": now - timedelta(hours=1), "until": now + timedelta(hours=1)}
+        charged = incidents.charged_on(**window)
+        wish = {"clerk": clerk, "jobs": charged, "plan": incidents.dry_run(charged), "reason": "Bad night"}
+        return incidents.start(**wish | window | {"once": sent()["once"]} | changes)
+
+    def test_the_desk_looks_first_then_refunds_everything_once_and_tells_everybody(
+        self, admin: Client, node: GpuNode, night: tuple[list[User], list[GenerationJob]], settings: Any
+    ) -> None:
+        settings.TELEGRAM_BOT_TOKEN = "1:x"
+        people, _ = night
+        TelegramAccount.objects.create(telegram_id=42, user=people[0])
+        now = timezone.now()
+        window = {"node": node.pk}
+        for name, when in (("since", now - timedelta(hours=2)), ("until", now + timedelta(hours=1))):
+            window |= {f"{name}_0": f"{when:%Y-%m-%d}", f"{name}_1": f"{when:%H:%M:%S}"}
+        dry = admin.get(page("generation_refundbatch_begin"), window, follow=True)
+        assert "3 videos of 2 people, 150 credits." in dry.content.decode()
+        assert not CreditTransaction.objects.filter(kind="refund").exists()
+        address = dry.redirect_chain[-1][0]
+        form = sent(reason="Bad night", jobs=3, people=2, credits=150)
+        assert "3 videos are being refunded, 150 credits." in said(admin.post(address, form, follow=True))
+        assert (
+            DoneBefore.__doc__ in said(admin.post(address, form, follow=True))
+            or RefundBatch.objects.count() == 1
+        )
+        batch = RefundBatch.objects.get()
+        for _again in range(2):
+            incidents.carry_on(str(batch.pk))
+        assert [balance(user) for user in people] == [500, 500]
+        assert CreditTransaction.objects.filter(kind="refund").count() == 3
+        batch.refresh_from_db()
+        assert batch.state == "done"
+        told = {notice.user_id: notices.words(notice) for notice in Notice.objects.all()}
+        assert told[people[0].pk] == "We gave you back 100 credits for 2 videos: Bad night"
+        assert told[people[1].pk] == "We gave you back 50 credits for a video: Bad night"
+        [said_in_chat] = ChatNotice.objects.all()
+        assert (said_in_chat.chat_id, "100 credits for 2 videos" in said_in_chat.text) == (42, True)
+        html = admin.get(page("generation_refundbatch_change", batch.pk)).content.decode()
+        assert "3 refunded, 0 waiting, 0 passed over" in html
+        assert not audit.audit().discrepancies
+
+    def test_what_was_refunded_meanwhile_is_passed_over(
+        self, make_user: MakeUser, node: GpuNode, night: tuple[list[User], list[GenerationJob]]
+    ) -> None:
+        people, clips = night
+        owner = in_role(make_user, "owner")
+        batch = self.start(owner, node)
+        jobs.refund(clerk=owner, job=clips[0], reason="By hand")
+        incidents.carry_on(str(batch.pk))
+        assert incidents.progress(batch) == {"waiting": 0, "refunded": 2, "passed_over": 1}
+        assert balance(people[0]) == 500
+
+    def test_a_task_that_died_half_way_is_gone_on_with(
+        self,
+        make_user: MakeUser,
+        node: GpuNode,
+        night: tuple[list[User], list[GenerationJob]],
+        monkeypatch: Any,
+    ) -> None:
+        batch = self.start(in_role(make_user, "owner"), node)
+        refund, calls = lifecycle.refund, []
+
+        def dies_at_the_second(**values: Any) -> None:
+            calls.append(values)
+            if len(calls) == 2:
+                raise ConnectionError("the worker died")
+            refund(**values)
+
+        monkeypatch.setattr(lifecycle, "refund", dies_at_the_second)
+        with pytest.raises(ConnectionError), transaction.atomic():
+            incidents.carry_on(str(batch.pk))
+        monkeypatch.undo()
+        before = OrmQ.objects.count()
+        incidents.wake_stalled()
+        assert OrmQ.objects.count() == before, "it is not stalled yet"
+        RefundBatch.objects.update(moved_at=timezone.now() - timedelta(minutes=2))
+        incidents.wake_stalled()
+        assert OrmQ.objects.count() == before + 1
+        incidents.carry_on(str(batch.pk))
+        assert CreditTransaction.objects.filter(kind="refund").count() == 3
+        assert not audit.audit().discrepancies
+
+    def test_beyond_the_limit_only_finance_and_owners_decide(
+        self, make_user: MakeUser, node: GpuNode, night: tuple[list[User], list[GenerationJob]], settings: Any
+    ) -> None:
+        settings.REFUND_LIMIT_CREDITS = 149
+        for role in ("support", "operator"):
+            with pytest.raises(Refused, match="finance or owner"):
+                self.start(in_role(make_user, role), node)
+        assert not RefundBatch.objects.exists()
+        self.start(in_role(make_user, "finance"), node)
+        assert BatchedRefund.objects.count() == 3
+
+    def test_a_plan_that_has_changed_is_shown_again(
+        self, make_user: MakeUser, node: GpuNode, night: tuple[list[User], list[GenerationJob]]
+    ) -> None:
+        owner = in_role(make_user, "owner")
+        with pytest.raises(Refused, match="changed meanwhile: 3 videos of 2 people, 150 credits"):
+            self.start(owner, node, plan=incidents.Plan(jobs=2, people=2, credits=100))
+        assert not StaffAct.objects.exists()
+
+
+class TestLimits:
+    def test_they_hold_at_submit_in_the_words_of_every_door(
+        self, admin: Client, user: User, finish_job: Callable[[Any], Any]
+    ) -> None:
+        form = sent(daily_clips="2", concurrent_jobs="1", price_factor="0.5", reason="Trial")
+        answer = admin.post(page("accounts_user_set_limits", user.pk), form, follow=True)
+        assert "limits of ada are set (Trial)" in said(answer)
+        assert "price factor: 0.5" in answer.content.decode()
+        job = lifecycle.submit(user=user, prompt="One", source="web")
+        assert job.cost == 25
+        with pytest.raises(Exception, match="made at a time"):
+            lifecycle.submit(user=user, prompt="Two", source="api")
+        finish_job(job)
+        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        with pytest.raises(
+            Exception, match=r"2 videos made in 24 hours\. The next one is possible in 24 hours"
+        ):
+            lifecycle.submit(user=user, prompt="Three", source="telegram")
+        assert balance(user) == 450
+        act = StaffAct.objects.get(act="user.limit")
+        assert act.after["daily_clips"] == 2
+
+    def test_support_sets_none(self, make_user: MakeUser, user: User) -> None:
+        client = signed_in(in_role(make_user, "support").user)
+        assert client.post(page("accounts_user_set_limits", user.pk), sent(reason="x")).status_code == 403
+
+
+class TestNotices:
+    def test_they_are_shown_until_they_are_closed_by_their_owner(
+        self, user: User, make_user: MakeUser
+    ) -> None:
+        notice = notices.tell(user=user, kind="refund", videos=1, credits=50, reason="Grey <b>")
+        client, other = signed_in(user), signed_in(make_user("eve"))
+        assert "We gave you back 50 credits for a video: Grey &lt;b&gt;" in client.get("/").content.decode()
+        assert "gave you back" not in other.get("/").content.decode()
+        other.post(f"/notices/{notice.pk}/close/")
+        assert "gave you back" in client.get("/").content.decode()
+        assert client.post(f"/notices/{notice.pk}/close/", {"next": "https://elsewhere/"}).url == "/"
+        assert "gave you back" not in client.get("/").content.decode()
