@@ -46,6 +46,7 @@ class EngineOptions(BaseModel):
     saves_memory: bool
     attention: str
     compile: Literal["auto", "on", "off"]
+    compile_backend: str = "inductor"
     warm_frames: tuple[int, ...]
 
 

@@ -79,10 +79,17 @@ class Worker:
 
     def serve(self) -> None:
         """Run jobs until the process is poisoned by a CUDA error; the caller then ends it."""
-        poisoned = False
-        while not poisoned:
-            poisoned = self._run(*self._prompts.next())
-        for encoder in self._encoders:  # clips that the GPU had done with are not lost
+        while not self.run_next():
+            pass
+        self.finish_files()
+
+    def run_next(self) -> bool:
+        """Wait for a job and run it, all but its file; True when no other can run in this process."""
+        return self._run(*self._prompts.next())
+
+    def finish_files(self) -> None:
+        """Wait until the clips that the GPU has done with are written."""
+        for encoder in self._encoders:
             encoder.join()
 
     def _run(self, job: messages.Run, prompts: Prompts | Exception, ready_at: float) -> bool:

@@ -60,16 +60,26 @@ def load(options: EngineOptions) -> Loaded:
 
     Raises ModelUnavailable where trying again is no use; OSError when a download or the disk fails.
     """
-    device = _choose_device(options)
-    dtype = _choose_dtype(options, device)
-    if options.quantization == "fp8":
-        quantization.check_fp8(device)
+    device = choose_device(options)
+    dtype = choose_dtype(options, device)
     place = _choose_placement(options, device)
     _quiet_progress_bars()
     if device.type == "cpu":
         torch.set_num_threads(1 if options.model == "tiny" else torch.get_num_threads())
-    pipe = _from_disk(options, dtype)
-    _prepare_on_cpu(pipe, options, device)
+    return set_up(_from_disk(options, dtype), options, place, device, dtype)
+
+
+def set_up(
+    pipe: AnyPipeline,
+    options: EngineOptions,
+    place: placement.Placement,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Loaded:
+    """Put the parts in place and turn the levers on. Raises ModelUnavailable for what this hardware cannot do."""
+    if options.quantization == "fp8":
+        quantization.check_fp8(device)
+    _prepare_before_moving(pipe, options, device)
     prompts = _put_in_place(pipe, place, device, dtype)
     native = _native(pipe, options)
     backend = _set_attention(pipe, options.attention, native, device, dtype)
@@ -87,7 +97,8 @@ def load(options: EngineOptions) -> Loaded:
     return Loaded(pipe=pipe, prompts=prompts, native=native, device=device, tiled=place.tiled, setup=setup)
 
 
-def _choose_device(options: EngineOptions) -> torch.device:
+def choose_device(options: EngineOptions) -> torch.device:
+    """Raises ModelUnavailable for a GPU that is not there."""
     wanted, name = options.device, shown_name(options.model)
     if wanted == "auto":
         wanted = "cpu" if options.model == "tiny" else "cuda"
@@ -104,7 +115,7 @@ def _choose_device(options: EngineOptions) -> torch.device:
     return device
 
 
-def _choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
+def choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
     """What the operator wants, else what the model was published in; on a CPU float32, which is fastest there."""
     if options.dtype != "auto":
         wanted = options.dtype
@@ -156,8 +167,8 @@ def _check_folder(model: str) -> None:
         raise ModelUnavailable(f"{shown_name(model)} cannot be loaded: the folder has no model_index.json.")
 
 
-def _prepare_on_cpu(pipe: AnyPipeline, options: EngineOptions, device: torch.device) -> None:
-    """What is done before the weights move: a card for 8-bit weights may be too small for 16."""
+def _prepare_before_moving(pipe: AnyPipeline, options: EngineOptions, device: torch.device) -> None:
+    """What comes before the weights move from the CPU: a card for 8-bit weights may be too small for 16."""
     if options.quantization != "none":
         quantization.quantize(pipe.transformer, options.quantization)
     if device.type == "cpu":
@@ -259,7 +270,8 @@ def _compile_and_cache(pipe: AnyPipeline, options: EngineOptions, device: torch.
     """Compile first, so that the hooks of a step cache stay outside; whether it is compiled."""
     compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
     if compiled:
-        compiling.compile_forward(pipe.transformer, names=step_caches.compiled_parts(options.step_cache))
+        names = step_caches.compiled_parts(options.step_cache)
+        compiling.compile_forward(pipe.transformer, names=names, backend=options.compile_backend)
     if options.step_cache != "none":
         step_caches.enable_step_cache(pipe, options.step_cache)
     return compiled

@@ -1,0 +1,60 @@
+"""`benchmarks/gpu_node.py` at tiny shapes on a CPU: the script that is to run on a GPU in one call."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_report import BEGIN, END
+from benchmarks.gpu_shapes import SHAPES, floating_point_operations
+from tests.node_process import REPOSITORY
+
+PAGE = REPOSITORY / "docs" / "gpu-performance.md"
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "benchmarks.gpu_node", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=170)
+
+
+def test_the_floor_is_reckoned_from_the_real_shapes_of_the_5b() -> None:
+    step, decoding = floating_point_operations(SHAPES["5B"], 49)
+
+    assert step / 1e12 == pytest.approx(664.4, rel=0.001)
+    assert decoding / 1e12 == pytest.approx(315, rel=0.001)
+
+
+def test_ways_are_measured_in_slices_and_written_into_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{BEGIN}\n{END}\nbelow\n")
+    ask = ["--model", "tiny", "--compile-backend", "eager", "--presets", "quick", "--out", str(tmp_path)]
+    ask += ["--ways", "stock,exact,fp8"]
+
+    all_of_it = run(*ask, "--seconds", "160")
+    assert all_of_it.returncode == 0, all_of_it.stderr[-2000:]
+    (tmp_path / "quick.fp8.json").rename(tmp_path / "kept.json")
+    no_time = run(*ask, "--seconds", "0")
+    assert (no_time.returncode, no_time.stdout) == (3, "1 of 3 cases are left: run it again.\n")
+    (tmp_path / "kept.json").rename(tmp_path / "quick.fp8.json")
+    run("--report", str(page), "--out", str(tmp_path))
+
+    exact = json.loads((tmp_path / "quick.exact.json").read_text())
+    assert exact["distance"] < 1e-4
+    assert exact["setup"]["compiled"] is True
+    assert 0 <= exact["idle"] < exact["clip"]
+    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows] == ["way", "stock", "exact", "fp8"]
+    assert "fp8 needs a CUDA GPU" in rows[-1]
+    assert page.read_text().startswith("above\n")
+    assert page.read_text().endswith("below\n")
+
+
+def test_the_page_says_nothing_that_was_not_measured(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(PAGE.read_text())
+
+    run("--report", str(page), "--out", str(tmp_path / "empty"))
+
+    assert f"{BEGIN}\nNot measured.\n{END}" in page.read_text()
