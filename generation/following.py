@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 UNREACHABLE_PAUSE = 10.0
 BROKEN_PAUSE = 30.0
 # Failures of a node that say nothing about the job: its worker died, its model is away, or it was stopped.
-NO_VERDICT = frozenset({"worker_died", "model_unavailable", "node_shutdown"})
+NO_VERDICT = frozenset({"worker_died", "gpu_error", "disk_full", "model_unavailable", "node_shutdown"})
 # A node that answers at every step is asked no more often than this, in seconds.
 PACE_SECONDS = 0.05
 # Between two questions to a node that answers at once, in seconds.

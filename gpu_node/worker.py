@@ -192,6 +192,8 @@ def _failure(job: messages.Run, error: Exception) -> messages.Failed:
         message = (
             f"The GPU has too little memory for {job.generated_frames} frames of {job.width}x{job.height}."
         )
+    elif poisons_process(error):
+        code, message = "gpu_error", f"The GPU reported an error: {str(error).partition(chr(10))[0]}"
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         code, message = "disk_full", "The node's disk is full."
     return messages.Failed(job_id=job.job_id, code=code, message=message[:1000])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -40,13 +41,22 @@ class VideosClient(NodeClient):
     _wants_form = False
 
     async def health(self) -> NodeHealth:
-        """`/health`, and where that says nothing (vLLM answers an empty 200), `/v1/models`."""
+        """`/health`, and where that names no model (vLLM answers an empty 200, SGLang its status), `/v1/models`."""
         answer = await self.transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
         if answer.status == 200 and answer.body.strip():
-            return parsing.node_health(answer.json_object(), self.protocol)
+            health = parsing.node_health(answer.json_object(), self.protocol)
+            return health if health.model is not None else await self._with_model(health)
         if answer.status in (200, 404, 405):
             return await self._health_by_models()
         raise self.transport.refuse(answer)
+
+    async def _with_model(self, health: NodeHealth) -> NodeHealth:
+        """Which model it is, if the server says so anywhere; it is healthy all the same."""
+        try:
+            listed = await self._health_by_models()
+        except errors.NodeError:
+            return health
+        return replace(health, model=listed.model, backend=health.backend or listed.backend)
 
     async def _health_by_models(self) -> NodeHealth:
         answer = await self.transport.call("GET", "/v1/models", timeout=HEALTH_TIMEOUT)
@@ -110,11 +120,12 @@ class VideosClient(NodeClient):
         return job if job.finished else await self._delete(job)
 
     async def _delete(self, job: RemoteJob) -> RemoteJob | None:
-        """vLLM-Omni has no cancel, but stops a job that is deleted."""
+        """vLLM-Omni has no cancel, but stops a job that is deleted. SGLang forgets it: nothing more comes of it."""
         answer = await self.transport.call("DELETE", _job_path(job.remote_id), timeout=CANCEL_TIMEOUT)
         if answer.status in (405, 409, 501):
             return None
-        if self._accepted(answer).get("deleted") is not True:
+        body = self._accepted(answer)
+        if body.get("deleted") is not True and body.get("status") != "deleted":
             return None
         return RemoteJob(remote_id=job.remote_id, state="canceled", step=job.step, steps=job.steps)
 

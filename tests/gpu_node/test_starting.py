@@ -278,6 +278,13 @@ class TestKey:
         assert b"node-key" not in Path(f"/proc/{worker}/environ").read_bytes()
 
 
+def test_what_is_compiled_is_kept_beside_the_models(session_node: NodeProcess) -> None:
+    environment = Path(f"/proc/{session_node.worker_pid()}/environ").read_bytes().split(b"\0")
+
+    kept = session_node.folder / "models" / "compiled"
+    assert f"TORCHINDUCTOR_CACHE_DIR={kept}".encode() in environment
+
+
 def test_a_real_model_without_a_gpu_is_a_clear_failure(tmp_path: Path) -> None:
     env = {"GPU_NODE_MODEL": "THUDM/CogVideoX-5b", "CUDA_VISIBLE_DEVICES": ""}
     with NodeProcess.start(tmp_path, env=env, until="starting") as node:

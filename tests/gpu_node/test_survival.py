@@ -101,7 +101,7 @@ def test_a_cuda_error_costs_its_job_and_a_new_process_goes_on_with_the_queue(
     failed = client.finish(broken["id"])
     (folder / "hold_the_file").unlink()
 
-    assert failed["error"]["code"] == "generation_failed"
+    assert failed["error"]["code"] == "gpu_error"
     assert "illegal memory access" in failed["error"]["message"]
     assert [client.finish(job["id"])["status"] for job in (written, waiting)] == ["completed", "completed"]
     assert client.content(written["id"]) == client.content(waiting["id"]) == undisturbed
