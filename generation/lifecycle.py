@@ -20,7 +20,7 @@ from django_q.tasks import async_task
 from accounts import ledger
 from accounts.errors import InsufficientBalance
 from accounts.models import CreditAccount, User
-from generation import admission, breaker, events, leases, limits, pricing, stored_files
+from generation import admission, breaker, events, leases, limits, locking, pricing, stored_files
 from generation.errors import (
     BeingStored,
     CannotCancel,
@@ -247,12 +247,13 @@ def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
     False when the job ended meanwhile: the caller removes the file, nothing is charged. The same when the files,
     which were announced before they were written, are not waiting to be claimed any more.
     """
+    breaker.count_success(attempt_id=attempt_id)
+    storing = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.STORING)
+    locking.lock_jobs(storing)
     if not stored_files.held(stored.files):
         return False
-    breaker.count_success(attempt_id=attempt_id)
-    _lock_attempts(current_of=attempt_id)
     job = _end(
-        GenerationJob.objects.filter(current_attempt=attempt_id, state=State.STORING),
+        storing,
         state=State.COMPLETED,
         video=stored.video,
         poster=stored.poster,
@@ -360,8 +361,8 @@ def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCE
     Raises:
         CannotCancel: it is being stored or has ended otherwise.
     """
-    _lock_attempts(job_id=job.pk)
     live = GenerationJob.objects.filter(pk=job.pk, state__in=[State.QUEUED, State.RUNNING])
+    locking.lock_jobs(live)
     ended = _end(live, state=State.CANCELED, error_code="canceled", error_message=gettext_noop("Canceled."))
     if ended is None:
         job.refresh_from_db()
@@ -377,8 +378,8 @@ def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCE
 @transaction.atomic
 def expire(*, job_id: uuid.UUID) -> bool:
     """End a job that is past its deadline, in whichever live state it is."""
-    _lock_attempts(job_id=job_id)
     live = GenerationJob.objects.filter(pk=job_id, state__in=GenerationJob.LIVE, deadline_at__lt=Now())
+    locking.lock_jobs(live)
     minutes = round(settings.JOB_DEADLINE_SECONDS / 60)
     ended = _fail(live, code="timed_out", message=f"Video generation timed out (>{minutes} min)")
     if ended is not None:
@@ -405,13 +406,16 @@ def delete(*, job: GenerationJob) -> None:
         raise CannotDelete()
 
 
+@transaction.atomic
 def cancel_all(*, user: User, reason: str) -> int:
     """Cancel every live job of somebody who was banned or is leaving; how many there were.
 
     What is being stored finishes.
     """
     canceled = 0
-    for job in GenerationJob.objects.filter(user=user, state__in=[State.QUEUED, State.RUNNING]):
+    live = GenerationJob.objects.filter(user=user, state__in=[State.QUEUED, State.RUNNING])
+    # All are locked before the first release touches the wallet; what comes after is not among them.
+    for job in GenerationJob.objects.filter(pk__in=locking.lock_jobs(live)):
         try:
             cancel(job=job, reason=reason)
             canceled += 1
@@ -474,16 +478,6 @@ def _announce(job: GenerationJob) -> None:
 def _heard() -> dict[str, object]:
     """What an answer of the node changes in its attempt."""
     return {"heard_at": Now(), "silent_since": None}
-
-
-def _lock_attempts(*, job_id: uuid.UUID | None = None, current_of: uuid.UUID | None = None) -> None:
-    """Rows are always locked in the order node, attempt, job, account, so that no two transitions wait for
-    each other.
-    """
-    attempts = (
-        JobAttempt.objects.filter(pk=current_of) if current_of else JobAttempt.objects.filter(job_id=job_id)
-    )
-    list(attempts.filter(state=JobAttempt.State.OPEN).select_for_update().values_list("pk"))
 
 
 def _ask_to_stop(job: GenerationJob) -> None:

@@ -28,7 +28,7 @@ def announce(clip: media.StoredClip) -> None:
 
 
 def held(clip: media.StoredClip) -> bool:
-    """Lock the rows of files that were written; False when they were removed meanwhile, which took too long."""
+    """Lock the rows of files that were written; False when they were removed meanwhile, because it took too long."""
     rows = UnclaimedFile.objects.select_for_update().filter(name__in=_names(clip))
     return len(rows) == len(_names(clip))
 

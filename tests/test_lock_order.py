@@ -1,0 +1,292 @@
+"""Rows are locked in one order (generation/locking.py), so that transitions never wait for each other in a circle."""
+
+import inspect
+import random
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import ModuleType
+from typing import Any
+
+import pytest
+from django.db import OperationalError, connection
+from django.db.models.functions import Now
+
+from generation import breaker, leases, lifecycle, scheduling, stored_files
+from generation.errors import GenerationError
+from generation.media import StoredClip
+from generation.models import GenerationJob, GpuNode, JobAttempt
+
+pytestmark = pytest.mark.django_db
+
+ORDER = {
+    "generation_gpunode": 1,
+    "generation_jobattempt": 2,
+    "generation_generationjob": 3,
+    "generation_unclaimedfile": 4,
+    "accounts_creditaccount": 5,
+    "accounts_credittransaction": 5,  # inserting an entry moves the wallet
+}
+LOCKING = re.compile(
+    r'UPDATE "(?P<updated>\w+)"|DELETE FROM "(?P<deleted>\w+)"|INSERT INTO "(?P<entry>accounts_credittransaction)"'
+    r'|SELECT .*? FROM "(?P<selected>\w+)".* FOR (NO KEY )?UPDATE',
+    re.DOTALL,
+)
+STORED = lifecycle.StoredVideo(
+    video="videos/a.mp4", poster="posters/a.jpg", width=96, height=64, frames=16, duration_ms=1, size_bytes=1
+)
+
+
+@contextmanager
+def locks() -> Iterator[list[str]]:
+    """The tables in which rows are locked, in the order of their first lock."""
+    taken: list[str] = []
+
+    def note(execute: Any, sql: Any, params: Any, many: bool, context: Any) -> Any:
+        result = execute(sql, params, many, context)
+        found = LOCKING.match(str(sql))
+        if found and context["cursor"].rowcount > 0:
+            table = next(name for name in found.groups() if name and not name.startswith("NO KEY"))
+            if table in ORDER and table not in taken:
+                taken.append(table)
+        return result
+
+    with connection.execute_wrapper(note):
+        yield taken
+
+
+# --- Each operation, from a state in which it has something to do -----------------------------------------------------
+
+
+@pytest.fixture
+def world(settings: Any, user: Any, node: GpuNode, finish_job: Any) -> Any:
+    """Jobs in every state, on a node that has failed before."""
+    settings.VIDEO_COOLDOWN_SECONDS = 0
+    settings.NODE_FAILURES_TO_SET_ASIDE = 1000
+    GpuNode.objects.update(capacity=10)
+    return World(user, node, finish_job)
+
+
+class World:
+    def __init__(self, user: Any, node: GpuNode, finish_job: Any) -> None:
+        self.user, self.node, self.finish_job = user, node, finish_job
+
+    def submit(self) -> GenerationJob:
+        return lifecycle.submit(user=self.user, prompt="a red ball", source="api")
+
+    def running(self) -> JobAttempt:
+        self.submit()
+        attempt = scheduling.claim_next()
+        assert attempt is not None
+        GpuNode.objects.update(consecutive_failures=1)
+        return attempt
+
+    def storing(self) -> JobAttempt:
+        attempt = self.running()
+        assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
+        stored_files.announce(STORED.files)
+        return attempt
+
+    def finished(self) -> GenerationJob:
+        return self.finish_job(self.submit())  # type: ignore[no-any-return]
+
+    def overdue(self) -> GenerationJob:
+        attempt = self.running()
+        GenerationJob.objects.update(deadline_at=Now() - timedelta(seconds=1))
+        return attempt.job
+
+    def set_aside(self) -> GpuNode:
+        GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() - timedelta(seconds=1))
+        return self.node
+
+
+CLIP = StoredClip(video="videos/b.mp4", poster="posters/b.jpg")
+# What prepares, and what is then watched.
+OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]] = {
+    "lifecycle.submit": (lambda w: None, lambda w, _: w.submit()),
+    "lifecycle.nudge_store": (World.storing, lambda w, a: lifecycle.nudge_store(attempt_id=a.pk)),
+    "lifecycle.attempt_posted": (
+        World.running,
+        lambda w, a: lifecycle.attempt_posted(attempt_id=a.pk, token=a.pk, remote_id="r", hand_over=True),
+    ),
+    "lifecycle.request_sent": (
+        World.running,
+        lambda w, a: lifecycle.request_sent(attempt_id=a.pk, token=a.pk),
+    ),
+    "lifecycle.record_progress": (
+        World.running,
+        lambda w, a: lifecycle.record_progress(attempt_id=a.pk, token=a.pk, step=3),
+    ),
+    "lifecycle.note_silence": (
+        World.running,
+        lambda w, a: lifecycle.note_silence(attempt_id=a.pk, token=a.pk, seconds=1),
+    ),
+    "lifecycle.begin_storing": (
+        World.running,
+        lambda w, a: lifecycle.begin_storing(attempt_id=a.pk, token=a.pk),
+    ),
+    "lifecycle.complete": (World.storing, lambda w, a: lifecycle.complete(attempt_id=a.pk, stored=STORED)),
+    "lifecycle.attempt_refused": (
+        World.running,
+        lambda w, a: lifecycle.attempt_refused(attempt=a, retry_after=1, why="busy"),
+    ),
+    "lifecycle.attempt_lost": (
+        World.running,
+        lambda w, a: lifecycle.attempt_lost(attempt_id=a.pk, error="gone", pause=1),
+    ),
+    "lifecycle.attempt_failed": (
+        World.running,
+        lambda w, a: lifecycle.attempt_failed(attempt_id=a.pk, code="c", message="m", error="e"),
+    ),
+    "lifecycle.attempt_stopped": (
+        World.running,
+        lambda w, a: lifecycle.attempt_stopped(attempt_id=a.pk, stopped_at_step=2),
+    ),
+    "lifecycle.cancel": (World.running, lambda w, a: lifecycle.cancel(job=a.job)),
+    "lifecycle.expire": (World.overdue, lambda w, job: lifecycle.expire(job_id=job.pk)),
+    "lifecycle.delete": (World.finished, lambda w, job: lifecycle.delete(job=job)),
+    "lifecycle.cancel_all": (
+        lambda w: [w.running(), w.running(), w.submit()],
+        lambda w, _: lifecycle.cancel_all(user=w.user, reason="banned"),
+    ),
+    "lifecycle.refund": (
+        World.finished,
+        lambda w, job: lifecycle.refund(job=job, reason="ugly", actor=w.user),
+    ),
+    "lifecycle.nudge_dispatch": (lambda w: None, lambda w, _: lifecycle.nudge_dispatch()),
+    "lifecycle.nudge_removal": (lambda w: None, lambda w, _: lifecycle.nudge_removal()),
+    "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
+    "breaker.count_failure": (
+        World.running,
+        lambda w, a: breaker.count_failure(attempt_id=a.pk, error="e"),
+    ),
+    "breaker.count_success": (World.running, lambda w, a: breaker.count_success(attempt_id=a.pk)),
+    "breaker.claim_trial": (World.set_aside, lambda w, node: breaker.claim_trial(node)),
+    "breaker.bring_back": (World.set_aside, lambda w, node: breaker.bring_back(node)),
+    "breaker.note_failed_trial": (
+        World.set_aside,
+        lambda w, node: breaker.note_failed_trial(node, ValueError("no")),
+    ),
+    "leases.take": (World.running, lambda w, a: leases.take(attempt_id=a.pk, token=a.pk)),
+    "leases.drop": (World.running, lambda w, a: leases.drop(attempt_id=a.pk, token=a.pk)),
+    "leases.drop_all": (World.running, lambda w, a: leases.drop_all(token=a.pk)),
+    "stored_files.announce": (lambda w: None, lambda w, _: stored_files.announce(CLIP)),
+    "stored_files.claim": (lambda w: stored_files.announce(CLIP), lambda w, _: stored_files.claim(CLIP)),
+    "stored_files.let_go": (lambda w: None, lambda w, _: stored_files.let_go(CLIP)),
+    "stored_files.discard": (lambda w: stored_files.announce(CLIP), lambda w, _: stored_files.discard(CLIP)),
+    "stored_files.remove_due": (lambda w: stored_files.let_go(CLIP), lambda w, _: stored_files.remove_due()),
+}
+# These write nothing by themselves: they read, or are parts of the operations above.
+PARTS = {
+    "lifecycle.receipt",
+    "scheduling.work_is_waiting",
+    "scheduling.could_move",
+    "scheduling.open_attempt",
+    "scheduling.queue_positions",
+    "scheduling.why_not_on",
+    "leases.held",
+    "leases.kept",
+    "leases.until",
+    "stored_files.due",
+    "stored_files.held",
+}
+
+
+def test_no_operation_is_left_out() -> None:
+    def public(module: ModuleType) -> set[str]:
+        short = module.__name__.rpartition(".")[2]
+        own = [
+            name for name, thing in inspect.getmembers(module, inspect.isfunction) if not name.startswith("_")
+        ]
+        return {
+            f"{short}.{name}"
+            for name in own
+            if inspect.getmodule(inspect.unwrap(vars(module)[name])) is module
+        }
+
+    everything = set().union(*map(public, (lifecycle, scheduling, breaker, leases, stored_files)))
+    assert everything == OPERATIONS.keys() | PARTS
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_an_operation_locks_rows_in_the_one_order(world: World, operation: str) -> None:
+    prepare, run = OPERATIONS[operation]
+    prepared = prepare(world)
+    with locks() as taken:
+        run(world, prepared)
+    ranks = [ORDER[table] for table in taken]
+    assert ranks == sorted(ranks), f"{operation} locks {' → '.join(taken)}"
+
+
+def test_the_watch_sees_locks_of_every_kind(world: World) -> None:
+    attempt = world.storing()
+    with locks() as taken:
+        lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
+    assert sorted({ORDER[table] for table in taken}) == [1, 2, 3, 4, 5]
+
+
+# --- And all of them at once ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.django_db(transaction=True)
+def test_transitions_of_the_same_jobs_at_once_never_block_each_other(world: World) -> None:
+    """Two nodes, one wallet, eight threads that do whatever comes: no deadlock, and the job table stays sane."""
+    seed = random.randrange(10**6)
+    failures: list[BaseException] = []
+
+    def act(number: int) -> None:
+        chance = random.Random(seed + number)
+        try:
+            for _ in range(25):
+                _anything(world, chance)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=act, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not failures, f"seed {seed}: {failures}"
+    assert not [thread for thread in threads if thread.is_alive()]
+    stray = JobAttempt.objects.filter(state="open").exclude(job__state__in=["running", "storing"])
+    assert not stray.filter(cancel_requested_at=None).exists()
+
+
+def _anything(world: World, chance: random.Random) -> None:
+    attempts = list(JobAttempt.objects.filter(state="open").select_related("job")[:4])
+    attempt = chance.choice(attempts) if attempts else None
+    try:
+        if attempt is None or chance.random() < 0.3:
+            world.submit()
+            scheduling.claim_next()
+        else:
+            _transition(world, attempt, chance)
+    except GenerationError:
+        return  # refused, because another was faster or the wallet is empty
+    except OperationalError as error:
+        raise AssertionError(str(error)) from error
+
+
+def _transition(world: World, attempt: JobAttempt, chance: random.Random) -> None:
+    files = stored_files.announce
+    mine = {"attempt_id": attempt.pk, "token": attempt.pk}
+    chance.choice(
+        [
+            lambda: lifecycle.record_progress(**mine, step=chance.randrange(20)),
+            lambda: lifecycle.begin_storing(**mine),
+            lambda: (files(STORED.files), lifecycle.complete(attempt_id=attempt.pk, stored=STORED)),
+            lambda: lifecycle.attempt_lost(attempt_id=attempt.pk, error="gone", pause=0.01),
+            lambda: lifecycle.attempt_failed(attempt_id=attempt.pk, code="c", message="m", error="e"),
+            lambda: lifecycle.attempt_refused(attempt=attempt, retry_after=0.01, why="busy"),
+            lambda: lifecycle.cancel(job=attempt.job),
+            lambda: lifecycle.cancel_all(user=world.user, reason="banned"),
+            lambda: (
+                attempt.job.is_live or lifecycle.attempt_stopped(attempt_id=attempt.pk, stopped_at_step=None)
+            ),
+        ]
+    )()
