@@ -10,9 +10,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
+from time import monotonic
 from typing import Any
 
 from telegram.request import HTTPXRequest, RequestData
+
+from telegram_bot.traffic import outcome_of, traffic
 
 
 class Turn:
@@ -61,10 +64,10 @@ class LaneRequest(HTTPXRequest):
     ) -> tuple[int, bytes]:
         mine = _turn.get()
         if mine is None or not _is_message(url, request_data):
-            return await super().do_request(url, method, request_data, *args, **kwargs)
+            return await self._counted(url, method, request_data, *args, **kwargs)
         await mine.begin(self._lane)
         try:
-            status, payload = await super().do_request(url, method, request_data, *args, **kwargs)
+            status, payload = await self._counted(url, method, request_data, *args, **kwargs)
         except BaseException:
             mine.end()
             raise
@@ -72,9 +75,22 @@ class LaneRequest(HTTPXRequest):
             mine.end()
         return status, payload
 
+    async def _counted(self, url: str, *args: Any, **kwargs: Any) -> tuple[int, bytes]:
+        began, outcome = monotonic(), "unreachable"
+        try:
+            status, payload = await super().do_request(url, *args, **kwargs)
+            outcome = outcome_of(status)
+        finally:
+            traffic.count(_method(url), outcome, seconds=monotonic() - began)
+        return status, payload
+
 
 def _is_message(url: str, request_data: RequestData | None) -> bool:
     """A send that Telegram answers at once: no upload, and nothing that only says that one is under way."""
-    name = url.rpartition("/")[2]
+    name = _method(url)
     uploads = request_data is not None and request_data.contains_files
     return name.startswith("send") and name != "sendChatAction" and not uploads
+
+
+def _method(url: str) -> str:
+    return url.rpartition("/")[2]

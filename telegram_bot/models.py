@@ -150,11 +150,28 @@ class JobPost(models.Model):
         return f"message {self.message_id} in chat {self.chat_id}"
 
 
+class BotTraffic(models.Model):
+    """Figures of all time, for `/metrics`: requests to Telegram by method, and updates, each by outcome."""
+
+    what = models.CharField(max_length=40)
+    outcome = models.CharField(max_length=20)
+    number = models.BigIntegerField(default=0)
+    seconds = models.FloatField(default=0.0, help_text="Of all of them together.")
+
+    class Meta:
+        verbose_name_plural = "bot traffic"
+        constraints = [models.UniqueConstraint(fields=["what", "outcome"], name="one_row_per_bot_traffic")]
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.outcome}"
+
+
 # Models of modules of their own.
 from telegram_bot.link_models import KnownBot, LinkRequest, LoginLink, Notice  # noqa: E402
 from telegram_bot.payment_models import CreditPack, StarInvoice, StarPayment  # noqa: E402
 
 __all__ = [
+    "BotTraffic",
     "CreditPack",
     "JobMessage",
     "JobPost",

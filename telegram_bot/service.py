@@ -17,6 +17,7 @@ from telegram_bot.dispatcher import Dispatcher
 from telegram_bot.instance import only_instance, watch
 from telegram_bot.live import LiveStatus
 from telegram_bot.polling import poll_for_ever
+from telegram_bot.traffic import traffic
 from telegram_bot.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
     try:
         crew.loop(watch(lock))
         crew.loop(_introduce(client))
+        crew.loop(traffic.flush_for_ever())
         if not settings.TELEGRAM_WEBHOOK_URL:
             crew.loop(poll_for_ever(client, bot_id, worker))
         crew.loop(bell.listen_for_ever({bell.INBOX: worker.wake, bell.NOTICES: notices_called}))
@@ -105,6 +107,7 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
         raise
     finally:
         await crew.stop(grace=grace)
+        await traffic.flush()
 
 
 async def _introduce(client: BotClient) -> None:

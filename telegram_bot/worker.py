@@ -21,6 +21,7 @@ from telegram_bot.client import BotClient, is_transient, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.marks import written
 from telegram_bot.models import TelegramUpdate
+from telegram_bot.traffic import UPDATE, traffic
 
 logger = logging.getLogger(__name__)
 
@@ -137,4 +138,6 @@ class Worker:
         raise AssertionError("delays have no end")
 
     async def _settle(self, row: TelegramUpdate, state: State, error: str = "") -> None:
+        waited = (timezone.now() - row.received_at).total_seconds()
+        traffic.count(UPDATE, state.value, seconds=max(0.0, waited))
         await written(partial(inbox.settle, row.pk, state, error), about=f"update {row.update_id}")

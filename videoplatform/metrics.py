@@ -24,7 +24,8 @@ from prometheus_client.registry import Collector
 from accounts.models import CreditAccount, CreditTransaction
 from generation.database import DATABASE_AWAY
 from generation.models import GenerationJob, GpuNode, JobAttempt, UnclaimedFile
-from telegram_bot.models import JobMessage
+from telegram_bot.models import BotTraffic, JobMessage, TelegramUpdate
+from telegram_bot.traffic import UPDATE
 
 logger = logging.getLogger(__name__)
 State = GenerationJob.State
@@ -70,6 +71,7 @@ class PlatformCollector(Collector):
             self.nodes,
             self.credits,
             self.deliveries,
+            self.bot,
             self.background,
         )
         for subject in subjects:
@@ -161,6 +163,29 @@ class PlatformCollector(Collector):
             "videoplatform_telegram_backlog_oldest_seconds",
             "How long ago the first of them finished; 0 without any.",
             _oldest(late, "job__finished_at"),
+        )
+
+    def bot(self) -> Iterator[Metric]:
+        """Sums of seconds and numbers: their rates make the mean time of a request, and of an update to its answer."""
+        families = {
+            name: CounterMetricFamily(f"videoplatform_telegram_{name}", says, labels=["outcome", *more])
+            for name, says, more in (
+                ("requests", "Requests to Telegram, by method.", ["method"]),
+                ("request_seconds", "What they took.", ["method"]),
+                ("updates", "Updates that were settled.", []),
+                ("update_seconds", "From an update's arrival until it was settled.", []),
+            )
+        }
+        for row in BotTraffic.objects.all():
+            name, more = ("update", []) if row.what == UPDATE else ("request", [row.what])
+            families[f"{name}s"].add_metric([row.outcome, *more], row.number)
+            families[f"{name}_seconds"].add_metric([row.outcome, *more], row.seconds)
+        yield from families.values()
+        waiting = TelegramUpdate.objects.filter(state=TelegramUpdate.State.RECEIVED)
+        yield _gauge(
+            "videoplatform_telegram_update_lag_seconds",
+            "How long the first update that is not settled has waited; 0 without any.",
+            _oldest(waiting, "received_at"),
         )
 
     def background(self) -> Iterator[Metric]:

@@ -4,6 +4,7 @@ from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 
 from accounts.models import CreditTransaction
+from accounts.templatetags.ledger import reason_words
 from generation.errors import CooldownActive, DailyLimitReached, GenerationError, TooManyAtOnce
 from generation.models import GenerationJob
 from generation.pricing import Quote
@@ -32,12 +33,24 @@ MARKS = {
 
 def welcome(*, name: str, balance: int) -> str:
     greeting = _("👋 Welcome, %(name)s!") % {"name": escaped(name)} if name else _("👋 Welcome!")
-    return (
-        f"{greeting}\n{_('Describe a scene, and you get a video of it here.')}\n\n"
-        f"{free_credits(balance)}\n\n"
-        f"{_('Try this:')}\n<code>/video {example()}</code>\n\n"
-        f"{_('/help shows all commands.')}"
+    return "\n".join(
+        [
+            greeting,
+            _("Describe a scene, and you get a video of it here."),
+            "",
+            free_credits(balance),
+            "",
+            _("Try this:"),
+            sample(),
+            "",
+            _("/help shows all commands."),
+        ]
     )
+
+
+def sample() -> str:
+    """Something to tap and send."""
+    return f"<code>/video {example()}</code>"
 
 
 def command_list(quote: Quote) -> str:
@@ -91,12 +104,12 @@ def balance(*, free: int, held: int, entries: list[CreditTransaction]) -> str:
 
 def _entry(entry: CreditTransaction) -> str:
     when, change = date_format(entry.created_at, "j M, H:i"), f"{entry.amount:+d}".replace("-", "−")
-    return f"{when} · {change} · {escaped(shortened(_(entry.reason), LINE_UNITS))}"
+    return f"{when} · {change} · {escaped(shortened(reason_words(entry.reason), LINE_UNITS))}"
 
 
 def history(jobs: list[GenerationJob]) -> str:
     if not jobs:
-        return f"{_('You have no videos yet. Try this:')}\n<code>/video {example()}</code>"
+        return "\n".join([_("You have no videos yet. Try this:"), sample()])
     heading = _("🎞 <b>Your last videos</b>")
     lines = [history_line(number, job) for number, job in enumerate(jobs, 1)]
     return "\n\n".join([heading, *lines])
@@ -105,7 +118,7 @@ def history(jobs: list[GenerationJob]) -> str:
 def history_line(number: int, job: GenerationJob) -> str:
     """`number` is what the button says that brings the video again."""
     state = GenerationJob.State(job.state)
-    line = f"{number}. {MARKS[state]} {escaped(shortened(job.prompt, LINE_UNITS))}\n{_(state.label)}"
+    line = f"{number}. {MARKS[state]} {escaped(shortened(job.prompt, LINE_UNITS))}\n{state_word(state)}"
     if state == GenerationJob.State.COMPLETED:
         return f"{line} · {credits_of(job.cost)} · {date_format(job.created_at, 'j M Y, H:i')} UTC"
     if state == GenerationJob.State.FAILED:
@@ -115,12 +128,23 @@ def history_line(number: int, job: GenerationJob) -> str:
     return line
 
 
+def state_word(state: GenerationJob.State) -> str:
+    return {
+        GenerationJob.State.QUEUED: _("Queued"),
+        GenerationJob.State.RUNNING: _("Being made"),
+        GenerationJob.State.STORING: _("Almost done"),
+        GenerationJob.State.COMPLETED: _("Completed"),
+        GenerationJob.State.FAILED: _("Failed"),
+        GenerationJob.State.CANCELED: _("Canceled"),
+    }[state]
+
+
 def step_of(job: GenerationJob) -> str:
     return _("step %(step)d of %(steps)d") % {"step": job.step, "steps": job.num_inference_steps}
 
 
 def canceled(prompt: str) -> str:
-    return f"{_('🚫 Video canceled')}\n{prompt_line(prompt)}\n{nothing_deducted()}"
+    return "\n".join([_("🚫 Video canceled"), prompt_line(prompt), nothing_deducted()])
 
 
 def was_canceled() -> str:
@@ -135,7 +159,7 @@ def nothing_to_cancel() -> str:
 def refusal(error: GenerationError) -> str:
     """Plain text, as it may be shown over the chat too."""
     mark = "⏳" if isinstance(error, CooldownActive | DailyLimitReached | TooManyAtOnce) else "❌"
-    return f"{mark} {_(error.message)}"
+    return f"{mark} {error.message}"
 
 
 def unknown_button() -> str:
@@ -166,7 +190,7 @@ def shared(prompt: str, *, address: str) -> str:
 
 
 def not_shared(prompt: str) -> str:
-    return f"{_('🔗 The link does not work any more.')}\n{prompt_line(prompt)}"
+    return "\n".join([_("🔗 The link does not work any more."), prompt_line(prompt)])
 
 
 def on_its_way() -> str:

@@ -27,7 +27,7 @@ def _stage(card: Card) -> str:
     if job.state == GenerationJob.State.RUNNING and job.step:
         return _and_left(f"{_bar(job.step, job.num_inference_steps)} {step_of(job)}", card)
     if job.state == GenerationJob.State.STORING:
-        return f"{_bar(1, 1)} {_('almost done')}"
+        return " ".join([_bar(1, 1), _("almost done")])
     return ""
 
 
@@ -61,7 +61,7 @@ def caption(job: GenerationJob, *, balance_left: int) -> str:
 
 def link_instead(job: GenerationJob, *, balance_left: int, url: str) -> str:
     words = caption(job, balance_left=balance_left)
-    return f"{words}\n\n{_('It could not be sent as a file. Watch it here:')}\n{url}"
+    return "\n".join([words, "", _("It could not be sent as a file. Watch it here:"), escaped(url)])
 
 
 def failed(job: GenerationJob) -> str:
