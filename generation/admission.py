@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext, ngettext
 
 from accounts.models import User
-from generation import limits
+from generation import limits, rules
 from generation.errors import (
     AccountInactive,
     CooldownActive,
@@ -35,12 +35,14 @@ def check_prompt(prompt: str) -> str:
 
     Raises:
         InvalidPrompt: empty, too long, or with characters that no database text can hold.
+        PromptBlocked: it is against the rules that staff keep.
     """
     prompt = _check_text(prompt).strip()
     if not prompt:
         raise EmptyPrompt()
     if len(prompt) > settings.MAX_PROMPT_LENGTH:
         raise PromptTooLong(maximum=settings.MAX_PROMPT_LENGTH)
+    rules.check(prompt)
     return prompt
 
 

@@ -6,6 +6,7 @@
 import secrets
 import uuid
 from datetime import timedelta
+from decimal import Decimal
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -16,6 +17,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext
 
 from generation import public_ids
+from generation.secret_field import SecretField
 
 
 class Preset(models.Model):
@@ -75,10 +77,18 @@ class GpuNode(models.Model):
 
     name = models.CharField(max_length=60, unique=True)
     base_url = models.URLField(unique=True, help_text="Scheme, host and port; only staff can name a node.")
-    api_key = models.CharField(max_length=300, blank=True)
+    api_key = SecretField(blank=True)
     protocol = models.CharField(max_length=16, choices=Protocol, default=Protocol.AUTO)
     enabled = models.BooleanField(
         default=True, help_text="Off: it finishes what it runs and gets nothing new."
+    )
+    cost_per_hour = models.DecimalField(
+        max_digits=10,
+        decimal_places=4,
+        null=True,
+        blank=True,
+        validators=[MinValueValidator(Decimal(0))],
+        help_text="What an hour of it costs, in whichever money you count: shows what a clip costs.",
     )
     from_environment = models.BooleanField(default=False, editable=False, help_text="Follows VIDEO_API_URL.")
 
@@ -364,18 +374,21 @@ class SharedLink(models.Model):
 
 
 # Models of a module of their own.
-from generation.staff.models import BatchedRefund, DayFigures, RefundBatch  # noqa: E402
+from generation.staff.models import BatchedRefund, BlockedPrompt, DayFigures, NodeTrial, RefundBatch, Report  # noqa: E402
 
 __all__ = [
     "BatchedRefund",
+    "BlockedPrompt",
     "DayFigures",
     "GenerationJob",
     "GpuNode",
     "GpuNodeQuerySet",
     "JobAttempt",
     "JobQuerySet",
+    "NodeTrial",
     "Preset",
     "RefundBatch",
+    "Report",
     "SharedLink",
     "UnclaimedFile",
 ]

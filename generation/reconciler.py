@@ -23,6 +23,7 @@ from generation.events import JobEvent, hub
 from generation.following import Follower
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.nodes import NodeError
+from generation.staff import incidents, node_tests
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +90,7 @@ class Reconciler:
             "nudging the dispatch": self._nudge_dispatch,
             "nudging the removal of files": self._nudge_removal,
             "forgetting closed accounts": self._forget_accounts,
+            "going on with refunds": in_database(incidents.wake_stalled),
         }
         while True:
             self._wake.clear()
@@ -210,9 +212,11 @@ class Reconciler:
                 return
             await trial.make_clip(node, protocol=protocol)
             await in_database(breaker.bring_back)(node)
+            await in_database(node_tests.note_canary)(node, None)
             self._look_again()
         except (NodeError, media.UnplayableVideo) as error:
             await in_database(breaker.note_failed_trial)(node, error)
+            await in_database(node_tests.note_canary)(node, error)
         except (media.MediaFailure, OSError, *DATABASE_AWAY) as error:
             logger.warning("node %s: the trial could not be made: %s", node.name, error)
         except Exception:

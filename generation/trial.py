@@ -1,7 +1,7 @@
 """A clip that a node makes outside of any job: whether it works, for the breaker and for `check_gpu_node`."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,11 +38,13 @@ async def make_clip(
     fps: int = FPS,
     num_inference_steps: int = STEPS,
     on_step: Callable[[int], None] | None = None,
+    on_made: Callable[[int | None], Awaitable[None]] | None = None,
     keep_as: Path | None = None,
 ) -> TrialClip:
     """Have the node make a clip that no job asked for and nobody pays, and check that it plays.
 
-    on_step: told the denoising steps done, where the node says them. keep_as: where the clip is copied to.
+    on_step: told the denoising steps done, where the node says them. on_made: told, before the clip is fetched, the
+    milliseconds that the node says it took. keep_as: where the clip is copied to.
 
     Raises:
         NodeError: the node did not make it. media.UnplayableVideo: what it made does not play.
@@ -58,6 +60,8 @@ async def make_clip(
         raw, clip, poster = (folder / name for name in ("raw.mp4", "clip.mp4", "poster.jpg"))
         async with open_client(endpoint_of(node, protocol=protocol)) as client:
             made = await _make(client, request, on_step)
+            if on_made:
+                await on_made(made.generation_ms)
             await client.download(made, raw, max_bytes=settings.MAX_VIDEO_BYTES)
         facts = await sync_to_async(media.prepare, thread_sensitive=False)(raw, clip, poster)
         if keep_as:

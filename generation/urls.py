@@ -4,7 +4,7 @@ import uuid
 
 from django.urls import path, register_converter
 
-from generation import public_ids, shared_views, video_views, views
+from generation import public_ids, report_views, shared_views, video_views, views
 
 
 class VideoId:
@@ -37,6 +37,7 @@ urlpatterns = [
     path("videos/<video_id:job_id>/video.mp4", video_views.video_file, name="video_file"),
     path("videos/<video_id:job_id>/poster.jpg", video_views.poster_file, name="poster_file"),
     path("s/<slug:token>/", shared_views.shared_video, name="shared_video"),
+    path("s/<slug:token>/report/", report_views.report_video, name="report_video"),
     path("s/<slug:token>/video.mp4", shared_views.shared_file, name="shared_file"),
     path("s/<slug:token>/poster.jpg", shared_views.shared_poster, name="shared_poster"),
 ]

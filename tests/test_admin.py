@@ -12,7 +12,6 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
-from django.utils import timezone
 
 from accounts import api_keys, ledger
 from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
@@ -400,20 +399,6 @@ class TestNodes:
         admin.post(address, fields_of(admin, address) | {"base_url": "http://elsewhere:1"})
         node.refresh_from_db()
         assert node.base_url == "http://127.0.0.1:9"
-
-    def test_staff_see_why_a_node_is_set_aside_and_can_bring_it_back(
-        self, admin: Client, node: GpuNode
-    ) -> None:
-        GpuNode.objects.update(
-            set_aside_at=timezone.now(), set_aside_reason="5 failures in a row, the last: CUDA"
-        )
-        nodes = page("generation_gpunode_changelist")
-        assert "5 failures in a row, the last: CUDA" in admin.get(nodes).content.decode()
-        chosen = {"action": "bring_back", "_selected_action": [node.pk]}
-        assert "Back: node-1." in admin.post(nodes, chosen, follow=True).content.decode()
-        node.refresh_from_db()
-        assert node.set_aside_at is None
-        assert "None of these is set aside." in admin.post(nodes, chosen, follow=True).content.decode()
 
 
 class TestPresets:

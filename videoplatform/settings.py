@@ -31,6 +31,9 @@ if not SECRET_KEY:
         "SECRET_KEY is not set. `make run` writes one to .env; elsewhere set it yourself."
     )
 
+# What stored secrets are encrypted with: the first one for new ones, all of them to read.
+ENCRYPTION_KEYS = env.list("ENCRYPTION_KEYS", [SECRET_KEY])
+
 PORT = env.int("PORT", 8000)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 SITE_URL = env.str("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
@@ -150,6 +153,7 @@ ACCOUNT_EMAIL_NOTIFICATIONS = True
 ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_REAUTHENTICATION_TIMEOUT = 600
+ACCOUNT_RATE_LIMITS = {"report_video": "10/h/ip"}  # besides allauth's own
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_TOTP_TOLERANCE = 1  # half minutes: clocks of phones differ, and so does how fast people type

@@ -3,9 +3,9 @@
 from django.contrib import admin
 from django_q.models import OrmQ, Schedule, Success
 
-from generation.admin import incidents, jobs, nodes, presets
+from generation.admin import content, incidents, jobs, nodes, presets
 
-__all__ = ["incidents", "jobs", "nodes", "presets"]
+__all__ = ["content", "incidents", "jobs", "nodes", "presets"]
 
 # Nothing is scheduled here, successes are not kept, and a queued task is a name that would be called.
 for unused in (Schedule, Success, OrmQ):

@@ -25,9 +25,10 @@ from accounts.staff.errors import Refused
 from generation import lifecycle, public_ids
 from generation.admin.incidents import refund_chosen
 from generation.models import GenerationJob, GpuNode, JobAttempt
-from generation.staff import jobs, moves, retries
+from generation.staff import jobs, moves, reports, retries
 from generation.staff.jobs import why_not_cancel, why_not_refund
 from generation.staff.moves import why_not_move
+from generation.staff.reports import why_not_remove
 from generation.staff.retries import why_not_retry
 from generation.streaming import serve_file
 
@@ -85,6 +86,7 @@ IMPOSSIBLE: dict[str, Callable[[GenerationJob], str | None]] = {
     "refund": why_not_refund,
     "retry": why_not_retry,
     "move": why_not_move,
+    "remove_video": why_not_remove,
 }
 
 
@@ -112,7 +114,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     search_fields = ("prompt", "user__username", "error_message")
     inlines = (AttemptInline,)
     actions = ("cancel_all", "refund_all", "retry_all")
-    actions_detail = ("cancel", "refund", "retry", "move")
+    actions_detail = ("cancel", "refund", "retry", "move", "remove_video")
     readonly_fields = ("preview", "credits", "public_id", "took", "status", "acts")
     fieldsets = (
         (None, {"fields": ("preview", "public_id", "user", "source", "status", "prompt", "negative_prompt")}),
@@ -154,6 +156,9 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     def has_move_permission(self, request: HttpRequest, _: object = None) -> bool:
         return Clerk.of(request).may("generation.move_job")
+
+    def has_remove_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.remove_video")
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """What is impossible just now is not offered."""
@@ -287,6 +292,19 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             return f"{job.public_id} is on {target} now ({wish['reason']})."
 
         return self._ask_if_possible(request, job, "move", "Move", explanation, take_over, MoveForm)
+
+    @action(description="Remove the video", url_path="remove-video", permissions=["remove"], icon="delete")
+    def remove_video(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        job: GenerationJob = row(self, request, object_id)
+        explanation = (
+            f"“{job.prompt}” is taken away from {job.user} for good, who is told why. Nothing is refunded."
+        )
+
+        def take_away(clerk: Clerk, wish: dict[str, Any]) -> str:
+            reports.remove(clerk=clerk, job=job, **wish)
+            return f"{job.public_id} is removed ({wish['reason']}). Its owner is told."
+
+        return self._ask_if_possible(request, job, "remove_video", "Remove the video", explanation, take_away)
 
     @admin.action(description="Cancel what is live of these", permissions=["cancel"])
     def cancel_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:

@@ -1,17 +1,25 @@
 """GPU nodes, for staff."""
 
+from collections.abc import Callable
 from typing import Any
 
 from django import forms
-from django.contrib import admin
-from django.db.models import QuerySet
-from django.http import HttpRequest
-from unfold.decorators import display
+from django.contrib import admin, messages
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from accounts.admin_pages import LoggedAdmin
-from generation import breaker
-from generation.models import GpuNode
+from accounts.admin.acts import acts_on
+from accounts.admin_pages import LoggedAdmin, ask, row
+from accounts.staff.clerks import Clerk
+from generation.models import GpuNode, NodeTrial
+from generation.staff import node_tests, nodes
+
+TRIALS = 5
+MARKS = {"passed": "✓", "failed": "✗", "running": "…", "waiting": "·"}
 
 
 class NodeForm(forms.ModelForm):
@@ -23,13 +31,13 @@ class NodeForm(forms.ModelForm):
         max_length=300,
         strip=True,
         widget=UnfoldAdminPasswordWidget(render_value=False, attrs={"autocomplete": "new-password"}),
-        help_text="Never shown. Left empty, the key that is there stays.",
+        help_text="Never shown, and encrypted in the database. Left empty, the key that is there stays.",
     )
     forget_api_key = forms.BooleanField(required=False, help_text="The node wants no key.")
 
     class Meta:
         model = GpuNode
-        fields = ("name", "base_url", "api_key", "protocol", "enabled")
+        fields = ("name", "base_url", "api_key", "protocol", "cost_per_hour")
 
     def clean_base_url(self) -> str:
         address: str = self.cleaned_data["base_url"].rstrip("/")
@@ -54,7 +62,10 @@ class NodeForm(forms.ModelForm):
 
 @admin.register(GpuNode)
 class GpuNodeAdmin(LoggedAdmin):
-    """Where clips are made. A node that is switched off finishes what it has."""
+    """Where clips are made: what is heard of each, a test step by step, and what it costs."""
+
+    class Media:
+        js = ("admin_live.js",)
 
     form = NodeForm
     secret_fields = ("api_key",)
@@ -71,6 +82,7 @@ class GpuNodeAdmin(LoggedAdmin):
     )
     list_filter = ("enabled", "status", ("set_aside_at", admin.EmptyFieldListFilter))
     search_fields = ("name", "base_url", "backend")
+    actions_detail = ("test", "drain", "enable", "set_aside", "bring_back")
     heard = (
         "healthy",
         "status",
@@ -89,24 +101,146 @@ class GpuNodeAdmin(LoggedAdmin):
         "next_trial_at",
         "from_environment",
     )
-    actions = ("bring_back",)
+    added_up = ("enabled", "last_test", "canaries", "clips_made", "cost_per_clip", "refund_rate", "acts")
     fieldsets = (
-        (None, {"fields": ("name", "base_url", "api_key", "forget_api_key", "protocol", "enabled")}),
+        (
+            None,
+            {
+                "fields": (
+                    "name",
+                    "base_url",
+                    "api_key",
+                    "forget_api_key",
+                    "protocol",
+                    "cost_per_hour",
+                    "enabled",
+                )
+            },
+        ),
+        ("Does it work?", {"fields": ("last_test", "canaries")}),
+        ("The last 30 days", {"fields": ("clips_made", "cost_per_clip", "refund_rate")}),
         ("What was last heard of it", {"fields": heard}),
+        ("What staff did", {"fields": ("acts",)}),
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
         """The address of the environment's node follows VIDEO_API_URL."""
-        return (*self.heard, "base_url") if obj is not None and obj.from_environment else self.heard
+        fields = (*self.heard, *self.added_up)
+        return (*fields, "base_url") if obj is not None and obj.from_environment else fields
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Of a node that is not there yet nothing is known."""
+        return super().get_fieldsets(request, obj) if obj is not None else self.fieldsets[:1]
+
+    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """What is impossible just now is not offered."""
+        node = self.get_object(request, str(object_id))
+        idle: set[str] = set()
+        if isinstance(node, GpuNode):
+            idle = {"enable" if node.enabled else "drain", "bring_back" if node.set_aside_at is None else ""}
+        offered: list[Any] = super().get_actions_detail(request, object_id)
+        return [each for each in offered if each.method.original_function_name not in idle]
+
+    # --- What is shown ---
 
     @display(description="Healthy", boolean=True)
     def healthy(self, node: GpuNode) -> bool:
         return GpuNode.objects.healthy().filter(pk=node.pk).exists()
 
-    @admin.action(description="Bring back what was set aside, without a trial clip", permissions=["change"])
-    def bring_back(self, request: HttpRequest, queryset: QuerySet[GpuNode]) -> None:
-        back = [node.name for node in queryset.exclude(set_aside_at=None)]
-        for node in queryset.exclude(set_aside_at=None):
-            breaker.bring_back(node)
-            self.log_change(request, node, "Brought back")
-        self.message_user(request, f"Back: {', '.join(back)}." if back else "None of these is set aside.")
+    @display(description="Last test")
+    def last_test(self, node: GpuNode) -> SafeString | str:
+        last = node.tried.filter(kind=NodeTrial.Kind.TEST).first()
+        if last is None:
+            return "never tested from here"
+        lines = ((MARKS[step["state"]], step["name"], step["words"]) for step in last.steps)
+        steps = format_html_join("", "<li>{} {} {}</li>", lines)
+        live = ' data-live="1"' if last.passed is None else ""
+        return format_html(
+            "<p{}>{} by {}</p><ul>{}</ul>", SafeString(live), _when(last), last.asked_by, steps
+        )
+
+    @display(description="Trial clips while it was set aside")
+    def canaries(self, node: GpuNode) -> SafeString | str:
+        latest = node.tried.filter(kind=NodeTrial.Kind.CANARY)[:TRIALS]
+        lines = [
+            (_when(each), MARKS["passed" if each.passed else "failed"], each.steps[0]["words"])
+            for each in latest
+        ]
+        return (
+            format_html("<ul>{}</ul>", format_html_join("", "<li>{} {} {}</li>", lines)) if lines else "none"
+        )
+
+    @display(description="Clips made")
+    def clips_made(self, node: GpuNode) -> str:
+        account = nodes.account(node)
+        return f"{account.clips} in {account.hours:.1f} hours of work"
+
+    @display(description="Cost per finished clip")
+    def cost_per_clip(self, node: GpuNode) -> str:
+        """What it worked times what an hour costs, the clips that came to nothing included."""
+        cost = nodes.account(node).cost_per_clip
+        return "-" if cost is None else str(cost)
+
+    @display(description="Refunded of the clips that it made")
+    def refund_rate(self, node: GpuNode) -> str:
+        rate = nodes.account(node).refund_rate
+        return "-" if rate is None else f"{100 * rate:.1f} %"
+
+    @display(description="Log")
+    def acts(self, node: GpuNode) -> SafeString | str:
+        return acts_on(node)
+
+    # --- What is done ---
+
+    def has_manage_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.change_gpunode")
+
+    @action(description="Test", url_path="test", permissions=["manage"], icon="network_check")
+    def test(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        node: GpuNode = row(self, request, object_id)
+        node_tests.start(clerk=Clerk.of(request), node=node)
+        messages.info(request, f"{node} is being tested. The steps appear here as they are made.")
+        return HttpResponseRedirect(reverse("admin:generation_gpunode_change", args=[node.pk]))
+
+    @action(description="Drain", url_path="drain", permissions=["manage"], icon="do_not_disturb_on")
+    def drain(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        explanation = "It finishes what it has and gets nothing new, until it is enabled again."
+        return self._ask(request, object_id, "Drain", explanation, nodes.switch, "is drained", on=False)
+
+    @action(description="Enable", url_path="enable", permissions=["manage"], icon="play_circle")
+    def enable(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        return self._ask(
+            request, object_id, "Enable", "It gets jobs again.", nodes.switch, "gets jobs", on=True
+        )
+
+    @action(description="Set aside", url_path="set-aside", permissions=["manage"], icon="front_hand")
+    def set_aside(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        explanation = "It gets no jobs until somebody brings it back; no trial clip does so by itself."
+        return self._ask(request, object_id, "Set aside", explanation, nodes.set_aside, "is set aside")
+
+    @action(description="Bring back", url_path="bring-back", permissions=["manage"], icon="undo")
+    def bring_back(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        explanation = "It gets jobs again with a clean record, without a trial clip."
+        return self._ask(request, object_id, "Bring back", explanation, nodes.bring_back, "is back")
+
+    def _ask(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        title: str,
+        explanation: str,
+        operation: Callable[..., None],
+        done: str,
+        **fixed: Any,
+    ) -> HttpResponse:
+        node: GpuNode = row(self, request, object_id)
+
+        def act(clerk: Clerk, wish: dict[str, Any]) -> str:
+            operation(clerk=clerk, node=node, **fixed, **wish)
+            return f"{node} {done} ({wish['reason']})."
+
+        return ask(self, request, node, title=title, explanation=f"{node}: {explanation}", act=act)
+
+
+def _when(tried: NodeTrial) -> str:
+    return f"{tried.began_at:%Y-%m-%d %H:%M}"

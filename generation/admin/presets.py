@@ -4,7 +4,10 @@ from django import forms
 from django.contrib import admin
 from django.db import transaction
 from django.http import HttpRequest
+from django.utils.safestring import SafeString
+from unfold.decorators import display
 
+from accounts.admin.acts import acts_on
 from accounts.admin_pages import LoggedAdmin
 from generation.models import Preset
 
@@ -48,6 +51,11 @@ class PresetAdmin(LoggedAdmin):
         "enabled",
     )
     list_filter = ("enabled",)
+    readonly_fields = ("acts",)
+
+    @display(description="History")
+    def acts(self, preset: Preset) -> SafeString | str:
+        return acts_on(preset)
 
     @transaction.atomic
     def save_model(self, request: HttpRequest, obj: Preset, form: forms.ModelForm, change: bool) -> None:

@@ -6,6 +6,7 @@ from django.conf import settings
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 
 
 class RefundBatch(models.Model):
@@ -109,3 +110,88 @@ class DayFigures(models.Model):
 
     def __str__(self) -> str:
         return str(self.day)
+
+
+class NodeTrial(models.Model):
+    """A clip that a node made outside of any job: staff tested it, or a set-aside node had to show that it works."""
+
+    class Kind(models.TextChoices):
+        TEST = "test", "Test"
+        CANARY = "canary", "Canary"
+
+    node = models.ForeignKey("generation.GpuNode", on_delete=models.CASCADE, related_name="tried")
+    kind = models.CharField(max_length=10, choices=Kind)
+    asked_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    began_at = models.DateTimeField(db_default=Now(), editable=False)
+    ended_at = models.DateTimeField(null=True)
+    passed = models.BooleanField(null=True, help_text="Empty: it is still going on.")
+    steps = models.JSONField(default=list, help_text="name, state and words of each step.")
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ()
+        indexes = [models.Index(fields=["node", "-id"], name="trials_of_node")]
+
+    def __str__(self) -> str:
+        return f"{self.kind} of {self.node}"
+
+
+class BlockedPrompt(models.Model):
+    """Words or a pattern that no prompt may contain."""
+
+    class Kind(models.TextChoices):
+        WORDS = "words", "Words, as they stand"
+        PATTERN = "pattern", "Pattern (RE2)"
+
+    kind = models.CharField(max_length=10, choices=Kind, default=Kind.WORDS)
+    text = models.CharField(max_length=500, unique=True)
+    explanation = models.CharField(
+        max_length=200, blank=True, help_text="What the person is told. Empty: that it is against the rules."
+    )
+    enabled = models.BooleanField(default=True)
+
+    class Meta:
+        ordering = ["kind", "text"]
+        verbose_name = "content rule"
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Report(models.Model):
+    """What somebody who saw a shared video has against it."""
+
+    class About(models.TextChoices):
+        SEXUAL = "sexual", _("Sexual content")
+        VIOLENCE = "violence", _("Violence or hate")
+        PERSON = "person", _("It shows a real person")
+        OTHER = "other", _("Something else")
+
+    class Outcome(models.TextChoices):
+        REMOVED = "removed", "Video removed"
+        DISMISSED = "dismissed", "Dismissed"
+
+    job = models.ForeignKey("generation.GenerationJob", on_delete=models.PROTECT, related_name="reports")
+    about = models.CharField(max_length=10, choices=About)
+    words = models.CharField(max_length=1000, blank=True)
+    address = models.CharField(max_length=45, help_text="The IP address it came from.")
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    outcome = models.CharField(max_length=10, choices=Outcome, blank=True)
+    settled_at = models.DateTimeField(null=True)
+    settled_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ("view",)
+        constraints = [
+            models.UniqueConstraint(
+                fields=["job", "address"], condition=Q(outcome=""), name="one_open_report_per_address"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.about}: {self.job_id}"

@@ -1,0 +1,278 @@
+"""What staff do about nodes and about content: tests step by step, keys at rest, rules, reports, removals."""
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.core.files.storage import default_storage
+from django.db import connection
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import CreditAccount, Notice, StaffAct, User
+from generation import breaker, lifecycle, rules, scheduling, secret_field, sharing, tasks
+from generation.errors import PromptBlocked
+from generation.models import BlockedPrompt, GenerationJob, GpuNode, JobAttempt, NodeTrial, Preset, Report
+from generation.staff import jobs, node_tests, nodes
+from tests.staff import in_role, page, said, sent, signed_in
+
+pytestmark = pytest.mark.django_db
+MakeUser = Callable[..., User]
+
+
+@pytest.fixture
+def admin(staff: User) -> Client:
+    return signed_in(staff)
+
+
+def stored_key(node: GpuNode) -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT api_key FROM generation_gpunode WHERE id = %s", [node.pk])
+        return str(cursor.fetchone()[0])
+
+
+class TestKeysAtRest:
+    def test_the_database_never_holds_them_plain(self, node: GpuNode) -> None:
+        assert stored_key(node).startswith("fernet:")
+        assert "node-key" not in stored_key(node)
+        node.refresh_from_db()
+        assert node.api_key == "node-key"
+        GpuNode.objects.update(api_key="another")
+        assert "another" not in stored_key(node)
+        GpuNode.objects.update(api_key="")
+        assert stored_key(node) == ""
+
+    def test_a_new_encryption_key_in_front_of_the_old_one_reads_both(
+        self, node: GpuNode, settings: Any
+    ) -> None:
+        settings.ENCRYPTION_KEYS = ["new", *settings.ENCRYPTION_KEYS]
+        node.refresh_from_db()
+        assert node.api_key == "node-key"
+        node.save()
+        settings.ENCRYPTION_KEYS = ["new"]
+        assert GpuNode.objects.get().api_key == "node-key"
+
+    def test_a_lost_encryption_key_is_said_and_breaks_no_page(
+        self, admin: Client, node: GpuNode, settings: Any, caplog: Any
+    ) -> None:
+        settings.ENCRYPTION_KEYS = ["something else"]
+        assert admin.get(page("generation_gpunode_changelist")).status_code == 200
+        assert "Type the key in again" in caplog.text
+        assert secret_field.decrypted("plain, from before") == "plain, from before"
+
+
+class TestSwitches:
+    @pytest.mark.parametrize("role", ["support", "finance"])
+    def test_only_operators_and_owners_touch_nodes(
+        self, make_user: MakeUser, node: GpuNode, role: str
+    ) -> None:
+        client = signed_in(in_role(make_user, role).user)
+        for action in ("test", "drain", "set_aside", "bring_back"):
+            assert (
+                client.post(page(f"generation_gpunode_{action}", node.pk), sent(reason="x")).status_code
+                == 403
+            )
+        assert client.post(page("generation_gpunode_change", node.pk), {"name": "x"}).status_code == 403
+        node.refresh_from_db()
+        assert (node.enabled, node.set_aside_at, node.name) == (True, None, "node-1")
+
+    def test_drained_it_gets_nothing_new_until_it_is_enabled(
+        self, make_user: MakeUser, node: GpuNode, user: User
+    ) -> None:
+        client = signed_in(in_role(make_user, "operator").user)
+        lifecycle.submit(user=user, prompt="One", source="web")
+        answer = client.post(
+            page("generation_gpunode_drain", node.pk), sent(reason="New driver"), follow=True
+        )
+        assert said(answer) == "node-1 is drained (New driver)."
+        assert scheduling.claim_next() is None
+        raced = client.post(page("generation_gpunode_drain", node.pk), sent(reason="x"))
+        assert "switched off already" in raced.content.decode()
+        client.post(page("generation_gpunode_enable", node.pk), sent(reason="Done"))
+        assert scheduling.claim_next() is not None
+        assert list(StaffAct.objects.values_list("act", flat=True)) == ["node.enable", "node.drain"]
+
+    def test_set_aside_by_hand_no_trial_brings_it_back_but_staff_do(
+        self, make_user: MakeUser, node: GpuNode
+    ) -> None:
+        operator = in_role(make_user, "operator")
+        nodes.set_aside(clerk=operator, node=node, reason="Grey clips")
+        node.refresh_from_db()
+        assert (node.set_aside_reason, breaker.claim_trial(node)) == ("Grey clips", False)
+        html = signed_in(operator.user).get(page("generation_gpunode_change", node.pk)).content.decode()
+        assert "Grey clips" in html
+        nodes.bring_back(clerk=operator, node=node, reason="New cable")
+        node.refresh_from_db()
+        assert node.set_aside_at is None
+
+
+class TestWhatItCosts:
+    def test_a_clip_costs_the_hours_it_took_and_those_that_came_to_nothing(
+        self, make_user: MakeUser, node: GpuNode, user: User, finish_job: Callable[[Any], Any], settings: Any
+    ) -> None:
+        settings.VIDEO_COOLDOWN_SECONDS = 0
+        first = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        now = timezone.now()
+        JobAttempt.objects.update(posted_at=now - timedelta(hours=1), closed_at=now, generation_ms=1_800_000)
+        GpuNode.objects.update(cost_per_hour=Decimal("2.40"))
+        node.refresh_from_db()
+        jobs.refund(clerk=in_role(make_user, "owner"), job=first, reason="x")
+        account = nodes.account(node)
+        assert (account.clips, account.hours, account.cost_per_clip) == (2, 1.0, Decimal("1.2000"))
+        assert account.refund_rate == 0.5
+
+
+class TestTrials:
+    @pytest.mark.django_db(transaction=True)
+    def test_a_node_that_cannot_be_reached_fails_at_the_first_step(
+        self, admin: Client, node: GpuNode
+    ) -> None:
+        answer = admin.post(page("generation_gpunode_test", node.pk), follow=True)
+        assert "It answers and takes our key" in answer.content.decode()
+        row = NodeTrial.objects.get()
+        assert row.passed is None
+        node_tests.run(row.pk)
+        row.refresh_from_db()
+        assert [step["state"] for step in row.steps] == ["failed", "waiting", "waiting"]
+        assert row.passed is False
+        node_tests.run(row.pk)
+        assert "✗" in admin.get(page("generation_gpunode_change", node.pk)).content.decode()
+
+    def test_what_became_of_trial_clips_stays_on_the_page(self, admin: Client, node: GpuNode) -> None:
+        node_tests.note_canary(node, ValueError("CUDA error"))
+        node_tests.note_canary(node, None)
+        html = admin.get(page("generation_gpunode_change", node.pk)).content.decode()
+        assert "CUDA error" in html
+        assert "made and played" in html
+
+
+class TestRules:
+    @pytest.mark.parametrize(
+        ("kind", "text", "prompt", "blocked"),
+        [
+            ("words", "secret word", "A Secret  WORD, please", True),
+            ("words", "ass", "A grassy assembly", False),
+            ("words", "тест", "Это Тест!", True),
+            ("words", "badword", "b\u200ba\u00addword", True),
+            ("words", "badword", "\uff42\uff41\uff44\uff57\uff4f\uff52\uff44", True),
+            ("pattern", r"nude|naked", "A NAKED truth", True),
+            ("pattern", r"^a cat$", "a cat and a dog", False),
+        ],
+    )
+    def test_words_and_patterns(self, kind: str, text: str, prompt: str, blocked: bool) -> None:
+        BlockedPrompt.objects.create(kind=kind, text=text)
+        assert bool(rules.matching(prompt)) == blocked
+
+    def test_no_pattern_takes_long(self) -> None:
+        BlockedPrompt.objects.create(kind="pattern", text=r"(a+)+$")
+        began = time.monotonic()
+        assert not rules.matching("a" * 5000 + "b")
+        assert time.monotonic() - began < 5  # a backtracking matcher would not end in a lifetime
+
+    def test_a_blocked_prompt_costs_nothing_and_every_door_says_so(self, user: User) -> None:
+        BlockedPrompt.objects.create(text="dragon", explanation="No dragons here.")
+        message = "No dragons here. No credits were deducted."
+        with pytest.raises(PromptBlocked, match=message):
+            lifecycle.submit(user=user, prompt="A dragon", source="telegram")
+        from accounts import api_keys
+
+        _, key = api_keys.issue(user=user)
+        answer = Client().post(
+            "/v1/videos",
+            {"prompt": "A dragon"},
+            content_type="application/json",
+            headers={"Authorization": f"Bearer {key}"},
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "content_policy_violation")
+        assert answer.json()["error"]["message"] == message
+        web = signed_in(user).post("/videos/", {"prompt": "A dragon", "preset": "quick"})
+        assert message in web.content.decode()
+        assert CreditAccount.objects.get(user=user).balance == 500
+        assert not GenerationJob.objects.exists()
+
+    def test_the_test_box_says_which_rule_it_is(self, make_user: MakeUser) -> None:
+        client = signed_in(in_role(make_user, "operator").user)
+        form = {"kind": "pattern", "text": "drag(on", "explanation": "", "enabled": "on"}
+        refused = client.post(page("generation_blockedprompt_add"), form)
+        assert "no pattern that can be used" in refused.content.decode()
+        client.post(page("generation_blockedprompt_add"), form | {"text": "drag(on|s)"})
+        tried = client.post(page("generation_blockedprompt_try_out"), {"prompt": "Two dragons"})
+        assert "Blocked by" in tried.content.decode()
+        assert (
+            "No rule is against it"
+            in client.post(page("generation_blockedprompt_try_out"), {"prompt": "A cat"}).content.decode()
+        )
+        assert StaffAct.objects.get(act="blockedprompt.add").after["text"] == "drag(on|s)"
+
+
+class TestReports:
+    @pytest.fixture
+    def shared(self, user: User, finish_job: Callable[[Any], Any]) -> tuple[GenerationJob, str]:
+        job = finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+        return job, sharing.share(job=job).token
+
+    def test_from_the_shared_page_to_the_removed_video(
+        self, make_user: MakeUser, user: User, shared: tuple[GenerationJob, str]
+    ) -> None:
+        job, token = shared
+        visitor = Client()
+        assert f"/s/{token}/report/" in visitor.get(f"/s/{token}/").content.decode()
+        assert visitor.post(f"/s/{token}/report/", {"about": "nonsense"}).status_code == 200
+        assert not Report.objects.exists()
+        for _twice in range(2):
+            thanks = visitor.post(f"/s/{token}/report/", {"about": "person", "words": "It is me <b>"})
+        assert "We look at every report" in thanks.content.decode()
+        report = Report.objects.get()
+        support = signed_in(in_role(make_user, "support").user)
+        assert (
+            "It is me &lt;b&gt;" in support.get(page("generation_report_change", report.pk)).content.decode()
+        )
+        assert support.post(page("generation_report_remove", report.pk), sent(reason="x")).status_code == 403
+        client = signed_in(in_role(make_user, "operator").user)
+        answer = client.post(
+            page("generation_report_remove", report.pk), sent(reason="A real person"), follow=True
+        )
+        assert "is removed (A real person). Its owner is told." in said(answer)
+        report.refresh_from_db()
+        job.refresh_from_db()
+        assert (report.outcome, job.deleted_at is not None) == ("removed", True)
+        assert visitor.get(f"/s/{token}/").status_code == 404
+        assert Notice.objects.get().facts == {"prompt": "A paper boat", "reason": "A real person"}
+        tasks.remove_files()
+        assert not default_storage.exists(job.video.name)
+        again = client.post(page("generation_generationjob_remove_video", job.pk), sent(reason="x"))
+        assert "removed before" in again.content.decode()
+
+    def test_a_dismissed_report_leaves_the_video(
+        self, admin: Client, shared: tuple[GenerationJob, str]
+    ) -> None:
+        _, token = shared
+        Client().post(f"/s/{token}/report/", {"about": "other"})
+        report = Report.objects.get()
+        admin.post(page("generation_report_dismiss", report.pk), sent(reason="Nothing wrong"))
+        report.refresh_from_db()
+        assert report.outcome == "dismissed"
+        assert Client().get(f"/s/{token}/").status_code == 200
+
+
+def test_a_preset_shows_what_was_changed_and_by_whom(make_user: MakeUser) -> None:
+    client = signed_in(in_role(make_user, "finance").user)
+    preset = Preset.objects.get(name="standard")
+    form = {
+        "name": "standard",
+        "label": "Standard",
+        "num_frames": 49,
+        "fps": 8,
+        "num_inference_steps": 50,
+        "cost": 300,
+        "position": 1,
+        "enabled": "on",
+    }
+    assert client.post(page("generation_preset_change", preset.pk), form).status_code == 302
+    html = client.get(page("generation_preset_change", preset.pk)).content.decode()
+    assert "cost 250 → 300" in html
+    assert "the-finance" in html
