@@ -31,7 +31,7 @@ def words(notice: Notice) -> str:
         said = _("Your video “%(prompt)s” was removed: %(reason)s")
         return said % {"prompt": facts["prompt"], "reason": facts["reason"]}
     said = ngettext(
-        "We gave you back %(credits)d credits for a video: %(reason)s",
+        "We gave you back %(credits)d credits for %(videos)d video: %(reason)s",
         "We gave you back %(credits)d credits for %(videos)d videos: %(reason)s",
         facts["videos"],
     )

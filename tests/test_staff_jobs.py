@@ -220,7 +220,7 @@ class TestIncident:
         assert batch.state == "done"
         told = {notice.user_id: notices.words(notice) for notice in Notice.objects.all()}
         assert told[people[0].pk] == "We gave you back 100 credits for 2 videos: Bad night"
-        assert told[people[1].pk] == "We gave you back 50 credits for a video: Bad night"
+        assert told[people[1].pk] == "We gave you back 50 credits for 1 video: Bad night"
         [said_in_chat] = ChatNotice.objects.all()
         assert (said_in_chat.chat_id, "100 credits for 2 videos" in said_in_chat.text) == (42, True)
         html = admin.get(page("generation_refundbatch_change", batch.pk)).content.decode()
@@ -321,7 +321,7 @@ class TestNotices:
     ) -> None:
         notice = notices.tell(user=user, kind="refund", videos=1, credits=50, reason="Grey <b>")
         client, other = signed_in(user), signed_in(make_user("eve"))
-        assert "We gave you back 50 credits for a video: Grey &lt;b&gt;" in client.get("/").content.decode()
+        assert "We gave you back 50 credits for 1 video: Grey &lt;b&gt;" in client.get("/").content.decode()
         assert "gave you back" not in other.get("/").content.decode()
         other.post(f"/notices/{notice.pk}/close/")
         assert "gave you back" in client.get("/").content.decode()
