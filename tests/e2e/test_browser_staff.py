@@ -1,4 +1,4 @@
-"""Staff at work in a real browser: each act as the role that may, refused as the role that may not, once however often."""
+"""Staff at work in a browser: each act as the role that may, refused as the role that may not, once however often."""
 
 import re
 from collections.abc import Callable, Iterator
