@@ -31,7 +31,7 @@ from benchmarks.gpu_shapes import SHAPES, build, floating_point_operations
 from gpu_node import messages
 from gpu_node.encoding import ClipEncoder
 from gpu_node.engine.errors import ModelUnavailable
-from gpu_node.engine.loading import set_up
+from gpu_node.engine.loading import check_hardware, set_up
 from gpu_node.engine.memory import memory_of
 from gpu_node.engine.pipeline import GenerationInput, VideoPipeline
 from gpu_node.pipes import Inbox, Outbox
@@ -169,6 +169,7 @@ def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> di
     """The node's own engine and worker, set up in this way."""
     started = time.perf_counter()
     options = _options(case, device)
+    check_hardware(options, device)
     place = Placement(text_on_gpu=case.way != "memory", tiled=case.way == "memory", peak_gb=0)
     pipe = build(SHAPES[case.model], device=device, dtype=dtype)
     pipeline = VideoPipeline(set_up(pipe, options, place, device, dtype), lower_case=False)

@@ -4,6 +4,8 @@ FROM python:3.12-slim
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1
 ENV GPU_NODE_HOST=0.0.0.0 GPU_NODE_SAVE_DIR=/data/videos HF_HOME=/data/huggingface
+# torch.compile builds its kernels' launchers with a C compiler when the node starts.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY requirements/node.txt requirements/node.txt
 RUN pip install -r requirements/node.txt

@@ -62,6 +62,7 @@ def load(options: EngineOptions) -> Loaded:
     """
     device = choose_device(options)
     dtype = choose_dtype(options, device)
+    check_hardware(options, device)
     place = _choose_placement(options, device)
     _quiet_progress_bars()
     if device.type == "cpu":
@@ -76,9 +77,7 @@ def set_up(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Loaded:
-    """Put the parts in place and turn the levers on. Raises ModelUnavailable for what this hardware cannot do."""
-    if options.quantization == "fp8":
-        quantization.check_fp8(device)
+    """Put the parts in place and turn the levers on."""
     _prepare_before_moving(pipe, options, device)
     prompts = _put_in_place(pipe, place, device, dtype)
     native = _native(pipe, options)
@@ -113,6 +112,12 @@ def choose_device(options: EngineOptions) -> torch.device:
         )
     torch.cuda.set_device(device)
     return device
+
+
+def check_hardware(options: EngineOptions, device: torch.device) -> None:
+    """Before anything is downloaded. Raises ModelUnavailable for what this hardware cannot do."""
+    if options.quantization == "fp8":
+        quantization.check_fp8(device)
 
 
 def choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:

@@ -13,9 +13,10 @@ import torch
 from diffusers import CogVideoXImageToVideoPipeline
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch._dynamo.exc import TorchDynamoException
 
 from gpu_node.engine import compiling
-from gpu_node.engine.errors import UnusableResult
+from gpu_node.engine.errors import ModelUnavailable, UnusableResult
 from gpu_node.engine.loading import Loaded, Native, fresh_scheduler, load
 from gpu_node.engine.prompts import Prompts
 from gpu_node.settings import EngineOptions
@@ -83,19 +84,27 @@ class VideoPipeline:
         return self._loaded.tiled
 
     def warm_up(self, options: EngineOptions) -> None:
-        """Make the shapes that will be asked for once, so that no clip waits for a compiler."""
-        if not options.warm_frames:
-            return
-        width, height = self.native.width, self.native.height
-        with compiling.new_shapes_compile():
-            for frames in options.warm_frames:
-                started = time.perf_counter()
-                self._make_blank(width, height, frames)
-                log.info(
-                    "%d frames of %dx%d: warm in %.0f s", frames, width, height, time.perf_counter() - started
-                )
+        """Make the shapes that will be asked for once, so that no clip waits for a compiler.
 
-    def _make_blank(self, width: int, height: int, frames: int) -> None:
+        Where nothing can be compiled (no C compiler, most often) the node runs all the same, slower, and says so;
+        unless the operator insists, which raises ModelUnavailable.
+        """
+        try:
+            with compiling.new_shapes_compile():
+                for frames in options.warm_frames:
+                    self._make_blank(frames)
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).split())[:200]
+            if options.compile == "on":
+                raise ModelUnavailable(
+                    f"GPU_NODE_COMPILE: this model cannot be compiled here: {reason}"
+                ) from error
+            log.warning("running uncompiled, which is slower: %s", reason)
+            torch.compiler.set_stance("force_eager")
+            self.setup["compiled"] = False
+
+    def _make_blank(self, frames: int) -> None:
+        started, width, height = time.perf_counter(), self.native.width, self.native.height
         picture = Image.new("RGB", (width, height)) if self.takes_image else None
         job = GenerationInput(
             width=width, height=height, frames=frames, steps=WARM_STEPS, guidance_scale=6.0, seed=0
@@ -103,6 +112,7 @@ class VideoPipeline:
         latents = self._denoise(job, self.encode("", ""), lambda _: None, picture)
         for _ in self.decode(latents):
             pass
+        log.info("%d frames of %dx%d: warm in %.0f s", frames, width, height, time.perf_counter() - started)
 
     def encode(self, prompt: str, negative_prompt: str) -> Prompts:
         """What the transformer reads of the words. Any thread may call it."""

@@ -13,6 +13,7 @@ from PIL import Image
 from gpu_node.engine import attention, compiling, prompts, quantization, step_caches
 from gpu_node.engine.convolutions import SumOfConv2d
 from gpu_node.engine.errors import Canceled, ModelUnavailable, UnusableResult
+from gpu_node.engine.loading import load
 from gpu_node.engine.pipeline import GenerationInput, VideoPipeline
 from gpu_node.engine.scheduler import DPMScheduler
 from gpu_node.settings import EngineOptions, NodeSettings
@@ -20,6 +21,11 @@ from tests.gpu_node import variants
 
 SMALL: dict[str, Any] = {"width": 64, "height": 32, "frames": 9, "steps": 4, "guidance_scale": 6.0, "seed": 3}
 PROMPT = "a red ball"
+
+
+def no_compiler(*_: Any) -> Any:
+    """A backend of torch.compile on a machine without a C compiler."""
+    raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
 
 def job(**fields: Any) -> GenerationInput:
@@ -204,10 +210,16 @@ class TestAttention:
 
 
 class TestCompiling:
+    @pytest.fixture(autouse=True)
+    def anew(self) -> Iterator[None]:
+        torch._dynamo.reset()
+        yield
+        torch.compiler.set_stance("default")
+        torch._dynamo.reset()
+
     @pytest.fixture
     def compiled(self, folders: Callable[[str], Path]) -> Iterator[tuple[VideoPipeline, list[int]]]:
         """With a backend that counts the graphs it is given, and runs them as they are."""
-        torch._dynamo.reset()
         pipeline, count = loaded(folders("CogVideoX-5B")), [0]
 
         def backend(graph: Any, _: Any) -> Any:
@@ -216,8 +228,6 @@ class TestCompiling:
 
         compiling.compile_forward(pipeline._pipe.transformer, backend=backend)
         yield pipeline, count
-        torch.compiler.set_stance("default")
-        torch._dynamo.reset()
 
     def test_warm_shapes_are_compiled_and_no_other_ever_is(
         self, compiled: tuple[VideoPipeline, list[int]], pipeline: VideoPipeline
@@ -231,6 +241,22 @@ class TestCompiling:
         assert distance(latents_of(ours), before) == 0
         latents_of(ours, frames=17)
         assert count[0] == warm, "a clip waits for no compiler"
+
+    def test_without_a_compiler_the_node_runs_uncompiled_and_says_so(
+        self, folders: Callable[[str], Path], pipeline: VideoPipeline
+    ) -> None:
+        """Unless the operator insists."""
+        expected = latents_of(pipeline)
+        wanted = options(folders("CogVideoX-5B"), compile="on", warm_frames="9")
+        broken = wanted.model_copy(update={"compile_backend": no_compiler})
+        with pytest.raises(ModelUnavailable, match=r"cannot be compiled here: .*Failed to find C compiler"):
+            VideoPipeline.load(broken)
+
+        ours = VideoPipeline(load(broken), lower_case=False)
+        ours.warm_up(broken.model_copy(update={"compile": "auto"}))
+
+        assert ours.setup["compiled"] is False
+        assert torch.equal(latents_of(ours), expected)
 
     def test_the_operators_frames_are_warmed_at_start_up(self, folders: Callable[[str], Path]) -> None:
         warm = loaded(folders("CogVideoX-5B"), warm_frames="1,9")
