@@ -19,7 +19,7 @@ class Traits:
 
     width, height: pixels. frames: the most it was trained for. frame_unit: it makes frame_unit·N + 1. fps: frames a
     second in the training data. parameters: of the transformer, in billions. takes_image: makes a clip from a picture.
-    dtypes: those in which its pictures are sound, the published one first. any_size: it was trained for more than one.
+    dtypes: those in which its pictures are sound, the published one first.
     """
 
     name: str
@@ -31,7 +31,6 @@ class Traits:
     frame_unit: int = 8
     fps: int = 8
     takes_image: bool = False
-    any_size: bool = False
     dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
 
     @property
@@ -49,7 +48,6 @@ _FIFTEEN = Traits(
     frames=81,
     frame_unit=16,
     fps=16,
-    any_size=True,
 )
 PUBLISHED = (
     Traits(name="CogVideoX-5B", hub_id="THUDM/CogVideoX-5b", parameters=5.57),

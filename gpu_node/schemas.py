@@ -18,7 +18,7 @@ from gpu_node.errors import InvalidRequest
 from gpu_node.pictures import PARAM, digest, read_picture
 from gpu_node.settings import NodeSettings
 
-DEFAULT_FPS = 8
+FIELD_FPS = 8  # of /generate_video; elsewhere the model's own
 DEFAULT_STEPS = 50
 DEFAULT_GUIDANCE_SCALE = 6.0
 # 8× by the VAE, 2× by the transformer's patches; diffusers itself only checks 8 and fails late.
@@ -59,7 +59,7 @@ class ClipSpec(BaseModel):
     width: int | None = None
     height: int | None = None
     num_frames: int | None = None
-    fps: int = DEFAULT_FPS
+    fps: int
     steps: int = DEFAULT_STEPS
     guidance_scale: float = DEFAULT_GUIDANCE_SCALE
     seed: int | None = None
@@ -76,7 +76,7 @@ class GenerateVideoRequest(BaseModel):
 
     prompt: Prompt
     frames: int = Field(16, ge=1)
-    fps: int = Field(DEFAULT_FPS, ge=1, le=60)
+    fps: int = Field(FIELD_FPS, ge=1, le=60)
     steps: int = Field(20, ge=1)
 
     def to_spec(self) -> ClipSpec:
@@ -94,7 +94,7 @@ class VideoRequest(BaseModel):
     seconds: float | None = Field(None, gt=0, le=600)
     size: Size | None = None
     num_frames: int | None = Field(None, ge=1)
-    fps: int = Field(DEFAULT_FPS, ge=1, le=60)
+    fps: int | None = Field(None, ge=1, le=60)
     num_inference_steps: int = Field(DEFAULT_STEPS, ge=1)
     guidance_scale: float = Field(DEFAULT_GUIDANCE_SCALE, ge=0, le=50)
     seed: int | None = Field(None, ge=0, lt=2**63)
@@ -107,19 +107,20 @@ class VideoRequest(BaseModel):
             return body
         return {name: value for name, value in body.items() if value is not None}
 
-    def to_spec(self, *, image: str | None) -> ClipSpec:
+    def to_spec(self, *, native_fps: int, image: str | None) -> ClipSpec:
         """The clip that is asked for. `num_frames` goes before `seconds`. `image`: the picture's digest."""
         width, height = self._sides()
+        fps = self.fps or native_fps
         frames = self.num_frames
         if frames is None and self.seconds is not None:
-            frames = max(1, round(self.seconds * self.fps))
+            frames = max(1, round(self.seconds * fps))
         return ClipSpec(
             prompt=self.prompt,
             negative_prompt=self.negative_prompt,
             width=width,
             height=height,
             num_frames=frames,
-            fps=self.fps,
+            fps=fps,
             steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             seed=self.seed,
@@ -151,7 +152,7 @@ def parse_video(body: Any, settings: NodeSettings) -> tuple[ClipSpec, bytes | No
         raise _first_problem(error) from error
     _check_model(request.model, settings)
     picture = read_picture(body.get(PARAM))
-    spec = request.to_spec(image=digest(picture))
+    spec = request.to_spec(native_fps=settings.traits.fps, image=digest(picture))
     _check_limits(spec, settings, names={"num_frames": "num_frames", "steps": "num_inference_steps"})
     return spec, picture
 

@@ -148,7 +148,10 @@ class NodeProcess:
 def node_environment(folder: Path, *, port: int, key: str) -> dict[str, str]:
     """This process's environment with the node's settings for a test."""
     ours = {
-        name: value for name, value in os.environ.items() if not name.startswith(("GPU_NODE_", "VIDEO_API_"))
+        name: value
+        for name, value in os.environ.items()
+        # torch, if a test imported it, has put the last one into this process's environment
+        if not name.startswith(("GPU_NODE_", "VIDEO_API_", "TORCHINDUCTOR_"))
     }
     return ours | {
         "PYTHONPATH": str(REPOSITORY),

@@ -185,9 +185,11 @@ def _put_in_place(
 ) -> PromptEncoder:
     """Move the parts; the text encoder leaves the pipeline, so that it can work ahead of it."""
     text_device = device if place.text_on_gpu else torch.device("cpu")
+    # On a CPU, T5 in float16 is slow and overflows; in bfloat16 it does neither.
+    text_dtype = torch.bfloat16 if text_device.type == "cpu" and dtype == torch.float16 else dtype
     text = CogVideoXPipeline(
         tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder.to(text_device),
+        text_encoder=pipe.text_encoder.to(text_device, text_dtype),
         vae=None,
         transformer=None,
         scheduler=pipe.scheduler,

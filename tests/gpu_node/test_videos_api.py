@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy
@@ -9,6 +10,8 @@ import openai
 import pytest
 from PIL import Image
 
+from gpu_node.schemas import parse_video
+from gpu_node.settings import NodeSettings
 from tests.gpu_node.client import Client, frames_of
 from tests.node_process import wait_until
 
@@ -43,6 +46,17 @@ def test_seconds_become_frames(client: Client, seconds: Any, frames: int) -> Non
 
     assert job["num_frames"] == frames
     assert len(frames_of(client.content(client.finish(job["id"])["id"]))) == frames
+
+
+@pytest.mark.parametrize(("model", "fps", "frames"), [("5B", 8, 16), ("1.5-5B", 16, 32)])
+def test_a_clip_is_as_fast_as_the_model_was_trained_for(
+    model: str, fps: int, frames: int, tmp_path: Path
+) -> None:
+    settings = NodeSettings.model_validate({"model": model, "save_dir": tmp_path})
+
+    spec, _ = parse_video({"prompt": "x", "seconds": 2}, settings)
+
+    assert (spec.fps, spec.num_frames) == (fps, frames)
 
 
 def test_a_form_is_as_good_as_json(client: Client) -> None:
