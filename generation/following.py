@@ -228,6 +228,7 @@ class Follower:
                 token=self.token,
                 file_name=remote.file_name or "",
                 generation_ms=remote.generation_ms,
+                profile=remote.profile or "",
             )
             return True
         if remote.finished:

@@ -221,11 +221,16 @@ def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> 
 
 @transaction.atomic
 def begin_storing(
-    *, attempt_id: uuid.UUID, token: uuid.UUID, file_name: str = "", generation_ms: int | None = None
+    *,
+    attempt_id: uuid.UUID,
+    token: uuid.UUID,
+    file_name: str = "",
+    generation_ms: int | None = None,
+    profile: str = "",
 ) -> bool:
     """The node has made the file: fetch it. The node's slot is free from here on."""
     if not leases.held(attempt_id=attempt_id, token=token).update(
-        file_name=file_name, generation_ms=generation_ms, **_heard()
+        file_name=file_name, generation_ms=generation_ms, profile=profile, **_heard()
     ):
         return False
     running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)

@@ -322,6 +322,9 @@ class JobAttempt(models.Model):
     file_name = models.CharField(
         max_length=300, blank=True, help_text="What the node calls the finished file."
     )
+    profile = models.CharField(
+        max_length=40, blank=True, help_text="How the node made the clip, in its own word."
+    )
     step = models.PositiveIntegerField(default=0)
     generation_ms = models.PositiveIntegerField(null=True)
     posted_at = models.DateTimeField(null=True, help_text="The node took it.")

@@ -12,6 +12,7 @@ from generation.nodes.types import NodeHealth, Protocol
 
 # A finished file is asked for by this name under /get_video/, so it must never be a path.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
 _SIZE = re.compile(r"\d{1,5}x\d{1,5}")
 # More jobs at once than any one server runs: a slip or a lie.
 MOST_CAPACITY = 256
@@ -39,6 +40,12 @@ def real_number(value: object) -> float | None:
 def text(value: object) -> str | None:
     """A string with something in it, or None."""
     return value.strip() or None if isinstance(value, str) else None
+
+
+def profile(made_with: object) -> str | None:
+    """The profile among what a clip was made with, where it is one plain word."""
+    said = made_with.get("profile") if isinstance(made_with, dict) else None
+    return said if isinstance(said, str) and _WORD.fullmatch(said) else None
 
 
 def file_name(path: object) -> str:

@@ -83,7 +83,7 @@ class RemoteJob:
     remote_id: None on the field protocol, which has no ids. step of steps: denoising steps that are done.
     progress: percent. error: one sentence of the node's, when failed; error_code: its word for it, where it
     has one. file_name: what `/get_video/` wants. generation_ms: the node's own clock. stopped_at_step: set by a
-    confirmed cancel. queue_position: 1 is next.
+    confirmed cancel. queue_position: 1 is next. profile: the node's word for how the clip is made, as `exact`.
     """
 
     state: RemoteState
@@ -97,6 +97,7 @@ class RemoteJob:
     generation_ms: int | None = None
     stopped_at_step: int | None = None
     queue_position: int | None = None
+    profile: str | None = None
 
     @property
     def finished(self) -> bool:

@@ -160,6 +160,7 @@ class VideosClient(NodeClient):
             generation_ms=_generation_ms(body),
             stopped_at_step=parsing.whole_number(body.get("stopped_at_step")),
             queue_position=parsing.whole_number(body.get("queue_position")),
+            profile=parsing.profile(body.get("made_with")),
         )
 
     def _failure(self, error: object) -> tuple[str | None, str | None]:

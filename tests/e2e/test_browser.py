@@ -76,6 +76,8 @@ def _play_it_in_the_gallery(page: Page, *, by_touch: bool) -> None:
 
 
 def _read_the_receipt(page: Page) -> None:
+    facts = re.sub(r"\s+", " ", page.locator(".facts").inner_text())
+    assert re.search(r"Preset Standard .*Steps 50 .*Model CogVideoX-tiny Profile exact", facts), facts
     words = re.sub(r"\s+", " ", page.locator(".receipt").inner_text())
     assert re.search(r"Balance before 500 Reserved .*−250 250 Charged .*250 250", words), words
 
