@@ -143,6 +143,7 @@ def credit_history(request: HttpRequest) -> HttpResponse:
         "entries": found[:HISTORY_PAGE_SIZE],
         "older": found[HISTORY_PAGE_SIZE - 1].pk if len(found) > HISTORY_PAGE_SIZE else None,
         "is_first_page": not before,
+        "credits_url": settings.CREDITS_URL,
     }
     return render(request, "accounts/credits.html", context)
 

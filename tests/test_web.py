@@ -311,7 +311,7 @@ def test_a_running_clip_shows_true_steps_and_the_time_they_still_take(browser, s
     GenerationJob.objects.filter(pk=job.pk).update(started_at=timezone.now() - timezone.timedelta(seconds=5))
     page = browser.get("/")
     assert '<progress max="20" value="5"' in page.content.decode()
-    assert "step 5 of 20 · about 15 s left" in text(page)
+    assert re.search(r"step 5 of 20 · about 1[5-9] s left", text(page))
 
 
 def test_a_clip_on_a_slow_gpu_is_judged_by_its_own_pace(submit, start_job):

@@ -326,5 +326,12 @@ def test_who_cannot_afford_it_is_shown_a_way_on(browser, user, staff):
     ledger.adjust(user=user, amount=-400, reason="test", actor=staff)
     form = browser.get("/videos/ready/", {"preset": "standard"}).content.decode()
     assert "Not enough credits: this video costs 250 credits, you have 100." in form
-    assert 'href="/credits/"' in form
+    assert 'href="/credits/#more"' in form
     assert 'data-choose="quick"' in form
+
+
+@pytest.mark.parametrize("address", ["https://shop.example.org/?a=1", "mailto:credits@example.org"])
+def test_the_credits_page_leads_to_where_credits_are_offered(browser, user, settings, address):
+    assert f"name your account: <b>{user.username}</b>" in browser.get("/credits/").content.decode()
+    settings.CREDITS_URL = address
+    assert f'href="{address}"' in browser.get("/credits/").content.decode()

@@ -176,6 +176,10 @@ STAFF_REQUIRE_MFA = env.bool("STAFF_REQUIRE_MFA", not DEBUG)
 REFUND_LIMIT_CREDITS = env.int("REFUND_LIMIT_CREDITS", 5000, validate=lambda n: n >= 0)
 
 # --- Generation: what a clip costs and what is allowed ----------------------------------------------------------------
+# Where people get more credits: a shop, a form, an address to write to.
+CREDITS_URL = env.str("CREDITS_URL", "")
+if CREDITS_URL and urlsplit(CREDITS_URL).scheme not in ("http", "https", "mailto"):
+    raise ImproperlyConfigured("CREDITS_URL must start with http://, https:// or mailto:")
 VIDEO_COST = env.int("VIDEO_COST", 50, validate=lambda n: n >= 0)
 VIDEO_COOLDOWN_SECONDS = env.int("VIDEO_COOLDOWN_SECONDS", 60)
 MAX_PROMPT_LENGTH = env.int("MAX_PROMPT_LENGTH", 200)

@@ -149,7 +149,7 @@ def test_who_cannot_afford_it_is_told_before_and_shown_a_way_on(new_page: Callab
     page.locator(".chip", has_text="Standard").click()
     note = page.locator("[data-note=short]")
     expect(note).to_contain_text("Not enough credits: this video costs 250 credits, you have 200.")
-    expect(note.get_by_role("link", name="How to get credits")).to_have_attribute("href", "/credits/")
+    expect(note.get_by_role("link", name="How to get credits")).to_have_attribute("href", "/credits/#more")
     expect(page.locator(".generate")).to_be_disabled()
     note.get_by_role("button", name="Take Quick for 50 credits").click()
     expect(page.locator(".generate")).to_be_enabled(timeout=(COOLDOWN_SECONDS + 5) * 1000)
