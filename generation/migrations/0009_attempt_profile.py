@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('generation', '0007_home'),
+        ('generation', '0008_rules_and_trials'),
     ]
 
     operations = [
