@@ -2,6 +2,7 @@
 PYTHON ?= python3
 TORCH_INSTALL ?= torch==2.13.0
 TEST_PROCESSES ?= 2
+MINUTES ?= 120
 SEED ?= $(shell $(PYTHON) -c 'import random; print(random.randrange(1, 100000))')
 PROMPT ?= A red ball bounces on green grass
 
@@ -10,12 +11,12 @@ STAMP := .venv/.installed
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test chaos bench lint types format messages screenshots clean
+.PHONY: help setup demo run test train-tiny chaos bench lint types format messages screenshots clean
 
 help: ## list the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
-demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a cat on the moon"
+demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a golden star turning at night"
 	@$(BIN)/python -m videoplatform.demo --prompt "$$PROMPT"
 
 run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 GPU_NODE_PORT=8081
@@ -23,6 +24,9 @@ run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 
 
 test: setup lint ## linters, types and all tests
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
+
+train-tiny: setup ## the demonstration model anew, or on from where it was stopped: make train-tiny MINUTES=120
+	$(BIN)/python -m gpu_node.tiny.training --minutes $(MINUTES)
 
 chaos: setup ## every fault at full strength, for about half an hour: make chaos SEED=7
 	@rm -rf .data/chaos

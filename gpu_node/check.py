@@ -16,7 +16,7 @@ from gpu_node import models, placement
 from gpu_node.engine.quantization import FP8_CAPABILITY
 from gpu_node.models import Traits
 from gpu_node.profiles import PROFILES, Profile
-from gpu_node.settings import BadConfiguration, load_settings
+from gpu_node.settings import EMBEDDED, BadConfiguration, load_settings
 
 GB = 10**9
 FITS, DOES_NOT_FIT, BAD_CONFIGURATION = 0, 1, 2
@@ -103,8 +103,8 @@ def report(model: str, wanted: str, found: list[Card]) -> tuple[bool, list[str]]
     """Whether the node can run as it is set up, and all that an operator wants to know, line by line."""
     traits = models.find(model)
     lines = [f"torch {torch.__version__}, diffusers {importlib.metadata.version('diffusers')}"]
-    if model == "tiny":
-        return True, [*lines, "tiny: runs anywhere, on the CPU; nothing is downloaded"]
+    if model in EMBEDDED:
+        return True, [*lines, f"{model}: runs anywhere, on the CPU; nothing is downloaded"]
     if traits is None:
         return True, [
             *lines,

@@ -32,7 +32,7 @@ class Job(BaseModel):
     num_frames: int | None
     fps: int
     steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     seed: int
     idempotency_key: str | None = None
     fingerprint: str
@@ -97,6 +97,8 @@ class Job(BaseModel):
             self.width, self.height = native.width, native.height
         if self.num_frames is None:
             self.num_frames = native.frames
+        if self.guidance_scale is None:
+            self.guidance_scale = native.guidance_scale
         self.generated_frames = round_up_frames(self.num_frames, unit=native.frame_unit)
 
 

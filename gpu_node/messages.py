@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from gpu_node.models import DEFAULT_GUIDANCE
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True)
@@ -46,7 +48,8 @@ class Memory(_Message):
 class Ready(_Message):
     """The model is loaded. Size in pixels and frames are those it was made for; it makes frame_unit·N + 1 frames.
 
-    `takes_image`: every clip starts from a picture. `fixed_size`: no other size can be made. `setup`: how it runs
+    `takes_image`: every clip starts from a picture. `fixed_size`: no other size can be made. `guidance_scale`: what it
+    was tuned for, used where none is asked for. `setup`: how it runs
     (profile, precision, attention, …), recorded with every clip.
     """
 
@@ -58,6 +61,7 @@ class Ready(_Message):
     frame_unit: int = 8
     takes_image: bool = False
     fixed_size: bool = False
+    guidance_scale: float = DEFAULT_GUIDANCE
     memory: Memory | None = None
     setup: dict[str, str | bool] = {}
 

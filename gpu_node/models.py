@@ -11,6 +11,7 @@ Dtype = Literal["bfloat16", "float16", "float32"]
 
 TEXT_ENCODER_GB = 9.5  # T5-XXL's encoder, 4.76 billion parameters in 16 bits
 VAE_GB = 0.43
+DEFAULT_GUIDANCE = 6.0  # of all published models (their cards)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,6 @@ from gpu_node.settings import NodeSettings
 
 FIELD_FPS = 8  # of /generate_video; elsewhere the model's own
 DEFAULT_STEPS = 50
-DEFAULT_GUIDANCE_SCALE = 6.0
 # 8× by the VAE, 2× by the transformer's patches; diffusers itself only checks 8 and fails late.
 SIZE_UNIT = 16
 SMALLEST_SIDE = 32
@@ -61,7 +60,7 @@ class ClipSpec(BaseModel):
     num_frames: int | None = None
     fps: int
     steps: int = DEFAULT_STEPS
-    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
+    guidance_scale: float | None = None
     seed: int | None = None
     image: str | None = None
 
@@ -96,7 +95,7 @@ class VideoRequest(BaseModel):
     num_frames: int | None = Field(None, ge=1)
     fps: int | None = Field(None, ge=1, le=60)
     num_inference_steps: int = Field(DEFAULT_STEPS, ge=1)
-    guidance_scale: float = Field(DEFAULT_GUIDANCE_SCALE, ge=0, le=50)
+    guidance_scale: float | None = Field(None, ge=0, le=50)
     seed: int | None = Field(None, ge=0, lt=2**63)
     negative_prompt: Text = ""
 

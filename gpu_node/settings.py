@@ -22,6 +22,7 @@ from gpu_node import models
 from gpu_node.models import Dtype
 from gpu_node.profiles import PROFILES, ProfileName, Quantization, StepCache
 
+EMBEDDED = ("tiny", "tiny-random")  # come with the project: one that draws what it is told, and one for tests
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -60,10 +61,12 @@ class NodeSettings(BaseSettings):
     model: str = Field(
         "THUDM/CogVideoX-5b",
         min_length=1,
-        description="`tiny`, 5B, 2B, 5B-I2V, 1.5-5B, a hub id, or a folder",
+        description="`tiny`, `tiny-random`, 5B, 2B, 5B-I2V, 1.5-5B, a hub id, or a folder",
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cpu for tiny, cuda for all else"
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto: cpu for tiny and tiny-random, cuda for all else",
     )
     profile: ProfileName = Field("exact", description="exact, fast or memory")
     dtype: Dtype | Literal["auto"] = Field("auto", description="auto: as the model was published")
@@ -78,7 +81,7 @@ class NodeSettings(BaseSettings):
     port: int = Field(8081, ge=0, le=65535)
     api_key: SecretStr | None = Field(None, validation_alias="VIDEO_API_KEY")
     save_dir: Path = Path(".data/gpu_node/videos")
-    cache_dir: Path | None = Field(None, description="where the tiny model is kept; default: beside save_dir")
+    cache_dir: Path | None = Field(None, description="where tiny-random is kept; default: beside save_dir")
     queue_size: int = Field(8, ge=0, le=1000, description="jobs that may wait behind the running one")
     retention_hours: float = Field(24.0, gt=0, description="how long clips and their records are kept")
     min_free_mb: int = Field(512, ge=0, description="below this much free disk, new jobs are refused")
@@ -163,7 +166,7 @@ class NodeSettings(BaseSettings):
     def _warm_frames(self) -> tuple[int, ...]:
         if self.warm_frames is not None:
             return self.warm_frames
-        on_cpu = self.device == "cpu" or (self.device == "auto" and self.model == "tiny")
+        on_cpu = self.device == "cpu" or (self.device == "auto" and self.model in EMBEDDED)
         return () if on_cpu or self.compile == "off" else (17, self.traits.frames)
 
     @property

@@ -235,6 +235,7 @@ def _ready(pipeline: VideoPipeline) -> messages.Ready:
         frame_unit=native.frame_unit,
         takes_image=pipeline.takes_image,
         fixed_size=native.fixed_size,
+        guidance_scale=native.guidance_scale,
         memory=memory_of(pipeline.device),
         setup=pipeline.setup,
     )

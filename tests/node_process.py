@@ -56,7 +56,7 @@ class NodeProcess:
         env: dict[str, str] | None = None,
         until: str | None = "ready",
     ) -> "NodeProcess":
-        """Start `python -m gpu_node` with the tiny model, its clips in `folder`/videos and its log in `folder`/log.
+        """Start `python -m gpu_node` with tiny-random, its clips in `folder`/videos and its log in `folder`/log.
 
         Waits until /health says `until`; None waits for nothing.
         """
@@ -155,7 +155,7 @@ def node_environment(folder: Path, *, port: int, key: str) -> dict[str, str]:
     }
     return ours | {
         "PYTHONPATH": str(REPOSITORY),
-        "GPU_NODE_MODEL": "tiny",
+        "GPU_NODE_MODEL": "tiny-random",
         "GPU_NODE_PORT": str(port),
         "GPU_NODE_SAVE_DIR": str(folder / "videos"),
         "GPU_NODE_MIN_FREE_MB": "1",

@@ -55,7 +55,7 @@ def test_it_is_recognised_and_says_how_it_is(node: NodeProcess) -> None:
     detected = asyncio.run(nodes.detect_protocol(NodeEndpoint(base_url=node.url, api_key=node.key)))
     assert detected == "videos"
     health = with_client(node, lambda client: client.health())
-    assert (health.ready, health.status, health.backend) == (True, "ready", "CogVideoX-tiny")
+    assert (health.ready, health.status, health.backend) == (True, "ready", "CogVideoX-tiny-random")
     assert (health.capacity, health.queue_depth) == (1, 0)
     assert health.sizes
 

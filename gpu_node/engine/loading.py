@@ -21,11 +21,12 @@ from gpu_node.engine.convolutions import flatten_small_convolutions
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.engine.prompts import PromptEncoder
 from gpu_node.engine.scheduler import DPMScheduler, times_to
-from gpu_node.settings import EngineOptions, shown_name
+from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
 
 log = logging.getLogger(__name__)
 
 GB = 10**9
+TINY_GUIDANCE = 1.75  # it was trained to follow its words almost without
 AnyPipeline: TypeAlias = "CogVideoXPipeline | CogVideoXImageToVideoPipeline"
 
 
@@ -33,7 +34,8 @@ AnyPipeline: TypeAlias = "CogVideoXPipeline | CogVideoXImageToVideoPipeline"
 class Native:
     """What the model was made for: pixels, frames, and `frame_unit` for the frames it makes, frame_unit·N + 1.
 
-    `fixed_size`: its tokens' places were learned for this size (CogVideoX-5B-I2V), and no other can be made.
+    `fixed_size`: no other can be made; the places of its tokens were learned for this one (CogVideoX-5B-I2V), or it
+    knows pictures of no other (tiny). `guidance_scale`: what it was tuned for.
     """
 
     width: int
@@ -41,6 +43,7 @@ class Native:
     frames: int
     frame_unit: int
     fixed_size: bool
+    guidance_scale: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ def load(options: EngineOptions) -> Loaded:
     place = _choose_placement(options, device)
     _quiet_progress_bars()
     if device.type == "cpu":
-        torch.set_num_threads(1 if options.model == "tiny" else torch.get_num_threads())
+        torch.set_num_threads(1 if options.model in EMBEDDED else torch.get_num_threads())
     return set_up(_from_disk(options, dtype), options, place, device, dtype)
 
 
@@ -100,7 +103,7 @@ def choose_device(options: EngineOptions) -> torch.device:
     """Raises ModelUnavailable for a GPU that is not there."""
     wanted, name = options.device, shown_name(options.model)
     if wanted == "auto":
-        wanted = "cpu" if options.model == "tiny" else "cuda"
+        wanted = "cpu" if options.model in EMBEDDED else "cuda"
     if wanted == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -155,7 +158,9 @@ def _choose_placement(options: EngineOptions, device: torch.device) -> placement
 def _from_disk(options: EngineOptions, dtype: torch.dtype) -> AnyPipeline:
     """The pipeline on the CPU, of the class that its model_index.json names."""
     _check_folder(options.model)
-    source = tiny.model_folder(options.cache_dir) if options.model == "tiny" else options.model
+    source = options.model
+    if source in EMBEDDED:
+        source = str(tiny.model_folder(source, options.cache_dir))
     name = CogVideoXPipeline.load_config(source)["_class_name"]
     classes = {kind.__name__: kind for kind in (CogVideoXPipeline, CogVideoXImageToVideoPipeline)}
     if name not in classes:
@@ -199,7 +204,8 @@ def _put_in_place(
     _make_tiles_fit(pipe.vae)
     if device.type == "cuda":
         times_to(pipe.transformer, device)
-    return PromptEncoder(text, runs_on=text_device, goes_to=device, dtype=dtype)
+    length = pipe.transformer.config.max_text_seq_length
+    return PromptEncoder(text, tokens=length, runs_on=text_device, goes_to=device, dtype=dtype)
 
 
 def _make_tiles_fit(vae: AutoencoderKLCogVideoX) -> None:
@@ -240,13 +246,15 @@ def _native(pipe: AnyPipeline, options: EngineOptions) -> Native:
             frames=traits.frames,
             frame_unit=traits.frame_unit,
             fixed_size=config.use_learned_positional_embeddings,
+            guidance_scale=models.DEFAULT_GUIDANCE,
         )
     return Native(
         width=config.sample_width * scale,
         height=config.sample_height * scale,
         frames=config.sample_frames,
         frame_unit=models.DEFAULT.frame_unit,
-        fixed_size=config.use_learned_positional_embeddings,
+        fixed_size=config.use_learned_positional_embeddings or options.model == "tiny",
+        guidance_scale=TINY_GUIDANCE if options.model == "tiny" else models.DEFAULT_GUIDANCE,
     )
 
 

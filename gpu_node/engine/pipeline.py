@@ -19,7 +19,7 @@ from gpu_node.engine import compiling
 from gpu_node.engine.errors import ModelUnavailable, UnusableResult
 from gpu_node.engine.loading import Loaded, Native, fresh_scheduler, load
 from gpu_node.engine.prompts import Prompts
-from gpu_node.settings import EngineOptions
+from gpu_node.settings import EMBEDDED, EngineOptions
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class VideoPipeline:
     @classmethod
     def load(cls, options: EngineOptions) -> "VideoPipeline":
         """Load and warm up. Raises ModelUnavailable where trying again is no use; OSError for downloads and disks."""
-        pipeline = cls(load(options), lower_case=options.model == "tiny")
+        pipeline = cls(load(options), lower_case=options.model in EMBEDDED)
         pipeline.warm_up(options)
         return pipeline
 
@@ -119,7 +119,7 @@ class VideoPipeline:
         return self._loaded.prompts.encode(self._wording(prompt), self._wording(negative_prompt))
 
     def _wording(self, prompt: str) -> str:
-        """The tiny model's vocabulary has no capitals, and T5Tokenizer forgets a normaliser when it is saved."""
+        """The embedded models' vocabularies have no capitals, and T5Tokenizer forgets a normaliser when it is saved."""
         return prompt.lower() if self._lower_case else prompt
 
     def denoise(

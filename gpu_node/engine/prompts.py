@@ -12,7 +12,7 @@ KEPT = 64  # prompts; 1.9 MB each for the 5B in 16 bits
 
 @dataclass(frozen=True)
 class Prompts:
-    """Embeddings of shape (1, 226, width of the text encoder), on the transformer's device."""
+    """Embeddings of shape (1, tokens, width of the text encoder), on the transformer's device: the 5B takes 226."""
 
     positive: torch.Tensor
     negative: torch.Tensor
@@ -21,14 +21,21 @@ class Prompts:
 class PromptEncoder:
     """The text encoder and its cache. Safe for a thread that works ahead of the GPU.
 
-    There is no attention mask, so texts are always padded to 226 tokens. The embedding of "", the negative prompt of
-    nearly every clip, is never dropped.
+    There is no attention mask, so texts are always padded to the length that the model was trained with. The embedding
+    of "", the negative prompt of nearly every clip, is never dropped.
     """
 
     def __init__(
-        self, pipe: CogVideoXPipeline, *, runs_on: torch.device, goes_to: torch.device, dtype: torch.dtype
+        self,
+        pipe: CogVideoXPipeline,
+        *,
+        tokens: int,
+        runs_on: torch.device,
+        goes_to: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         self._pipe = pipe
+        self._tokens = tokens
         self._runs_on = runs_on
         self._goes_to = goes_to
         self._dtype = dtype
@@ -56,7 +63,11 @@ class PromptEncoder:
     @torch.no_grad()
     def _encode(self, text: str) -> torch.Tensor:
         embedding, _ = self._pipe.encode_prompt(
-            text, do_classifier_free_guidance=False, device=self._runs_on, dtype=self._dtype
+            text,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self._tokens,
+            device=self._runs_on,
+            dtype=self._dtype,
         )
         on_the_gpu: torch.Tensor = embedding.to(self._goes_to)
         return on_the_gpu

@@ -30,7 +30,7 @@ class DPMScheduler(CogVideoXDPMScheduler):
         generator: torch.Generator | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(the sample one step earlier, the predicted original), for v-prediction; shapes as `sample`."""
+        """(the sample one step earlier, the predicted original); shapes as `sample`."""
         before = timestep - self.config.num_train_timesteps // self.num_inference_steps
         alpha = self.alphas_cumprod[timestep]
         alpha_before = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
@@ -40,12 +40,22 @@ class DPMScheduler(CogVideoXDPMScheduler):
         if not is_first_order:
             noise = _noise(sample, generator)  # the base class draws, and leaves, another before this one
 
-        original = alpha**0.5 * sample - (1 - alpha) ** 0.5 * model_output
+        original = self._original(model_output, sample, alpha)
         h, r, *_rest = self.get_variables(alpha, alpha_before, alpha_back)
         factors = self.get_mult(h, r, alpha, alpha_before, alpha_back)
         noise_factor = (1 - alpha_before) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
         target = original if is_first_order else factors[2] * original - factors[3] * old_pred_original_sample
         return factors[0] * sample - factors[1] * target + noise_factor * noise, original
+
+    def _original(
+        self, model_output: torch.Tensor, sample: torch.Tensor, alpha: torch.Tensor
+    ) -> torch.Tensor:
+        """The published models predict a velocity, the demonstration model the clean sample itself."""
+        if self.config.prediction_type == "sample":
+            return model_output
+        assert self.config.prediction_type == "v_prediction", self.config.prediction_type
+        original: torch.Tensor = alpha**0.5 * sample - (1 - alpha) ** 0.5 * model_output
+        return original
 
 
 def _noise(like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

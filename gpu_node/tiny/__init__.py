@@ -1,4 +1,7 @@
-"""A CogVideoX small enough for tests and demonstrations: the real classes, few parameters, no download."""
+"""The models that come with the project: one that draws what its small vocabulary says, and one for tests.
+
+Both are made of the classes that CogVideoX-5B uses. docs/embedded-model.md tells what the first can do.
+"""
 
 from gpu_node.tiny.folder import model_folder
 

@@ -1,19 +1,22 @@
-"""Where the tiny model lies on disk: built on first use, then only found."""
+"""Where an embedded model lies on disk."""
 
 import shutil
 import tempfile
 from pathlib import Path
 
-from gpu_node.tiny.build import build_pipeline
+from gpu_node.tiny.random_weights import build_pipeline
 
-RECIPE = "tiny-random-1"  # a new name whenever build.py changes, so that an old copy is not used
+TRAINED = Path(__file__).parent / "weights"
+RECIPE = "tiny-random-1"  # a new name whenever random_weights.py changes, so that an old copy is not used
 
 
-def model_folder(cache_dir: Path) -> Path:
-    """The tiny model's folder, for `CogVideoXPipeline.from_pretrained`. Builds it on first use.
+def model_folder(model: str, cache_dir: Path) -> Path:
+    """The folder for `CogVideoXPipeline.from_pretrained`: `tiny` is shipped, `tiny-random` is built on first use.
 
     Safe for several processes at once: each builds in a folder of its own, and the first rename wins.
     """
+    if model == "tiny":
+        return TRAINED
     folder = cache_dir / RECIPE
     if not (folder / "model_index.json").is_file():
         cache_dir.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,11 @@ import sentencepiece
 from tests.gpu_node.client import Client
 from tests.node_process import REPOSITORY, NodeProcess
 
-BUILD = "import sys, pathlib; from gpu_node.tiny import model_folder; print(model_folder(pathlib.Path(sys.argv[1])))"
+BUILD = """
+import sys, pathlib
+from gpu_node.tiny import model_folder
+print(model_folder("tiny-random", pathlib.Path(sys.argv[1])))
+"""
 
 
 def start_building(cache: Path) -> "subprocess.Popen[str]":

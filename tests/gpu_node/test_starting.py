@@ -106,6 +106,7 @@ def test_loopback_is_what_only_this_machine_reaches(host: str, loopback: bool) -
         ("5b-i2v", "CogVideoX-5B-I2V"),
         ("/models/CogVideoX-5b/", "CogVideoX-5B"),
         ("tiny", "CogVideoX-tiny"),
+        ("tiny-random", "CogVideoX-tiny-random"),
         ("/models/mine", "CogVideoX-mine"),
     ],
 )
@@ -149,7 +150,7 @@ def test_health_tells_what_the_node_is(client: Client) -> None:
     assert health.pop("free_disk_mb") > 0
     assert ("64x32", 9) in [(pace["size"], pace["frames"]) for pace in health.pop("paces")]
     assert health.pop("setup") == {
-        "model": "tiny",
+        "model": "tiny-random",
         "profile": "exact",
         "dtype": "float32",
         "attention": "native",
@@ -161,8 +162,8 @@ def test_health_tells_what_the_node_is(client: Client) -> None:
     assert health == {
         "status": "ready",
         "reason": None,
-        "backend": "CogVideoX-tiny",
-        "model": "tiny",
+        "backend": "CogVideoX-tiny-random",
+        "model": "tiny-random",
         "profile": "exact",
         "device": "cpu",
         "queue_depth": 0,
@@ -204,7 +205,7 @@ def test_metrics_are_for_prometheus_with_the_key(client: Client) -> None:
     }
     assert values["gpu_node_status", "ready"] == 1
     assert values["gpu_node_status", "starting"] == 0
-    assert values["gpu_node_info", "exact", "tiny"] == 1
+    assert values["gpu_node_info", "exact", "tiny-random"] == 1
     assert values["gpu_node_jobs_total", "completed"] >= 1
     assert values["gpu_node_jobs_total", "canceled"] >= 1
     assert values["gpu_node_clip_seconds_total",] > 0
@@ -214,7 +215,7 @@ def test_metrics_are_for_prometheus_with_the_key(client: Client) -> None:
 
 
 def test_the_model_is_listed_as_openai_lists_models(client: Client) -> None:
-    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny"]
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["tiny-random"]
 
 
 class TestKey:

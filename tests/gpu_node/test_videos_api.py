@@ -28,7 +28,7 @@ def test_a_job_goes_from_queued_to_a_clip(client: Client) -> None:
     assert (job["progress"], job["step"], job["steps"]) == (100, 4, 4)
     assert (job["num_frames"], job["generated_frames"], job["seconds"], job["size"]) == (16, 17, "2", "64x32")
     assert job["generation_time_ms"] > 0
-    assert job["made_with"].items() >= {"model": "tiny", "profile": "exact", "tiled": False}.items()
+    assert job["made_with"].items() >= {"model": "tiny-random", "profile": "exact", "tiled": False}.items()
     assert job["completed_at"] >= job["created_at"]
     assert frames_of(client.content(job["id"])).shape == (16, 32, 64, 3)
 
@@ -74,7 +74,7 @@ def test_the_official_sdk_is_a_client(client: Client) -> None:
     extra: dict[str, Any] = {"num_inference_steps": 2, "size": "64x32", "fps": 4}
 
     video = sdk.videos.create_and_poll(
-        prompt="x", model="tiny", seconds="4", extra_body=extra, poll_interval_ms=100
+        prompt="x", model="tiny-random", seconds="4", extra_body=extra, poll_interval_ms=100
     )
 
     assert video.status == "completed"
@@ -102,7 +102,7 @@ class TestDeterminism:
 
         assert (first != second).any()
 
-    def test_capitals_make_no_difference_to_the_tiny_model(self, client: Client) -> None:
+    def test_capitals_make_no_difference_to_the_embedded_models(self, client: Client) -> None:
         assert client.make("A Red BALL") == client.make("a red ball")
 
     def test_a_seed_that_was_not_asked_for_is_told_and_makes_the_same_clip_again(

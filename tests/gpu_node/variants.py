@@ -11,7 +11,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
 )
 
-from gpu_node.tiny.build import build_pipeline
+from gpu_node.tiny.random_weights import build_pipeline
 
 # What sets each model apart from the 5B, from its config.json on huggingface.co/zai-org.
 ARCHITECTURES: dict[str, dict[str, Any]] = {

@@ -1,0 +1,54 @@
+"""Makes of the two checkpoints the folder that is shipped."""
+
+import string
+from pathlib import Path
+
+import torch
+from diffusers import CogVideoXPipeline
+from torch import nn
+from transformers import T5Tokenizer
+
+from gpu_node.tiny import architecture
+from gpu_node.tiny.training.transformer import TextToLatents
+from gpu_node.tiny.vocabulary import SYNONYMS
+
+
+def export(*, checkpoints: Path, to: Path) -> None:
+    """Write the averaged weights as float16 in the layout of `save_pretrained`."""
+    trained = load(checkpoints)
+    trained.to(dtype=torch.float16)
+    trained.save_pretrained(to, safe_serialization=True)
+
+
+def load(checkpoints: Path) -> CogVideoXPipeline:
+    """The pipeline with the averaged weights, in float32; synonyms are given the embedding of their word."""
+    made = architecture.pipeline()
+    text_to_latents = TextToLatents(made.text_encoder, made.transformer)
+    text_to_latents.load_state_dict(_average(checkpoints / "transformer.pt"))
+    made.vae.decoder.load_state_dict(_average(checkpoints / "vae.pt"))
+    for parameter in made.vae.encoder.parameters():
+        nn.init.zeros_(parameter)  # a clip from words needs no encoder, so none is trained
+    _teach_synonyms(made.tokenizer, made.text_encoder.shared.weight)
+    return made
+
+
+def _average(file: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)["average"][
+        "weights"
+    ]
+    return weights
+
+
+@torch.no_grad()
+def _teach_synonyms(tokenizer: T5Tokenizer, embeddings: torch.Tensor) -> None:
+    for word, synonyms in SYNONYMS.items():
+        for synonym in synonyms:
+            embeddings[_token(tokenizer, synonym)] = embeddings[_token(tokenizer, word)]
+    for mark in string.punctuation:
+        embeddings[tokenizer.convert_tokens_to_ids(mark)] = embeddings[tokenizer.unk_token_id]
+
+
+def _token(tokenizer: T5Tokenizer, word: str) -> int:
+    token: int = tokenizer.convert_tokens_to_ids(f"▁{word}")
+    assert token != tokenizer.unk_token_id, word
+    return token

@@ -1,0 +1,147 @@
+"""Trains the text encoder and the transformer together on drawn latents."""
+
+import random
+from pathlib import Path
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from torch import Tensor, nn
+from transformers import T5EncoderModel
+
+from gpu_node.tiny import architecture, latents
+from gpu_node.tiny.renderer import scenes
+from gpu_node.tiny.training.muon import Muon
+from gpu_node.tiny.training.run import Average, Run
+from gpu_node.tiny.vocabulary import MAX_TOKENS, Combination, training_combinations, vary
+
+BATCH = 32
+WITHOUT_CAPTION = 0.08  # of the clips, so that guidance has something to compare with
+PADDED_FRAMES = latents.LATENT_FRAMES + 1  # the pipeline puts one before the first, and drops it again
+PRECISION_LIMIT = 8.0  # how much more an error counts at the least noise than at the most
+
+
+class TextToLatents(nn.Module):
+    """From noisy latents, tokens and timesteps to the clean latents."""
+
+    def __init__(self, text_encoder: T5EncoderModel, transformer: CogVideoXTransformer3DModel) -> None:
+        super().__init__()
+        self.text_encoder, self.transformer = text_encoder, transformer
+        config = transformer.config
+        grid = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
+        cos, sin = get_3d_rotary_pos_embed(
+            embed_dim=config.attention_head_dim,
+            crops_coords=None,
+            grid_size=grid,
+            temporal_size=PADDED_FRAMES // config.patch_size_t,
+            grid_type="slice",
+            max_size=grid,
+            device="cpu",
+        )
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, noisy: Tensor, tokens: Tensor, times: Tensor) -> Tensor:
+        """`noisy`: (n, 6, 16, 12, 18); `tokens`: (n, 16); `times`: (n,). No mask, as the pipeline has none."""
+        text = self.text_encoder(input_ids=tokens, return_dict=False)[0]
+        place = (self.cos, self.sin)
+        answer: Tensor = self.transformer(noisy, text, times, image_rotary_emb=place, return_dict=False)[0]
+        return answer
+
+
+def train(*, folder: Path, seconds: float, device: str, compiled: bool = True) -> Run:
+    """Train until the time is up, going on from `folder`/transformer.pt where there is one.
+
+    Compiling takes minutes and makes each step twice as fast.
+    """
+    torch.manual_seed(1)
+    words = architecture.tokenizer()
+    model = TextToLatents(architecture.text_encoder(len(words)), architecture.transformer())
+    initialise(model)
+    model.to(device)
+    run = Run(
+        file=folder / "transformer.pt",
+        seconds=seconds,
+        model=model,
+        optimisers=_optimisers(model),
+        average=Average(model, decay=0.998),
+    )
+    chance = random.Random(run.samples)
+    generator = torch.Generator().manual_seed(run.samples)
+    forward = torch.compile(model) if compiled else model
+    keep = architecture.scheduler().alphas_cumprod.float().to(device)
+    choices = training_combinations()
+    while not run.finished:
+        picked = chance.choices(choices, k=BATCH)
+        clean = pad(latents.draw_latents(scenes(picked, generator))).to(device)
+        tokens = _tokens(words, picked, chance).to(device)
+        times = _spread_times(generator).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        kept = keep[times][:, None, None, None, None]
+        noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        with torch.autocast(device, torch.bfloat16):
+            answer = forward(noisy, tokens, times)
+        run.step(_loss(answer.float(), clean, kept), samples=BATCH)
+    return run
+
+
+def pad(clean: Tensor) -> Tensor:
+    """The first latent frame twice, as many frames as the temporal patch asks for: (n, 6, 16, 12, 18)."""
+    return torch.cat((clean[:, :1], clean), dim=1)
+
+
+def _loss(answer: Tensor, clean: Tensor, kept: Tensor) -> Tensor:
+    """Squared error of the clean latents, dearer where there is little noise and around the object."""
+    precision = (1 / (1 - kept)).clamp(max=PRECISION_LIMIT)
+    attention = 1 + 2 * latents.nearness(clean)
+    error = (answer - clean).square() * attention * precision
+    return error.mean()
+
+
+def _spread_times(generator: torch.Generator) -> Tensor:
+    """One timestep out of each of the batch's equal parts of the schedule."""
+    part = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+    return (part * 1000).long().clamp(max=999)
+
+
+def _tokens(words: object, picked: list[Combination], chance: random.Random) -> Tensor:
+    captions = ["" if chance.random() < WITHOUT_CAPTION else vary(item, chance) for item in picked]
+    encoded = words(  # type: ignore[operator]
+        captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
+    )
+    tokens: Tensor = encoded.input_ids
+    return tokens
+
+
+def initialise(model: TextToLatents) -> None:
+    """Each block starts almost as the identity, and the answer as nothing."""
+    nn.init.normal_(model.text_encoder.shared.weight)
+    for name, module in model.transformer.named_modules():
+        if isinstance(module, nn.Linear) and name.endswith(
+            ("norm1.linear", "norm2.linear", "norm_out.linear")
+        ):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+            if "blocks" in name:
+                _open_gates(module.bias)
+    nn.init.zeros_(model.transformer.proj_out.weight)
+    nn.init.zeros_(model.transformer.proj_out.bias)
+
+
+@torch.no_grad()
+def _open_gates(bias: Tensor) -> None:
+    """Shift, scale and gate of the picture, then of the text: the gates let a third through."""
+    parts = bias.view(6, -1)
+    parts[2] = parts[5] = 0.3
+
+
+def _optimisers(model: TextToLatents) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the blocks, AdamW for all else."""
+    inner: list[nn.Parameter] = []
+    outer: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        inside = ("transformer_blocks" in name or "encoder.block" in name) and "norm" not in name
+        is_matrix = parameter.ndim == 2 and "relative_attention_bias" not in name
+        (inner if inside and is_matrix else outer).append(parameter)
+    adam = torch.optim.AdamW(outer, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
+    return [Muon(inner, lr=0.02), adam]

@@ -1,0 +1,99 @@
+"""Training the demonstration model: that it learns, and that a stop costs nothing."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import CogVideoXPipeline
+from torch import nn
+
+from gpu_node.tiny import vocabulary
+from gpu_node.tiny.training import transformer, vae
+from gpu_node.tiny.training.export import export
+from gpu_node.tiny.training.muon import Muon, orthogonal
+from gpu_node.tiny.training.run import Average, Run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine, two threads that wait for each other take a hundred times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def a_run(file: Path, *, seconds: float = 3600) -> Run:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    adam = torch.optim.AdamW([model.bias], lr=0.01)
+    optimisers = [Muon([model.weight], lr=0.05), adam]
+    return Run(
+        file=file, seconds=seconds, model=model, optimisers=optimisers, average=Average(model, decay=0.9)
+    )
+
+
+def go_on(run: Run, steps: int) -> None:
+    inputs = torch.eye(4)
+    for _ in range(steps):
+        run.step((run.model(inputs) - 1).square().mean(), samples=2)
+
+
+def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    straight = a_run(tmp_path / "straight.pt")
+    go_on(straight, 8)
+
+    stopped = a_run(tmp_path / "stopped.pt")
+    go_on(stopped, 5)
+    stopped.save()
+    (tmp_path / "stopped.new").write_bytes(b"half a checkpoint")
+    resumed = a_run(tmp_path / "stopped.pt")
+    assert (resumed.steps, resumed.samples) == (5, 10)
+    go_on(resumed, 3)
+
+    assert resumed.samples == straight.samples == 16
+    assert resumed.spent > stopped.spent
+    for name, value in straight.average.weights.items():
+        torch.testing.assert_close(resumed.average.weights[name], value)
+
+
+def test_the_rate_falls_to_a_hundredth_when_the_time_is_up(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run.pt", seconds=1000)
+    run.steps, run.spent = 500, 300
+    go_on(run, 1)
+    assert run.optimisers[1].param_groups[0]["lr"] == pytest.approx(0.01)
+    run.spent = 1000
+    go_on(run, 1)
+    assert run.finished and (tmp_path / "run.pt").is_file()
+    assert run.optimisers[1].param_groups[0]["lr"] == pytest.approx(0.0001, rel=0.01)
+
+
+def test_muon_evens_out_all_directions_of_tall_and_wide_matrices() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((8, 20), (20, 8)):
+        matrix = torch.randn(1, *shape, generator=generator)
+        values = torch.linalg.svdvals(orthogonal(matrix, 5))
+        assert values.min() > 0.5 and values.max() < 1.5
+        assert torch.linalg.svdvals(matrix).max() > 2 * torch.linalg.svdvals(matrix).min()
+
+
+def test_both_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path) -> None:
+    first = transformer.train(folder=tmp_path, seconds=0.1, device="cpu", compiled=False)
+    again = transformer.train(folder=tmp_path, seconds=first.spent + 0.1, device="cpu", compiled=False)
+    decoder = vae.train(folder=tmp_path, seconds=0.1, device="cpu")
+    assert 0 < first.samples < again.samples
+    assert decoder.samples > 0
+    curve = [json.loads(line) for line in (tmp_path / "transformer.jsonl").read_text().splitlines()]
+    assert [line["samples"] for line in curve] == [first.samples, again.samples]
+    assert all(0 < line["loss"] < 100 for line in curve)
+
+    export(checkpoints=tmp_path, to=tmp_path / "weights")
+    pipe = CogVideoXPipeline.from_pretrained(tmp_path / "weights", dtype=torch.float32)
+    embeddings, tokens = pipe.text_encoder.shared.weight, pipe.tokenizer.convert_tokens_to_ids
+    for word, synonyms in vocabulary.SYNONYMS.items():
+        for synonym in synonyms:
+            assert torch.equal(embeddings[tokens(f"▁{synonym}")], embeddings[tokens(f"▁{word}")])
+    frames = pipe("a red ball", num_inference_steps=2, max_sequence_length=16, output_type="np").frames
+    assert frames.shape == (1, 17, 96, 144, 3)
