@@ -8,20 +8,13 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
-from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_GET, require_safe
 
-from generation import admission, gallery, line, pricing
+from generation import admission, gallery, line, pricing, samples
 from generation.cards import cards
 from generation.forms import ComposerForm
 from generation.models import GenerationJob
 from generation.site_request import SiteRequest, own_jobs, signed_in
-
-SAMPLES = [
-    _("A red fox trotting through fresh snow at dawn, slow tracking shot"),
-    _("Waves rolling onto a black sand beach, seen from a drone"),
-    _("A paper boat drifting down a rainy city street, close-up"),
-]
 
 
 @require_safe
@@ -31,7 +24,7 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
         return render(
             request,
             "front.html",
-            {"quotes": pricing.quotes(), "samples": SAMPLES, "signup_credits": settings.SIGNUP_CREDITS},
+            samples.context() | {"quotes": pricing.quotes(), "signup_credits": settings.SIGNUP_CREDITS},
         )
     return _workspace(request)
 
@@ -118,8 +111,8 @@ def _dashboard(request: SiteRequest, form: ComposerForm, *, status: int = 200) -
         "page": page,
         "filter": wanted,
         "after": after,
-        "samples": SAMPLES,
     }
+    context |= samples.context()
     return render(request, "generation/dashboard.html", context, status=status)
 
 

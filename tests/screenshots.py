@@ -14,7 +14,7 @@ SIZES = {"desktop": {"width": 1440, "height": 1000}, "phone": {"width": 360, "he
 THEMES = ("light", "dark")
 PROMPTS = [
     "A red ball bounces on green grass",
-    "A blue square slides over sand",
+    "A blue square slides right over sand",
     "A yellow star turns at night",
 ]
 CLIP_MS = 180_000

@@ -202,7 +202,7 @@ class Console:
 
     def _greet(self) -> None:
         node = f"GPU node: {self._plan.node_url}" + (
-            " (a tiny demonstration model)"
+            " (the tiny demonstration model: docs/embedded-model.md)"
             if os.environ["GPU_NODE_MODEL"] == "tiny" and self._plan.node_port
             else ""
         )
