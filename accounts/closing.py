@@ -11,7 +11,7 @@ from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.utils import timezone
 
-from accounts.models import ApiKey, User
+from accounts.models import ApiKey, Notice, User
 from accounts.signals import account_closed, account_closing
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def _anonymise(user: User) -> None:
     _refuse_the_last_superuser(user)
     account_closing.send(sender=User, user=user)
     _end_sessions(user)
-    for model in (ApiKey, EmailAddress, Authenticator):
+    for model in (ApiKey, EmailAddress, Authenticator, Notice):
         model.objects.filter(user=user).delete()
     user.groups.clear()
     user.user_permissions.clear()

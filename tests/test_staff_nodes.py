@@ -17,6 +17,7 @@ from generation import breaker, lifecycle, rules, scheduling, secret_field, shar
 from generation.errors import PromptBlocked
 from generation.models import BlockedPrompt, GenerationJob, GpuNode, JobAttempt, NodeTrial, Preset, Report
 from generation.staff import jobs, node_tests, nodes
+from telegram_bot.models import CreditPack
 from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
@@ -131,7 +132,7 @@ class TestTrials:
     def test_a_node_that_cannot_be_reached_fails_at_the_first_step(
         self, admin: Client, node: GpuNode
     ) -> None:
-        answer = admin.post(page("generation_gpunode_test", node.pk), follow=True)
+        answer = admin.post(page("generation_gpunode_test", node.pk), sent(), follow=True)
         assert "It answers and takes our key" in answer.content.decode()
         row = NodeTrial.objects.get()
         assert row.passed is None
@@ -276,3 +277,13 @@ def test_a_preset_shows_what_was_changed_and_by_whom(make_user: MakeUser) -> Non
     html = client.get(page("generation_preset_change", preset.pk)).content.decode()
     assert "cost 250 → 300" in html
     assert "the-finance" in html
+
+
+def test_a_credit_pack_shows_what_was_changed_too(make_user: MakeUser) -> None:
+    pack = CreditPack.objects.create(name="Starter", credits=100, stars=50)
+    client = signed_in(in_role(make_user, "finance").user)
+    form = {"name": "Starter", "credits": 120, "stars": 50, "position": 0, "for_sale": "on"}
+    address = page("telegram_bot_creditpack_change", pack.pk)
+    assert client.post(address, form).status_code == 302
+    assert "credits 100 → 120" in client.get(address).content.decode()
+    assert signed_in(in_role(make_user, "operator").user).post(address, form).status_code == 403

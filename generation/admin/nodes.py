@@ -4,16 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from django import forms
-from django.contrib import admin, messages
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.urls import reverse
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
 from accounts.admin.acts import acts_on
-from accounts.admin_pages import LoggedAdmin, ask, row
+from accounts.admin_pages import LoggedAdmin, OnceForm, ask, row
 from accounts.staff.clerks import Clerk
 from generation.models import GpuNode, NodeTrial
 from generation.staff import node_tests, nodes
@@ -198,9 +197,15 @@ class GpuNodeAdmin(LoggedAdmin):
     @action(description="Test", url_path="test", permissions=["manage"], icon="network_check")
     def test(self, request: HttpRequest, object_id: str) -> HttpResponse:
         node: GpuNode = row(self, request, object_id)
-        node_tests.start(clerk=Clerk.of(request), node=node)
-        messages.info(request, f"{node} is being tested. The steps appear here as they are made.")
-        return HttpResponseRedirect(reverse("admin:generation_gpunode_change", args=[node.pk]))
+
+        def begin(clerk: Clerk, wish: dict[str, Any]) -> str:
+            node_tests.start(clerk=clerk, node=node, once=wish["once"])
+            return f"{node} is being tested. The steps appear here as they are made."
+
+        explanation = (
+            f"{node} is asked how it is and makes a clip that no job asked for, which is fetched and played."
+        )
+        return ask(self, request, node, title="Test", explanation=explanation, act=begin, form_class=OnceForm)
 
     @action(description="Drain", url_path="drain", permissions=["manage"], icon="do_not_disturb_on")
     def drain(self, request: HttpRequest, object_id: str) -> HttpResponse:

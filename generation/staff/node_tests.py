@@ -1,6 +1,7 @@
 """Whether a node works, step by step: what `check_gpu_node --generate` does, in the background, for staff to watch."""
 
 import asyncio
+import uuid
 from typing import Any
 
 from django.db import transaction
@@ -19,12 +20,12 @@ HEALTH, GENERATE, PLAY = "It answers and takes our key", "It makes a clip", "The
 
 
 @transaction.atomic
-def start(*, clerk: Clerk, node: GpuNode) -> NodeTrial:
-    """Have a node tested. Raises NotPermitted."""
+def start(*, clerk: Clerk, node: GpuNode, once: uuid.UUID | None = None) -> NodeTrial:
+    """Have a node tested. Raises NotPermitted, DoneBefore."""
     clerk.must("generation.change_gpunode")
     steps = [{"name": name, "state": "waiting", "words": ""} for name in (HEALTH, GENERATE, PLAY)]
+    log.record(clerk=clerk, act="node.test", subject=node, once=once)
     row = NodeTrial.objects.create(node=node, kind=NodeTrial.Kind.TEST, asked_by=clerk.user, steps=steps)
-    log.record(clerk=clerk, act="node.test", subject=node)
     async_task("generation.staff.node_tests.run", row.pk)
     return row
 

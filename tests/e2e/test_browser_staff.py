@@ -85,6 +85,7 @@ def test_an_operator_tests_drains_and_enables_a_node_and_support_does_not(at_wor
     page.get_by_role("link", name="default", exact=True).click()
     node = page.url
     page.get_by_role("link", name="Test", exact=True).click()
+    page.get_by_role("button", name="Test", exact=True).click()
     expect(page.get_by_text("✓ The clip arrives and plays")).to_be_visible(timeout=CLIP_MS)
     page.get_by_role("link", name="Drain").click()
     confirm(page, "Drain", reason="New driver")
