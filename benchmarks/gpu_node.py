@@ -40,7 +40,7 @@ from gpu_node.settings import EngineOptions, NodeSettings
 from gpu_node.worker import Worker
 
 PROMPT = "a red fox in the snow looks up and walks towards the camera"
-BACKLOG = 4  # clips, for the idle time between them
+BACKLOG = {"quick": 4, "standard": 2}  # clips in a row, for the idle time between them
 SEED = 1
 CASES_LEFT = 3  # exit status
 
@@ -218,9 +218,9 @@ def _backlog(case: Case, pipeline: VideoPipeline) -> list[messages.Done]:
     commands, events = os.pipe(), os.pipe()
     source = os.fdopen(commands[0], "rb")
     worker = Worker(pipeline=pipeline, inbox=Inbox(source), outbox=Outbox(os.fdopen(events[1], "wb")))
-    job = case.job()
+    job, count = case.job(), BACKLOG[case.preset]
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(BACKLOG):
+        for number in range(count):
             run = messages.Run(
                 job_id=str(number),
                 path=f"{folder}/{number}.mp4",
@@ -237,11 +237,11 @@ def _backlog(case: Case, pipeline: VideoPipeline) -> list[messages.Done]:
             )
             os.write(commands[1], messages.to_line(run))
         reader = os.fdopen(events[0], "rb")
-        for _ in range(BACKLOG):
+        for _ in range(count):
             worker.run_next()
         worker.finish_files()
         done: list[messages.Done] = []
-        while len(done) < BACKLOG:
+        while len(done) < count:
             event = messages.EVENTS.validate_json(reader.readline())
             assert not isinstance(event, messages.Failed), event
             if isinstance(event, messages.Done):

@@ -118,7 +118,7 @@ def floating_point_operations(shapes: Shapes, frames: int) -> tuple[int, int]:
 
 def _filled(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
     """Random numbers where matrices are, ones and zeros where norms and biases are: as it begins, nothing overflows."""
-    module = module.to_empty(device=device).to(dtype).eval().requires_grad_(False)
+    module = module.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     for name, values in module.named_parameters():
         if values.ndim > 1:

@@ -122,14 +122,23 @@ class Worker:
         self._stop_if_canceled(job)
         latents = self._pipeline.denoise(_input(job), prompts, on_step=on_step)
         clock.first_step_began(self._pipeline.first_step_began)
+        if not self._fits_whole(job, latents, clock):
+            log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
+            free_memory()
+            self._decode(job, latents, clock, tiled=True)
+
+    def _fits_whole(self, job: messages.Run, latents: torch.Tensor, clock: JobClock) -> bool:
+        """Decode in one piece; False when memory ran out.
+
+        The error ends here, before anything is tried again: while it is known, it keeps alive what filled the memory.
+        """
         try:
             self._decode(job, latents, clock, tiled=False)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
-            free_memory()
-            self._decode(job, latents, clock, tiled=True)
+            return False
+        return True
 
     def _decode(self, job: messages.Run, latents: torch.Tensor, clock: JobClock, *, tiled: bool) -> None:
         encoder = ClipEncoder(

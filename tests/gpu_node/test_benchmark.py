@@ -1,22 +1,16 @@
 """`benchmarks/gpu_node.py` at tiny shapes on a CPU: the script that is to run on a GPU in one call."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu_node import WAYS, Case, run_slice
 from benchmarks.gpu_report import BEGIN, END, write_report
 from benchmarks.gpu_shapes import SHAPES, floating_point_operations
 from tests.node_process import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "gpu-performance.md"
-
-
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "benchmarks.gpu_node", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=170)
 
 
 def test_the_floor_is_reckoned_from_the_real_shapes_of_the_5b() -> None:
@@ -29,16 +23,15 @@ def test_the_floor_is_reckoned_from_the_real_shapes_of_the_5b() -> None:
 def test_ways_are_measured_in_slices_and_written_into_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"above\n{BEGIN}\n{END}\nbelow\n")
-    ask = ["--model", "tiny", "--compile-backend", "eager", "--presets", "quick", "--out", str(tmp_path)]
-    ask += ["--ways", "stock,exact,fp8"]
+    cases = [
+        Case(model="tiny", preset="quick", way=way, backend="eager") for way in ("stock", "exact", "fp8")
+    ]
 
-    all_of_it = run(*ask, "--seconds", "160")
-    assert all_of_it.returncode == 0, all_of_it.stderr[-2000:]
+    assert run_slice(cases, tmp_path, seconds=160) == 0
     (tmp_path / "quick.fp8.json").rename(tmp_path / "kept.json")
-    no_time = run(*ask, "--seconds", "0")
-    assert (no_time.returncode, no_time.stdout) == (3, "1 of 3 cases are left: run it again.\n")
+    assert run_slice(cases, tmp_path, seconds=0) == 1, "what is measured stays so, and no time is no time"
     (tmp_path / "kept.json").rename(tmp_path / "quick.fp8.json")
-    run("--report", str(page), "--out", str(tmp_path))
+    write_report(tmp_path, page, ways=list(WAYS))
 
     exact = json.loads((tmp_path / "quick.exact.json").read_text())
     assert exact["distance"] < 1e-4

@@ -53,6 +53,8 @@ def test_memory_that_runs_out_at_the_decoding_costs_tiles_and_no_clip(
 
     assert job["status"] == "completed", job
     assert job["made_with"]["tiled"] is True
+    known = (folder / "error_still_known").read_text()
+    assert known == "None", "an error that is being handled keeps alive what filled the memory"
     after = client.finish(client.create(seed=21, **TWO_PIECES)["id"])
     assert after["made_with"]["tiled"] is False
     assert client.content(after["id"]) == undisturbed

@@ -39,6 +39,8 @@ if "gpu_node.worker" in sys.orig_argv:
 
     def faulty_decode(self, latents, *, tiled=False):
         (FOLDER / "decoded").touch()
+        if tiled:
+            (FOLDER / "error_still_known").write_text(str(sys.exc_info()[0]))
         for number, frames in enumerate(decode(self, latents, tiled=tiled)):
             if number == 1 and happens("out_of_memory_while_decoding"):
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12.00 GiB.")
