@@ -26,6 +26,7 @@ TOKEN = "4242:for-tests-only-AAAAAAAAAAAAAAAAAAAAAAAAAAA"
 MAX_UPLOAD_BYTES = 50 * 1024 * 1024
 # So long a press may be answered.
 PRESS_SECONDS = 15 * 60.0
+CHUNK = 64 * 1024
 
 
 class DropConnection(Exception):
@@ -86,6 +87,7 @@ class BotApiServer:
         self.menus: dict[str, list[dict[str, str]]] = {}  # by language code
         self.blocked_by: set[int] = set()
         self.webhook = ""
+        self.bytes_a_second: float | None = None  # how fast one upload is taken; None: at once
         self.webhook_facts: dict[str, Any] = {}
         self.presses: dict[str, PressOfButton] = {}
         self._held: set[str] = set()
@@ -504,8 +506,7 @@ def _handler_of(server: BotApiServer) -> type[BaseHTTPRequestHandler]:
                 if length > MAX_UPLOAD_BYTES:
                     self.close_connection = True
                     raise Refused(413, "Request Entity Too Large")
-                body = self.rfile.read(length)
-                result = self._result(body)
+                result = self._result(self._body(length))
             except Refused as refusal:
                 answer = {"ok": False, "error_code": refusal.status, "description": refusal.description}
                 if refusal.parameters:
@@ -518,6 +519,16 @@ def _handler_of(server: BotApiServer) -> type[BaseHTTPRequestHandler]:
                 self._send(200, {"ok": True, "result": result})
 
         do_GET = do_POST  # noqa: N815
+
+        def _body(self, length: int) -> bytes:
+            """As fast as the line is."""
+            if not server.bytes_a_second or length < CHUNK:
+                return self.rfile.read(length)
+            body = bytearray()
+            while len(body) < length:
+                body += self.rfile.read(min(CHUNK, length - len(body)))
+                time.sleep(CHUNK / server.bytes_a_second)
+            return bytes(body)
 
         def _result(self, body: bytes) -> Any:
             if self.path.startswith("/control/"):
