@@ -33,8 +33,9 @@ chaos: setup ## every fault at full strength, for about half an hour: make chaos
 	-CHAOS=full CHAOS_SEED="$(SEED)" CHAOS_REPORT=.data/chaos $(BIN)/python -m pytest tests/chaos -n $(TEST_PROCESSES)
 	@$(BIN)/python -m tests.chaos.scorecard .data/chaos docs/reliability docs/reliability.md
 
-bench: setup ## how soon a background task starts, against django-q2's own broker
+bench: setup ## how soon a background task starts, and how soon the bot answers, each beside the plain way
 	@$(BIN)/python -m benchmarks.dispatch_latency
+	@$(BIN)/python -m benchmarks.bot_latency
 
 lint: setup types ## style, types, and the direction of imports
 	$(BIN)/ruff check .

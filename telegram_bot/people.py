@@ -1,5 +1,7 @@
 """Telegram users as users of this service."""
 
+from datetime import timedelta
+
 import telegram
 from django.db import IntegrityError, transaction
 from django.utils import timezone
@@ -7,16 +9,26 @@ from django.utils import timezone
 from accounts.models import User
 from telegram_bot.models import TelegramAccount
 
+# A row that is written at every message would cost each answer a commit.
+SEEN_EVERY = timedelta(minutes=1)
+
 
 def account_of(person: telegram.User) -> TelegramAccount:
     """The account of whoever wrote, opened at their first message and kept up to date."""
     account = _find(person.id) or open_account(telegram_id=person.id)
-    account.username = _storable(person.username, 64)
-    account.first_name = _storable(person.first_name, 128)
-    account.language_code = _storable(person.language_code, 16)
-    account.last_seen_at = timezone.now()
-    account.blocked_at = None
-    account.save(update_fields=["username", "first_name", "language_code", "last_seen_at", "blocked_at"])
+    now = timezone.now()
+    facts: dict[str, object] = {
+        "username": _storable(person.username, 64),
+        "first_name": _storable(person.first_name, 128),
+        "language_code": _storable(person.language_code, 16),
+        "blocked_at": None,
+    }
+    lately = account.last_seen_at is not None and now - account.last_seen_at < SEEN_EVERY
+    if lately and all(getattr(account, name) == value for name, value in facts.items()):
+        return account
+    for name, value in (facts | {"last_seen_at": now}).items():
+        setattr(account, name, value)
+    account.save(update_fields=[*facts, "last_seen_at"])
     return account
 
 

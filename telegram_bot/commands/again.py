@@ -11,7 +11,7 @@ from generation.models import GenerationJob
 from telegram_bot import posts
 from telegram_bot.commands.video import Wish, make
 from telegram_bot.marks import written
-from telegram_bot.models import JobMessage, JobPost, TelegramAccount
+from telegram_bot.models import JobPost, TelegramAccount
 from telegram_bot.requests import Asked, Press, Request
 from telegram_bot.routes import button, message
 from telegram_bot.texts import answers
@@ -39,15 +39,12 @@ def own_job(account: TelegramAccount, hex_id: str) -> GenerationJob:
 
 @in_database
 def meant_by(request: Request) -> JobPost | None:
-    """The job that a message replies to; without a reply, the last one in a private chat."""
+    """The job that a message replies to; otherwise the last one, in a private chat."""
     chat = {"bot_id": request.bot.id, "chat_id": request.chat.id}
-    if replied := request.message.reply_to_message:
-        return posts.find(**chat, message_id=replied.message_id)
-    if not request.in_private:
-        return None
-    last = JobMessage.objects.filter(**chat, job__deleted_at=None).order_by("-id")
-    row = last.select_related("job__preset").first()
-    return JobPost(job=row.job, **chat, message_id=0) if row else None
+    replied = request.message.reply_to_message
+    if replied and (post := posts.find(**chat, message_id=replied.message_id)):
+        return post
+    return posts.last_in(**chat) if request.in_private else None
 
 
 @message("text")
