@@ -57,8 +57,8 @@ messages: setup ## locale/ anew from the words of templates, Python and scripts 
 	$(MESSAGES) makemessages $(WHERE) --domain djangojs
 	$(MESSAGES) compilemessages --locale ru --ignore '.venv/*'
 
-screenshots: setup ## docs/screenshots anew, from the real stack and a real browser
-	$(BIN)/python -m tests.screenshots
+screenshots: setup ## every page, both widths and themes, into .data/screenshots; the best into docs/screenshots
+	DJANGO_SETTINGS_MODULE=videoplatform.settings $(BIN)/python -m tests.screenshots
 
 setup: $(STAMP) ## only make the virtual environment (the other targets do it when needed)
 

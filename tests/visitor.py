@@ -1,5 +1,8 @@
 """What a person does on the site, for tests that drive a browser."""
 
+import re
+from urllib.parse import urlsplit
+
 import httpx
 from playwright.sync_api import Locator, Page, expect
 
@@ -42,3 +45,35 @@ def order_by_api(url: str, key: str, prompt: str, *, preset: str = "quick") -> s
     )
     assert answer.status_code == 200, answer.text
     return answer.json()["id"]
+
+
+def add_authenticator(page: Page) -> None:
+    """A device that holds passkeys and confirms whatever it is asked, as Chromium's own tools have it."""
+    devices = page.context.new_cdp_session(page)
+    devices.send("WebAuthn.enable")
+    options = {
+        "protocol": "ctap2",
+        "transport": "internal",
+        "hasResidentKey": True,
+        "hasUserVerification": True,
+        "isUserVerified": True,
+        "automaticPresenceSimulation": True,
+    }
+    devices.send("WebAuthn.addVirtualAuthenticator", {"options": options})
+
+
+def register_passkey(page: Page) -> None:
+    """Passkeys are for names: the page must have come from `localhost`, not from 127.0.0.1."""
+    add_authenticator(page)
+    page.goto("/accounts/2fa/webauthn/add/")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("main").get_by_role("button").click()
+    page.get_by_label("Passwordless").check()
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page).to_have_url(re.compile("/accounts/2fa/(recovery-codes|webauthn)/$"))
+
+
+def share(page: Page) -> str:
+    """Share the clip whose page is open; the path that anybody may open."""
+    page.get_by_role("button", name="Share").click()
+    return urlsplit(page.get_by_label("Anybody with this link can watch it").input_value()).path

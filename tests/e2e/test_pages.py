@@ -1,7 +1,6 @@
 """Every page of the site, looked at by machines: accessibility, the content security policy, origin, weight, width."""
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -9,14 +8,13 @@ from urllib.parse import urlsplit
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.template.loader import render_to_string
-from playwright.sync_api import Browser, BrowserContext, Page, Route, expect
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route, expect
 
 from tests.stack import Stack
+from tests.visitor import CLIP_MS, add_authenticator, generate, register_passkey, share, sign_up
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
 
-PASSWORD = "a long enough password"
-CLIP_MS = 120_000
 FIRST_LOAD_BYTES = 100_000
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1440, "height": 900}
@@ -83,14 +81,14 @@ def owner(site: str, chromium: Browser) -> Owner:
     context = chromium.new_context(base_url=site)
     page = context.new_page()
     sign_up(page, "everypage")
-    clip = order(page, "A red ball on green grass")
+    clip = where(generate(page, "A red ball on green grass"))
     expect(page.locator(".card.completed")).to_have_count(1, timeout=CLIP_MS)
-    canceled = order(page, "Never mind")
-    page.locator(".card", has_text="Never mind").get_by_role("button", name="Cancel").click()
+    unwanted = generate(page, "Never mind")
+    unwanted.get_by_role("button", name="Cancel").click()
     expect(page.locator(".card.canceled")).to_have_count(1)
+    canceled = where(unwanted)
     page.goto(clip)
-    page.get_by_role("button", name="Share").click()
-    shared = urlsplit(page.get_by_label("Anybody with this link can watch it").input_value()).path
+    shared = share(page)
     register_passkey(page)
     sections = [clip, f"{clip}delete/", canceled, shared]
     state = context.storage_state()
@@ -98,48 +96,8 @@ def owner(site: str, chromium: Browser) -> Owner:
     return Owner(state, [*OWN_PAGES, *sections])
 
 
-def sign_up(page: Page, name: str) -> None:
-    page.goto("/accounts/signup/")
-    page.get_by_label("Username").fill(name)
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("main").get_by_role("button", name="Sign up").click()
-    expect(page.locator("#balance")).to_have_text("500 credits")
-
-
-def order(page: Page, prompt: str) -> str:
-    """Submit a prompt; where its page is."""
-    page.goto("/")
-    expect(page.locator(".generate")).to_be_enabled(timeout=10_000)
-    page.get_by_label("Prompt").fill(prompt)
-    page.locator(".generate").click()
-    card = page.locator(".card", has_text=prompt)
-    expect(card).to_be_visible()
+def where(card: Locator) -> str:
     return card.locator(".card-prompt").get_attribute("href")
-
-
-def add_authenticator(page: Page) -> None:
-    """A device that holds passkeys and confirms whatever it is asked, as Chromium's own tools have it."""
-    devices = page.context.new_cdp_session(page)
-    devices.send("WebAuthn.enable")
-    options = {
-        "protocol": "ctap2",
-        "transport": "internal",
-        "hasResidentKey": True,
-        "hasUserVerification": True,
-        "isUserVerified": True,
-        "automaticPresenceSimulation": True,
-    }
-    devices.send("WebAuthn.addVirtualAuthenticator", {"options": options})
-
-
-def register_passkey(page: Page) -> None:
-    add_authenticator(page)
-    page.goto("/accounts/2fa/webauthn/add/")
-    page.get_by_label("Password").fill(PASSWORD)
-    page.get_by_role("main").get_by_role("button").click()
-    page.get_by_label("Passwordless").check()
-    page.get_by_role("button", name="Add", exact=True).click()
-    expect(page).to_have_url(re.compile("/accounts/2fa/(recovery-codes|webauthn)/$"))
 
 
 @dataclass
