@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from allauth.mfa.webauthn.forms import AddWebAuthnForm
 from django import forms
 from django.utils.text import format_lazy
 from django.utils.translation import gettext_lazy as _
@@ -16,6 +17,17 @@ class ApiKeyForm(forms.Form):
         widget=forms.TextInput(attrs={"placeholder": _("laptop, cron job…"), "autocomplete": "off"}),
         error_messages={"required": _("Please name the key, so that you know later which one to revoke.")},
     )
+
+
+class PasskeyForm(AddWebAuthnForm):
+    """A passkey unless somebody wants a mere second step."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field = self.fields["passwordless"]
+        field.initial = True
+        field.label = _("Sign in with it instead of the password")
+        field.help_text = _("Otherwise it is asked for after the password.")
 
 
 class CloseAccountForm(forms.Form):

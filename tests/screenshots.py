@@ -25,18 +25,16 @@ SIZES = {"desktop": {"width": 1440, "height": 900}, "phone": {"width": 360, "hei
 THEMES = ("light", "dark")
 LOOKS = [(size, theme) for size in SIZES for theme in THEMES]
 PROMPTS = [
-<<<<<<< HEAD
-    "A red ball bounces on green grass",
-    "A blue square slides right over sand",
-    "A yellow star turns at night",
-=======
     "A red ball moving right on a white background",
     "A blue square growing on the sea",
     "A yellow star moving up on a black background",
     "A green triangle shrinking on a meadow",
->>>>>>> 5e8c680 (make screenshots takes every page in all looks)
 ]
-LIVE_PROMPT = "A purple ball moving left on the sea"
+LIVE_PROMPTS = [
+    "A purple ball moving left on the sea",
+    "A yellow square moving down on a meadow",
+    "A red star growing on a black background",
+]
 CLIP_MS = 180_000
 # Those out of sight are loaded when somebody scrolls to them.
 PICTURES_ARE_THERE = """() => [...document.images].every(
@@ -110,7 +108,7 @@ def furnish(browser: Browser, site: str, stack: Stack) -> Furnished:
     context = browser.new_context(base_url=site)
     page = context.new_page()
     sign_up(page, "ada")
-    stack.manage("grant_credits", "ada", "1500", "--reason", "Prize of the month")
+    stack.manage("grant_credits", "ada", "2500", "--reason", "Prize of the month")
     page.goto("/")
     unwanted = generate(page, "A wish that was withdrawn")
     unwanted.get_by_role("button", name="Cancel").click()
@@ -142,12 +140,11 @@ def take_live(browser: Browser, site: str, furnished: Furnished) -> None:
     pages = [context.new_page() for context in contexts]
     for page in pages:
         page.goto("/")
-    generate(pages[0], LIVE_PROMPT, preset="Standard")
+    for prompt in LIVE_PROMPTS:
+        generate(pages[0], prompt, preset="Standard")
     pages[0].wait_for_function(WELL_UNDER_WAY, timeout=CLIP_MS)
     for page, (size, theme) in zip(pages, LOOKS, strict=True):
         shoot(page, f"dashboard-{size}-{theme}", whole=False)
-    for page, (size, theme) in zip(pages, LOOKS, strict=True):
-        shoot(page, f"dashboard-whole-{size}-{theme}")
     expect(pages[0].locator("[data-live]")).to_have_count(0, timeout=CLIP_MS)
     for context in contexts:
         context.close()
@@ -190,6 +187,8 @@ def go(page: Page, name: str, path: str, look: str) -> None:
     if "video" in name or "shared" in name:
         page.wait_for_function(CAN_PLAY)
         page.wait_for_timeout(SPINNER_FADES_MS)
+    if name == "api":
+        expect(page.locator(".swagger-ui .info")).to_be_visible(timeout=30_000)
     shoot(page, f"{name}-{look}")
 
 

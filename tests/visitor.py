@@ -68,7 +68,7 @@ def register_passkey(page: Page) -> None:
     page.goto("/accounts/2fa/webauthn/add/")
     page.get_by_label("Password").fill(PASSWORD)
     page.get_by_role("main").get_by_role("button").click()
-    page.get_by_label("Passwordless").check()
+    expect(page.get_by_label("instead of the password")).to_be_checked()
     page.get_by_role("button", name="Add", exact=True).click()
     expect(page).to_have_url(re.compile("/accounts/2fa/(recovery-codes|webauthn)/$"))
 

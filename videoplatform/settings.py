@@ -156,6 +156,7 @@ ACCOUNT_REAUTHENTICATION_TIMEOUT = 600
 ACCOUNT_RATE_LIMITS = {"report_video": "10/h/ip"}  # besides allauth's own
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
+MFA_FORMS = {"add_webauthn": "accounts.forms.PasskeyForm"}
 MFA_TOTP_TOLERANCE = 1  # half minutes: clocks of phones differ, and so does how fast people type
 MFA_TOTP_ISSUER = "Video platform"
 SIGNUP_CREDITS = env.int("SIGNUP_CREDITS", 500, validate=lambda n: n >= 0)
