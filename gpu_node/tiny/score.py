@@ -51,6 +51,7 @@ def examine(folder: Path, *, count: int, processes: int) -> tuple[Tally, Tally]:
         for one, other in pool.map(_examine_part, [folder] * len(parts), parts, [count] * len(parts)):
             real.add(one)
             made.add(other)
+            sys.stderr.write(f"{made.clips} of {count}\n")
     return real, made
 
 

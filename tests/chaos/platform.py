@@ -36,6 +36,7 @@ class Platform(Stack):
                 "LEASE_SECONDS": "6",
                 "NODE_HEALTH_SECONDS": "1",
                 "NODE_TRIAL_SECONDS": "2",
+                "GPU_NODE_MODEL": "tiny-random",
                 "GPU_NODE_QUEUE_SIZE": "8",
             },
         )

@@ -51,6 +51,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, telegram: BotApiServer) -> I
         "SIGNUP_CREDITS": "100000",
         "LEASE_SECONDS": "6",
         "NODE_HEALTH_SECONDS": "1",
+        "GPU_NODE_MODEL": "tiny-random",
         "GPU_NODE_QUEUE_SIZE": "8",
     }
     with Stack(tmp_path_factory.mktemp("graceful"), settings) as running:

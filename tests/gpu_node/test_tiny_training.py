@@ -10,6 +10,7 @@ from diffusers import CogVideoXPipeline
 from torch import nn
 
 from gpu_node.tiny import vocabulary
+from gpu_node.tiny.folder import TRAINED
 from gpu_node.tiny.training import transformer, vae
 from gpu_node.tiny.training.export import export
 from gpu_node.tiny.training.muon import Muon, orthogonal
@@ -80,10 +81,17 @@ def test_muon_evens_out_all_directions_of_tall_and_wide_matrices() -> None:
 
 
 def test_both_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
     first = transformer.train(folder=tmp_path, seconds=0.1, device="cpu", compiled=False)
     again = transformer.train(folder=tmp_path, seconds=first.spent + 0.1, device="cpu", compiled=False)
     decoder = vae.train(folder=tmp_path, seconds=0.1, device="cpu")
     assert 0 < first.samples < again.samples
+    begun = transformer.train(
+        folder=tmp_path / "other", seconds=0.1, device="cpu", start=TRAINED, compiled=False
+    )
+    assert begun.last_loss < again.last_loss / 3, (
+        "who begins with the shipped weights has little left to learn"
+    )
     assert decoder.samples > 0
     curve = [json.loads(line) for line in (tmp_path / "transformer.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in curve] == [first.samples, again.samples]

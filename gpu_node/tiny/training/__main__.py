@@ -30,13 +30,17 @@ def main() -> int:
     os.nice(5)
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    PARTS[options.part](folder=options.folder, seconds=options.minutes * 60, device=device)
+    PARTS[options.part](
+        folder=options.folder, seconds=options.minutes * 60, device=device, start=options.start
+    )
     return 0
 
 
 def _train_all(options: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "gpu_node.tiny.training", "--folder", str(options.folder)]
     command += ["--minutes", str(options.minutes), "--threads", str(options.threads)]
+    if options.start is not None:
+        command += ["--start", str(options.start)]
     running = [subprocess.Popen([*command, "--part", part]) for part in PARTS]
     try:
         statuses = [process.wait() for process in running]
@@ -62,6 +66,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--folder", type=Path, default=Path(".data/tiny-training"), help="checkpoints, curves, weights"
     )
+    parser.add_argument("--start", type=Path, help="weights to begin with, such as gpu_node/tiny/weights")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each part")
     return parser.parse_args()
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +62,7 @@ class Run:
     steps: int = 0
     samples: int = 0
     spent: float = 0.0
+    last_loss: float = math.inf
     rates: list[float] = field(default_factory=list)
     constant: float = 0.45
     _ticked: float = field(default_factory=time.monotonic)
@@ -111,7 +113,7 @@ class Run:
             self.save()
 
     def _log(self) -> None:
-        loss = torch.stack(self._losses).mean().item()
+        self.last_loss = loss = torch.stack(self._losses).mean().item()
         self._losses, self._logged = [], self.spent
         line = {
             "seconds": round(self.spent),

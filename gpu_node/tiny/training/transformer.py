@@ -49,15 +49,24 @@ class TextToLatents(nn.Module):
         return answer
 
 
-def train(*, folder: Path, seconds: float, device: str, compiled: bool = True) -> Run:
+def train(
+    *, folder: Path, seconds: float, device: str, start: Path | None = None, compiled: bool = True
+) -> Run:
     """Train until the time is up, going on from `folder`/transformer.pt where there is one.
 
-    Compiling takes minutes and makes each step twice as fast.
+    `start`: a folder of weights to begin with, instead of from nothing. Compiling takes minutes and makes each step
+    twice as fast.
     """
     torch.manual_seed(1)
     words = architecture.tokenizer()
-    model = TextToLatents(architecture.text_encoder(len(words)), architecture.transformer())
-    initialise(model)
+    if start is None:
+        model = TextToLatents(architecture.text_encoder(len(words)), architecture.transformer())
+        initialise(model)
+    else:
+        model = TextToLatents(
+            T5EncoderModel.from_pretrained(start / "text_encoder", dtype=torch.float32),
+            CogVideoXTransformer3DModel.from_pretrained(start / "transformer", dtype=torch.float32),
+        )
     model.to(device)
     run = Run(
         file=folder / "transformer.pt",

@@ -21,11 +21,17 @@ CROP = (10, 8)  # cells across and down
 WHOLE_FROM = 0.85  # of the time: from then on whole clips, piece by piece with the cache between, as in use
 
 
-def train(*, folder: Path, seconds: float, device: str) -> Run:
-    """Train until the time is up, going on from `folder`/vae.pt where there is one."""
+def train(*, folder: Path, seconds: float, device: str, start: Path | None = None) -> Run:
+    """Train until the time is up, going on from `folder`/vae.pt where there is one.
+
+    `start`: a folder of weights to begin with, instead of from nothing.
+    """
     torch.manual_seed(2)
-    model = architecture.vae()
-    initialise(model)
+    if start is None:
+        model = architecture.vae()
+        initialise(model)
+    else:
+        model = AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32)
     model.to(device)
     decoder = model.decoder
     run = Run(
