@@ -9,18 +9,16 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.safestring import SafeString
-from unfold.decorators import action, display
+from unfold.decorators import action
 
 from accounts import merging
-from accounts.admin.acts import acts_on
 from accounts.admin.users import UserAdmin
-from accounts.admin_pages import LoggedAdmin, ReadOnlyAdmin, ask, row, say_why_not
+from accounts.admin_pages import ReadOnlyAdmin, ask, row, say_why_not
 from accounts.models import WalletMerge
 from accounts.staff.clerks import Clerk
 from generation.staff import home
-from telegram_bot import bell, staff
-from telegram_bot.models import CreditPack, JobMessage, LinkRequest, Notice, TelegramAccount, TelegramUpdate
+from telegram_bot import bell, payment_admin, staff
+from telegram_bot.models import JobMessage, LinkRequest, Notice, TelegramAccount, TelegramUpdate
 
 
 @admin.register(TelegramAccount)
@@ -73,20 +71,6 @@ class JobMessageAdmin(ReadOnlyAdmin):
         failed = queryset.filter(state=JobMessage.State.FAILED)
         again = failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=timezone.now())
         self.message_user(request, f"{again} to be delivered again.")
-
-
-@admin.register(CreditPack)
-class CreditPackAdmin(LoggedAdmin):
-    """Credits for sale. A change is for new invoices only; its history is kept."""
-
-    list_display = ("name", "credits", "stars", "for_sale", "position")
-    list_filter = ("for_sale",)
-    fields = ("name", "credits", "stars", "for_sale", "position", "acts")
-    readonly_fields = ("acts",)
-
-    @display(description="History")
-    def acts(self, pack: CreditPack) -> SafeString | str:
-        return acts_on(pack)
 
 
 @home.add_card
@@ -153,3 +137,6 @@ class WalletMergeAdmin(ReadOnlyAdmin):
             f"and so do the videos that {merge.source.user} paid for. Their Telegram is their own again."
         )
         return ask(self, request, merge, title="Undo", explanation=explanation, act=part)
+
+
+__all__ = ["payment_admin"]  # registered by being imported

@@ -17,6 +17,8 @@ from telegram_bot.lane import LaneRequest
 TOKEN = re.compile(r"(\d{1,20}):[\w-]{1,200}", re.ASCII)
 UPDATES = 100
 MEDIA_SECONDS = 300.0
+# Somebody's payment hangs, or their button spins, until these are answered: no flood wait of others holds them up.
+AT_ONCE = {"answerPreCheckoutQuery", "answerCallbackQuery"}
 PERMANENT = (BadRequest, Forbidden, InvalidToken, ChatMigrated)
 
 
@@ -42,6 +44,11 @@ class BotClient(ExtBot[int]):
         data = {"offset": offset, "timeout": timeout, "limit": UPDATES, "allowed_updates": kinds}
         result = await self._post("getUpdates", data, read_timeout=timeout + 10.0)
         return [update for update in result if isinstance(update, dict)] if isinstance(result, list) else []
+
+    async def _do_post(self, endpoint: str, data: dict[str, Any], **timeouts: Any) -> Any:
+        if endpoint in AT_ONCE:
+            return await super(ExtBot, self)._do_post(endpoint, data, **timeouts)
+        return await super()._do_post(endpoint, data, **timeouts)
 
 
 def bot_id_of(token: str) -> int:

@@ -7,7 +7,7 @@ from telegram import BotCommand
 from telegram_bot import routes
 
 # In this order; commands that are not here work all the same.
-MENU = ("video", "balance", "history", "cancel", "presets", "settings", "link", "login", "help")
+MENU = ("video", "balance", "history", "buy", "cancel", "presets", "settings", "link", "login", "help")
 
 
 def menu(language: str) -> list[BotCommand]:

@@ -5,6 +5,7 @@ unlinked.
 import uuid
 from typing import Any
 
+from django.db.models.signals import post_migrate
 from django.dispatch import receiver
 from django.utils import timezone
 
@@ -13,7 +14,7 @@ from accounts.models import User
 from accounts.signals import account_closed, account_closing, personal_data
 from generation.models import GenerationJob
 from generation.signals import job_finished
-from telegram_bot.models import JobMessage, JobPost, Notice, TelegramAccount
+from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, TelegramAccount
 
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
@@ -42,3 +43,20 @@ def forget_messages(user: User, **_: Any) -> None:
 def telegram_of(user: User, **_: Any) -> Part:
     fields = ("telegram_id", "username", "first_name", "language_code", "created_at", "last_seen_at")
     return Part(name="telegram", data=TelegramAccount.objects.filter(user=user).values(*fields).first())
+
+
+# Prices are the operator's to decide: nothing is for sale until staff say so.
+FIRST_PACKS: tuple[dict[str, Any], ...] = (
+    {"name": "Starter", "credits": 250, "stars": 100},
+    {"name": "Regular", "credits": 1000, "stars": 350},
+    {"name": "Studio", "credits": 5000, "stars": 1500},
+)
+
+
+@receiver(post_migrate, dispatch_uid="telegram_bot.first_packs")
+def first_packs(sender: Any, using: str = "default", **_: Any) -> None:
+    """Only where there is none: staff may have renamed or removed them."""
+    if sender.name != "telegram_bot" or CreditPack.objects.using(using).exists():
+        return
+    for position, values in enumerate(FIRST_PACKS):
+        CreditPack.objects.using(using).create(position=position, **values)

@@ -9,7 +9,7 @@ from django.conf import settings
 from telegram.error import InvalidToken, TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import backoff, bell, links, menus, notices, routes, webhook
+from telegram_bot import backoff, bell, links, menus, notices, refunds, routes, webhook
 from telegram_bot.client import BotClient, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.delivery import Deliveries
@@ -85,7 +85,8 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
     live = LiveStatus(bot=client, crew=crew)
     dispatcher = Dispatcher(bot=client, bot_id=bot_id, live=live)
     worker = Worker(bot=client, crew=crew, handle=dispatcher.handle)
-    notices_called = asyncio.Event()
+    notices_called, refunds_called = asyncio.Event(), asyncio.Event()
+    called = {bell.INBOX: worker.wake, bell.NOTICES: notices_called, bell.REFUNDS: refunds_called}
     grace = 0.0
     try:
         crew.loop(watch(lock))
@@ -93,9 +94,10 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
         crew.loop(traffic.flush_for_ever())
         if not settings.TELEGRAM_WEBHOOK_URL:
             crew.loop(poll_for_ever(client, bot_id, worker))
-        crew.loop(bell.listen_for_ever({bell.INBOX: worker.wake, bell.NOTICES: notices_called}))
+        crew.loop(bell.listen_for_ever(called))
         crew.loop(worker.pick_up_for_ever(bot_id))
         crew.loop(notices.send_for_ever(client, bot_id, notices_called))
+        crew.loop(refunds.ask_for_ever(client, bot_id, refunds_called))
         crew.loop(worker.prune_for_ever())
         crew.loop(live.follow_events())
         crew.loop(live.follow_the_line())

@@ -9,7 +9,7 @@ from telegram_bot.models import TelegramAccount
 
 def language_of(account: TelegramAccount) -> str:
     """A code of settings.LANGUAGES. Telegram's may be any IETF tag: `ru`, `pt-br`, or none."""
-    return account.user.language or _spoken(account.language_code)
+    return account.user.language or spoken(account.language_code)
 
 
 def language_for(user: User) -> str:
@@ -17,10 +17,11 @@ def language_for(user: User) -> str:
     if user.language:
         return user.language
     code = TelegramAccount.objects.filter(user=user).values_list("language_code", flat=True).first()
-    return _spoken(code or "")
+    return spoken(code or "")
 
 
-def _spoken(language_code: str) -> str:
+def spoken(language_code: str) -> str:
+    """The nearest language we have to one of Telegram's."""
     try:
         return translation.get_supported_language_variant(language_code)
     except LookupError:

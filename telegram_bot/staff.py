@@ -11,7 +11,8 @@ from accounts.models import WalletMerge
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
-from telegram_bot import linking
+from telegram_bot import linking, refunds
+from telegram_bot.models import StarPayment
 
 
 @transaction.atomic
@@ -35,4 +36,31 @@ def undo_merge(*, clerk: Clerk, merge: WalletMerge, reason: str, once: uuid.UUID
     try:
         linking.undo(merge=merge, reason=reason, actor=clerk.user)
     except linking.LinkError as error:
+        raise Refused(str(error)) from error
+
+
+@transaction.atomic
+def refund_payment(
+    *, clerk: Clerk, payment: StarPayment, reason: str, once: uuid.UUID | None = None
+) -> StarPayment:
+    """Take back the credits of a payment, and have Telegram give the Stars back.
+
+    Raises:
+        NotPermitted: the clerk may not. Refused: the credits were spent, or it was refunded before.
+    """
+    clerk.must("telegram_bot.refund_starpayment")
+    taken = payment.purchase.posted_delta if payment.purchase else 0
+    log.record(
+        clerk=clerk,
+        act="payment.refund",
+        subject=payment,
+        reason=reason,
+        before={"state": payment.state},
+        after={"state": StarPayment.State.REFUNDING, "stars": payment.stars},
+        credits=-taken,
+        once=once,
+    )
+    try:
+        return refunds.begin(payment=payment, reason=reason, actor=clerk.user)
+    except refunds.CannotRefund as error:
         raise Refused(str(error)) from error

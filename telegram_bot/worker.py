@@ -90,10 +90,14 @@ class Worker:
         rows, pace = self._queues[queue], self._pace_of(queue)
         while rows and not self._crew.stopping:
             row = rows.popleft()
-            async with pace, self._slots, lane.turn():
+            async with pace, self._slot_for(queue), lane.turn():
                 await self._process(row)
             self._taken.discard(row.pk)
         del self._queues[queue]
+
+    def _slot_for(self, queue: Queue) -> AbstractAsyncContextManager[None]:
+        """A checkout is refused by Telegram after ten seconds: it waits for nobody."""
+        return nullcontext() if queue[0] == "pre_checkout_query" else self._slots
 
     def _pace_of(self, queue: Queue) -> AbstractAsyncContextManager[None]:
         if queue[0] in inbox.AT_ONCE:

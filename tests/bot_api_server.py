@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from tests import bot_api_rules as rules
+from tests import bot_api_stars as stars
 from tests.bot_api_rules import Refused, parse_html, units
 
 TOKEN = "4242:for-tests-only-AAAAAAAAAAAAAAAAAAAAAAAAAAA"
@@ -62,6 +63,7 @@ class Message:
     deleted: bool = False
     buttons: list[list[dict[str, Any]]] = field(default_factory=list)
     asks_for_reply: bool = False
+    invoice: dict[str, Any] | None = None
     texts: list[str] = field(default_factory=list)
 
 
@@ -90,6 +92,7 @@ class BotApiServer:
         self.bytes_a_second: float | None = None  # how fast one upload is taken; None: at once
         self.webhook_facts: dict[str, Any] = {}
         self.presses: dict[str, PressOfButton] = {}
+        self.till = stars.Till()
         self._held: set[str] = set()
         self._known_chats: set[int] = set()
         self._updates: list[dict[str, Any]] = []
@@ -174,6 +177,35 @@ class BotApiServer:
             }
             self.push({"callback_query": query})
             return press
+
+    def check_out(
+        self, payload: str, amount: int, *, payer: int, currency: str = "XTR", **facts: Any
+    ) -> stars.Checkout:
+        """Somebody pressed Pay; wait for what the bot says."""
+        with self.changed:
+            checkout = self.till.check_out()
+            query = {"id": checkout.query_id, "from": _person(payer, facts), "currency": currency}
+            self.push({"pre_checkout_query": query | {"total_amount": amount, "invoice_payload": payload}})
+            self.changed.wait_for(lambda: checkout.ok is not None, timeout=stars.CHECKOUT_SECONDS)
+            return checkout
+
+    def charge(
+        self, payload: str, amount: int, *, payer: int, currency: str = "XTR", times: int = 1
+    ) -> stars.StarCharge:
+        """The Stars are paid, which the bot is told, `times` times over."""
+        with self.changed:
+            charge = self.till.charge(payer=payer, payload=payload, amount=amount)
+            payment = {
+                "currency": currency,
+                "total_amount": amount,
+                "invoice_payload": payload,
+                "telegram_payment_charge_id": charge.charge_id,
+                "provider_payment_charge_id": "",
+            }
+            message = {"chat": _chat_of(payer, None), "from": _person(payer, {})}
+            for _ in range(times):
+                self.push_message(message | {"successful_payment": payment})
+            return charge
 
     def push_message(self, message: dict[str, Any]) -> int:
         """A message as Telegram would bring it, completed with its number and date."""
@@ -347,6 +379,27 @@ class BotApiServer:
             raise Refused(400, "Bad Request: MESSAGE_TOO_LONG")
         press.words, press.answered_at = parameters.get("text", ""), now
         press.alert = parameters.get("show_alert") == "true"
+        return True
+
+    def _on_send_invoice(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        chat_id = self._chat(parameters)
+        shown = stars.invoice(parameters)
+        message = Message(self._number(), chat_id, shown["title"], invoice=shown, texts=[shown["title"]])
+        return self._post(message, parameters)
+
+    def _on_answer_pre_checkout_query(self, parameters: dict[str, Any]) -> bool:
+        return self.till.answer(parameters)
+
+    def _on_refund_star_payment(self, parameters: dict[str, Any]) -> bool:
+        charge = self.till.refund(parameters)
+        payment = {
+            "currency": "XTR",
+            "total_amount": charge.amount,
+            "invoice_payload": charge.payload,
+            "telegram_payment_charge_id": charge.charge_id,
+        }
+        message = {"chat": _chat_of(charge.payer, None), "from": _person(charge.payer, {})}
+        self.push_message(message | {"refunded_payment": payment})
         return True
 
     def _on_send_chat_action(self, parameters: dict[str, Any]) -> bool:

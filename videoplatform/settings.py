@@ -230,6 +230,9 @@ Q_CLUSTER = {
 # --- Telegram ---------------------------------------------------------------------------------------------------------
 TELEGRAM_BOT_TOKEN = env.str("TELEGRAM_BOT_TOKEN", "")
 TELEGRAM_API_BASE_URL = env.str("TELEGRAM_API_BASE_URL", "https://api.telegram.org/bot")
+# What /paysupport and /terms name: an address or a @name, and a page.
+SUPPORT_CONTACT = env.str("SUPPORT_CONTACT", "")
+TERMS_URL = env.str("TERMS_URL", "")
 # Set: Telegram brings updates to this address. Empty: the bot asks for them.
 TELEGRAM_WEBHOOK_URL = env.str("TELEGRAM_WEBHOOK_URL", "")
 if TELEGRAM_WEBHOOK_URL and not TELEGRAM_WEBHOOK_URL.endswith("/telegram/webhook"):

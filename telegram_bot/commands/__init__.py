@@ -5,6 +5,7 @@ from telegram_bot.commands import (
     again,
     cancel,
     history,
+    payments,
     preferences,
     sharing,
     video,
@@ -12,4 +13,15 @@ from telegram_bot.commands import (
     welcome,
 )
 
-__all__ = ["accounts", "again", "cancel", "history", "preferences", "sharing", "video", "wallet", "welcome"]
+__all__ = [
+    "accounts",
+    "again",
+    "cancel",
+    "history",
+    "payments",
+    "preferences",
+    "sharing",
+    "video",
+    "wallet",
+    "welcome",
+]

@@ -89,7 +89,7 @@ def test_begun_on_the_web_agreed_in_the_chat_and_confirmed_on_the_web(bot, ada, 
     chat = account_of(ada).user
     job = lifecycle.submit(user=chat, prompt="A red fox", source="telegram")
     finish_job(job)
-    ledger.purchase(user=chat, amount=100, external_id="charge", reason="Stars")
+    ledger.grant(user=chat, amount=100, reason="A prize")
     start = begin_on_web(browser)
     assert browser.get("/telegram/connect/state/waiting/").status_code == 204
 
@@ -346,7 +346,7 @@ def test_who_is_banned_cannot_part_and_go_on(web, chat):
 
 def test_staff_undo_it_by_entries_of_their_own_and_give_videos_back_to_who_paid(web, chat, staff, finish_job):
     source = chat.user
-    ledger.purchase(user=source, amount=100, external_id="charge", reason="Stars")
+    ledger.grant(user=source, amount=100, reason="A prize")
     theirs = finish_job(
         lifecycle.submit(user=source, prompt="Theirs", source="telegram", idempotency_key="same")
     )

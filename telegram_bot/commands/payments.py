@@ -1,0 +1,144 @@
+"""/buy, the checkout, what was paid, /paysupport and /terms."""
+
+import logging
+
+from django.utils import translation
+from django.utils.translation import gettext_lazy
+from telegram import LabeledPrice, PreCheckoutQuery
+from telegram.error import BadRequest
+
+from generation.database import DATABASE_AWAY, in_database
+from telegram_bot import payments, refunds, speech
+from telegram_bot.commands.welcome import wallet_of
+from telegram_bot.models import StarPayment
+from telegram_bot.payments import Charge
+from telegram_bot.requests import Incoming, Press, Request
+from telegram_bot.routes import button, command, deep_link, message, update
+from telegram_bot.texts import accounts as account_texts
+from telegram_bot.texts import payments as texts
+
+logger = logging.getLogger(__name__)
+
+for_sale = in_database(payments.for_sale)
+offer = in_database(payments.offer)
+check_out = in_database(payments.check_out)
+latest = in_database(payments.latest)
+seen_outside = in_database(refunds.seen_outside)
+
+
+@in_database
+def credit(*, bot_id: int, telegram_id: int, charge: Charge) -> tuple[StarPayment, int]:
+    """The payment, and the free credits after it."""
+    payment = payments.credit(bot_id=bot_id, telegram_id=telegram_id, charge=charge)
+    return payment, payments.balance_of(payment)
+
+
+# --- Choosing ---------------------------------------------------------------------------------------------------------
+
+
+@command("buy", menu=gettext_lazy("Buy credits with Telegram Stars"))
+@deep_link("buy")
+async def buy(request: Request) -> None:
+    """What is for sale."""
+    if not request.in_private:
+        await request.refuse(account_texts.only_in_private())
+        return
+    packs = await for_sale()
+    if not packs:
+        await request.reply(texts.nothing_for_sale())
+        return
+    wallet = await wallet_of(request.person)
+    await request.reply(texts.offers(balance=wallet.balance), reply_markup=texts.offer_buttons(packs))
+
+
+@button("buy")
+async def choose(press: Press) -> None:
+    """An invoice. Forwarded, it leads to /buy instead of being paid by others."""
+    pack = int(press.argument) if press.argument.isdecimal() and len(press.argument) < 19 else 0
+    try:
+        invoice = await offer(account=press.account, pack_id=pack, asked_by=press.key)
+    except payments.CannotBuy as error:
+        await press.refuse(str(error))
+        return
+    await press.acknowledge()
+    await press.bot.send_invoice(
+        press.account.telegram_id,
+        title=texts.title_of(invoice),
+        description=texts.description_of(invoice),
+        payload=str(invoice.pk),
+        currency=payments.STARS,
+        prices=[LabeledPrice(texts.title_of(invoice), invoice.stars)],
+        start_parameter="buy_here",
+    )
+
+
+# --- Paying -----------------------------------------------------------------------------------------------------------
+
+
+@update("pre_checkout_query")
+async def checkout(incoming: Incoming) -> None:
+    """The last moment to say no. Telegram waits ten seconds for it, and takes silence for a no."""
+    query = incoming.update.pre_checkout_query
+    assert query is not None
+    with translation.override(speech.spoken(query.from_user.language_code or "")):
+        why_not = await _why_not(query)
+    try:
+        await incoming.bot.answer_pre_checkout_query(query.id, ok=not why_not, error_message=why_not or None)
+    except BadRequest as error:
+        # Telegram has stopped waiting, and nothing is paid.
+        logger.warning("a checkout was answered too late: %s", error)
+
+
+async def _why_not(query: PreCheckoutQuery) -> str:
+    try:
+        await check_out(
+            telegram_id=query.from_user.id,
+            payload=query.invoice_payload,
+            currency=query.currency,
+            amount=query.total_amount,
+        )
+    except payments.CannotBuy as error:
+        return str(error)
+    except DATABASE_AWAY as error:
+        logger.warning("a checkout is refused, for nothing can be looked up now: %s", error)
+        return texts.not_now()
+    return ""
+
+
+@message("successful_payment")
+async def paid(request: Request) -> None:
+    """The Stars are here: give the credits, once."""
+    payment = request.message.successful_payment
+    assert payment is not None
+    charge = Charge(
+        charge_id=payment.telegram_payment_charge_id,
+        payload=payment.invoice_payload,
+        currency=payment.currency,
+        amount=payment.total_amount,
+    )
+    row, balance = await credit(bot_id=request.bot.id, telegram_id=request.account.telegram_id, charge=charge)
+    await request.reply(texts.paid(row, balance=balance))
+
+
+@message("refunded_payment")
+async def given_back(request: Request) -> None:
+    """Telegram tells of every refund, those that somebody else made too. What there is to say is said by `refunds`."""
+    payment = request.message.refunded_payment
+    assert payment is not None
+    await seen_outside(charge_id=payment.telegram_payment_charge_id)
+
+
+# --- Help and terms ---------------------------------------------------------------------------------------------------
+
+
+@command("paysupport", menu=gettext_lazy("Help with payments"))
+async def support(request: Request) -> None:
+    if not request.in_private:
+        await request.refuse(account_texts.only_in_private())
+        return
+    await request.reply(texts.support(await latest(request.account)))
+
+
+@command("terms", menu=gettext_lazy("Terms"))
+async def terms(request: Request) -> None:
+    await request.reply(texts.terms())

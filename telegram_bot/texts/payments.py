@@ -1,0 +1,137 @@
+"""What the bot says about buying credits."""
+
+from django.conf import settings
+from django.utils import formats
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+from telegram import InlineKeyboardButton, InlineKeyboardMarkup
+
+from telegram_bot.models import CreditPack, StarInvoice, StarPayment
+from telegram_bot.texts.buttons import data
+from telegram_bot.texts.parts import credits_of, escaped
+
+State = StarPayment.State
+
+
+def stars_of(number: int) -> str:
+    """`1 Star`, `100 Stars`."""
+    return ngettext("%(number)d Star", "%(number)d Stars", number) % {"number": number}
+
+
+# --- Buying -----------------------------------------------------------------------------------------------------------
+
+
+def offers(*, balance: int) -> str:
+    return "\n\n".join(
+        [
+            _("⭐ <b>Buy credits</b>"),
+            _("💰 Balance: %(credits)s") % {"credits": credits_of(balance)},
+            _("Choose a pack, and pay it with Telegram Stars. /terms · /paysupport"),
+        ]
+    )
+
+
+def offer_buttons(packs: list[CreditPack]) -> InlineKeyboardMarkup:
+    return InlineKeyboardMarkup.from_column(
+        [
+            InlineKeyboardButton(
+                f"{pack.name}: {credits_of(pack.credits)} · ⭐ {pack.stars}",
+                callback_data=data("buy", str(pack.pk)),
+            )
+            for pack in packs
+        ]
+    )
+
+
+def nothing_for_sale() -> str:
+    return _("Credits are not for sale here at the moment.")
+
+
+def title_of(invoice: StarInvoice) -> str:
+    """Telegram takes 32 characters."""
+    return (invoice.pack.name if invoice.pack else credits_of(invoice.credits))[:32]
+
+
+def description_of(invoice: StarInvoice) -> str:
+    return _("%(credits)s for making videos. They do not expire.") % {"credits": credits_of(invoice.credits)}
+
+
+def not_now() -> str:
+    return _("This cannot be paid just now. Please try again in a moment. Nothing was paid.")
+
+
+def paid(payment: StarPayment, *, balance: int) -> str:
+    if payment.purchase is None:
+        return _(
+            "⚠️ Your payment arrived, but not what it was for. We look into it. /paysupport has the details."
+        )
+    facts = {"credits": credits_of(payment.purchase.posted_delta), "stars": stars_of(payment.stars)}
+    return "\n".join(
+        [
+            _("✅ Thank you! %(credits)s for %(stars)s.") % facts,
+            _("💰 Balance: %(credits)s") % {"credits": credits_of(balance)},
+            receipt_of(payment),
+        ]
+    )
+
+
+def receipt_of(payment: StarPayment) -> str:
+    return _("Receipt: <code>%(charge)s</code>") % {"charge": escaped(payment.charge_id)}
+
+
+def refunded(payment: StarPayment) -> str:
+    words = [_("↩️ %(stars)s were given back to you.") % {"stars": stars_of(payment.stars)}]
+    if payment.refund is not None:
+        taken = {"credits": credits_of(-payment.refund.posted_delta)}
+        words.append(_("%(credits)s were taken back.") % taken)
+    return " ".join(words) + "\n" + receipt_of(payment)
+
+
+# --- Help and terms ---------------------------------------------------------------------------------------------------
+
+
+def support(payments: list[StarPayment]) -> str:
+    parts = [_("🛟 <b>Help with payments</b>"), _how_to_reach_us()]
+    if payments:
+        parts.append(_("Your last payments:") + "\n" + "\n".join(_line(payment) for payment in payments))
+    else:
+        parts.append(_("You have not paid for anything yet."))
+    return "\n\n".join(parts)
+
+
+def _how_to_reach_us() -> str:
+    if not settings.SUPPORT_CONTACT:
+        return _(
+            "Write to whoever runs this bot, and name the receipt. Telegram's own support cannot help with it."
+        )
+    contact = {"contact": escaped(settings.SUPPORT_CONTACT)}
+    return (
+        _("Write to %(contact)s and name the receipt. Telegram's own support cannot help with it.") % contact
+    )
+
+
+def _line(payment: StarPayment) -> str:
+    day = formats.date_format(payment.paid_at, "SHORT_DATE_FORMAT")
+    bought = credits_of(payment.purchase.posted_delta) if payment.purchase else _("not credited")
+    return f"{day} · ⭐ {payment.stars} · {bought} · {_state(payment)}\n<code>{escaped(payment.charge_id)}</code>"
+
+
+def _state(payment: StarPayment) -> str:
+    return {
+        State.PAID: _("paid"),
+        State.REFUNDING: _("being refunded"),
+        State.REFUNDED: _("refunded"),
+        State.UNKNOWN: _("we look into it"),
+    }[State(payment.state)]
+
+
+def terms() -> str:
+    lines = [
+        _("📄 <b>Terms</b>"),
+        _("Credits pay for videos here. They do not expire, and cannot be passed on or exchanged for money."),
+        _("A video that fails costs nothing."),
+        _("Credits that were bought and not spent can be given back for the Stars: /paysupport."),
+    ]
+    if settings.TERMS_URL:
+        lines.append(_("All terms: %(url)s") % {"url": escaped(settings.TERMS_URL)})
+    return "\n\n".join(lines)
