@@ -14,7 +14,7 @@ from accounts.models import User
 from accounts.signals import account_closed, account_closing, personal_data
 from generation.models import GenerationJob
 from generation.signals import job_finished
-from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, TelegramAccount
+from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, StarPayment, TelegramAccount
 
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
@@ -43,6 +43,12 @@ def forget_messages(user: User, **_: Any) -> None:
 def telegram_of(user: User, **_: Any) -> Part:
     fields = ("telegram_id", "username", "first_name", "language_code", "created_at", "last_seen_at")
     return Part(name="telegram", data=TelegramAccount.objects.filter(user=user).values(*fields).first())
+
+
+@receiver(personal_data, dispatch_uid="telegram_bot.payments_of")
+def payments_of(user: User, **_: Any) -> Part:
+    fields = ("charge_id", "stars", "purchase__posted_delta", "state", "paid_at", "refunded_at")
+    return Part(name="payments", data=list(StarPayment.objects.filter(user=user).values(*fields)))
 
 
 # Prices are the operator's to decide: nothing is for sale until staff say so.

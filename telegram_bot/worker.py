@@ -21,6 +21,7 @@ from telegram_bot.client import BotClient, is_transient, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.marks import written
 from telegram_bot.models import TelegramUpdate
+from telegram_bot.pruning import prune
 from telegram_bot.traffic import UPDATE, traffic
 
 logger = logging.getLogger(__name__)
@@ -79,8 +80,8 @@ class Worker:
         """Once an hour, forget what is old."""
         while True:
             try:
-                if pruned := await inbox.prune():
-                    logger.info("deleted %d updates that were settled a week ago", pruned)
+                if pruned := await prune():
+                    logger.info("deleted %d rows that nobody needs any more", pruned)
             except DATABASE_AWAY as error:
                 logger.warning("cannot prune the inbox now: %s", error)
             await asyncio.sleep(PRUNE_SECONDS)

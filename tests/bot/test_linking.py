@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
 from django.db import connection
 from django.test import Client
 from django.utils import timezone
@@ -383,6 +384,7 @@ def test_everything_that_belongs_to_a_user_was_thought_of():
         "star_payments",  # say who paid then
         "limits",  # copied
         "ban",  # nobody who is banned is joined
+        "notices",  # of what happened to that account
     }
     relations = {relation.name for relation in User._meta.related_objects if not relation.hidden}
     assert relations - moves - stays_and_sleeps == set()
@@ -443,6 +445,14 @@ def test_a_link_of_login_ends_after_minutes_with_a_newer_one_with_a_ban_and_with
     path, client = login_path(bot, ada), Client()
     client.post(path)
     assert client.session["_auth_user_id"] == str(web.pk)
+
+
+def test_a_second_step_is_asked_for_after_the_link_too(bot, ada):
+    ask(bot, "/start", ada)
+    TOTP.activate(account_of(ada).user, generate_totp_secret())
+    path, client = login_path(bot, ada), Client()
+    assert client.post(path).url.startswith("/accounts/2fa/authenticate/")
+    assert "_auth_user_id" not in client.session
 
 
 def test_staff_get_no_link_into_their_account(bot, ada):
