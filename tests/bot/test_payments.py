@@ -202,9 +202,9 @@ def test_a_checkout_that_fits_no_invoice_is_refused(bot, ada, pack):
 
 def test_a_checkout_waits_for_no_message_and_no_flood_wait(bot, ada, pack):
     shown, eve = invoice_for(bot, ada), next(people)
-    bot.telegram.fail("sendMessage", 429, "Too Many Requests: retry after 30", retry_after=30)
+    bot.telegram.fail("sendMessage", 429, "Too Many Requests: retry after 12", retry_after=12)
     bot.telegram.hold("sendMessage")
-    bot.telegram.say("/help", sender=eve)  # is told to wait for half a minute
+    bot.telegram.say("/help", sender=eve)  # is told to wait for longer than a checkout may take
     wait_for(lambda: len(bot.telegram.called("sendMessage")) > 1, message=bot.log)
     for _ in range(8):
         bot.telegram.say("/help", sender=ada)  # more than the chat's pace lets through
