@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 export PROMPT
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test train-tiny chaos bench lint types format messages screenshots clean
+.PHONY: help setup demo run test train-tiny chaos bench lint types format messages clips screenshots clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,9 @@ messages: setup ## locale/ anew from the words of templates, Python and scripts 
 	$(MESSAGES) makemessages $(WHERE)
 	$(MESSAGES) makemessages $(WHERE) --domain djangojs
 	$(MESSAGES) compilemessages --locale ru --ignore '.venv/*'
+
+clips: setup ## the clips of the front page anew, made by the model that comes with the project
+	$(BIN)/python -m tests.front_clips
 
 screenshots: setup ## every page, both widths and themes, into .data/screenshots; the best into docs/screenshots
 	DJANGO_SETTINGS_MODULE=videoplatform.settings $(BIN)/python -m tests.screenshots
