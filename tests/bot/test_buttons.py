@@ -36,7 +36,7 @@ def wait_for_jobs(number: int, bot: Bot) -> None:
 
 
 def failed_job(bot: Bot, ada: int, start_job: Callable[..., Any]) -> Message:
-    bot.telegram.say("/video a red fox", sender=ada)
+    bot.telegram.say(f"/video {NASTY}", sender=ada)
     status = the_status(bot, ada)
     attempt = start_job(job_of(ada))
     lifecycle.attempt_failed(attempt_id=attempt.pk, code="node_error", message="The GPU broke.", error="test")
@@ -50,10 +50,10 @@ def failed_job(bot: Bot, ada: int, start_job: Callable[..., Any]) -> Message:
 
 
 def test_cancel_stops_a_video_that_waits(bot: Bot, ada: int):
-    bot.telegram.say("/video a red fox", sender=ada)
+    bot.telegram.say(f"/video {NASTY}", sender=ada)
     status = the_status(bot, ada)
     press = bot.telegram.press(status, "Cancel", sender=ada)
-    wait_for(lambda: status.text.startswith("🚫 Video canceled\nPrompt: a red fox"), message=bot.log)
+    wait_for(lambda: status.text.startswith(f"🚫 Video canceled\nPrompt: {NASTY}\n"), message=bot.log)
     assert (press.words, press.alert) == ("Canceled. No credits were deducted.", False)
     assert labels(status) == ["🔁 Again"]
     assert len(bot.telegram.shown(ada)) == 1
@@ -165,6 +165,7 @@ def test_retry_tries_a_failed_video_once_more_however_often_it_is_pressed(
     bot: Bot, ada: int, start_job: Callable[..., Any]
 ):
     failure = failed_job(bot, ada, start_job)
+    assert f"\nPrompt: {NASTY}\nError: The GPU broke.\n" in failure.text
     first = job_of(ada)
     for _ in range(2):
         bot.telegram.press(failure, "Retry", sender=ada)

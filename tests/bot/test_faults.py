@@ -3,6 +3,9 @@
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
+
+from django.test import Client
 
 from generation import lifecycle, stored_files
 from generation.models import GenerationJob
@@ -83,15 +86,18 @@ def test_a_video_is_uploaded_again_after_errors(bot: Bot, ada: int, finish_job: 
 
 
 def test_a_video_that_cannot_be_uploaded_comes_as_a_link(bot: Bot, ada: int, finish_job: Callable[..., Any]):
-    bot.telegram.say("/video a red fox", sender=ada)
+    bot.telegram.say("/video a <b>_red_&* fox", sender=ada)
     the_status(bot, ada)
     bot.telegram.fail("sendVideo", 413, "Request Entity Too Large")
-    job = finish_job(job_of(ada))
+    finish_job(job_of(ada))
     message = wait_for(
         lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("✅")], message=bot.log
     )[0]
-    assert message.text.endswith(f"https://videos.example.org/videos/{job.public_id}/")
+    address = message.text.splitlines()[-1]
+    assert address.startswith("https://videos.example.org/telegram/video/")
+    assert Client().get(urlsplit(address).path).status_code == 200
     assert "Credits remaining: 450" in message.text
+    assert "\nPrompt: a <b>_red_&* fox\n" in message.text
 
 
 def test_a_video_above_fifty_megabytes_comes_as_a_link(bot: Bot, ada: int, start_job: Callable[..., Any]):
@@ -113,7 +119,7 @@ def test_a_video_above_fifty_megabytes_comes_as_a_link(bot: Bot, ada: int, start
     message = wait_for(
         lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("✅")], message=bot.log
     )[0]
-    assert f"/videos/{job_of(ada).public_id}/" in message.text
+    assert message.text.splitlines()[-1].startswith("https://videos.example.org/telegram/video/")
     assert not bot.telegram.called("sendVideo")
 
 
@@ -122,7 +128,7 @@ def test_after_repeated_failures_a_link_is_sent(bot: Bot, ada: int, finish_job: 
     the_status(bot, ada)
     bot.telegram.fail("sendVideo", 500, "Internal Server Error", times=100)
     finish_job(job_of(ada))
-    wait_for(lambda: [m for m in bot.telegram.shown(ada) if "/videos/video_" in m.text], message=bot.log)
+    wait_for(lambda: [m for m in bot.telegram.shown(ada) if "/telegram/video/" in m.text], message=bot.log)
     assert len(bot.telegram.called("sendVideo")) == 4
 
 
