@@ -116,6 +116,8 @@ class Deliveries:
             logger.warning("delivery of job %s has to wait: %s", job_id.hex, error)
         except InvalidToken:
             raise
+        except JobMessage.DoesNotExist:
+            logger.info("job %s is not delivered: its owner left", job_id.hex)
         except Exception as error:
             # One delivery that fails in a new way must not stop the others, nor be tried without a pause.
             logger.exception("delivery of job %s failed", job_id.hex)

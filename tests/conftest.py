@@ -133,8 +133,11 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_job(node: Any) -> Callable[[Any], Any]:
     """Bring a queued job onto the node; returns its open attempt, whose lease is held by the attempt's own id."""
     from generation import scheduling
+    from generation.models import GpuNode
 
     def start(job: Any) -> Any:
+        # However long the test took so far: what is silent for half a minute gets no jobs.
+        GpuNode.objects.filter(pk=node.pk).update(last_seen_at=timezone.now())
         attempt = scheduling.claim_next()
         assert attempt is not None
         assert attempt.job_id == job.pk, "another job was queued before this one"
