@@ -110,6 +110,10 @@ class Address:
             "language": "en",
             "version": "0",
             "token": "not-shared",
+            "signed": "not-signed",
+            "shown": "waiting",
+            "request_id": "1",
+            "notice_id": "1",
         }
         return values[name]
 
@@ -275,7 +279,7 @@ def visitors(site: str, victim: Victim, make_user: Any) -> Iterator[dict[str, Vi
 
 def is_refused(answer: httpx.Response) -> bool:
     to_sign_in = answer.status_code == 302 and "/login/" in answer.headers["location"]
-    return to_sign_in or answer.status_code in (401, 403, 404, 405)
+    return to_sign_in or answer.status_code in (401, 403, 404, 405, 410)
 
 
 def complaints_about(
