@@ -17,6 +17,10 @@ MAX_COMMANDS = 100
 ACTIONS = {"callback_data", "url", "web_app", "login_url", "switch_inline_query", "pay", "copy_text"}
 
 
+class DropConnection(Exception):
+    """No answer at all."""
+
+
 class Refused(Exception):
     """An answer with `ok: false`."""
 
