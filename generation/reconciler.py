@@ -200,6 +200,7 @@ class Reconciler:
             return
         if await in_database(fleet.record_health)(node, health):
             self._look_again()
+            await in_database(fleet.nudge_stops)(node)
         if node.set_aside_at and health.ready and node.pk not in self._trials:
             self._trials[node.pk] = asyncio.create_task(
                 self._try(node, health.protocol), name=f"try-{node.name}"

@@ -206,14 +206,17 @@ def test_a_node_that_stays_silent_loses_its_job_to_another_and_its_late_result_i
     processes.environment |= {"NODE_MOVE_SECONDS": "2"}
     processes.start("run_worker")
     processes.start("run_reconciler")
-    with VideosServer.start(seconds=1) as silent, VideosServer.start(seconds=1) as other:
+    with VideosServer.start(seconds=300, deletes=True) as silent, VideosServer.start(seconds=1) as other:
         add_node(silent.url, silent.key, name="silent")
         job = submit(user)
         wait_for(lambda: JobAttempt.objects.filter(job=job).exclude(remote_id="").exists())
         os.kill(silent.pid, signal.SIGSTOP)
         add_node(other.url, other.key, name="other")
+        wait_for(lambda: GpuNode.objects.get(name="silent").status == "unreachable")
         ended(job)
         os.kill(silent.pid, signal.SIGCONT)
+        # When it is back, it is told that nobody wants this clip any more.
+        wait_for(lambda: [asked for asked in silent.requests() if asked["method"] == "DELETE"])
     assert job.state == "completed"
     attempts = list(job.attempts.values_list("node__name", "state", "error"))
     assert [attempt[:2] for attempt in attempts] == [("silent", "lost"), ("other", "succeeded")]
