@@ -71,6 +71,15 @@ def test_a_visitor_sees_what_it_is_and_what_it_costs(client):
     assert "500 credits on the house" in page
 
 
+def test_a_visitor_sees_clips_that_this_service_made(client):
+    page = client.get("/").content.decode()
+    clips = re.findall(r'data-hover-video="/static/(clips/[^"]+)"', page)
+    posters = re.findall(r'<img src="/static/(clips/[^"]+)"', page)
+    assert len(clips) == len(posters) >= 3
+    for name in (*clips, *posters):
+        assert 0 < Path(finders.find(name)).stat().st_size < 100_000, name
+
+
 def test_signing_up_gives_credits_and_the_composer(client):
     answer = client.post("/accounts/signup/", {"username": "newcomer", "password1": PASSWORD}, follow=True)
     assert answer.redirect_chain == [("/", 302)]
