@@ -87,8 +87,6 @@ def main() -> None:
     django.setup()
     for folder in (ALL, BEST):
         folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("*.jpg"):
-            old.unlink()
     with (
         tempfile.TemporaryDirectory() as data,
         Stack(Path(data), {"VIDEO_COOLDOWN_SECONDS": "0"}) as stack,
