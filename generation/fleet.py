@@ -4,10 +4,8 @@ import logging
 
 from django.conf import settings
 from django.db.models.functions import Now
-from django_q.tasks import async_task
 
-from generation import leases
-from generation.models import GpuNode, JobAttempt
+from generation.models import GpuNode
 from generation.nodes import NodeEndpoint, NodeError, NodeHealth, detect_protocol, open_client
 
 logger = logging.getLogger(__name__)
@@ -68,14 +66,6 @@ def record_health(node: GpuNode, health: NodeHealth) -> bool:
     )
     _log_change(node, status)
     return status == "ready" and node.status != "ready"
-
-
-def nudge_stops(node: GpuNode) -> None:
-    """It is back after a silence: what was taken from it meanwhile runs there for nothing. Have a worker say so."""
-    lately = leases.until(-settings.JOB_DEADLINE_SECONDS)
-    lost = JobAttempt.objects.filter(node=node, state=JobAttempt.State.LOST, closed_at__gt=lately)
-    for attempt_id in lost.exclude(remote_id="").exclude(silent_since=None).values_list("pk", flat=True)[:50]:
-        async_task("generation.staff.moves.stop_on_node", str(attempt_id))
 
 
 def record_failure(node: GpuNode, error: NodeError) -> None:

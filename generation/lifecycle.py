@@ -3,11 +3,8 @@ one transaction with its credit move and the signal that makes its deliveries. A
 row has lost a race: it changes nothing and says so.
 """
 
-import hashlib
-import json
 import logging
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -15,28 +12,24 @@ from django.db import transaction
 from django.db.models import F, QuerySet
 from django.db.models.functions import Coalesce, Now
 from django.utils.translation import gettext_noop
-from django_q.tasks import async_task
 
 from accounts import ledger
-from accounts.errors import InsufficientBalance
 from accounts.models import CreditAccount, User
-from generation import admission, breaker, events, leases, limits, locking, pricing, stored_files
+from generation import breaker, events, leases, locking, nudges, stored_files
 from generation.errors import (
     BeingStored,
     CannotCancel,
     CannotDelete,
-    IdempotencyConflict,
-    InsufficientCredits,
 )
 from generation.media import StoredClip
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.signals import job_finished
+from generation.submission import submit as submit  # where a life begins
 
 logger = logging.getLogger(__name__)
 State = GenerationJob.State
 
 # Stored in English, translated where they are shown.
-HELD = gettext_noop("Held for a video")
 COMPLETED = gettext_noop("Video completed")
 FAILED = gettext_noop("Video failed")
 CANCELED = gettext_noop("Canceled")
@@ -44,9 +37,6 @@ NODE_LOST = gettext_noop("The GPU node could not be reached or stopped answering
 # As JOB_DEADLINE_SECONDS and FIELD_NODE_TIMEOUT_SECONDS come; with other values it is told in English.
 gettext_noop("Video generation timed out (>30 min)")
 gettext_noop("Video generation timed out (>90s)")
-
-# A nudge that no worker took up is repeated this much later, not with every sweep of the reconciler.
-NUDGE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -66,108 +56,7 @@ class StoredVideo:
         return StoredClip(video=self.video, poster=self.poster)
 
 
-# --- Submit -----------------------------------------------------------------------------------------------------------
-
-
-def submit(
-    *,
-    user: User,
-    prompt: str,
-    source: str,
-    preset: str | None = None,
-    seed: int | None = None,
-    negative_prompt: str = "",
-    model: str = "",
-    size: str = "",
-    idempotency_key: str | None = None,
-    remixed_from: GenerationJob | None = None,
-) -> GenerationJob:
-    """Accept a prompt: hold its credits and put it in the queue.
-
-    `model` and `size` must be on offer (`offer.Offer`); empty, any node will do.
-
-    The wallet's row is locked first, so that two requests of one person run one after the other: a twin
-    with the same idempotency key waits and gets the same job. A refusal is not remembered.
-
-    Raises:
-        GenerationError: one of its subclasses; nothing was stored and nothing held.
-    """
-    original = remixed_from.id.hex if remixed_from else None
-    request = [prompt, preset, seed, negative_prompt, model, size, original]
-    key, digest = admission.check_idempotency_key(idempotency_key), _digest(request)
-    with transaction.atomic():
-        ledger.lock_account(user=user)
-        if twin := _twin(user, key=key, digest=digest):
-            return twin
-        admission.check_account(user)
-        job = _new_job(user, prompt, preset=preset, seed=seed, negative_prompt=negative_prompt)
-        job.source, job.remixed_from = source, remixed_from
-        job.model, job.size = model, size
-        job.idempotency_key, job.request_digest = key, digest
-        admission.check_cooldown(user)
-        limits.check(user)
-        _reserve(job)
-        job.save(force_insert=True)
-        job.refresh_from_db(fields=["deadline_at"])  # set by PostgreSQL's clock
-        events.publish(job)
-        nudge_dispatch()
-    logger.info("job %s queued for user %s by %s", job.id.hex, user.pk, source)
-    return job
-
-
-def _digest(request: Sequence[object]) -> str:
-    return hashlib.sha256(json.dumps(request).encode()).hexdigest()
-
-
-def _twin(user: User, *, key: str | None, digest: str) -> GenerationJob | None:
-    """The job this very request made before."""
-    twin = GenerationJob.objects.filter(user=user, idempotency_key=key).first() if key else None
-    if twin is not None and twin.request_digest != digest:
-        raise IdempotencyConflict()
-    return twin
-
-
-def _new_job(
-    user: User, prompt: str, *, preset: str | None, seed: int | None, negative_prompt: str
-) -> GenerationJob:
-    """What is to be made, checked, with what the preset says now."""
-    chosen = pricing.find_preset(preset)
-    job = GenerationJob(
-        user=user,
-        prompt=admission.check_prompt(prompt),
-        negative_prompt=admission.check_negative_prompt(negative_prompt),
-        preset=chosen,
-        num_frames=chosen.num_frames,
-        fps=chosen.fps,
-        num_inference_steps=chosen.num_inference_steps,
-        guidance_scale=chosen.guidance_scale,
-        cost=pricing.price(preset=chosen, user=user),
-    )
-    if seed is not None:
-        job.seed = admission.check_seed(seed)
-    return job
-
-
-def _reserve(job: GenerationJob) -> None:
-    try:
-        ledger.reserve(user=job.user, amount=job.cost, reference=job.id, reason=HELD)
-    except InsufficientBalance as error:
-        raise InsufficientCredits(cost=job.cost, balance=error.balance) from None
-
-
 # --- While it runs: every function is fenced by the attempt and its lease ---------------------------------------------
-
-
-@transaction.atomic
-def nudge_store(*, attempt_id: uuid.UUID) -> None:
-    """Ask a worker to fetch and store the file.
-
-    Nobody drives the attempt until one takes it, but it is not asked for again at once.
-    """
-    JobAttempt.objects.filter(pk=attempt_id).update(
-        lease_token=None, lease_expires_at=leases.until(NUDGE_SECONDS)
-    )
-    async_task("generation.tasks.store", str(attempt_id))
 
 
 @transaction.atomic
@@ -237,11 +126,11 @@ def begin_storing(
     if not running.update(state=State.STORING, step=F("num_inference_steps"), generation_ms=generation_ms):
         # Canceled or past its deadline meanwhile: the late result is discarded and never charged.
         _close(attempt_id, JobAttempt.State.CANCELED, error="finished after the job had ended; discarded")
-        nudge_dispatch()
+        nudges.dispatch()
         return False
     events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
-    nudge_store(attempt_id=attempt_id)
-    nudge_dispatch()
+    nudges.store(attempt_id=attempt_id)
+    nudges.dispatch()
     return True
 
 
@@ -290,7 +179,7 @@ def attempt_refused(*, attempt: JobAttempt, retry_after: float, why: str) -> Non
     running = GenerationJob.objects.filter(current_attempt=attempt.pk, state=State.RUNNING)
     if running.update(state=State.QUEUED, current_attempt=None, step=0, attempt_count=F("attempt_count") - 1):
         events.publish(GenerationJob.objects.get(pk=attempt.job_id))
-        nudge_dispatch()
+        nudges.dispatch()
 
 
 @transaction.atomic
@@ -324,7 +213,7 @@ def attempt_lost(
         events.publish(job)
     elif job is not None:
         _fail(held_up, code=code, message=message)
-    nudge_dispatch()
+    nudges.dispatch()
 
 
 @transaction.atomic
@@ -341,7 +230,7 @@ def attempt_failed(
         code=code,
         message=message,
     )
-    nudge_dispatch()
+    nudges.dispatch()
 
 
 @transaction.atomic
@@ -351,7 +240,7 @@ def attempt_stopped(*, attempt_id: uuid.UUID, stopped_at_step: int | None) -> No
         job = GenerationJob.objects.get(attempts=attempt_id)
         logger.info("job %s stopped at step %s of %s", job.id.hex, stopped_at_step, job.num_inference_steps)
         events.publish(job)
-        nudge_dispatch()
+        nudges.dispatch()
 
 
 # --- The ends ---------------------------------------------------------------------------------------------------------
@@ -404,7 +293,7 @@ def delete(*, job: GenerationJob) -> None:
     if hidden.update(deleted_at=Now()):
         job.refresh_from_db()
         stored_files.let_go(StoredClip(video=job.video.name or "", poster=job.poster.name or ""))
-        nudge_removal()
+        nudges.remove_files()
         return
     job.refresh_from_db()
     if job.is_live:
@@ -436,16 +325,6 @@ def refund(*, job: GenerationJob, reason: str, actor: User) -> None:
         ledger errors: NotFound when it was not charged.
     """
     ledger.refund(reference=job.id, reason=reason, actor=actor)
-
-
-def nudge_dispatch() -> None:
-    """Wake a worker when this transaction commits. A lost nudge is healed by the reconciler."""
-    async_task("generation.tasks.dispatch")
-
-
-def nudge_removal() -> None:
-    """Have a worker remove the files that no job names, when this transaction commits."""
-    async_task("generation.tasks.remove_files")
 
 
 def receipt(job: GenerationJob) -> dict[str, int]:

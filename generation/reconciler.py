@@ -17,7 +17,18 @@ from collections.abc import Iterator
 from django.conf import settings
 from django.db.models.functions import Now
 
-from generation import breaker, fleet, leases, leaving, lifecycle, media, scheduling, stored_files, trial
+from generation import (
+    breaker,
+    fleet,
+    leases,
+    leaving,
+    lifecycle,
+    media,
+    nudges,
+    scheduling,
+    stored_files,
+    trial,
+)
 from generation.database import DATABASE_AWAY, in_database
 from generation.events import JobEvent, hub
 from generation.following import Follower
@@ -106,7 +117,7 @@ class Reconciler:
 
     async def _nudge_stores(self) -> None:
         for attempt_id in await in_database(_unstored_attempts)():
-            await in_database(lifecycle.nudge_store)(attempt_id=attempt_id)
+            await in_database(nudges.store)(attempt_id=attempt_id)
 
     async def _follow_free(self) -> None:
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
@@ -114,15 +125,15 @@ class Reconciler:
                 self._follow(attempt)
 
     async def _nudge_dispatch(self) -> None:
-        nudged_lately = _elapsed(self._nudged_at) < lifecycle.NUDGE_SECONDS
+        nudged_lately = _elapsed(self._nudged_at) < nudges.NUDGE_SECONDS
         if not nudged_lately and await in_database(scheduling.work_is_waiting)():
-            await in_database(lifecycle.nudge_dispatch)()
+            await in_database(nudges.dispatch)()
             self._nudged_at = time.monotonic()
 
     async def _nudge_removal(self) -> None:
         if _elapsed(self._removed_at) >= REMOVAL_SECONDS:
             if await in_database(stored_files.due)():
-                await in_database(lifecycle.nudge_removal)()
+                await in_database(nudges.remove_files)()
             self._removed_at = time.monotonic()
 
     async def _forget_accounts(self) -> None:
@@ -200,7 +211,7 @@ class Reconciler:
             return
         if await in_database(fleet.record_health)(node, health):
             self._look_again()
-            await in_database(fleet.nudge_stops)(node)
+            await in_database(nudges.stop_what_was_lost)(node)
         if node.set_aside_at and health.ready and node.pk not in self._trials:
             self._trials[node.pk] = asyncio.create_task(
                 self._try(node, health.protocol), name=f"try-{node.name}"

@@ -14,7 +14,7 @@ import pytest
 from django.db import OperationalError, connection
 from django.db.models.functions import Now
 
-from generation import breaker, leases, lifecycle, scheduling, stored_files
+from generation import breaker, leases, lifecycle, nudges, scheduling, stored_files, submission
 from generation.errors import GenerationError
 from generation.media import StoredClip
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -105,8 +105,8 @@ class World:
 CLIP = StoredClip(video="videos/b.mp4", poster="posters/b.jpg")
 # What prepares, and what is then watched.
 OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]] = {
-    "lifecycle.submit": (lambda w: None, lambda w, _: w.submit()),
-    "lifecycle.nudge_store": (World.storing, lambda w, a: lifecycle.nudge_store(attempt_id=a.pk)),
+    "submission.submit": (lambda w: None, lambda w, _: w.submit()),
+    "nudges.store": (World.storing, lambda w, a: nudges.store(attempt_id=a.pk)),
     "lifecycle.attempt_posted": (
         World.running,
         lambda w, a: lifecycle.attempt_posted(attempt_id=a.pk, token=a.pk, remote_id="r", hand_over=True),
@@ -155,8 +155,9 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         World.finished,
         lambda w, job: lifecycle.refund(job=job, reason="ugly", actor=w.user),
     ),
-    "lifecycle.nudge_dispatch": (lambda w: None, lambda w, _: lifecycle.nudge_dispatch()),
-    "lifecycle.nudge_removal": (lambda w: None, lambda w, _: lifecycle.nudge_removal()),
+    "nudges.dispatch": (lambda w: None, lambda w, _: nudges.dispatch()),
+    "nudges.stop_what_was_lost": (lambda w: None, lambda w, _: nudges.stop_what_was_lost(w.node)),
+    "nudges.remove_files": (lambda w: None, lambda w, _: nudges.remove_files()),
     "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
     "breaker.count_failure": (
         World.running,
@@ -206,7 +207,9 @@ def test_no_operation_is_left_out() -> None:
             if inspect.getmodule(inspect.unwrap(vars(module)[name])) is module
         }
 
-    everything = set().union(*map(public, (lifecycle, scheduling, breaker, leases, stored_files)))
+    everything = set().union(
+        *map(public, (submission, lifecycle, nudges, scheduling, breaker, leases, stored_files))
+    )
     assert everything == OPERATIONS.keys() | PARTS
 
 

@@ -13,7 +13,7 @@ from accounts.models import CreditTransaction
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
-from generation import breaker, lifecycle
+from generation import breaker, nudges
 from generation.models import GenerationJob, GpuNode, JobAttempt
 
 WINDOW = timedelta(days=30)
@@ -51,7 +51,7 @@ def switch(*, clerk: Clerk, node: GpuNode, on: bool, reason: str, once: uuid.UUI
     )
     GpuNode.objects.filter(pk=node.pk).update(enabled=on)
     if on:
-        lifecycle.nudge_dispatch()
+        nudges.dispatch()
 
 
 @transaction.atomic
@@ -98,7 +98,7 @@ def bring_back(*, clerk: Clerk, node: GpuNode, reason: str, once: uuid.UUID | No
         once=once,
     )
     breaker.bring_back(node)
-    lifecycle.nudge_dispatch()
+    nudges.dispatch()
 
 
 def account(node: GpuNode) -> Account:

@@ -8,7 +8,7 @@ from accounts import ledger
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
-from generation import events, lifecycle
+from generation import events, nudges
 from generation.models import GenerationJob
 from generation.signals import job_retried
 
@@ -53,7 +53,7 @@ def retry(*, clerk: Clerk, job: GenerationJob, reason: str, once: uuid.UUID | No
     again.refresh_from_db(fields=["deadline_at"])  # set by PostgreSQL's clock
     job_retried.send(sender=GenerationJob, original=job, job=again)
     events.publish(again)
-    lifecycle.nudge_dispatch()
+    nudges.dispatch()
     return again
 
 

@@ -101,8 +101,8 @@ def test_after_the_kill_of_an_idle_worker_the_next_task_starts_soon(
 
 ENQUEUE = """
 from django_q.models import OrmQ
-from generation.lifecycle import nudge_dispatch
-nudge_dispatch()
+from generation.nudges import dispatch
+dispatch()
 print(OrmQ.objects.latest("id").pk)
 """
 
