@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.e2e.staff_desk import confirm, customer, hire, job_page, sign_in
 from tests.stack import Stack
@@ -31,7 +31,12 @@ def at_work(new_page: Callable[..., Page], clips: list[str]) -> Callable[[str], 
     return come_in
 
 
-def message(page: Page, words: str) -> None:
+def act(page: Page, name: str) -> Locator:
+    """The action of that name above a row or a list; before the name stands its icon."""
+    return page.get_by_role("link", name=re.compile(rf"(^|\s){name}$"))
+
+
+def message(page: Page, words: str | re.Pattern[str]) -> None:
     expect(page.get_by_text(words).first).to_be_visible()
 
 
@@ -44,6 +49,7 @@ def open_person(page: Page, name: str) -> None:
     page.goto(f"/admin/accounts/user/?q={name}@example.org")
     page.get_by_role("link", name=name, exact=True).first.click()
     expect(page.get_by_text("credits free").first).to_be_visible()
+    page.goto(page.url.partition("?")[0])
 
 
 def test_finance_grants_once_however_often_the_button_is_pressed(at_work):
@@ -51,17 +57,17 @@ def test_finance_grants_once_however_often_the_button_is_pressed(at_work):
     open_person(page, "carla")
     person = page.url
     before = int(re.search(r"(\d+) credits free", page.content())[1])
-    page.get_by_role("link", name="Grant credits").click()
+    act(page, "Grant credits").click()
     confirm(page, "Grant credits", amount="40", reason="Contest", twice=True)
     page.wait_for_url(person)
     message(page, f"{before + 40} credits free")
-    page.get_by_role("link", name="Adjust balance").click()
+    act(page, "Adjust balance").click()
     confirm(page, "Adjust balance", amount="-40", reason="Wrong person")
     message(page, f"{before} credits free")
     support = at_work("support")
     support.goto(person)
     message(support, f"{before} credits free")
-    expect(support.get_by_role("link", name="Grant credits")).to_have_count(0)
+    expect(act(support, "Grant credits")).to_have_count(0)
     refused(support, re.sub(r"(\d+)/change/.*", r"\1/grant-credits", person))
 
 
@@ -69,14 +75,14 @@ def test_two_of_the_staff_refund_one_clip_once(at_work, clips):
     support, owner = at_work("support"), at_work("owner")
     for page in (support, owner):
         job_page(page, clips[0])
-        page.get_by_role("link", name="Refund", exact=True).click()
+        act(page, "Refund").click()
         message(page, "gets back the 50 credits")
     confirm(support, "Refund", reason="Blurry", twice=True)
     message(support, "refunded 50")
     confirm(owner, "Refund", reason="Blurry")
     message(owner, "The 50 credits of this video were refunded before.")
     job_page(owner, clips[0])
-    expect(owner.get_by_role("link", name="Refund", exact=True)).to_have_count(0)
+    expect(act(owner, "Refund")).to_have_count(0)
 
 
 def test_an_operator_tests_drains_and_enables_a_node_and_support_does_not(at_work):
@@ -84,18 +90,18 @@ def test_an_operator_tests_drains_and_enables_a_node_and_support_does_not(at_wor
     page.goto("/admin/")
     page.get_by_role("link", name="default", exact=True).click()
     node = page.url
-    page.get_by_role("link", name="Test", exact=True).click()
+    act(page, "Test").click()
     page.get_by_role("button", name="Test", exact=True).click()
     expect(page.get_by_text("✓ The clip arrives and plays")).to_be_visible(timeout=CLIP_MS)
-    page.get_by_role("link", name="Drain").click()
+    act(page, "Drain").click()
     confirm(page, "Drain", reason="New driver")
     message(page, "default is drained (New driver).")
-    page.get_by_role("link", name="Enable").click()
+    act(page, "Enable").click()
     confirm(page, "Enable", reason="Done")
     message(page, "default gets jobs (Done).")
     support = at_work("support")
     support.goto(node)
-    expect(support.get_by_role("link", name="Drain")).to_have_count(0)
+    expect(act(support, "Drain")).to_have_count(0)
     refused(support, re.sub(r"(\d+)/change/.*", r"\1/drain", node))
 
 
@@ -105,7 +111,7 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     page.get_by_label("Text").fill("dragon")
     page.get_by_label("Explanation").fill("No dragons here.")
     page.get_by_role("button", name="Save", exact=True).click()
-    page.get_by_role("link", name="Try a prompt").click()
+    act(page, "Try a prompt").click()
     page.get_by_label("Prompt").fill("A DRAGON flies")
     page.get_by_role("button", name="Try", exact=True).click()
     message(page, "Blocked by")
@@ -115,7 +121,7 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     carla.get_by_role("button", name="Generate ·").click()
     message(carla, "No dragons here. No credits were deducted.")
     job_page(page, clips[1])
-    page.get_by_role("link", name="Remove the video").click()
+    act(page, "Remove the video").click()
     confirm(page, "Remove the video", reason="A real person")
     message(page, "Its owner is told.")
     carla.goto("/")
@@ -128,11 +134,11 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
 def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page):
     page = at_work("finance")
     page.goto("/admin/generation/refundbatch/")
-    page.get_by_role("link", name="Refund a bad time of a node").click()
+    act(page, "Refund a bad time of a node").click()
     page.get_by_label("Node").select_option(label="default")
     page.locator("[name=until_1]").fill("23:59:59")
     page.get_by_role("button", name="Look").click()
-    message(page, "videos of 1 people")
+    message(page, re.compile(r"\d+ videos of \d+ people"))
     confirm(page, "Refund", reason="A bad night", twice=True)
     expect(page).to_have_url(re.compile(r"/refundbatch/$"))
     page.locator("#result_list a").first.click()
@@ -146,12 +152,12 @@ def test_an_operator_bans_and_an_owner_lifts_the_ban(at_work):
     page = at_work("operator")
     open_person(page, "carla")
     person = page.url
-    page.get_by_role("link", name="Ban", exact=True).click()
+    act(page, "Ban").click()
     confirm(page, "Ban", reason="Spam")
     message(page, "carla is banned (Spam).")
     owner = at_work("owner")
     owner.goto(person)
-    owner.get_by_role("link", name="Lift the ban").click()
+    act(owner, "Lift the ban").click()
     confirm(owner, "Lift the ban", reason="A mistake")
     message(owner, "carla may sign in again (A mistake).")
     finance = at_work("finance")
