@@ -54,7 +54,7 @@ def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     page.get_by_label("Reason").fill("A bad night of one of our machines")
     shoot(page, folder, "staff-incident-plan")
     confirm(page, "Refund", reason="A bad night of one of our machines")
-    page.locator("#result_list a").first.click()
+    page.locator("#result_list tbody a").first.click()
     expect(page.get_by_text("3 refunded, 0 waiting")).to_be_visible(timeout=60_000)
     shoot(page, folder, "staff-incident-done")
 

@@ -141,7 +141,7 @@ def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page):
     message(page, re.compile(r"\d+ videos of \d+ people"))
     confirm(page, "Refund", reason="A bad night", twice=True)
     expect(page).to_have_url(re.compile(r"/refundbatch/$"))
-    page.locator("#result_list a").first.click()
+    page.locator("#result_list tbody a").first.click()
     expect(page.get_by_text(re.compile(r"3 refunded, 0 waiting"))).to_be_visible(timeout=60_000)
     carla = new_page()
     sign_in(carla, "carla", to="/")
