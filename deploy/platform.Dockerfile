@@ -12,6 +12,7 @@ COPY accounts accounts
 COPY generation generation
 COPY telegram_bot telegram_bot
 COPY templates templates
+COPY locale locale
 RUN useradd --create-home app && install -d -o app /data
 USER app
 VOLUME /data
