@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     real, made = examine(options.model, count=options.prompts, processes=options.processes)
-    torch.set_num_threads(options.processes)
+    torch.set_num_threads(1)  # as the node does: two threads on a busy machine wait for each other
     sys.stdout.write(table(real, made) + "\n" + "\n".join(others(load(options.model), made)) + "\n")
 
 
