@@ -117,7 +117,7 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     message(page, "Blocked by")
     carla = new_page()
     sign_in(carla, "carla", to="/")
-    carla.get_by_label("Prompt", exact=True).fill("A dragon")
+    carla.locator("textarea[name=prompt]").fill("A dragon")
     carla.get_by_role("button", name="Generate ·").click()
     message(carla, "No dragons here. No credits were deducted.")
     job_page(page, clips[1])
