@@ -126,7 +126,8 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     message(page, "Its owner is told.")
     carla.goto("/")
     message(carla, "Your video “Two” was removed: A real person")
-    carla.get_by_role("button", name="Close").click()
+    notice = carla.get_by_role("status").filter(has_text="was removed")
+    notice.get_by_role("button", name="Close").click()
     expect(carla.get_by_text("was removed")).to_have_count(0)
     refused(at_work("finance"), "/admin/generation/blockedprompt/add/")
 
