@@ -3,22 +3,21 @@
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.test_sse import Server, serving
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
 
 PATIENCE = 30.0
 SECONDS = "1.5"
 
 
-@pytest.fixture
-def server(transactional_db: None, tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path, REQUEST_SECONDS=SECONDS) as running:
+@pytest.fixture(scope="module")
+def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("web"), REQUEST_SECONDS=SECONDS) as running:
         yield running
 
 
