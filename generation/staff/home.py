@@ -152,27 +152,27 @@ def _failed_tasks() -> Card:
 
 
 def _nodes() -> list[NodeLine]:
+    """Attempts are counted by themselves, open ones and those of a day: joined to the nodes, all would be read."""
     healthy = set(GpuNode.objects.healthy().values_list("pk", flat=True))
-    is_open = Q(attempts__state=JobAttempt.State.OPEN)
-    nodes = GpuNode.objects.annotate(load=Count("attempts", filter=is_open), age=Now() - F("last_seen_at"))
-    closed = JobAttempt.objects.filter(closed_at__gt=Now() - RECENT).order_by()
-    counts = Counter(
-        {
-            (row["node"], row["state"]): row["number"]
-            for row in closed.values("node", "state").annotate(number=Count("pk"))
-        }
+    nodes = list(GpuNode.objects.annotate(age=Now() - F("last_seen_at")))
+    attempts = JobAttempt.objects.filter(node__in=[node.pk for node in nodes]).order_by()
+    held = attempts.filter(state=JobAttempt.State.OPEN).values("node").annotate(number=Count("pk"))
+    load = Counter({row["node"]: row["number"] for row in held})
+    closed = (
+        attempts.filter(closed_at__gt=Now() - RECENT).values("node", "state").annotate(number=Count("pk"))
     )
-    return [_line(node, healthy=node.pk in healthy, counts=counts) for node in nodes]
+    counts = Counter({(row["node"], row["state"]): row["number"] for row in closed})
+    return [_line(node, healthy=node.pk in healthy, load=load[node.pk], counts=counts) for node in nodes]
 
 
-def _line(node: Any, *, healthy: bool, counts: Counter[tuple[int, str]]) -> NodeLine:
+def _line(node: Any, *, healthy: bool, load: int, counts: Counter[tuple[int, str]]) -> NodeLine:
     done = counts[node.pk, JobAttempt.State.SUCCEEDED]
     bad = counts[node.pk, JobAttempt.State.FAILED] + counts[node.pk, JobAttempt.State.LOST]
     state = "off" if not node.enabled else "set aside" if node.set_aside_at else node.status
     return NodeLine(
         node=node,
         state=state,
-        load=f"{node.load} of {node.slots}",
+        load=f"{load} of {node.slots}",
         seen=f"{_seconds(node.age.total_seconds())} ago" if node.age is not None else "never",
         success=f"{_percent(done / (done + bad))} of {done + bad}" if done + bad else "-",
         href=reverse("admin:generation_gpunode_change", args=[node.pk]),
