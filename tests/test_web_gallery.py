@@ -320,6 +320,11 @@ def test_the_expected_wait_counts_those_before(browser, node, add_rows, make_use
 def test_the_composer_says_when_no_gpu_is_ready(browser):
     html = browser.get("/").content.decode()
     assert "No GPU is ready just now: your video will wait in line." in html
+    assert "data-no-gpu" in html
+
+
+def test_the_composer_asks_no_more_when_a_gpu_is_ready(browser, node):
+    assert "data-no-gpu" not in browser.get("/videos/ready/").content.decode()
 
 
 def test_who_cannot_afford_it_is_shown_a_way_on(browser, user, staff):

@@ -143,6 +143,7 @@ def test_while_the_node_is_down_the_page_says_so_and_the_clip_waits(
     finally:
         for process in processes:
             process.resume()
+    expect(page.locator(".chip", has_text="Quick")).to_contain_text("wait", timeout=CLIP_MS)
     expect(card).to_have_class("card completed", timeout=CLIP_MS)
 
 

@@ -3,6 +3,7 @@
   "use strict";
   const { one, say, setText } = window.site;
   const isApple = /Mac|iPhone|iPad/.test(navigator.platform);
+  const ASK_FOR_GPU_MS = 20000;
   const growsByItself = CSS.supports("field-sizing", "content");
   let cooldownEnds = 0;
   let cooldownMs = 0;
@@ -106,6 +107,10 @@
     if (elt.matches?.("#composer, #submit-bar") || one("#submit-bar", elt)) readCooldown();
   });
   document.addEventListener("DOMContentLoaded", readCooldown);
+  // Nobody tells a page that a GPU has come back.
+  setInterval(() => {
+    if (!document.hidden && one("#submit-bar[data-no-gpu]")) htmx.trigger(document.body, "wallet");
+  }, ASK_FOR_GPU_MS);
   // Out of the back-forward cache everything is as it was left, the cooldown included.
   window.addEventListener("pageshow", (event) => {
     if (event.persisted) syncComposer();
