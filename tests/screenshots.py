@@ -68,7 +68,7 @@ FOR_THE_OWNER = {
 ERRORS = ("400", "403", "403_csrf", "413", "429", "500")
 IN_RUSSIAN = {"front": "/", "dashboard": "/", "credits": "/credits/", "account": "/account/"}
 # What the README shows.
-SHOWN = ("front-desktop-light", "dashboard-desktop-dark", "video-desktop-light", "dashboard-phone-dark")
+SHOWN = ("front-desktop-light", "dashboard-desktop-dark", "dashboard-phone-dark")
 
 
 @dataclass
