@@ -11,7 +11,7 @@ from decimal import Decimal
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
-from django.db.models import Q
+from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
 from django.utils.translation import gettext
@@ -63,8 +63,15 @@ class Preset(models.Model):
 class GpuNodeQuerySet(models.QuerySet["GpuNode"]):
     def healthy(self) -> "GpuNodeQuerySet":
         """Those that answered lately and said that they can take work."""
+        return self.filter(self._answered_lately())
+
+    def told_apart(self) -> "GpuNodeQuerySet":
+        """Each with `is_healthy`, for those who need the others too."""
+        return self.annotate(is_healthy=ExpressionWrapper(self._answered_lately(), BooleanField()))
+
+    def _answered_lately(self) -> Q:
         fresh = timedelta(seconds=max(30.0, 4 * settings.NODE_HEALTH_SECONDS))
-        return self.filter(status="ready", last_seen_at__gt=Now() - fresh)
+        return Q(status="ready", last_seen_at__gt=Now() - fresh)
 
 
 class GpuNode(models.Model):

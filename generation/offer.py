@@ -50,11 +50,12 @@ class Offer:
 
 def current() -> Offer:
     """What healthy nodes serve first, then what was heard of last."""
-    nodes = list(GpuNode.objects.filter(enabled=True).exclude(backend="").order_by("created_at"))
+    known = GpuNode.objects.told_apart().filter(enabled=True).exclude(backend="")
+    nodes = list(known.order_by("created_at"))
     added: dict[str, datetime] = {}
     for node in nodes:
         added.setdefault(node.backend, node.created_at)
-    healthy = set(GpuNode.objects.healthy().values_list("pk", flat=True))
+    healthy = {node.pk for node in nodes if getattr(node, "is_healthy", False)}
     nodes.sort(key=lambda node: (node.pk in healthy, node.last_seen_at or node.created_at), reverse=True)
     return Offer(
         models=tuple(Model(name, added[name]) for name in dict.fromkeys(node.backend for node in nodes)),

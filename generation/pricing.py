@@ -44,14 +44,18 @@ def expected_seconds(preset: Preset) -> int:
 
 def expected_seconds_of(presets: Iterable[Preset]) -> dict[int, int]:
     """The same for several presets, by primary key, in one query."""
+    presets = list(presets)
+    rows = Preset.objects.filter(pk__in=[preset.pk for preset in presets]).order_by()
+    measured = dict(rows.values_list("pk", _latest_times()))
+    return {preset.pk: _usual_seconds(preset, measured.get(preset.pk, [])) for preset in presets}
+
+
+def _latest_times() -> ArraySubquery:
+    """Of a preset's last completed clips, in milliseconds."""
     done = GenerationJob.objects.filter(
         preset=OuterRef("pk"), state=GenerationJob.State.COMPLETED, generation_ms__isnull=False
     )
-    latest = done.order_by("-finished_at").values_list("generation_ms", flat=True)[:SAMPLE]
-    presets = list(presets)
-    rows = Preset.objects.filter(pk__in=[preset.pk for preset in presets]).order_by()
-    measured = dict(rows.values_list("pk", ArraySubquery(latest)))
-    return {preset.pk: _usual_seconds(preset, measured.get(preset.pk, [])) for preset in presets}
+    return ArraySubquery(done.order_by("-finished_at").values_list("generation_ms", flat=True)[:SAMPLE])
 
 
 def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
@@ -62,19 +66,21 @@ def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
 
 
 def quote(*, preset: Preset, user: User | None = None) -> Quote:
-    return _quotes([preset], user)[0]
+    return Quote(
+        preset=preset, cost=price(preset=preset, user=user), expected_seconds=expected_seconds(preset)
+    )
 
 
 def quotes(*, user: User | None = None) -> list[Quote]:
     """Every preset on offer, in the order staff gave them."""
-    return _quotes(list(Preset.objects.filter(enabled=True)), user)
-
-
-def _quotes(presets: list[Preset], user: User | None) -> list[Quote]:
-    expected, factor = expected_seconds_of(presets), _factor(user)
+    factor = _factor(user)
     return [
-        Quote(preset=preset, cost=_cost(preset, factor), expected_seconds=expected[preset.pk])
-        for preset in presets
+        Quote(
+            preset=preset,
+            cost=_cost(preset, factor),
+            expected_seconds=_usual_seconds(preset, preset.latest_times),
+        )
+        for preset in Preset.objects.filter(enabled=True).annotate(latest_times=_latest_times())
     ]
 
 
