@@ -211,7 +211,8 @@ class BotApiServer:
             if update_id is None:
                 update_id = self._next_update
                 self._next_update += 1
-            if isinstance(chat := update.get("message", {}).get("chat"), dict):
+            message = update.get("message")
+            if isinstance(message, dict) and isinstance(chat := message.get("chat"), dict):
                 self._known_chats.add(chat.get("id"))
             self._brought.append({"update_id": update_id} | update)
             self._updates.append(self._brought[-1])

@@ -1,4 +1,4 @@
-"""A person with a real browser before the whole stack: one platform and one Chromium for all tests of a process."""
+"""A person with a real browser before the whole stack: one platform a process, and one Chromium a file."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -24,8 +24,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """One for each file: while Playwright runs, Django takes its thread for an asynchronous one and refuses to speak to
+    the database, also in tests of other files that come after.
+    """
     if not CHROMIUM.exists():
         missing = f"there is no Chromium at {CHROMIUM}"
         if os.environ.get("REQUIRE_BROWSER") == "1":
