@@ -174,9 +174,15 @@ def signed_up(platform: Platform, name: str) -> tuple[str, ...]:
 
 
 def what_was_accepted(platform: Platform) -> list[tuple[Any, ...]]:
-    """Every job and every movement of credits but the gifts for signing up."""
-    count = "SELECT (SELECT count(*) FROM generation_generationjob), "
-    return platform.sql(count + "(SELECT count(*) FROM accounts_credittransaction WHERE kind <> 'grant')")
+    """Every job and every movement of credits but the gifts for signing up, and what plain words to the bot ordered:
+    to it they are a prompt.
+    """
+    jobs = "SELECT {} FROM generation_generationjob WHERE source {} 'telegram'"
+    moved = (
+        "SELECT count(*) FROM accounts_credittransaction "
+        "WHERE kind <> 'grant' AND (reference IS NULL OR reference NOT IN ({}))"
+    )
+    return platform.sql(f"SELECT ({jobs.format('count(*)', '<>')}), ({moved.format(jobs.format('id', '='))})")
 
 
 def test_bad_input_is_refused_with_a_reason_at_every_door(

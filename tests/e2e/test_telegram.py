@@ -16,6 +16,9 @@ ADA = 77
 
 def test_a_prompt_in_a_chat_comes_back_as_a_playable_video(tmp_path: Path):
     with BotApiServer() as telegram, Stack(tmp_path / "stack", dict(telegram.environment)) as stack:
+        # So many steps that the message, which changes every other second at most, has time to count some.
+        longer = "from generation.models import Preset; Preset.objects.update(num_inference_steps=200)"
+        stack.manage("shell", "-c", longer)
         telegram.say("/video a red fox in the snow", sender=ADA)
         status = wait_for(lambda: telegram.shown(ADA), message="the bot does not answer")[0]
         assert status.text.startswith("🎬 Generating video...\nPrompt: a red fox in the snow\n")
