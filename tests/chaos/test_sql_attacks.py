@@ -30,7 +30,7 @@ def test_every_attack_on_the_books_in_sql_is_refused(books: dict[str, Any], scor
         values = {"account": "mine", **attack}
         with pytest.raises(DatabaseError):
             attempt(INSERT, NOTHING | {key: names.get(value, value) for key, value in values.items()})
-    # The holds under attack are of made-up jobs, and the purchases of made-up payments, which the audit rightly finds; it
+    # Holds under attack are of made-up jobs, purchases of made-up payments: the audit rightly finds those; it
     # must find nothing else.
     made_up = ("which is no job", "of which no payment is known")
     found = audit().discrepancies
