@@ -26,9 +26,11 @@ def _no_other_bot(_shared_bot: list[Bot]) -> None:
 
 def test_requests_and_updates_are_counted_by_outcome(own_bot: Bot, ada: int):
     own_bot.telegram.fail("sendMessage", 500, "Internal Server Error", times=2)
+    own_bot.telegram.hold("sendMessage")
     own_bot.start()
     own_bot.telegram.say("/start", sender=ada)
     wait_for(lambda: figures()["videoplatform_telegram_update_lag_seconds",] > 1, message=own_bot.log)
+    own_bot.telegram.release()
     own_bot.next_message(ada)
     own_bot.telegram.push({"message": {"chat": "nonsense"}})
     own_bot.telegram.drop("sendMessage")

@@ -181,7 +181,7 @@ def test_a_gallery_goes_on_while_scrolling_and_finds_what_is_looked_for(
 
 
 def _add_wishes(stack: Stack, name: str, count: int) -> None:
-    """Clips that failed, as rows alone; the last is the newest of them."""
+    """Clips that failed and cost nothing, as rows alone; the last is the newest of them."""
     stack.manage(
         "shell",
         "-c",
@@ -191,7 +191,7 @@ def _add_wishes(stack: Stack, name: str, count: int) -> None:
         "began = job.created_at\n"
         f"for n in range({count}):\n"
         "    job.pk, job.idempotency_key, job.current_attempt = uuid.uuid4(), None, None\n"
-        "    job.state, job.finished_at, job.error_message = 'failed', began, 'It broke.'\n"
+        "    job.state, job.finished_at, job.error_message, job.cost = 'failed', began, 'It broke.', 0\n"
         "    job.prompt = f'An old wish, number {n}'\n"
         "    job.save(force_insert=True)\n"
         f"    older = began - datetime.timedelta(hours={count} - n)\n"

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -14,7 +15,13 @@ CLIP_MS = 120_000
 
 
 @pytest.fixture(scope="module")
-def clips(stack: Stack) -> Iterator[list[str]]:
+def evening() -> datetime:
+    """Before the first clip of `carla`: what others made on the same platform was earlier."""
+    return datetime.now(UTC)
+
+
+@pytest.fixture(scope="module")
+def clips(stack: Stack, evening: datetime) -> Iterator[list[str]]:
     """Four clips of `carla`; after the module the books must be right."""
     hire(stack)
     yield customer(stack, "carla", ["One", "Two", "Three", "Four"])
@@ -132,14 +139,16 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     refused(at_work("finance"), "/admin/generation/blockedprompt/add/")
 
 
-def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page):
+def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page, evening):
     page = at_work("finance")
     page.goto("/admin/generation/refundbatch/")
     act(page, "Refund a bad time of a node").click()
     page.get_by_label("Node").select_option(label="default")
-    page.locator("[name=until_1]").fill("23:59:59")
+    for end, moment in (("since", evening), ("until", datetime.now(UTC) + timedelta(minutes=1))):
+        page.locator(f"[name={end}_0]").fill(f"{moment:%Y-%m-%d}")
+        page.locator(f"[name={end}_1]").fill(f"{moment:%H:%M:%S}")
     page.get_by_role("button", name="Look").click()
-    message(page, re.compile(r"\d+ videos of \d+ people"))
+    message(page, re.compile(r"3 videos of 1 p"))
     confirm(page, "Refund", reason="A bad night", twice=True)
     expect(page).to_have_url(re.compile(r"/refundbatch/$"))
     page.locator("#result_list tbody a").first.click()
