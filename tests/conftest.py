@@ -24,6 +24,16 @@ GUARDED_TABLES = (
 )
 
 
+# Files that take a minute or more by themselves, most of it spent waiting. Begun last, they would keep one process busy
+# while the others have nothing left.
+SLOW = ("tests/e2e/", "tests/chaos/", "tests/bot/test_process.py", "tests/test_cluster.py", "tests/test_schema.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first (xdist keeps this order: --no-loadscope-reorder)."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOW))
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> Iterator[None]:
     """Hold the embedded PostgreSQL for the session; a server that DATABASE_URL names is there by itself."""

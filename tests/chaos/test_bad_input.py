@@ -165,7 +165,7 @@ def signed_up(platform: Platform, name: str) -> tuple[str, ...]:
     with httpx.Client(base_url=platform.url, timeout=PATIENCE) as browser:
         browser.get("/accounts/signup/")
         form = {"username": name, "password1": PASSWORD, "csrfmiddlewaretoken": browser.cookies["csrftoken"]}
-        assert browser.post("/accounts/signup/", data=form).status_code == 302
+        assert browser.post("/accounts/signup/", data=form).status_code == 302, platform.log_tail()
         cookies = dict(browser.cookies)
     return (
         f"Cookie: {'; '.join(f'{k}={v}' for k, v in cookies.items())}",
