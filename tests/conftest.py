@@ -26,7 +26,13 @@ GUARDED_TABLES = (
 
 # Files that take a minute or more by themselves, most of it spent waiting. Begun last, they would keep one process busy
 # while the others have nothing left.
-SLOW = ("tests/e2e/", "tests/chaos/", "tests/bot/test_process.py", "tests/test_cluster.py", "tests/test_schema.py")
+SLOW = (
+    "tests/e2e/",
+    "tests/chaos/",
+    "tests/bot/test_process.py",
+    "tests/test_cluster.py",
+    "tests/test_schema.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -115,9 +115,9 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     inlines = (AttemptInline,)
     actions = ("cancel_all", "refund_all", "retry_all")
     actions_detail = ("cancel", "refund", "retry", "move", "remove_video")
-    readonly_fields = ("preview", "credits", "public_id", "took", "status", "acts")
+    readonly_fields = ("preview", "credits", "public_id", "took", "now", "acts")
     fieldsets = (
-        (None, {"fields": ("preview", "public_id", "user", "source", "status", "prompt", "negative_prompt")}),
+        (None, {"fields": ("preview", "public_id", "user", "source", "now", "prompt", "negative_prompt")}),
         ("Credits", {"fields": ("cost", "credits")}),
         (
             "Making",
@@ -203,9 +203,13 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @display(description="State", ordering="state", label=STATE_COLOURS)
     def status(self, job: GenerationJob) -> tuple[str, str]:
+        return job.state, self.now(job)
+
+    @display(description="State")
+    def now(self, job: GenerationJob) -> str:
         """While it is live, the page that shows it looks again by itself (admin_live.js)."""
         step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
-        return job.state, f"{job.get_state_display()}{step}"
+        return f"{job.get_state_display()}{step}"
 
     @display(description="Steps")
     def progress(self, job: GenerationJob) -> str:
