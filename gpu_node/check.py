@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from gpu_node import models, placement
 from gpu_node.engine.quantization import FP8_CAPABILITY
 from gpu_node.models import Traits
 from gpu_node.profiles import PROFILES, Profile
-from gpu_node.settings import EMBEDDED, BadConfiguration, load_settings
+from gpu_node.settings import EMBEDDED, BadConfiguration, NodeSettings, load_settings
 
 GB = 10**9
 FITS, DOES_NOT_FIT, BAD_CONFIGURATION = 0, 1, 2
@@ -62,12 +62,12 @@ def verdict(traits: Traits, profile: Profile, card: Card) -> tuple[bool, str]:
         return False, "no: the card has no bfloat16, and float16 gives black frames"
     if profile.quantization == "fp8" and not card.has_fp8:
         return False, "no: the card has no 8-bit floats (Ada, Hopper or newer have)"
-    place = placement.choose(
-        traits, saves_memory=profile.saves_memory, quantization=profile.quantization, card_gb=card.memory_gb
-    )
+    place = _place(traits, profile, card.memory_gb)
     if place is None:
-        least = placement.peak_gb(traits, quantization=profile.quantization, text_on_gpu=False, tiled=True)
-        return False, f"no: it takes at least {least:.0f} GB"
+        return (
+            False,
+            f"no: it takes at least {_least_gb(traits, profile):.0f} GB{_lighter(traits, profile, card)}",
+        )
     ways = [
         "" if place.text_on_gpu else "text encoder on the CPU",
         "decoding in tiles" if place.tiled else "",
@@ -76,16 +76,50 @@ def verdict(traits: Traits, profile: Profile, card: Card) -> tuple[bool, str]:
     return True, f"yes: about {place.peak_gb:.0f} GB" + (f" ({how})" if how else "")
 
 
+def _lighter(traits: Traits, profile: Profile, card: Card) -> str:
+    """A step cache that keeps little, where that is what is missing."""
+    light = replace(profile, step_cache="first_block")
+    if profile.step_cache == "none" or _place(traits, light, card.memory_gb) is None:
+        return ""
+    return f", {_least_gb(traits, light):.0f} GB with GPU_NODE_STEP_CACHE=first_block"
+
+
+def _place(traits: Traits, profile: Profile, card_gb: float) -> placement.Placement | None:
+    return placement.choose(
+        traits,
+        saves_memory=profile.saves_memory,
+        quantization=profile.quantization,
+        step_cache=profile.step_cache,
+        card_gb=card_gb,
+    )
+
+
+def _least_gb(traits: Traits, profile: Profile) -> float:
+    return placement.peak_gb(
+        traits,
+        quantization=profile.quantization,
+        step_cache=profile.step_cache,
+        text_on_gpu=False,
+        tiled=True,
+    )
+
+
 def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
     """Whether the weights are there, or fit where they would be kept."""
     if Path(model).is_dir():
-        return True, f"a folder on this machine: {model}"
+        return _folder_verdict(Path(model))
     cache = _hub_cache()
     if any(cache.glob(f"models--{traits.hub_id.replace('/', '--')}/snapshots/*/model_index.json")):
         return True, f"downloaded already, in {cache}"
     free = shutil.disk_usage(_nearest_existing(cache)).free / GB
     words = f"{traits.download_gb:.0f} GB to download into {cache}, where {free:.0f} GB are free"
     return free > traits.download_gb + 1, words
+
+
+def _folder_verdict(folder: Path) -> tuple[bool, str]:
+    if not (folder / "model_index.json").is_file():
+        return False, f"the folder {folder} has no model_index.json, so it is no model"
+    return True, f"a folder on this machine: {folder}"
 
 
 def _hub_cache() -> Path:
@@ -99,49 +133,100 @@ def _nearest_existing(path: Path) -> Path:
     return path
 
 
-def report(model: str, wanted: str, found: list[Card]) -> tuple[bool, list[str]]:
+def report(settings: NodeSettings, found: list[Card]) -> tuple[bool, list[str]]:
     """Whether the node can run as it is set up, and all that an operator wants to know, line by line."""
-    traits = models.find(model)
+    model, traits = settings.model, models.find(settings.model)
     lines = [f"torch {torch.__version__}, diffusers {importlib.metadata.version('diffusers')}"]
     if model in EMBEDDED:
         return True, [*lines, f"{model}: runs anywhere, on the CPU; nothing is downloaded"]
     if traits is None:
-        return True, [
-            *lines,
-            f"{model}: not a published CogVideoX; whether it fits is seen when it is loaded",
-        ]
+        works, words = _unknown_verdict(model)
+        return works, [*lines, f"{model}: {words}"]
     length = f"{traits.frames} frames of {traits.width}x{traits.height}"
     lines.append(f"{traits.name}: {length}" + (", from a picture" if traits.takes_image else ""))
     disk_ok, words = disk_verdict(traits, model)
     lines.append(f"disk: {'yes' if disk_ok else 'no'}: {words}")
+    works, about_cards = _cards_verdict(traits, settings, found)
+    return works and disk_ok, [*lines, *about_cards]
+
+
+def _unknown_verdict(model: str) -> tuple[bool, str]:
+    """Of a name that is no published CogVideoX: another model's hub id or folder may be one all the same."""
+    if Path(model).is_dir():
+        works, words = _folder_verdict(Path(model))
+        return works, f"{words}; whether it fits is seen when it is loaded" if works else words
+    if "/" in model and not Path(model).is_absolute():
+        return True, "not a published CogVideoX; whether it is one, and fits, is seen when it is loaded"
+    names = [*EMBEDDED, *(known.name.removeprefix("CogVideoX").lstrip("-") for known in models.PUBLISHED)]
+    return False, f"there is no such folder, and no model of this name; by name there are {', '.join(names)}"
+
+
+def _cards_verdict(traits: Traits, settings: NodeSettings, found: list[Card]) -> tuple[bool, list[str]]:
+    """Whether it runs on the card that is set, and what each card can do."""
+    if settings.device == "cpu":
+        return _cpu_verdict(settings)
+    profiles = _profiles(settings)
     if not found:
-        return False, [*lines, "GPU: no: torch sees no CUDA GPU"]
-    fits = False
+        why = "torch sees no CUDA GPU" if torch.version.cuda else "this torch is built without CUDA"
+        lines = [f"GPU: no: {why}. What a card needs:"]
+        for profile in profiles:
+            best = placement.peak_gb(
+                traits,
+                quantization=profile.quantization,
+                step_cache=profile.step_cache,
+                text_on_gpu=not profile.saves_memory,
+                tiled=profile.saves_memory,
+            )
+            needs = f"{_least_gb(traits, profile):.0f} GB at least, {best:.0f} GB for full speed"
+            lines.append(f"  {_mark(profile, settings)} {profile.name:<6} {needs}; {profile.promise}")
+        return False, lines
+    wanted, works, lines = int(settings.device.partition(":")[2] or 0), False, []
     for number, card in enumerate(found):
         major, minor = card.capability
         lines.append(
             f"GPU {number}: {card.name}, {card.memory_gb:.0f} GB, compute capability {major}.{minor}"
         )
-        for profile in PROFILES.values():
-            works, why = verdict(traits, profile, card)
-            fits = fits or (works and profile.name == wanted)
-            mark = "*" if profile.name == wanted else " "
-            lines.append(f"  {mark} {profile.name:<6} {why}; {profile.promise}")
-    return fits and disk_ok, lines
+        for profile in profiles:
+            fits, why = verdict(traits, profile, card)
+            works = works or (fits and number == wanted and profile.name == settings.profile)
+            lines.append(f"  {_mark(profile, settings)} {profile.name:<6} {why}; {profile.promise}")
+    if wanted >= len(found):
+        lines.append(f"GPU_NODE_DEVICE: there is no {settings.device}")
+    return works, lines
+
+
+def _profiles(settings: NodeSettings) -> list[Profile]:
+    """All profiles; the one that is set with what GPU_NODE_QUANTIZATION and GPU_NODE_STEP_CACHE change in it."""
+    levers = {"quantization": settings.engine.quantization, "step_cache": settings.engine.step_cache}
+    return [
+        replace(profile, **levers) if profile.name == settings.profile else profile
+        for profile in PROFILES.values()
+    ]
+
+
+def _mark(profile: Profile, settings: NodeSettings) -> str:
+    return "*" if profile.name == settings.profile else " "
+
+
+def _cpu_verdict(settings: NodeSettings) -> tuple[bool, list[str]]:
+    if settings.engine.quantization == "fp8":
+        return False, ["CPU: no: 8-bit floats need a GPU"]
+    return True, ["CPU: yes, as GPU_NODE_DEVICE says; expect hours for one clip"]
 
 
 def main() -> int:
     """Exit status: 0 it runs in the profile that is set, 1 it does not, 2 the settings are wrong."""
+    if len(sys.argv) > 1:
+        os.environ["GPU_NODE_MODEL"] = sys.argv[1]
     try:
         settings = load_settings()
     except BadConfiguration as error:
         sys.stderr.write(f"gpu_node: {error}\n")
         return BAD_CONFIGURATION
-    model = sys.argv[1] if len(sys.argv) > 1 else settings.model
-    works, lines = report(model, settings.profile, cards())
-    sys.stdout.write(
-        "\n".join([*lines, "It will run." if works else "It will not run as it is set up."]) + "\n"
-    )
+    works, lines = report(settings, cards())
+    is_known = settings.model in EMBEDDED or models.find(settings.model) is not None
+    yes = "It will run." if is_known else "Nothing speaks against it."
+    sys.stdout.write("\n".join([*lines, yes if works else "It will not run as it is set up."]) + "\n")
     return FITS if works else DOES_NOT_FIT
 
 

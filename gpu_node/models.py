@@ -19,13 +19,15 @@ class Traits:
     """A model as it was made to be used.
 
     width, height: pixels. frames: the most it was trained for. frame_unit: it makes frame_unit·N + 1. fps: frames a
-    second in the training data. parameters: of the transformer, in billions. takes_image: makes a clip from a picture.
-    dtypes: those in which its pictures are sound, the published one first.
+    second in the training data. parameters: of the transformer, in billions; blocks, channels: of the transformer.
+    takes_image: makes a clip from a picture. dtypes: those in which its pictures are sound, the published one first.
     """
 
     name: str
     hub_id: str
     parameters: float
+    blocks: int = 42
+    channels: int = 3072
     width: int = 720
     height: int = 480
     frames: int = 49
@@ -57,6 +59,8 @@ PUBLISHED = (
         name="CogVideoX-2B",
         hub_id="THUDM/CogVideoX-2b",
         parameters=1.69,
+        blocks=30,
+        channels=1920,
         dtypes=("float16", "bfloat16", "float32"),
     ),
     Traits(name="CogVideoX-5B-I2V", hub_id="THUDM/CogVideoX-5b-I2V", parameters=5.57, takes_image=True),

@@ -24,7 +24,7 @@ PROFILES: dict[ProfileName, Profile] = {
     for profile in (
         Profile(name="exact", promise="the model as published, rounding apart"),
         # FasterCache has the best published figure of the step caches on CogVideoX-5B: 1.55 times as fast, against
-        # 1.34 for PAB (huggingface/diffusers#10163, #9562). benchmarks/gpu_node.py measures all four side by side.
+        # 1.34 for PAB (huggingface/diffusers#10163, #9562). Not measured here; benchmarks/gpu_node.py does.
         Profile(
             name="fast",
             quantization="fp8",

@@ -594,6 +594,23 @@ def test_nothing_that_a_database_cannot_hold_comes_through() -> None:
     assert health.detail["detail"] == {"a": ["b"]}
 
 
+def test_a_node_that_makes_clips_from_pictures_is_left_alone_and_says_why() -> None:
+    """It would refuse every prompt; while it loads or fails, that is the news."""
+    said = '{"status": "%s", "backend": "CogVideoX-5B-I2V", "takes_image": true}'
+    seen = []
+    for status in ("ready", "starting"):
+        with canned(json_answer(said % status)) as url:
+            health = ask(url, lambda client: client.health())
+        seen.append((health.ready, health.status, health.detail.get("detail")))
+
+    assert seen[0] == (
+        False,
+        "pictures only",
+        "Its model makes videos from pictures; this service sends text.",
+    )
+    assert seen[1] == (False, "starting", None)
+
+
 def test_a_prompt_that_cannot_be_sent_is_rejected_here(
     field_node: FieldNode, videos_server: VideosServer
 ) -> None:

@@ -145,7 +145,11 @@ def _choose_placement(options: EngineOptions, device: torch.device) -> placement
     card_gb = torch.cuda.get_device_properties(device).total_memory / GB
     traits = models.find(options.model) or models.DEFAULT
     found = placement.choose(
-        traits, saves_memory=options.saves_memory, quantization=options.quantization, card_gb=card_gb
+        traits,
+        saves_memory=options.saves_memory,
+        quantization=options.quantization,
+        step_cache=options.step_cache,
+        card_gb=card_gb,
     )
     if found is None:
         raise ModelUnavailable(

@@ -144,22 +144,26 @@ class VideoPipeline:
         picture: Image.Image | None,
     ) -> torch.Tensor:
         self._pipe.scheduler = fresh_scheduler(self._pipe)
-        self._pipe.transformer._reset_stateful_cache()  # a run that was cut off leaks cached blocks into the next
         self.first_step_began = 0.0
         report = StepReport(on_step, self.device)
-        output = self._pipe(
-            prompt_embeds=prompts.positive,
-            negative_prompt_embeds=prompts.negative,
-            width=job.width,
-            height=job.height,
-            num_frames=job.frames,
-            num_inference_steps=job.steps,
-            guidance_scale=job.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(job.seed),
-            callback_on_step_end=report,
-            output_type="latent",
-            **({"image": picture} if picture is not None else {}),
-        )
+        try:
+            output = self._pipe(
+                prompt_embeds=prompts.positive,
+                negative_prompt_embeds=prompts.negative,
+                width=job.width,
+                height=job.height,
+                num_frames=job.frames,
+                num_inference_steps=job.steps,
+                guidance_scale=job.guidance_scale,
+                generator=torch.Generator("cpu").manual_seed(job.seed),
+                callback_on_step_end=report,
+                output_type="latent",
+                **({"image": picture} if picture is not None else {}),
+            )
+        finally:
+            # Of a run that was cut off, cached blocks would leak into the next; of any other, up to 18 GB of them
+            # would take the decoding's place.
+            self._pipe.transformer._reset_stateful_cache()
         report.finish()
         return self._without_padding(output.frames, frames=job.frames)
 

@@ -2,12 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.gpu_node import WAYS, Case, run_slice
-from benchmarks.gpu_report import BEGIN, END, write_report
+from benchmarks import gpu_cases
+from benchmarks.gpu_cases import WAYS, Case
+from benchmarks.gpu_node import run_cases, run_one
+from benchmarks.gpu_report import BEGIN, END, DifferentMachines, write_report
 from benchmarks.gpu_shapes import SHAPES, floating_point_operations
+from gpu_node.engine.errors import ModelUnavailable
+from gpu_node.engine.step_caches import STEP_CACHES
 from tests.node_process import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "gpu-performance.md"
@@ -20,28 +25,81 @@ def test_the_floor_is_reckoned_from_the_real_shapes_of_the_5b() -> None:
     assert decoding / 1e12 == pytest.approx(315, rel=0.001)
 
 
-def test_ways_are_measured_in_slices_and_written_into_the_page(tmp_path: Path) -> None:
+def test_ways_are_measured_side_by_side_and_written_into_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"above\n{BEGIN}\n{END}\nbelow\n")
     cases = [
         Case(model="tiny", preset="quick", way=way, backend="eager") for way in ("stock", "exact", "fp8")
     ]
 
-    assert run_slice(cases, tmp_path, seconds=160) == 0
-    (tmp_path / "quick.fp8.json").rename(tmp_path / "kept.json")
-    assert run_slice(cases, tmp_path, seconds=0) == 1, "what is measured stays so, and no time is no time"
-    (tmp_path / "kept.json").rename(tmp_path / "quick.fp8.json")
-    write_report(tmp_path, page, ways=list(WAYS))
+    assert run_cases(cases[:1], tmp_path, seconds=0) == cases[:1], "no time is no time"
+    assert run_cases(cases, tmp_path) == []
+    (tmp_path / "quick.fp8.json").unlink()
+    assert run_cases(cases, tmp_path, seconds=0.1) == [], "it was given all the time there was"
+    tables = write_report(tmp_path, page, ways=list(WAYS))
 
     exact = json.loads((tmp_path / "quick.exact.json").read_text())
     assert exact["distance"] < 1e-4
     assert exact["setup"]["compiled"] is True
     assert 0 <= exact["idle"] < exact["clip"]
-    rows = [line for line in page.read_text().splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows] == ["way", "stock", "exact", "fp8"]
-    assert "fp8 needs a CUDA GPU" in rows[-1]
-    assert page.read_text().startswith("above\n")
-    assert page.read_text().endswith("below\n")
+    rows = {row.split("|")[1].strip(): row for row in tables.splitlines() if row.startswith("| ")}
+    assert list(rows) == ["way", "stock", "exact", "fp8"]
+    assert all(cell.strip() for cell in rows["exact"].split("|")[1:-1]), "every figure is there"
+    assert "failed: not done in 0 s" in rows["fp8"]
+    assert page.read_text() == f"above\n{BEGIN}\n{tables}\n{END}\nbelow\n"
+
+
+def test_a_way_that_cannot_be_measured_is_told_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(case: Case, *_: object) -> dict[str, Any]:
+        raise {"fp8": ModelUnavailable("no such units"), "pab": RuntimeError("a kernel\nis missing")}[
+            case.way
+        ]
+
+    monkeypatch.setattr(gpu_cases, "_node", broken)
+    for way in ("fp8", "pab"):
+        run_one(Case(model="tiny", preset="quick", way=way, backend="eager"), tmp_path)
+
+    tables = write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS))
+    assert "| fp8 | no such units |" in tables
+    assert "| pab | failed: RuntimeError: a kernel is missing |" in tables
+
+
+def test_figures_of_two_machines_are_not_compared(tmp_path: Path) -> None:
+    for way, device in (("stock", "NVIDIA H200"), ("exact", "NVIDIA A100")):
+        figures = {"device": device, "torch": "2.13.0", "failed": "anything"}
+        (tmp_path / f"quick.{way}.json").write_text(json.dumps(figures))
+
+    with pytest.raises(DifferentMachines, match=r"A100, torch 2\.13\.0; NVIDIA H200"):
+        write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS))
+
+
+def test_the_fastest_step_cache_is_named(tmp_path: Path) -> None:
+    """Which is what the profile `fast` should take on this card."""
+    one = {
+        "model": "5B",
+        "frames": 17,
+        "steps": 20,
+        "device": "a card",
+        "torch": "2",
+        "dtype": "torch.bfloat16",
+    }
+    one |= {"operations": 10**12, "operations_per_second": 10.0**12, "peak_memory_mb": 1, "distance": 0.1}
+    for way, clip, cache in (("fast", 30.0, "faster_cache"), ("fp8+pab", 20.0, "pab"), ("pab", 10.0, "pab")):
+        times = {"step": 1.0, "text": 0.1, "decode": 1.0, "encode": 1.0, "clip": clip}
+        (tmp_path / f"quick.{way}.json").write_text(
+            json.dumps(one | times | {"setup": {"step_cache": cache}})
+        )
+
+    assert "`pab` is the fastest here" in write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS))
+
+
+def test_all_that_the_profiles_may_use_is_measured() -> None:
+    assert {"stock", "exact", "fast", "memory", "fp8", *STEP_CACHES} <= set(WAYS)
+    assert {"fast", *(f"fp8+{cache}" for cache in STEP_CACHES)} - set(WAYS) == {"fp8+faster_cache"}, (
+        "which is `fast`"
+    )
 
 
 def test_the_page_says_nothing_that_was_not_measured(tmp_path: Path) -> None:

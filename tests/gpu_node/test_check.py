@@ -10,6 +10,7 @@ import pytest
 from gpu_node import check, models
 from gpu_node.check import Card
 from gpu_node.profiles import PROFILES
+from gpu_node.settings import NodeSettings
 from tests.node_process import free_port, node_environment
 
 H200 = Card(name="NVIDIA H200", memory_gb=150.1, capability=(9, 0))
@@ -25,6 +26,7 @@ T4 = Card(name="Tesla T4", memory_gb=15.6, capability=(7, 5))
         ("5B", H200, {"exact": "yes", "fast": "yes", "memory": "yes"}),
         ("5B", A100, {"exact": "yes", "fast": "no: the card has no 8-bit floats", "memory": "yes"}),
         ("5B", RTX_4090, {"exact": "yes: about 24 GB (text encoder on the CPU)", "memory": "yes"}),
+        ("5B", RTX_4090, {"fast": "no: it takes at least 29 GB, 12 GB with GPU_NODE_STEP_CACHE=first_block"}),
         (
             "5B",
             A4000,
@@ -73,6 +75,8 @@ def test_other_names_are_left_as_they_are(name: str) -> None:
 def test_a_folder_is_no_download(tmp_path: Path) -> None:
     folder = tmp_path / "CogVideoX-5b"
     folder.mkdir()
+    assert check.disk_verdict(models.DEFAULT, str(folder))[0] is False, "an empty one is no model"
+    (folder / "model_index.json").write_text("{}")
 
     assert check.disk_verdict(models.DEFAULT, str(folder)) == (True, f"a folder on this machine: {folder}")
 
@@ -87,12 +91,47 @@ def test_weights_that_are_there_are_seen(tmp_path: Path, monkeypatch: pytest.Mon
     assert check.disk_verdict(models.DEFAULT, "5B") == (True, f"downloaded already, in {tmp_path}")
 
 
+def settings(**given: str) -> NodeSettings:
+    return NodeSettings.model_validate({"model": "5B"} | given)
+
+
 def test_the_report_names_the_card_and_marks_the_profile_that_is_set() -> None:
-    works, lines = check.report("5B", "exact", [RTX_4090])
+    works, lines = check.report(settings(), [RTX_4090])
 
     assert any("RTX 4090, 25 GB, compute capability 8.9" in line for line in lines)
     assert [line for line in lines if line.startswith("  * exact  yes")]
     assert works is check.disk_verdict(models.DEFAULT, "5B")[0]
+
+
+def test_it_is_about_the_card_and_the_levers_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "disk_verdict", lambda *_: (True, "plenty"))
+
+    def will_run(found: list[Card], **given: str) -> bool:
+        return check.report(settings(**given), found)[0]
+
+    assert will_run([T4, H200], device="cuda:1")
+    assert not will_run([T4, H200]), "the first is taken unless told otherwise"
+    assert not will_run([H200], device="cuda:1")
+    assert not will_run([RTX_4090], profile="fast")
+    assert will_run([RTX_4090], profile="fast", step_cache="first_block")
+    assert will_run([A100], profile="fast", quantization="none", step_cache="none")
+    assert will_run([], device="cpu")
+    assert not will_run([], device="cpu", profile="fast"), "no CPU has matrix units for 8-bit floats"
+
+
+@pytest.mark.parametrize(
+    ("model", "works", "words"),
+    [
+        ("sora", False, "no model of this name; by name there are tiny, tiny-random, 5B, 2B, 5B-I2V, 1.5-5B"),
+        ("/nowhere/at-all", False, "there is no such folder"),
+        ("somebody/CogVideoX-mine", True, "whether it is one, and fits, is seen when it is loaded"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_told(model: str, works: bool, words: str) -> None:
+    answer, lines = check.report(settings(model=model), [H200])
+
+    assert answer is works
+    assert words in lines[-1]
 
 
 def test_without_a_gpu_the_command_says_so_and_exits_with_1(tmp_path: Path) -> None:
@@ -103,5 +142,7 @@ def test_without_a_gpu_the_command_says_so_and_exits_with_1(tmp_path: Path) -> N
 
     assert result.returncode == 1, result.stderr
     assert "CogVideoX-5B: 49 frames of 720x480" in result.stdout
-    assert "GPU: no: torch sees no CUDA GPU" in result.stdout
+    assert "GPU: no: t" in result.stdout, "torch sees none, or is built without CUDA"
+    assert "  * exact  16 GB at least, 34 GB for full speed" in result.stdout
+    assert result.stdout.endswith("It will not run as it is set up.\n")
     assert not (Path(os.environ.get("HF_HOME", tmp_path)) / "hub" / "models--THUDM--CogVideoX-5b").exists()

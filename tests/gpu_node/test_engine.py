@@ -10,6 +10,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from PIL import Image
 
+from gpu_node import placement
 from gpu_node.engine import attention, compiling, prompts, quantization, step_caches
 from gpu_node.engine.convolutions import SumOfConv2d
 from gpu_node.engine.errors import Canceled, ModelUnavailable, UnusableResult
@@ -304,6 +305,25 @@ class TestQuantization:
             loaded(folders("CogVideoX-5B"), profile="fast")
 
 
+def kept_bytes(transformer: torch.nn.Module) -> int:
+    """In all tensors that the hooks of a step cache hold on to, each storage once."""
+    sizes: dict[int, int] = {}
+
+    def look(value: Any, depth: int = 0) -> None:
+        if torch.is_tensor(value):
+            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, (list, tuple, dict)):
+            for each in value.values() if isinstance(value, dict) else value:
+                look(each, depth + 1)
+        elif depth < 6 and type(value).__module__.startswith("diffusers.hooks"):
+            for each in vars(value).values():
+                look(each, depth + 1)
+
+    for module in transformer.modules():
+        look(getattr(module, "_diffusers_hook", None))
+    return sum(sizes.values())
+
+
 class TestStepCaches:
     @pytest.fixture(scope="class")
     def exact(self, pipeline: VideoPipeline) -> torch.Tensor:
@@ -328,6 +348,24 @@ class TestStepCaches:
 
         assert torch.isfinite(first).all()
         assert torch.equal(latents_of(cached, steps=8), first)
+
+    @pytest.mark.parametrize("name", ["faster_cache", "pab", "first_block"])
+    def test_what_it_keeps_is_reckoned_with_and_gone_before_the_decoding(
+        self, name: Any, folders: Callable[[str], Path]
+    ) -> None:
+        """Of the 5B's long clips FasterCache keeps 18 GB: `--check` must know, and the decoding must have the room."""
+        cached = loaded(folders("CogVideoX-5B"), profile="fast", quantization="none", step_cache=name)
+        transformer = cached._pipe.transformer
+        tokens, channels = 226 + 3 * 4 * 2, transformer.config.num_attention_heads * 16
+        kept: list[int] = []
+        cached.denoise(
+            job(steps=8), cached.encode(PROMPT, ""), on_step=lambda _: kept.append(kept_bytes(transformer))
+        )
+
+        reckoned = placement.step_cache_gb(name, blocks=2, tokens=tokens, channels=channels) * placement.GB
+        assert 0 < max(kept) <= 2 * reckoned * 1.1, "reckoned in 16 bits, measured in 32"
+        assert name == "first_block" or max(kept) >= 2 * reckoned * 0.9
+        assert kept_bytes(transformer) == 0
 
     @pytest.mark.parametrize("name", ["faster_cache", "pab", "first_block"])
     def test_what_is_compiled_lies_beneath_its_hooks(self, name: str, folders: Callable[[str], Path]) -> None:

@@ -1,0 +1,296 @@
+"""One way of making one preset's clip, measured: what `benchmarks/gpu_node.py` runs in a process of its own."""
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import logging as diffusers_logging
+
+from benchmarks.gpu_shapes import SHAPES, build, floating_point_operations
+from gpu_node import messages
+from gpu_node.encoding import ClipEncoder
+from gpu_node.engine.errors import ModelUnavailable
+from gpu_node.engine.loading import check_hardware, set_up
+from gpu_node.engine.memory import memory_of
+from gpu_node.engine.pipeline import GenerationInput, VideoPipeline
+from gpu_node.engine.prompts import Prompts
+from gpu_node.engine.step_caches import STEP_CACHES
+from gpu_node.pipes import Inbox, Outbox
+from gpu_node.placement import Placement
+from gpu_node.profiles import PROFILES
+from gpu_node.settings import EngineOptions, NodeSettings
+from gpu_node.worker import Worker
+
+PROMPT = "a red fox in the snow looks up and walks towards the camera"
+SEED = 1
+SHORT_STEPS = (
+    4  # of the clips that go before the one that is measured: the idle time between clips is the same
+)
+
+# What the node is told for each way; `stock` does not go through the node at all.
+EXACT: dict[str, Any] = {"profile": "exact"}
+FAST: dict[str, Any] = {"profile": "fast"}
+WAYS: dict[str, dict[str, Any]] = {
+    "stock": {},
+    "attention": EXACT | {"compile": "off"},
+    "exact": EXACT,
+    "fp8": FAST | {"step_cache": "none"},
+    **{cache: FAST | {"quantization": "none", "step_cache": cache} for cache in STEP_CACHES},
+    "fast": FAST,
+    **{
+        f"fp8+{cache}": FAST | {"step_cache": cache}
+        for cache in STEP_CACHES
+        if cache != PROFILES["fast"].step_cache
+    },
+    "memory": {"profile": "memory"},
+}
+PRESETS = {"5B": {"quick": (17, 20), "standard": (49, 50)}, "tiny": {"quick": (9, 6), "standard": (17, 8)}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One way of making one preset's clip. `backend`: what torch.compile uses."""
+
+    model: str
+    preset: str
+    way: str
+    backend: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.preset}.{self.way}"
+
+    @property
+    def frames(self) -> int:
+        return PRESETS[self.model][self.preset][0]
+
+    @property
+    def steps(self) -> int:
+        return PRESETS[self.model][self.preset][1]
+
+    def job(self) -> GenerationInput:
+        shapes = SHAPES[self.model]
+        return GenerationInput(
+            width=shapes.width,
+            height=shapes.height,
+            frames=self.frames,
+            steps=self.steps,
+            guidance_scale=6.0,
+            seed=SEED,
+        )
+
+
+def measure(case: Case, out: Path) -> dict[str, Any]:
+    """All figures of one case, times in seconds; only `not_possible`, a reason, where this hardware cannot do it."""
+    diffusers_logging.set_verbosity_error()
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    figures: dict[str, Any] = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "dtype": str(dtype),
+        "torch": torch.__version__,
+    }
+    figures["operations_per_second"] = _operations_per_second(device, dtype)
+    step, decoding = floating_point_operations(SHAPES[case.model], case.frames)
+    figures["operations"] = step * case.steps + decoding
+    way = _stock if case.way == "stock" else _node
+    try:
+        figures |= way(case, device, dtype, out)
+    except ModelUnavailable as error:
+        figures["not_possible"] = str(error)
+    figures["peak_memory_mb"] = memory_of(device).peak_mb
+    return figures
+
+
+def _stock(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> dict[str, Any]:
+    """diffusers' own example: the pipeline, moved to the device and called. Its latents are kept to compare with."""
+    pipe, job = build(SHAPES[case.model], device=device, dtype=dtype), case.job()
+    moments: list[float] = []
+
+    def on_step(_: Any, __: int, ___: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+        _wait(device)
+        moments.append(time.perf_counter())
+        return kwargs
+
+    def run(steps: int) -> torch.Tensor:
+        moments.clear()
+        latents: torch.Tensor = pipe(
+            prompt=PROMPT,
+            width=job.width,
+            height=job.height,
+            num_frames=job.frames,
+            num_inference_steps=steps,
+            guidance_scale=job.guidance_scale,
+            generator=torch.Generator("cpu").manual_seed(SEED),
+            callback_on_step_end=on_step,
+            output_type="latent",
+        ).frames
+        return latents
+
+    run(2)  # warm
+    denoise, latents = _timed(lambda: run(job.steps), device)
+    with torch.no_grad():
+        decode, video = _timed(lambda: pipe.decode_latents(latents), device)
+        text, _ = _timed(lambda: pipe.encode_prompt(PROMPT, "", True, device=device), device)
+    frames = ((video[0].float() / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 3, 0)
+    encode = _encode(frames.cpu().numpy())
+    torch.save(latents.cpu(), _latents_of_stock(case, out))
+    return {
+        "step": statistics.median(after - before for before, after in itertools.pairwise(moments)),
+        "text": text,
+        "decode": decode,
+        "encode": encode,
+        "clip": denoise + decode + encode,
+        "distance": 0.0,
+    }
+
+
+def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> dict[str, Any]:
+    """The node's own engine and worker, set up in this way; `clip` and `idle` are those of clips in a row."""
+    started = time.perf_counter()
+    options = _options(case, device)
+    check_hardware(options, device)
+    place = Placement(text_on_gpu=case.way != "memory", tiled=case.way == "memory", peak_gb=0)
+    pipe = build(SHAPES[case.model], device=device, dtype=dtype)
+    pipeline = KeepingPipeline(set_up(pipe, options, place, device, dtype), lower_case=False)
+    if (
+        device.type == "cuda"
+    ):  # a loader quantises before it moves the weights: what counts is the peak afterwards
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    pipeline.warm_up(options)
+    warm_up = time.perf_counter() - started
+    text, _ = _timed(lambda: pipeline.encode(PROMPT, ""), device)
+    cached, _ = _timed(lambda: pipeline.encode(PROMPT, ""), device)
+    done = _in_a_row(case, pipeline)
+    clip, idle = done[-1], [event.idle_seconds for event in done if event.idle_seconds is not None]
+    decode, pieces = _timed(lambda: list(pipeline.decode(pipeline.latents)), device)
+    return {
+        "step": clip.seconds_per_step,
+        "text": text,
+        "text_cached": cached,
+        "decode": decode,
+        "encode": _encode(*pieces),
+        "clip": clip.seconds_per_step * case.steps + clip.seconds_besides + (clip.idle_seconds or 0),
+        "idle": max(idle, default=None),
+        "warm_up": warm_up,
+        "distance": _distance(pipeline.latents, _latents_of_stock(case, out)),
+        "setup": pipeline.setup,
+    }
+
+
+class KeepingPipeline(VideoPipeline):
+    """Keeps the latents of its last clip, `latents`, to be compared and decoded once more."""
+
+    latents: torch.Tensor
+
+    def denoise(
+        self, job: GenerationInput, prompts: Prompts, *, on_step: Callable[[int], None]
+    ) -> torch.Tensor:
+        """As in the base class."""
+        self.latents = super().denoise(job, prompts, on_step=on_step)
+        return self.latents
+
+
+def _options(case: Case, device: torch.device) -> EngineOptions:
+    given = NodeSettings.model_validate({"model": "tiny", "device": str(device)} | WAYS[case.way])
+    changes: dict[str, Any] = {"compile_backend": case.backend, "warm_frames": (case.frames,)}
+    if given.compile == "auto":
+        changes["compile"] = "on"
+    return given.engine.model_copy(update=changes)
+
+
+def _in_a_row(case: Case, pipeline: VideoPipeline) -> list[messages.Done]:
+    """Two short clips and a whole one through the worker, all waiting from the beginning; what it says of each."""
+    commands, events = os.pipe(), os.pipe()
+    source, answers = os.fdopen(commands[0], "rb"), os.fdopen(events[0], "rb")
+    worker = Worker(pipeline=pipeline, inbox=Inbox(source), outbox=Outbox(os.fdopen(events[1], "wb")))
+    rounds = [min(SHORT_STEPS, case.steps)] * 2 + [case.steps]
+    with tempfile.TemporaryDirectory() as folder:
+        for number, steps in enumerate(rounds):
+            os.write(commands[1], messages.to_line(_command(case, f"{folder}/{number}.mp4", steps)))
+        for _ in rounds:
+            worker.run_next()
+        worker.finish_files()
+        done: list[messages.Done] = []
+        while len(done) < len(rounds):
+            event = messages.EVENTS.validate_json(answers.readline())
+            assert not isinstance(event, messages.Failed), event
+            if isinstance(event, messages.Done):
+                done.append(event)
+    return done
+
+
+def _command(case: Case, path: str, steps: int) -> messages.Run:
+    job = case.job()
+    return messages.Run(
+        job_id=path,
+        path=path,
+        prompt=PROMPT,
+        negative_prompt="",
+        width=job.width,
+        height=job.height,
+        num_frames=job.frames,
+        generated_frames=job.frames,
+        fps=8,
+        steps=steps,
+        guidance_scale=job.guidance_scale,
+        seed=SEED,
+    )
+
+
+def _latents_of_stock(case: Case, out: Path) -> Path:
+    return out / f"{case.preset}.latents.pt"
+
+
+def _distance(latents: torch.Tensor, path: Path) -> float | None:
+    """Relative, of the whole clip's latents; None where stock's are not there."""
+    if not path.exists():
+        return None
+    reference = torch.load(path).float()
+    return float((latents.cpu().float() - reference).norm() / reference.norm())
+
+
+def _operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Of a large matrix product: what the arithmetic floor is reckoned with."""
+    size = 8192 if device.type == "cuda" else 512
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = [_timed(lambda: left @ right, device)[0] for _ in range(20)]
+    return 2 * size**3 / statistics.median(times[5:])
+
+
+def _encode(*pieces: Any) -> float:
+    """Seconds to turn frames into a file."""
+    ends: list[Exception | None] = []
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        encoder = ClipEncoder(path=Path(folder) / "clip.mp4", fps=8, on_end=ends.append)
+        for piece in pieces:
+            encoder.add(piece)
+        encoder.finish()
+        encoder.join()
+        took = time.perf_counter() - started
+    assert ends == [None], ends
+    return took
+
+
+def _timed(work: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
+    _wait(device)
+    started = time.perf_counter()
+    result = work()
+    _wait(device)
+    return time.perf_counter() - started, result
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
