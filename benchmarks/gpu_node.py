@@ -13,6 +13,7 @@ distance to the latents of stock diffusers shows that a lever does what it says,
 import argparse
 import json
 import math
+import signal
 import subprocess
 import sys
 import time
@@ -131,6 +132,9 @@ def main() -> int:
         return 0
     if arguments.model == "5B" and not torch.cuda.is_available():
         sys.exit("The shapes of the 5B need a CUDA GPU; `--model tiny` runs on a CPU.")
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # and not without the case's process
     left = run_cases(cases, out, seconds=60 * arguments.minutes)
     try:
         tables = write_report(out, arguments.report, ways=list(WAYS))
