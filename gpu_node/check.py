@@ -197,11 +197,11 @@ def _cards_verdict(traits: Traits, settings: NodeSettings, found: list[Card]) ->
 
 def _profiles(settings: NodeSettings) -> list[Profile]:
     """All profiles; the one that is set with what GPU_NODE_QUANTIZATION and GPU_NODE_STEP_CACHE change in it."""
-    levers = {"quantization": settings.engine.quantization, "step_cache": settings.engine.step_cache}
-    return [
-        replace(profile, **levers) if profile.name == settings.profile else profile
-        for profile in PROFILES.values()
-    ]
+    engine = settings.engine
+    wanted = replace(
+        PROFILES[settings.profile], quantization=engine.quantization, step_cache=engine.step_cache
+    )
+    return [wanted if profile.name == wanted.name else profile for profile in PROFILES.values()]
 
 
 def _mark(profile: Profile, settings: NodeSettings) -> str:
