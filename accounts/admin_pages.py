@@ -16,6 +16,8 @@ from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
 from unfold.widgets import UnfoldAdminTextInputWidget
 
@@ -120,6 +122,11 @@ class ReasonForm(OnceForm):
 
 
 Act = Callable[[Clerk, dict[str, Any]], str]
+
+
+def state_now(words: str, *, moves: bool) -> SafeString:
+    """How far something is; while it `moves`, the page that shows it looks again by itself (admin_live.js)."""
+    return format_html("<span data-live>{}</span>" if moves else "<span>{}</span>", words)
 
 
 def row(admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:

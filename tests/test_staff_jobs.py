@@ -212,6 +212,8 @@ class TestIncident:
             or RefundBatch.objects.count() == 1
         )
         batch = RefundBatch.objects.get()
+        address = page("generation_refundbatch_change", batch.pk)
+        assert "<span data-live>Running</span>" in admin.get(address).content.decode()
         for _again in range(2):
             incidents.carry_on(str(batch.pk))
         assert [balance(user) for user in people] == [500, 500]
@@ -223,7 +225,8 @@ class TestIncident:
         assert told[people[1].pk] == "We gave you back 50 credits for 1 video: Bad night"
         [said_in_chat] = ChatNotice.objects.all()
         assert (said_in_chat.chat_id, "100 credits for 2 videos" in said_in_chat.text) == (42, True)
-        html = admin.get(page("generation_refundbatch_change", batch.pk)).content.decode()
+        html = admin.get(address).content.decode()
+        assert "<span>Done</span>" in html
         assert "3 refunded, 0 waiting, 0 passed over" in html
         assert not audit.audit().discrepancies
 

@@ -16,7 +16,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminSplitDateTimeWidget
 
-from accounts.admin_pages import ReadOnlyAdmin, ReasonForm, ask
+from accounts.admin_pages import ReadOnlyAdmin, ReasonForm, ask, state_now
 from accounts.staff.clerks import Clerk
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
 from generation.staff import incidents, refund_limit
@@ -78,9 +78,8 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         return batch.state, batch.get_state_display()
 
     @display(description="State")
-    def now(self, batch: RefundBatch) -> str:
-        """While it runs, the page that shows it looks again by itself (admin_live.js)."""
-        return batch.get_state_display()
+    def now(self, batch: RefundBatch) -> SafeString:
+        return state_now(batch.get_state_display(), moves=batch.state == RefundBatch.State.RUNNING)
 
     @display(description="Progress")
     def how_far(self, batch: RefundBatch) -> SafeString:

@@ -19,7 +19,7 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from accounts.admin.acts import acts_on
-from accounts.admin_pages import MOST_CHOSEN, ReadOnlyAdmin, ReasonForm, ask, row, say_why_not
+from accounts.admin_pages import MOST_CHOSEN, ReadOnlyAdmin, ReasonForm, ask, row, say_why_not, state_now
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
 from generation import lifecycle, public_ids
@@ -203,13 +203,11 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @display(description="State", ordering="state", label=STATE_COLOURS)
     def status(self, job: GenerationJob) -> tuple[str, str]:
-        return job.state, self.now(job)
+        return job.state, _state_in_words(job)
 
     @display(description="State")
-    def now(self, job: GenerationJob) -> str:
-        """While it is live, the page that shows it looks again by itself (admin_live.js)."""
-        step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
-        return f"{job.get_state_display()}{step}"
+    def now(self, job: GenerationJob) -> SafeString:
+        return state_now(_state_in_words(job), moves=job.is_live)
 
     @display(description="Steps")
     def progress(self, job: GenerationJob) -> str:
@@ -352,6 +350,11 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
         explanation = f"{possible} of {len(rows)} chosen videos. The others are passed over."
         return ask(self, request, chosen, title=title, explanation=explanation, act=each)
+
+
+def _state_in_words(job: GenerationJob) -> str:
+    step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
+    return f"{job.get_state_display()}{step}"
 
 
 def _one_by_one(

@@ -12,7 +12,7 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
 from accounts.admin.acts import acts_on
-from accounts.admin_pages import LoggedAdmin, OnceForm, ask, row
+from accounts.admin_pages import LoggedAdmin, OnceForm, ask, row, state_now
 from accounts.staff.clerks import Clerk
 from generation.models import GpuNode, NodeTrial
 from generation.staff import node_tests, nodes
@@ -153,10 +153,8 @@ class GpuNodeAdmin(LoggedAdmin):
             return "never tested from here"
         lines = ((MARKS[step["state"]], step["name"], step["words"]) for step in last.steps)
         steps = format_html_join("", "<li>{} {} {}</li>", lines)
-        live = ' data-live="1"' if last.passed is None else ""
-        return format_html(
-            "<p{}>{} by {}</p><ul>{}</ul>", SafeString(live), _when(last), last.asked_by, steps
-        )
+        words = f"{_when(last)} by {last.asked_by}"
+        return format_html("<p>{}</p><ul>{}</ul>", state_now(words, moves=last.passed is None), steps)
 
     @display(description="Trial clips while it was set aside")
     def canaries(self, node: GpuNode) -> SafeString | str:

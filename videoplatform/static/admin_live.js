@@ -1,7 +1,6 @@
-// Pages of the admin that show something live (a job, a refund of many, a test of a node) look again every few seconds, unless somebody is typing.
+// Pages of the admin that show something that moves (a job, a refund of many, a test of a node) look again every few seconds, unless somebody is typing.
 document.addEventListener("DOMContentLoaded", () => {
-  const live = /\b(Queued|Running|Storing)\b/.test(document.querySelector(".field-now")?.textContent ?? "");
-  if (!live && !document.querySelector("[data-live]")) return;
+  if (!document.querySelector("[data-live]")) return;
   setInterval(() => {
     if (!document.hidden && !document.querySelector("input:focus, textarea:focus")) location.reload();
   }, 4000);
