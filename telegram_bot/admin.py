@@ -5,10 +5,10 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
-from django.utils import timezone
 from unfold.decorators import action
 
 from accounts import merging
@@ -69,14 +69,14 @@ class JobMessageAdmin(ReadOnlyAdmin):
     @admin.action(description="Try to deliver again what could not be delivered", permissions=["view"])
     def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> None:
         failed = queryset.filter(state=JobMessage.State.FAILED)
-        again = failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=timezone.now())
+        again = failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now())
         self.message_user(request, f"{again} to be delivered again.")
 
 
 @home.add_card
 def failed_deliveries() -> home.Card:
     """Results of the last day that Telegram never took."""
-    since = timezone.now() - timedelta(days=1)
+    since = Now() - timedelta(days=1)
     failed = JobMessage.objects.filter(state=JobMessage.State.FAILED, created_at__gt=since).count()
     page = reverse("admin:telegram_bot_jobmessage_changelist")
     href = f"{page}?state__exact={JobMessage.State.FAILED}"

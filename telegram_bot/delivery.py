@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from django.core.files.storage import default_storage
-from django.utils import timezone, translation
+from django.utils import translation
 from telegram import InputMediaVideo, Message
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, TelegramError
@@ -153,11 +153,8 @@ class Deliveries:
 
     async def _note(self, parcel: Parcel, error: Exception) -> None:
         """A permanent error ends it, any other one is for another try."""
-        permanent = isinstance(error, BadRequest)
-        too_old = (
-            parcel.job.finished_at is not None and timezone.now() - parcel.job.finished_at > GIVE_UP_AFTER
-        )
-        if permanent or too_old:
+        too_old = parcel.age is not None and parcel.age > GIVE_UP_AFTER
+        if isinstance(error, BadRequest) or too_old:
             await outbox.mark_failed(parcel.row, error=str(error))
             logger.warning("job %s cannot be delivered: %s", parcel.job.id.hex, error)
             return

@@ -10,12 +10,14 @@ from telegram import CallbackQuery, Chat, Message, Update
 from telegram.error import TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
-from generation.errors import GenerationError
+from generation.errors import GenerationError, InsufficientCredits
 from telegram_bot import commands, people, routes, speech
 from telegram_bot.client import BotClient, is_transient
+from telegram_bot.commands.payments import way_to_buy
 from telegram_bot.live import LiveStatus
 from telegram_bot.requests import Asked, Incoming, Press, Request
 from telegram_bot.texts import answers
+from telegram_bot.texts.parts import escaped
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +149,8 @@ async def _unknown_button(press: Press) -> None:
 async def _run(handler: Any, asked: Asked) -> None:
     try:
         await handler(asked)
+    except InsufficientCredits as error:
+        await _offer_more(asked, answers.refusal(error))
     except GenerationError as error:
         await asked.refuse(answers.refusal(error))
     except (TelegramError, *DATABASE_AWAY):
@@ -154,6 +158,14 @@ async def _run(handler: Any, asked: Asked) -> None:
     except Exception:
         await _apologise(asked)
         raise
+
+
+async def _offer_more(asked: Asked, refusal: str) -> None:
+    """A refusal with the way out of it, where there is one. As a message then: words over the chat have no button."""
+    if button := await way_to_buy(asked):
+        await asked.reply(escaped(refusal), reply_markup=button)
+    else:
+        await asked.refuse(refusal)
 
 
 async def _apologise(asked: Asked) -> None:

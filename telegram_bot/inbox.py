@@ -6,10 +6,13 @@ keyed by bot and update id; a batch that comes twice is stored once. `polling` p
 """
 
 import json
+from dataclasses import dataclass, field
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
-from django.utils import timezone
+from django.db.models import F
+from django.db.models.functions import Now
 
 from generation.database import in_database
 from telegram_bot.models import TelegramUpdate
@@ -20,7 +23,23 @@ KEEP = timedelta(days=7)
 AT_ONCE = ("callback_query", "pre_checkout_query")
 
 
-def store_now(bot_id: int, batch: list[dict[str, Any]]) -> list[TelegramUpdate]:
+@dataclass(frozen=True)
+class Stored:
+    """An update that nothing was done about yet; `age` is how old it was when it was read, at `read_at`."""
+
+    pk: int
+    update_id: int
+    raw: str
+    age: timedelta
+    read_at: float = field(default_factory=monotonic)
+
+    @property
+    def waited(self) -> float:
+        """Seconds since it was stored."""
+        return self.age.total_seconds() + monotonic() - self.read_at
+
+
+def store_now(bot_id: int, batch: list[dict[str, Any]]) -> list[Stored]:
     """Keep a batch as it came; the rows of it that nothing was done about yet, oldest first."""
     rows = [
         TelegramUpdate(bot_id=bot_id, update_id=update["update_id"], raw=json.dumps(update))
@@ -35,26 +54,29 @@ store = in_database(store_now)
 
 
 @in_database
-def left_over(bot_id: int) -> list[TelegramUpdate]:
+def left_over(bot_id: int) -> list[Stored]:
     """What is stored and not settled."""
     return _waiting(bot_id)
 
 
-def _waiting(bot_id: int, update_ids: list[int] | None = None) -> list[TelegramUpdate]:
+def _waiting(bot_id: int, update_ids: list[int] | None = None) -> list[Stored]:
     rows = TelegramUpdate.objects.filter(bot_id=bot_id, state=State.RECEIVED).order_by("id")
-    return list(rows if update_ids is None else rows.filter(update_id__in=update_ids))
+    if update_ids is not None:
+        rows = rows.filter(update_id__in=update_ids)
+    age = Now() - F("received_at")
+    return [Stored(*facts) for facts in rows.values_list("pk", "update_id", "raw", age)]
 
 
 @in_database
 def settle(row_id: int, state: str, error: str) -> None:
     """Nothing more will be done about it."""
-    TelegramUpdate.objects.filter(pk=row_id).update(state=state, error=error[:500], settled_at=timezone.now())
+    TelegramUpdate.objects.filter(pk=row_id).update(state=state, error=error[:500], settled_at=Now())
 
 
 @in_database
 def prune() -> int:
     """Delete what was settled a week ago; how many there were."""
-    return TelegramUpdate.objects.filter(settled_at__lt=timezone.now() - KEEP).delete()[0]
+    return TelegramUpdate.objects.filter(settled_at__lt=Now() - KEEP).delete()[0]
 
 
 def has_id(update: dict[str, Any]) -> bool:

@@ -6,6 +6,7 @@ Of every token only a SHA-256 is kept: who reads the table cannot use it.
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
 
 
 class KnownBot(models.Model):
@@ -124,9 +125,9 @@ class Notice(models.Model):
     )
     state = models.CharField(max_length=10, choices=State, default=State.PENDING)
     attempts = models.PositiveIntegerField(default=0, help_text="Tries that failed.")
-    next_attempt_at = models.DateTimeField(auto_now_add=True)
+    next_attempt_at = models.DateTimeField(db_default=Now())
     error = models.CharField(max_length=500, blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
     sent_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

@@ -11,7 +11,6 @@ from datetime import timedelta
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
-from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy
 
@@ -99,7 +98,7 @@ def begin_in_telegram(*, account: TelegramAccount) -> tuple[LinkRequest, str]:
 def _begin(row: LinkRequest, *, earlier: Q) -> tuple[LinkRequest, str]:
     LinkRequest.objects.filter(earlier, state=State.OPEN).update(state=State.DECLINED, settled_at=Now())
     token, row.digest = tokens.new()
-    row.expires_at = timezone.now() + LIFE
+    row.expires_at = Now() + LIFE
     row.save(force_insert=True)
     return row, token
 
@@ -235,7 +234,7 @@ def confirm(row: LinkRequest, *, by: User) -> WalletMerge:
         assert locked.account_id is not None
         assert locked.user is not None
         locked.merge = _join(account_id=locked.account_id, user=locked.user, by=by)
-        locked.state, locked.settled_at = State.JOINED, timezone.now()
+        locked.state, locked.settled_at = State.JOINED, Now()
         locked.save(update_fields=["merge", "state", "settled_at"])
     return locked.merge
 
@@ -373,5 +372,5 @@ def _check_telegram(account: TelegramAccount) -> None:
 
 def prune() -> int:
     """Forget requests that came to nothing long ago; how many there were."""
-    old = LinkRequest.objects.filter(expires_at__lt=timezone.now() - KEEP, merge=None)
+    old = LinkRequest.objects.filter(expires_at__lt=Now() - KEEP, merge=None)
     return old.delete()[0]

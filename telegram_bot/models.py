@@ -3,6 +3,7 @@
 from django.conf import settings
 from django.db import models
 from django.db.models import Q
+from django.db.models.functions import Now
 
 from generation.models import GenerationJob, Preset
 
@@ -63,7 +64,7 @@ class TelegramUpdate(models.Model):
     raw = models.TextField()
     state = models.CharField(max_length=10, choices=State, default=State.RECEIVED)
     error = models.CharField(max_length=500, blank=True)
-    received_at = models.DateTimeField(auto_now_add=True)
+    received_at = models.DateTimeField(db_default=Now(), editable=False)
     settled_at = models.DateTimeField(null=True)
 
     class Meta:
@@ -111,7 +112,7 @@ class JobMessage(models.Model):
         max_length=250, blank=True, help_text="Sends the same file again without an upload."
     )
     error = models.CharField(max_length=500, blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
     sent_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

@@ -10,7 +10,7 @@ from functools import partial
 
 from django.conf import settings
 from django.db import transaction
-from django.utils import timezone
+from django.db.models.functions import Now
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, TelegramError
 
@@ -23,7 +23,7 @@ from telegram_bot.models import Notice
 logger = logging.getLogger(__name__)
 
 State = Notice.State
-LOOK_SECONDS = 5.0
+LOOK_SECONDS = 3.0
 LONGEST_PAUSE = 300.0
 GIVE_UP_AFTER = timedelta(days=1)
 KEEP = timedelta(days=7)
@@ -42,23 +42,28 @@ def tell(*, chat_id: int, text: str, buttons: Rows = ()) -> None:
 
 @in_database
 def due(bot_id: int) -> list[Notice]:
-    rows = Notice.objects.filter(bot_id=bot_id, state=State.PENDING, next_attempt_at__lte=timezone.now())
+    rows = Notice.objects.filter(bot_id=bot_id, state=State.PENDING, next_attempt_at__lte=Now())
     return list(rows.order_by("pk")[:100])
 
 
 @in_database
 def settle(row: Notice, state: State, error: str = "") -> None:
     """Nothing more will be done about it."""
-    sent_at = timezone.now() if state == State.SENT else None
+    sent_at = Now() if state == State.SENT else None
     Notice.objects.filter(pk=row.pk).update(state=state, error=error[:500], sent_at=sent_at)
 
 
 @in_database
 def try_later(row: Notice, *, error: str, seconds: float) -> None:
-    when = timezone.now() + timedelta(seconds=seconds)
+    when = Now() + timedelta(seconds=seconds)
     Notice.objects.filter(pk=row.pk).update(
         attempts=row.attempts + 1, next_attempt_at=when, error=error[:500]
     )
+
+
+@in_database
+def is_too_old(row: Notice) -> bool:
+    return Notice.objects.filter(pk=row.pk, created_at__lt=Now() - GIVE_UP_AFTER).exists()
 
 
 mark_blocked = in_database(people.mark_blocked)
@@ -66,7 +71,7 @@ mark_blocked = in_database(people.mark_blocked)
 
 def prune() -> int:
     """Forget what was sent a week ago."""
-    old = Notice.objects.filter(created_at__lt=timezone.now() - KEEP).exclude(state=State.PENDING)
+    old = Notice.objects.filter(created_at__lt=Now() - KEEP).exclude(state=State.PENDING)
     return old.delete()[0]
 
 
@@ -98,7 +103,7 @@ async def _send(bot: BotClient, row: Notice) -> None:
 
 
 async def _put_off(row: Notice, error: TelegramError) -> None:
-    if not is_transient(error) or timezone.now() - row.created_at > GIVE_UP_AFTER:
+    if not is_transient(error) or await is_too_old(row):
         await settle(row, State.FAILED, str(error))
         return
     pause = wait_asked_for(error) or backoff.delay(row.attempts + 1, longest=LONGEST_PAUSE)

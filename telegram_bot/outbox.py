@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import transaction
-from django.db.models import Q
-from django.utils import timezone
+from django.db.models import F, Q
+from django.db.models.functions import Now
 from telegram import ReplyParameters
 
 from accounts.models import CreditAccount
@@ -20,12 +20,16 @@ Delivery = JobMessage.State
 
 @dataclass(frozen=True)
 class Parcel:
-    """A row that is due, with all that is needed to send it. `balance` is in credits, `language` a code."""
+    """A row that is due, with all that is needed to send it.
+
+    balance: in credits. language: a code. age: since the job ended, None while it has not.
+    """
 
     row: JobMessage
     job: GenerationJob
     balance: int
     language: str
+    age: timedelta | None
 
     @property
     def reply(self) -> ReplyParameters | None:
@@ -47,21 +51,23 @@ class Sent:
 def due(bot_id: int, *, besides: set[int]) -> list[tuple[int, uuid.UUID]]:
     """Rows to be worked on now, oldest first: results to send, and status messages to remove after them."""
     open_ends = Q(state=Delivery.PENDING) | Q(state=Delivery.SENT, status_message_id__isnull=False)
-    rows = JobMessage.objects.filter(open_ends, bot_id=bot_id, next_attempt_at__lte=timezone.now())
+    rows = JobMessage.objects.filter(open_ends, bot_id=bot_id, next_attempt_at__lte=Now())
     return list(rows.exclude(pk__in=besides).order_by("next_attempt_at").values_list("pk", "job_id"))
 
 
 @in_database
 def load(row_id: int) -> Parcel:
-    row = JobMessage.objects.select_related("job__user").get(pk=row_id)
+    rows = JobMessage.objects.select_related("job__user").annotate(age=Now() - F("job__finished_at"))
+    row = rows.get(pk=row_id)
     balance = CreditAccount.objects.get(user=row.job.user_id).balance
-    return Parcel(row=row, job=row.job, balance=balance, language=speech.language_for(row.job.user))
+    language = speech.language_for(row.job.user)
+    return Parcel(row=row, job=row.job, balance=balance, language=language, age=row.age)
 
 
 @in_database
 def begin_upload(row_id: int) -> None:
     """From here on the video may be in the chat, whatever becomes of this process."""
-    JobMessage.objects.filter(pk=row_id).update(upload_began_at=timezone.now())
+    JobMessage.objects.filter(pk=row_id).update(upload_began_at=Now())
 
 
 @in_database
@@ -74,13 +80,12 @@ def forget_upload(row_id: int) -> None:
 @transaction.atomic
 def mark_sent(row: JobMessage, sent: Sent) -> int | None:
     """The result is out. Returns the status message that is still to be removed."""
-    now = timezone.now()
     rows = JobMessage.objects.filter(pk=row.pk)
     values = {"status_message_id": None} if sent.in_status else {}
     rows.update(
         state=Delivery.SENT,
-        sent_at=now,
-        next_attempt_at=now,
+        sent_at=Now(),
+        next_attempt_at=Now(),
         file_id=sent.file_id,
         error="",
         attempts=0,
@@ -105,14 +110,14 @@ def mark_failed(row: JobMessage, *, error: str, blocked: bool = False) -> None:
 def try_later(row: JobMessage, *, error: str, seconds: float, counts: bool) -> None:
     JobMessage.objects.filter(pk=row.pk).update(
         attempts=row.attempts + counts,
-        next_attempt_at=timezone.now() + timedelta(seconds=seconds),
+        next_attempt_at=Now() + timedelta(seconds=seconds),
         error=error[:500],
     )
 
 
 @in_database
 def put_off(row_id: int, *, error: str, seconds: float) -> None:
-    when = timezone.now() + timedelta(seconds=seconds)
+    when = Now() + timedelta(seconds=seconds)
     JobMessage.objects.filter(pk=row_id).update(next_attempt_at=when, error=error[:500])
 
 

@@ -19,6 +19,12 @@ class CreditPackAdmin(LoggedAdmin):
     """A change holds from the next invoice on; one that is out already is refused at the checkout."""
 
     list_display = ("name", "credits", "stars", "credits_per_star", "for_sale", "position")
+    list_editable = (
+        "credits",
+        "stars",
+        "for_sale",
+        "position",
+    )  # a price and a tick, without a page for each
     list_filter = ("for_sale",)
     search_fields = ("name",)
     fields = ("name", "credits", "stars", "for_sale", "position", "acts")

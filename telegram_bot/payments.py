@@ -62,6 +62,10 @@ def for_sale() -> list[CreditPack]:
     return list(CreditPack.objects.filter(for_sale=True))
 
 
+def is_anything_for_sale() -> bool:
+    return CreditPack.objects.filter(for_sale=True).exists()
+
+
 def offer(*, account: TelegramAccount, pack_id: int, asked_by: str) -> StarInvoice:
     """An invoice for a pack at its price of now; the same one when the same update asks again.
 

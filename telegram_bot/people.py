@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import telegram
 from django.db import IntegrityError, transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import User
@@ -47,7 +48,7 @@ def open_account(*, telegram_id: int) -> TelegramAccount:
 
 def mark_blocked(*, chat_id: int) -> None:
     """The person blocked the bot: a private chat has the id of the person."""
-    TelegramAccount.objects.filter(telegram_id=chat_id, blocked_at=None).update(blocked_at=timezone.now())
+    TelegramAccount.objects.filter(telegram_id=chat_id, blocked_at=None).update(blocked_at=Now())
 
 
 def _find(telegram_id: int) -> TelegramAccount | None:

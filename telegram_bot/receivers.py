@@ -5,9 +5,9 @@ unlinked.
 import uuid
 from typing import Any
 
+from django.db.models.functions import Now
 from django.db.models.signals import post_migrate
 from django.dispatch import receiver
-from django.utils import timezone
 
 from accounts.export import Part
 from accounts.models import User
@@ -19,14 +19,14 @@ from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, StarPay
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
 def make_delivery_due(job: GenerationJob, **_: Any) -> None:
-    JobMessage.objects.filter(job=job, state=JobMessage.State.PENDING).update(next_attempt_at=timezone.now())
+    JobMessage.objects.filter(job=job, state=JobMessage.State.PENDING).update(next_attempt_at=Now())
 
 
 @receiver(account_closing, dispatch_uid="telegram_bot.unlink")
 def unlink(user: User, **_: Any) -> None:
     """Whoever writes to the bot next is somebody new. Who they were before they were joined has a name, too."""
     joined = User.objects.filter(former_telegram_account__user=user)
-    joined.update(username=f"deleted_{uuid.uuid4().hex[:12]}", anonymised_at=timezone.now())
+    joined.update(username=f"deleted_{uuid.uuid4().hex[:12]}", anonymised_at=Now())
     accounts = TelegramAccount.objects.filter(user=user)
     Notice.objects.filter(chat_id__in=accounts.values("telegram_id")).delete()
     accounts.delete()

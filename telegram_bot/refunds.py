@@ -10,7 +10,8 @@ import logging
 from datetime import timedelta
 
 from django.db import transaction
-from django.utils import timezone, translation
+from django.db.models.functions import Now
+from django.utils import translation
 from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError
 
 from accounts import ledger
@@ -26,7 +27,7 @@ from telegram_bot.texts import payments as texts
 logger = logging.getLogger(__name__)
 
 State = StarPayment.State
-LOOK_SECONDS = 10.0
+LOOK_SECONDS = 3.0
 LONGEST_PAUSE = 600.0
 DONE_BEFORE = "CHARGE_ALREADY_REFUNDED"
 
@@ -71,7 +72,7 @@ def begin(*, payment: StarPayment, reason: str, actor: User) -> StarPayment:
         except InsufficientBalance as error:
             raise CannotRefund(str(error)) from error
     row.state, row.refund_reason, row.refund_by = State.REFUNDING, reason[:200], actor
-    row.attempts, row.error, row.next_attempt_at = 0, "", timezone.now()
+    row.attempts, row.error, row.next_attempt_at = 0, "", Now()
     row.save()
     bell.ring(bell.REFUNDS)
     return row
@@ -83,7 +84,7 @@ def refunded(payment_id: int) -> None:
     row = _locked(payment_id)
     if row.state != State.REFUNDING:
         return
-    row.state, row.refunded_at, row.next_attempt_at, row.error = State.REFUNDED, timezone.now(), None, ""
+    row.state, row.refunded_at, row.next_attempt_at, row.error = State.REFUNDED, Now(), None, ""
     row.save()
     account = TelegramAccount.objects.select_related("user").filter(telegram_id=row.telegram_id).first()
     if account is not None:
@@ -133,15 +134,13 @@ def _locked(payment_id: int) -> StarPayment:
 
 @in_database
 def due(bot_id: int) -> list[StarPayment]:
-    rows = StarPayment.objects.filter(
-        bot_id=bot_id, state=State.REFUNDING, next_attempt_at__lte=timezone.now()
-    )
+    rows = StarPayment.objects.filter(bot_id=bot_id, state=State.REFUNDING, next_attempt_at__lte=Now())
     return list(rows.order_by("next_attempt_at")[:100])
 
 
 @in_database
 def ask_later(row: StarPayment, *, error: str, seconds: float) -> None:
-    when = timezone.now() + timedelta(seconds=seconds)
+    when = Now() + timedelta(seconds=seconds)
     rows = StarPayment.objects.filter(pk=row.pk, state=State.REFUNDING)
     rows.update(attempts=row.attempts + 1, next_attempt_at=when, error=error[:500])
 

@@ -6,7 +6,6 @@ Opening the sign-in link does nothing yet, so that a preview of it burns nothing
 from datetime import timedelta
 
 from django.db.models.functions import Now
-from django.utils import timezone
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy
 
@@ -48,7 +47,7 @@ def issue(*, account: TelegramAccount) -> str:
         raise StaffSignInOnTheWeb
     LoginLink.objects.filter(account=account, used_at=None).delete()
     token, digest = tokens.new()
-    LoginLink.objects.create(account=account, user=user, digest=digest, expires_at=timezone.now() + LIFE)
+    LoginLink.objects.create(account=account, user=user, digest=digest, expires_at=Now() + LIFE)
     return token
 
 
@@ -76,4 +75,4 @@ def redeem(token: str) -> User | None:
 
 def prune() -> int:
     """Forget links of long ago."""
-    return LoginLink.objects.filter(expires_at__lt=timezone.now() - KEEP).delete()[0]
+    return LoginLink.objects.filter(expires_at__lt=Now() - KEEP).delete()[0]

@@ -7,11 +7,9 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
-from datetime import timedelta
 from functools import partial
 
 from aiolimiter import AsyncLimiter
-from django.utils import timezone
 from telegram import Update
 from telegram.error import Forbidden, InvalidToken, TelegramError
 
@@ -30,7 +28,7 @@ State = TelegramUpdate.State
 PRUNE_SECONDS = 3600.0
 LOOK_SECONDS = 10.0
 # Telegram itself gives up on an update after a day.
-GIVE_UP_AFTER = timedelta(days=1)
+GIVE_UP_SECONDS = 24 * 3600.0
 CHATS_AT_ONCE = 32
 # One chat may be sent a message a second; who writes faster waits, instead of stopping the bot for everybody by a 429.
 BURST, BURST_SECONDS = 5, 5.0
@@ -45,13 +43,13 @@ class Worker:
 
     def __init__(self, *, bot: BotClient, crew: Crew, handle: Handler) -> None:
         self._bot, self._crew, self._handle = bot, crew, handle
-        self._queues: dict[Queue, deque[TelegramUpdate]] = {}
+        self._queues: dict[Queue, deque[inbox.Stored]] = {}
         self._taken: set[int] = set()
         self._paces: dict[Queue, AsyncLimiter] = {}
         self._slots = asyncio.Semaphore(CHATS_AT_ONCE)
         self.wake = asyncio.Event()
 
-    def take(self, rows: list[TelegramUpdate]) -> None:
+    def take(self, rows: list[inbox.Stored]) -> None:
         """Work these off; those that are being worked on already are left out."""
         for row in rows:
             if row.pk in self._taken:
@@ -109,7 +107,7 @@ class Worker:
                 del self._paces[known]
         return self._paces.setdefault(queue, AsyncLimiter(BURST, BURST_SECONDS))
 
-    async def _process(self, row: TelegramUpdate) -> None:
+    async def _process(self, row: inbox.Stored) -> None:
         """Handle one update; what can be mended by waiting is waited for, what cannot is put aside with its reason."""
         try:
             update = Update.de_json(json.loads(row.raw), self._bot)
@@ -129,20 +127,19 @@ class Worker:
         else:
             await self._settle(row, State.DONE)
 
-    async def _handle_patiently(self, row: TelegramUpdate, update: Update) -> None:
+    async def _handle_patiently(self, row: inbox.Stored, update: Update) -> None:
         for pause in backoff.delays():
             try:
                 await self._handle(update)
                 return
             except (TelegramError, *DATABASE_AWAY) as error:
                 transient = isinstance(error, DATABASE_AWAY) or is_transient(error)
-                if not transient or timezone.now() - row.received_at > GIVE_UP_AFTER:
+                if not transient or row.waited > GIVE_UP_SECONDS:
                     raise
                 logger.warning("update %s has to wait: %s", row.update_id, error)
                 await asyncio.sleep(wait_asked_for(error) or pause)
         raise AssertionError("delays have no end")
 
-    async def _settle(self, row: TelegramUpdate, state: State, error: str = "") -> None:
-        waited = (timezone.now() - row.received_at).total_seconds()
-        traffic.count(UPDATE, state.value, seconds=max(0.0, waited))
+    async def _settle(self, row: inbox.Stored, state: State, error: str = "") -> None:
+        traffic.count(UPDATE, state.value, seconds=row.waited)
         await written(partial(inbox.settle, row.pk, state, error), about=f"update {row.update_id}")

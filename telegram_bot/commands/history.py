@@ -4,7 +4,7 @@ import logging
 from functools import partial
 
 from django.db import transaction
-from django.utils import timezone
+from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy
 from telegram.error import BadRequest
 
@@ -48,9 +48,9 @@ def caption_of(job: GenerationJob) -> str:
 @transaction.atomic
 def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
     """Put it into the outbox again, for this chat, unless it is there already."""
-    fresh = {
+    fresh: dict[str, object] = {
         "state": JobMessage.State.PENDING,
-        "next_attempt_at": timezone.now(),
+        "next_attempt_at": Now(),
         "attempts": 0,
         "file_id": "",
         "status_message_id": None,

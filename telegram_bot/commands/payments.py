@@ -4,20 +4,23 @@ import logging
 
 from django.utils import translation
 from django.utils.translation import gettext_lazy
-from telegram import LabeledPrice, PreCheckoutQuery
+from telegram import InlineKeyboardMarkup, LabeledPrice, PreCheckoutQuery
 from telegram.error import BadRequest
 
 from generation.database import DATABASE_AWAY, in_database
 from telegram_bot import payments, refunds, speech
-from telegram_bot.commands.welcome import wallet_of
+from telegram_bot.commands.welcome import is_anything_for_sale, wallet_of
 from telegram_bot.models import StarPayment
 from telegram_bot.payments import Charge
-from telegram_bot.requests import Incoming, Press, Request
+from telegram_bot.requests import Asked, Incoming, Press, Request
 from telegram_bot.routes import button, command, deep_link, message, update
 from telegram_bot.texts import accounts as account_texts
 from telegram_bot.texts import payments as texts
 
 logger = logging.getLogger(__name__)
+
+# What stands behind `?start=` in a link to the offers.
+HERE = "buy_here"
 
 for_sale = in_database(payments.for_sale)
 offer = in_database(payments.offer)
@@ -40,15 +43,33 @@ def credit(*, bot_id: int, telegram_id: int, charge: Charge) -> tuple[StarPaymen
 @deep_link("buy")
 async def buy(request: Request) -> None:
     """What is for sale."""
-    if not request.in_private:
-        await request.refuse(account_texts.only_in_private())
-        return
+    if request.in_private:
+        await _show_offers(request)
+    else:
+        await request.reply(account_texts.only_in_private(), reply_markup=await way_to_buy(request))
+
+
+@button("offers")
+async def offers(press: Press) -> None:
+    """The same, from the button below a message that speaks of credits."""
+    await _show_offers(press)
+
+
+async def _show_offers(asked: Asked) -> None:
     packs = await for_sale()
     if not packs:
-        await request.reply(texts.nothing_for_sale())
+        await asked.reply(texts.nothing_for_sale())
         return
-    wallet = await wallet_of(request.person)
-    await request.reply(texts.offers(balance=wallet.balance), reply_markup=texts.offer_buttons(packs))
+    wallet = await wallet_of(asked.person)
+    await asked.reply(texts.offers(balance=wallet.balance), reply_markup=texts.offer_buttons(packs))
+
+
+async def way_to_buy(asked: Asked) -> InlineKeyboardMarkup | None:
+    """A button that leads to the offers; None when nothing is for sale."""
+    if not await is_anything_for_sale():
+        return None
+    url = None if asked.in_private else f"https://t.me/{asked.bot.username}?start={HERE}"
+    return texts.offers_button(url=url)
 
 
 @button("buy")
@@ -68,7 +89,7 @@ async def choose(press: Press) -> None:
         payload=str(invoice.pk),
         currency=payments.STARS,
         prices=[LabeledPrice(texts.title_of(invoice), invoice.stars)],
-        start_parameter="buy_here",
+        start_parameter=HERE,
     )
 
 

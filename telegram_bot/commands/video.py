@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from django.db import transaction
-from django.utils import timezone
+from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy
 
 from generation import lifecycle
@@ -72,7 +72,7 @@ def submit(account: TelegramAccount, wish: Wish, *, place: dict[str, int | None]
         row, _ = JobMessage.objects.get_or_create(job=job, defaults=place)
     # A job that was there before may have ended without a row to be delivered by.
     missed = JobMessage.objects.filter(pk=row.pk, state=Pending, next_attempt_at=None)
-    missed.filter(job__finished_at__isnull=False).update(next_attempt_at=timezone.now())
+    missed.filter(job__finished_at__isnull=False).update(next_attempt_at=Now())
     return Accepted(job, row, status_of(job))
 
 

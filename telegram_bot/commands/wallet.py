@@ -6,6 +6,7 @@ from django.utils.translation import gettext_lazy
 from accounts import ledger
 from accounts.models import CreditAccount, CreditTransaction, User
 from generation.database import in_database
+from telegram_bot.commands.payments import way_to_buy
 from telegram_bot.requests import Request
 from telegram_bot.routes import command
 from telegram_bot.texts import answers
@@ -24,4 +25,5 @@ def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
 @command("balance", menu=gettext_lazy("Show your credits"))
 async def balance(request: Request) -> None:
     wallet, entries = await statement_of(request.person)
-    await request.reply(answers.balance(free=wallet.balance, held=wallet.held, entries=entries))
+    text = answers.balance(free=wallet.balance, held=wallet.held, entries=entries)
+    await request.reply(text, reply_markup=await way_to_buy(request))

@@ -6,10 +6,13 @@ from accounts import ledger
 from accounts.models import CreditAccount, User
 from generation import pricing
 from generation.database import in_database
+from telegram_bot import menus, payments
 from telegram_bot.models import TelegramAccount
 from telegram_bot.requests import Request
 from telegram_bot.routes import command
 from telegram_bot.texts import answers
+
+is_anything_for_sale = in_database(payments.is_anything_for_sale)
 
 
 @in_database
@@ -34,4 +37,5 @@ async def start(request: Request) -> None:
 @command("help", menu=gettext_lazy("Show all commands"))
 async def show_help(request: Request) -> None:
     """All commands with what they cost."""
-    await request.reply(answers.command_list(await quote_for(request.account)))
+    quote, shop = await quote_for(request.account), await is_anything_for_sale()
+    await request.reply(answers.command_list(quote, menus.besides_video(shop=shop)))

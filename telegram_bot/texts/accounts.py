@@ -20,7 +20,7 @@ def link_begun(url: str, *, minutes: int) -> str:
     return "\n\n".join(
         [
             _("🔗 <b>Connect with your account on the web</b>"),
-            _("Open this link where you are signed in there. Then confirm here."),
+            _("Open this link in the browser where you are signed in, then confirm here."),
             escaped(url),
             _valid_for(minutes) + " " + _("Do not pass it on."),
         ]

@@ -1,11 +1,15 @@
 """Answers to commands and to what is none."""
 
+from collections.abc import Sequence
+
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
+from django.utils.translation import pgettext
+from telegram import BotCommand
 
 from accounts.models import CreditTransaction
 from accounts.templatetags.ledger import reason_words
-from generation.errors import CooldownActive, DailyLimitReached, GenerationError, TooManyAtOnce
+from generation.errors import CooldownActive, DailyLimitReached, GenerationError, TooManyAtOnce, in_words
 from generation.models import GenerationJob
 from generation.pricing import Quote
 from telegram_bot.texts.parts import (
@@ -15,7 +19,6 @@ from telegram_bot.texts.parts import (
     example,
     nothing_deducted,
     prompt_line,
-    seconds_of,
     shortened,
 )
 
@@ -53,19 +56,15 @@ def sample() -> str:
     return f"<code>/video {example()}</code>"
 
 
-def command_list(quote: Quote) -> str:
+def command_list(quote: Quote, menu: Sequence[BotCommand]) -> str:
+    """`menu` is what there is besides /video."""
     facts = {"cost": credits_of(quote.cost), "seconds": quote.expected_seconds}
     return "\n".join(
         [
             _("🤖 <b>Commands</b>"),
             "",
             _("/video &lt;prompt&gt; - Generate AI video (%(cost)s, ~%(seconds)ds)") % facts,
-            _("/balance - Show your credits"),
-            _("/history - Show your last videos"),
-            _("/cancel - Cancel the video being made"),
-            _("/presets - Lengths and qualities of videos"),
-            _("/settings - Your preset and language"),
-            _("/help - Show this list"),
+            *(f"/{entry.command} - {escaped(entry.description)}" for entry in menu),
             "",
             _(
                 "In a private chat your message is the prompt. Reply “again” to a video for another one like it."
@@ -83,7 +82,7 @@ def video_usage(quote: Quote) -> str:
             _("Example: <code>/video %(example)s</code>") % {"example": example()},
             "",
             _("💰 Cost: %(credits)s") % {"credits": credits_of(quote.cost)},
-            _("⏱ Duration: ~%(seconds)s") % {"seconds": seconds_of(quote.expected_seconds)},
+            _("⏱ Duration: ~%(seconds)s") % {"seconds": in_words(quote.expected_seconds)},
         ]
     )
 
@@ -130,12 +129,12 @@ def history_line(number: int, job: GenerationJob) -> str:
 
 def state_word(state: GenerationJob.State) -> str:
     return {
-        GenerationJob.State.QUEUED: _("Queued"),
-        GenerationJob.State.RUNNING: _("Being made"),
-        GenerationJob.State.STORING: _("Almost done"),
-        GenerationJob.State.COMPLETED: _("Completed"),
-        GenerationJob.State.FAILED: _("Failed"),
-        GenerationJob.State.CANCELED: _("Canceled"),
+        GenerationJob.State.QUEUED: pgettext("one video", "Queued"),
+        GenerationJob.State.RUNNING: pgettext("one video", "Being made"),
+        GenerationJob.State.STORING: pgettext("one video", "Almost done"),
+        GenerationJob.State.COMPLETED: pgettext("one video", "Completed"),
+        GenerationJob.State.FAILED: pgettext("one video", "Failed"),
+        GenerationJob.State.CANCELED: pgettext("one video", "Canceled"),
     }[state]
 
 

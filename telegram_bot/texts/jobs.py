@@ -4,16 +4,17 @@ from django.contrib.humanize.templatetags.humanize import ordinal
 from django.utils.translation import gettext as _
 
 from generation.cards import Card
+from generation.errors import in_words
 from generation.models import GenerationJob
 from telegram_bot.texts.answers import step_of
-from telegram_bot.texts.parts import about_seconds, escaped, nothing_deducted, prompt_line, seconds_of
+from telegram_bot.texts.parts import about_seconds, escaped, nothing_deducted, prompt_line
 
 BAR_CELLS = 10
 
 
 def generating(card: Card, *, expected_seconds: int) -> str:
     """What the status message says of a live job; `expected_seconds` is what a clip of its preset takes."""
-    wait = _("⏱ This takes ~%(seconds)s. Please wait...") % {"seconds": seconds_of(expected_seconds)}
+    wait = _("⏱ This takes ~%(seconds)s. Please wait...") % {"seconds": in_words(expected_seconds)}
     lines = [_("🎬 Generating video..."), prompt_line(card.job.prompt), wait]
     if stage := _stage(card):
         lines += ["", stage]

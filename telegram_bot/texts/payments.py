@@ -26,7 +26,7 @@ def offers(*, balance: int) -> str:
         [
             _("⭐ <b>Buy credits</b>"),
             _("💰 Balance: %(credits)s") % {"credits": credits_of(balance)},
-            _("Choose a pack, and pay it with Telegram Stars. /terms · /paysupport"),
+            _("Choose a pack and pay for it with Telegram Stars. /terms · /paysupport"),
         ]
     )
 
@@ -43,8 +43,20 @@ def offer_buttons(packs: list[CreditPack]) -> InlineKeyboardMarkup:
     )
 
 
+def offers_button(*, url: str | None = None) -> InlineKeyboardMarkup:
+    """Leads to the offers: here, or by a link to the chat with the bot."""
+    label = _("⭐ Buy credits")
+    if url is not None:
+        return InlineKeyboardMarkup.from_button(InlineKeyboardButton(label, url=url))
+    return InlineKeyboardMarkup.from_button(InlineKeyboardButton(label, callback_data=data("offers")))
+
+
 def nothing_for_sale() -> str:
-    return _("Credits are not for sale here at the moment.")
+    contact = settings.CREDITS_URL.removeprefix("mailto:") or settings.SUPPORT_CONTACT
+    if not contact:
+        return _("Credits are not for sale here at the moment. For more, ask whoever runs this bot.")
+    words = _("Credits are not for sale here at the moment. For more, turn to %(contact)s")
+    return words % {"contact": escaped(contact)}
 
 
 def title_of(invoice: StarInvoice) -> str:
@@ -63,7 +75,8 @@ def not_now() -> str:
 def paid(payment: StarPayment, *, balance: int) -> str:
     if payment.purchase is None:
         return _(
-            "⚠️ Your payment arrived, but not what it was for. We look into it. /paysupport has the details."
+            "⚠️ Your payment arrived, but it fits none of our offers, so no credits were added. "
+            "We look into it, and you can ask for your Stars back: /paysupport."
         )
     facts = {"credits": credits_of(payment.purchase.posted_delta), "stars": stars_of(payment.stars)}
     return "\n".join(
@@ -111,7 +124,7 @@ def _how_to_reach_us() -> str:
 
 
 def _line(payment: StarPayment) -> str:
-    day = formats.date_format(payment.paid_at, "SHORT_DATE_FORMAT")
+    day = formats.date_format(payment.paid_at, "j M Y")
     bought = credits_of(payment.purchase.posted_delta) if payment.purchase else _("not credited")
     return f"{day} · ⭐ {payment.stars} · {bought} · {_state(payment)}\n<code>{escaped(payment.charge_id)}</code>"
 
@@ -130,7 +143,7 @@ def terms() -> str:
         _("📄 <b>Terms</b>"),
         _("Credits pay for videos here. They do not expire, and cannot be passed on or exchanged for money."),
         _("A video that fails costs nothing."),
-        _("Credits that were bought and not spent can be given back for the Stars: /paysupport."),
+        _("Credits that you bought and did not spend can be turned back into Stars: /paysupport."),
     ]
     if settings.TERMS_URL:
         lines.append(_("All terms: %(url)s") % {"url": escaped(settings.TERMS_URL)})

@@ -7,6 +7,7 @@ from django.conf import settings as django_settings
 from django.utils.translation import gettext as _
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
+from generation.errors import in_words
 from generation.models import Preset
 from generation.pricing import Quote
 from telegram_bot.texts.buttons import data
@@ -33,7 +34,7 @@ def _preset(quote: Quote, offer: Offer) -> str:
         "clip": seconds_of(preset.seconds),
         "steps": preset.num_inference_steps,
     }
-    price = f"💰 {credits_of(quote.cost)} · ⏱ ~{seconds_of(quote.expected_seconds)}"
+    price = f"💰 {credits_of(quote.cost)} · ⏱ ~{in_words(quote.expected_seconds)}"
     return f"{_mark(preset, offer)}<b>{escaped(_(preset.label))}</b>\n{facts}\n{price}"
 
 

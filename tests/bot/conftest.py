@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.bot.bot_process import Bot, people
+from tests.bot.bot_process import Bot, inbox_is_empty, people
 from tests.bot_api_server import BotApiServer
-from tests.processes import Processes
+from tests.processes import Processes, wait_for
 
 
 @pytest.fixture(scope="package")
@@ -42,8 +42,10 @@ def _shared_bot(media_root: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture
-def bot(database_url: str, _shared_bot: list[Bot], media_root: Path) -> Bot:
-    """A bot that is at work. It goes on from test to test: the tables are emptied under it, the connections stay."""
+def bot(database_url: str, _shared_bot: list[Bot], media_root: Path) -> Iterator[Bot]:
+    """A bot that is at work. It goes on from test to test: the tables are emptied under it, the connections stay. What
+    it was told is done before that, so that it writes nothing into the tables of a later test.
+    """
     if not _shared_bot:
         processes = _processes(database_url, media_root, media_root)
         _shared_bot.append(Bot(BotApiServer().__enter__(), processes))
@@ -51,7 +53,10 @@ def bot(database_url: str, _shared_bot: list[Bot], media_root: Path) -> Bot:
     [bot] = _shared_bot
     assert bot.process.poll() is None, bot.log
     bot.telegram.reset()
-    return bot
+    yield bot
+    bot.telegram.heal()
+    bot.telegram.release()
+    wait_for(lambda: not bot.telegram.unacknowledged() and inbox_is_empty(), message=bot.log)
 
 
 @pytest.fixture

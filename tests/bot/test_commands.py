@@ -86,7 +86,8 @@ def test_the_menu_of_commands_is_set(bot: Bot):
     wait_for(lambda: len(bot.telegram.menus) == 2)
     names = {language: [entry["command"] for entry in menu] for language, menu in bot.telegram.menus.items()}
     assert names[""] == names["ru"] == [
-        "video", "balance", "history", "buy", "cancel", "presets", "settings", "link", "login", "help",
+        "video", "balance", "history", "cancel", "presets", "settings", "buy", "link", "login", "paysupport",
+        "terms", "help", "start",
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def shown(bot: Bot, command: str, ada: int, **facts: str) -> Message:
 def test_presets_show_length_price_and_wait_and_mark_the_one_in_use(bot: Bot, ada: int):
     message = shown(bot, "/presets", ada)
     assert "✅ Quick\n2 seconds of video, 20 steps\n💰 50 credits · ⏱ ~30 seconds" in message.text
-    assert "Standard\n6 seconds of video, 50 steps\n💰 250 credits · ⏱ ~230 seconds" in message.text
+    assert "Standard\n6 seconds of video, 50 steps\n💰 250 credits · ⏱ ~4 minutes" in message.text
     assert labels(message) == ["✅ Quick · 50 credits", "Standard · 250 credits"]
 
 
