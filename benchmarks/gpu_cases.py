@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import CogVideoXPipeline
 from diffusers.utils import logging as diffusers_logging
 
 from benchmarks.gpu_shapes import SHAPES, build, floating_point_operations
@@ -30,6 +31,7 @@ from gpu_node.worker import Worker
 
 PROMPT = "a red fox in the snow looks up and walks towards the camera"
 SEED = 1
+RANDOM = "random"
 SHORT_STEPS = (
     4  # of the clips that go before the one that is measured: the idle time between clips is the same
 )
@@ -56,12 +58,16 @@ PRESETS = {"5B": {"quick": (17, 20), "standard": (49, 50)}, "tiny": {"quick": (9
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One way of making one preset's clip. `backend`: what torch.compile uses."""
+    """One way of making one preset's clip.
+
+    backend: what torch.compile uses. weights: a folder or a hub id, or RANDOM.
+    """
 
     model: str
     preset: str
     way: str
     backend: str
+    weights: str = RANDOM
 
     @property
     def name(self) -> str:
@@ -113,7 +119,7 @@ def measure(case: Case, out: Path) -> dict[str, Any]:
 
 def _stock(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> dict[str, Any]:
     """diffusers' own example: the pipeline, moved to the device and called. Its latents are kept to compare with."""
-    pipe, job = build(SHAPES[case.model], device=device, dtype=dtype), case.job()
+    pipe, job = _pipeline(case, device, dtype), case.job()
     moments: list[float] = []
 
     def on_step(_: Any, __: int, ___: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +166,7 @@ def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> di
     options = _options(case, device)
     check_hardware(options, device)
     place = Placement(text_on_gpu=case.way != "memory", tiled=case.way == "memory", peak_gb=0)
-    pipe = build(SHAPES[case.model], device=device, dtype=dtype)
+    pipe = _pipeline(case, device, dtype)
     pipeline = KeepingPipeline(set_up(pipe, options, place, device, dtype), lower_case=False)
     if (
         device.type == "cuda"
@@ -186,6 +192,15 @@ def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> di
         "distance": _distance(pipeline.latents, _latents_of_stock(case, out)),
         "setup": pipeline.setup,
     }
+
+
+def _pipeline(case: Case, device: torch.device, dtype: torch.dtype) -> CogVideoXPipeline:
+    """All on the device."""
+    if case.weights == RANDOM:
+        return build(SHAPES[case.model], device=device, dtype=dtype)
+    pipe: CogVideoXPipeline = CogVideoXPipeline.from_pretrained(case.weights, dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
 
 
 class KeepingPipeline(VideoPipeline):

@@ -5,8 +5,9 @@
 
 Each way of making a clip is measured for each preset in a process of its own, in less than ten minutes, and its figures
 are kept: a run that ends, or is cut off, goes on where it was. What fails, or takes longer, is told in the report and
-does not stop the others. Weights are random (`benchmarks/gpu_shapes.py`): time does not depend on them, and the
-distance to the latents of stock diffusers shows that a lever does what it says, not how a picture looks.
+does not stop the others. Where no weights are there they are random (`benchmarks/gpu_shapes.py`): time does not depend
+on them, except for the step caches that skip by what the model computes, and the distance to the latents of stock
+diffusers then shows that a lever does what it says, not how a picture looks.
 `--model tiny --compile-backend eager` runs all of it on a CPU in some minutes, to try the script itself.
 """
 
@@ -23,9 +24,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_cases import PRESETS, WAYS, Case, measure
+from benchmarks.gpu_cases import PRESETS, RANDOM, WAYS, Case, measure
 from benchmarks.gpu_report import DifferentMachines, write_report
 from benchmarks.gpu_shapes import SHAPES
+from gpu_node.check import is_downloaded
+from gpu_node.models import DEFAULT
 
 LONGEST_CASE = 570.0  # seconds: some machines grant ten minutes to a command
 PAGE = Path("docs/gpu-performance.md")
@@ -57,7 +60,7 @@ def run_cases(cases: list[Case], out: Path, *, seconds: float = math.inf) -> lis
 def _in_a_process(case: Case, out: Path, limit: float) -> str:
     """How the process ended that measures the case."""
     command = [sys.executable, "-m", "benchmarks.gpu_node", "--one", case.name, "--out", str(out)]
-    command += ["--model", case.model, "--compile-backend", case.backend]
+    command += ["--model", case.model, "--compile-backend", case.backend, "--weights", case.weights]
     try:
         return f"its process ended with {subprocess.run(command, timeout=limit).returncode}"
     except subprocess.TimeoutExpired:
@@ -82,7 +85,8 @@ def _kept(case: Case, out: Path) -> Path:
 
 def _keep(case: Case, out: Path, figures: dict[str, Any]) -> None:
     part = out / f"{case.name}.json.part"
-    part.write_text(json.dumps({"model": case.model, "steps": case.steps, "frames": case.frames} | figures))
+    about = {"model": case.model, "weights": case.weights, "steps": case.steps, "frames": case.frames}
+    part.write_text(json.dumps(about | figures))
     part.replace(_kept(case, out))
 
 
@@ -100,9 +104,14 @@ def _arguments() -> argparse.Namespace:
         "--out", type=Path, help="where figures are kept; default: .data/bench/gpu_node/MODEL"
     )
     parser.add_argument("--report", type=Path, help=f"the page to write; default: {PAGE}, of tiny in --out")
+    parser.add_argument(
+        "--weights", help="a folder, a hub id, or random; default: the 5B's if they are downloaded"
+    )
     parser.add_argument("--compile-backend", default="inductor")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    is_there = arguments.model == "5B" and is_downloaded(DEFAULT)
+    arguments.weights = arguments.weights or (DEFAULT.hub_id if is_there else RANDOM)
     arguments.out = arguments.out or Path(".data/bench/gpu_node") / arguments.model
     arguments.report = arguments.report or (PAGE if arguments.model == "5B" else arguments.out / "report.md")
     return arguments
@@ -118,7 +127,8 @@ def _cases(arguments: argparse.Namespace) -> list[Case]:
         preset, _, way = name.partition(".")
         if way not in WAYS or preset not in PRESETS[arguments.model]:
             sys.exit(f"There is no {name}: presets are {', '.join(PRESETS['5B'])}, ways {', '.join(WAYS)}.")
-        cases.append(Case(model=arguments.model, preset=preset, way=way, backend=arguments.compile_backend))
+        backend, weights = arguments.compile_backend, arguments.weights
+        cases.append(Case(model=arguments.model, preset=preset, way=way, backend=backend, weights=weights))
     return cases
 
 

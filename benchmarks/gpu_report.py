@@ -11,6 +11,9 @@ HEAD = (
 )
 
 
+DATA_DEPENDENT = ("first_block", "cache_dit")  # they skip by what the model computes
+
+
 class DifferentMachines(Exception):
     """The figures were not taken on one machine with one torch, so nothing can be said by comparing them."""
 
@@ -44,6 +47,10 @@ def _tables(results: Path, ways: list[str]) -> str:
     return "\n\n".join(parts) or "Not measured."
 
 
+def _machine(figures: dict[str, Any]) -> str:
+    return f"{figures['device']}, torch {figures['torch']}, weights {figures['weights']}"
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -63,22 +70,34 @@ def _title(preset: str, clips: dict[str, dict[str, Any]], speed: float) -> str:
         return f"**{preset}**"
     one = next(iter(clips.values()))
     return (
-        f"**{preset}**: {one['model']} shapes, {one['frames']} frames, {one['steps']} steps, on {one['device']}, "
-        f"torch {one['torch']}, stock {one['dtype'].removeprefix('torch.')}. The arithmetic floor of a clip is "
+        f"**{preset}**: {one['model']} shapes, {one['frames']} frames, {one['steps']} steps, on {_machine(one)}, "
+        f"{one['dtype'].removeprefix('torch.')}. The arithmetic floor of a clip is "
         f"{one['operations'] / speed:.2f} s at the {speed / 1e12:.2g} TFLOP/s of a large matrix product."
     )
 
 
 def _fastest_lossy(clips: dict[str, dict[str, Any]]) -> list[str]:
     """Which step cache the profile `fast` should take on this card: what the operator came to learn."""
-    lossy = {
-        way: figures["clip"] for way, figures in clips.items() if way == "fast" or way.startswith("fp8+")
+    by_cache = {
+        figures["setup"]["step_cache"]: figures["clip"]
+        for way, figures in clips.items()
+        if way == "fast" or way.startswith("fp8+")
     }
-    if not lossy:
-        return []
-    best = min(lossy, key=lossy.__getitem__)
-    cache = clips[best]["setup"]["step_cache"]
-    return ["", f"Of fp8 with a step cache, `{cache}` is the fastest here: `GPU_NODE_STEP_CACHE={cache}`."]
+    lines = []
+    if any(figures["weights"] == "random" for figures in clips.values()):
+        by_cache = {cache: took for cache, took in by_cache.items() if cache not in DATA_DEPENDENT}
+        names = " and ".join(f"`{name}`" for name in DATA_DEPENDENT)
+        lines = [
+            "",
+            f"The weights are random, and {names} skip by what the model computes: their times mean nothing.",
+        ]
+    if by_cache:
+        best = min(by_cache, key=by_cache.__getitem__)
+        lines += [
+            "",
+            f"Of fp8 with a step cache, `{best}` is the fastest here: `GPU_NODE_STEP_CACHE={best}`.",
+        ]
+    return lines
 
 
 def _row(way: str, figures: dict[str, Any], stock: float | None, speed: float) -> str:
@@ -98,7 +117,7 @@ def _row(way: str, figures: dict[str, Any], stock: float | None, speed: float) -
         f"{clip * speed / figures['operations']:.2f}",
         "" if figures.get("idle") is None else f"{figures['idle'] * 1000:.0f} ms",
         f"{figures['peak_memory_mb'] / 1024:.1f} GB",
-        _or_blank(figures["distance"], "{:.4f}"),
+        _or_blank(figures["distance"], "{:.1e}"),
     ]
     return "| " + " | ".join(cells) + " |"
 

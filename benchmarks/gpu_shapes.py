@@ -117,14 +117,16 @@ def floating_point_operations(shapes: Shapes, frames: int) -> tuple[int, int]:
 
 
 def _filled(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
-    """Random numbers where matrices are, ones and zeros where norms and biases are: as it begins, nothing overflows."""
+    """Random matrices that keep the size of what they are given, ones and zeros where norms and biases are.
+
+    So nothing overflows, and every block has a part in the result, as in a trained model.
+    """
     module = module.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(0)
     for name, values in module.named_parameters():
         if values.ndim > 1:
-            values.normal_(
-                0, 0.02 if "embed" in name else min(0.05, values[0].numel() ** -0.5), generator=generator
-            )
+            spread = 0.02 if "embed_tokens" in name or "shared" in name else values[0].numel() ** -0.5
+            values.normal_(0, spread, generator=generator)
         else:
             values.fill_(0.0 if name.endswith("bias") else 1.0)
     return module

@@ -109,11 +109,16 @@ def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
     if Path(model).is_dir():
         return _folder_verdict(Path(model))
     cache = _hub_cache()
-    if any(cache.glob(f"models--{traits.hub_id.replace('/', '--')}/snapshots/*/model_index.json")):
+    if is_downloaded(traits):
         return True, f"downloaded already, in {cache}"
     free = shutil.disk_usage(_nearest_existing(cache)).free / GB
     words = f"{traits.download_gb:.0f} GB to download into {cache}, where {free:.0f} GB are free"
     return free > traits.download_gb + 1, words
+
+
+def is_downloaded(traits: Traits) -> bool:
+    """Whether the published weights are on this machine."""
+    return any(_hub_cache().glob(f"models--{traits.hub_id.replace('/', '--')}/snapshots/*/model_index.json"))
 
 
 def _folder_verdict(folder: Path) -> tuple[bool, str]:

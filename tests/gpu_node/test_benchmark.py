@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import gpu_cases
 from benchmarks.gpu_cases import WAYS, Case
@@ -13,6 +14,7 @@ from benchmarks.gpu_report import BEGIN, END, DifferentMachines, write_report
 from benchmarks.gpu_shapes import SHAPES, floating_point_operations
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.engine.step_caches import STEP_CACHES
+from tests.gpu_node import variants
 from tests.node_process import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "gpu-performance.md"
@@ -68,7 +70,7 @@ def test_a_way_that_cannot_be_measured_is_told_and_stops_nothing(
 
 def test_figures_of_two_machines_are_not_compared(tmp_path: Path) -> None:
     for way, device in (("stock", "NVIDIA H200"), ("exact", "NVIDIA A100")):
-        figures = {"device": device, "torch": "2.13.0", "failed": "anything"}
+        figures = {"device": device, "torch": "2.13.0", "weights": "random", "failed": "anything"}
         (tmp_path / f"quick.{way}.json").write_text(json.dumps(figures))
 
     with pytest.raises(DifferentMachines, match=r"A100, torch 2\.13\.0; NVIDIA H200"):
@@ -76,7 +78,7 @@ def test_figures_of_two_machines_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_the_fastest_step_cache_is_named(tmp_path: Path) -> None:
-    """Which is what the profile `fast` should take on this card."""
+    """Which is what the profile `fast` should take on this card. Some can be judged by real weights only."""
     one = {
         "model": "5B",
         "frames": 17,
@@ -86,13 +88,29 @@ def test_the_fastest_step_cache_is_named(tmp_path: Path) -> None:
         "dtype": "torch.bfloat16",
     }
     one |= {"operations": 10**12, "operations_per_second": 10.0**12, "peak_memory_mb": 1, "distance": 0.1}
-    for way, clip, cache in (("fast", 30.0, "faster_cache"), ("fp8+pab", 20.0, "pab"), ("pab", 10.0, "pab")):
-        times = {"step": 1.0, "text": 0.1, "decode": 1.0, "encode": 1.0, "clip": clip}
-        (tmp_path / f"quick.{way}.json").write_text(
-            json.dumps(one | times | {"setup": {"step_cache": cache}})
-        )
+    one |= {"step": 1.0, "text": 0.1, "decode": 1.0, "encode": 1.0}
+    said = []
+    for weights in ("random", "THUDM/CogVideoX-5b"):
+        for way, clip in (("fast", 30.0), ("fp8+pab", 20.0), ("fp8+cache_dit", 10.0), ("cache_dit", 5.0)):
+            cache = "faster_cache" if way == "fast" else way.removeprefix("fp8+")
+            figures = one | {"clip": clip, "weights": weights, "setup": {"step_cache": cache}}
+            (tmp_path / f"quick.{way}.json").write_text(json.dumps(figures))
+        said.append(write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS)))
 
-    assert "`pab` is the fastest here" in write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS))
+    assert "`pab` is the fastest here" in said[0]
+    assert "`cache_dit` skip by what the model computes: their times mean nothing" in said[0]
+    assert "`cache_dit` is the fastest here" in said[1]
+    assert "mean nothing" not in said[1]
+
+
+def test_weights_that_are_there_are_used(tmp_path: Path) -> None:
+    folder = variants.save("CogVideoX-5B", tmp_path / "mini")
+    case = Case(model="tiny", preset="quick", way="stock", backend="eager", weights=str(folder))
+
+    pipe = gpu_cases._pipeline(case, torch.device("cpu"), torch.float32)
+
+    expected = variants.build("CogVideoX-5B").transformer.proj_out.weight
+    assert torch.equal(pipe.transformer.proj_out.weight, expected)
 
 
 def test_all_that_the_profiles_may_use_is_measured() -> None:
