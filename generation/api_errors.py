@@ -1,12 +1,13 @@
 """Every refusal of the REST API in one shape: `{"error": {"code", "message", "param", "type"}}`."""
 
 import logging
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.exceptions import BadRequest, PermissionDenied, RequestDataTooBig, SuspiciousOperation
-from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.template.loader import render_to_string
 from django.utils.encoding import iri_to_uri
 from django.views import defaults
 from rest_framework import exceptions
@@ -14,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
 from generation.api_auth import REALM
+from generation.database import DATABASE_AWAY, RETRY_AFTER
 from generation.errors import CooldownActive, DailyLimitReached, GenerationError, JobNotFound
 
 logger = logging.getLogger(__name__)
@@ -73,10 +75,9 @@ def describe(error: Exception) -> Problem:
             return Problem(413, "request_too_large", "The request is too large.")
         case SuspiciousOperation() | BadRequest():
             return Problem(400, "invalid_request", "The request could not be read.")
-        case OperationalError() | InterfaceError():
-            return Problem(
-                503, "unavailable", "The service is not available just now.", headers={"Retry-After": "5"}
-            )
+    if isinstance(error, DATABASE_AWAY):
+        message = "The service is very busy or cannot reach its database. Please try again in a few seconds."
+        return Problem(503, "unavailable", message, headers=RETRY_AFTER)
     return Problem(500, "server_error", "Something went wrong on our side.")
 
 
@@ -124,10 +125,17 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's handler500."""
-    if not request.path.startswith(API_PREFIX):
-        return defaults.server_error(request)
-    return _json(describe(Exception()))
+    """Django's handler500: for whatever no view and no middleware caught, with 503 when the same works a little later."""
+    error = sys.exc_info()[1]  # Django calls this while it handles the exception, and does not pass it on
+    return answer(request.path, describe(error if isinstance(error, DATABASE_AWAY) else Exception()))
+
+
+def answer(path: str, problem: Problem) -> HttpResponse:
+    """A problem in the language of who asked at this path: JSON of the API, or a page of the site."""
+    if path.startswith(API_PREFIX):
+        return _json(problem)
+    page = render_to_string(f"{problem.status}.html")
+    return HttpResponse(page, status=problem.status, headers=problem.headers)
 
 
 def _json(problem: Problem) -> JsonResponse:

@@ -10,8 +10,10 @@ from django.db import InterfaceError, OperationalError, close_old_connections, c
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# The database is away or was restarted under us: the same call works later.
+# The database is away or was restarted under us, or all connections of the pool are in use: the same call works later.
 DATABASE_AWAY = (OperationalError, InterfaceError)
+# What clients are told of when that may be, in seconds.
+RETRY_AFTER = {"Retry-After": "5"}
 
 
 def in_database(function: Callable[P, R]) -> Callable[P, Awaitable[R]]:

@@ -65,7 +65,7 @@ FOR_THE_OWNER = {
     "add-passkey": "/accounts/2fa/webauthn/add/",
     "recovery-codes": "/accounts/2fa/recovery-codes/",
 }
-ERRORS = ("400", "403", "403_csrf", "413", "429", "500")
+ERRORS = ("400", "403", "403_csrf", "413", "429", "500", "503")
 IN_RUSSIAN = {"front": "/", "dashboard": "/", "credits": "/credits/", "account": "/account/"}
 # What the README shows.
 SHOWN = ("front-desktop-light", "dashboard-desktop-dark", "dashboard-phone-dark")

@@ -6,10 +6,8 @@ from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import RequestDataTooBig
-from django.http import HttpResponse, JsonResponse
-from django.template.loader import render_to_string
 
-from generation.api_errors import API_PREFIX, Problem, describe
+from generation.api_errors import Problem, answer, describe
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -91,11 +89,7 @@ def _announced(scope: Message) -> int:
 
 async def _refuse(path: str, problem: Problem, send: Send) -> None:
     """The rest is not read, so the connection cannot be used again."""
-    response = (
-        JsonResponse(problem.body)
-        if path.startswith(API_PREFIX)
-        else HttpResponse(render_to_string(f"{problem.status}.html"))
-    )
+    response = answer(path, problem)
     headers = [
         (b"content-type", response["Content-Type"].encode()),
         (b"content-length", str(len(response.content)).encode()),

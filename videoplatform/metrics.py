@@ -22,7 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from accounts.models import CreditAccount, CreditTransaction
-from generation.database import DATABASE_AWAY
+from generation.database import DATABASE_AWAY, RETRY_AFTER
 from generation.models import GenerationJob, GpuNode, JobAttempt, UnclaimedFile
 from telegram_bot.models import BotTraffic, JobMessage, TelegramUpdate
 from telegram_bot.traffic import UPDATE
@@ -43,7 +43,8 @@ def metrics(request: HttpRequest) -> HttpResponse:
         return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
     except DATABASE_AWAY as error:
         logger.error("no metrics, the database does not answer: %s", str(error).strip())
-        return HttpResponse("The database does not answer.\n", status=503, content_type="text/plain")
+        words, kind = "The database does not answer.\n", "text/plain"
+        return HttpResponse(words, status=503, content_type=kind, headers=RETRY_AFTER)
 
 
 def _may_read(request: HttpRequest) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import json
 import logging
 import re
 import signal
@@ -17,6 +18,7 @@ from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
 
 from generation import public_ids
+from generation.api_errors import API_PREFIX, Problem, describe
 from generation.database import DATABASE_AWAY
 from generation.sse.board import Board
 from generation.sse.reading import in_thread, owner_of_video, user_of_session
@@ -30,11 +32,14 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
+BROWSER_EVENTS = "/events"
 VIDEO_EVENTS = re.compile(r"/v1/videos/([^/]+)/events")
 # A burst of steps becomes one message: no stream gets more than ten of them a second.
 BREATH_SECONDS = 0.1
 DATABASE_PAUSE_SECONDS = 2.0
 MAX_STREAMS_PER_USER = 50
+SIGNED_OUT = Problem(401, "signed_out", "Please sign in.")
+TOO_MANY = Problem(429, "too_many_streams", f"You have {MAX_STREAMS_PER_USER} event streams open already.")
 
 
 class EventStreams:
@@ -63,15 +68,15 @@ class EventStreams:
             return self._inner
         except DATABASE_AWAY as error:
             logger.error("an event stream could not be opened: %s", str(error).strip())
-            return refusal(503)
+            return refusal(request.path_info, describe(error))
         if stream is None:
-            return refusal(401) if request.path_info == "/events" else self._inner
+            return refusal(BROWSER_EVENTS, SIGNED_OUT) if request.path_info == BROWSER_EVENTS else self._inner
         if self._board.streams_of(stream.inbox.user) >= MAX_STREAMS_PER_USER:
-            return refusal(429)
+            return refusal(request.path_info, TOO_MANY)
         return functools.partial(self._serve, stream)
 
     async def _stream_for(self, request: ASGIRequest) -> Stream | None:
-        if request.path_info == "/events":
+        if request.path_info == BROWSER_EVENTS:
             user = await in_thread(user_of_session, request)
             return BrowserStream(request, user=user) if user is not None else None
         match = VIDEO_EVENTS.fullmatch(request.path_info)
@@ -183,16 +188,20 @@ async def _send_chunk(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def refusal(status: int) -> App:
-    """No stream: an app that says so. A browser's EventSource does not ask again after this."""
+def refusal(path: str, problem: Problem) -> App:
+    """No stream: an app that says so, in the API's words or in plain ones."""
+    is_api = path.startswith(API_PREFIX)
+    body = (json.dumps(problem.body) if is_api else problem.message).encode()
+    headers = {
+        "Content-Type": "application/json" if is_api else "text/plain; charset=utf-8",
+        "Cache-Control": "no-store",
+        "Content-Length": str(len(body)),
+        **problem.headers,
+    }
 
     async def refuse(scope: Message, receive: Receive, send: Send) -> None:
-        headers = [
-            (b"content-type", b"text/plain"),
-            (b"cache-control", b"no-store"),
-            (b"content-length", b"0"),
-        ]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b""})
+        pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": problem.status, "headers": pairs})
+        await send({"type": "http.response.body", "body": body})
 
     return refuse

@@ -59,7 +59,7 @@ OWN_PAGES = [
     "/accounts/2fa/recovery-codes/generate/",
 ]
 MISSING = ("/nowhere/",)
-ERROR_PAGES = ["400", "403", "403_csrf", "413", "429", "500"]
+ERROR_PAGES = ["400", "403", "403_csrf", "413", "429", "500", "503"]
 
 
 @dataclass

@@ -46,7 +46,11 @@
   document.addEventListener("htmx:responseError", (event) => {
     if (event.detail.requestConfig.verb === "get") return;
     const status = event.detail.xhr.status;
-    tell(status === 403 ? gettext("This page is too old. Please reload it and try again.") : say(gettext("That did not work (%(status)s). Please try again."), { status }));
+    const known = {
+      403: gettext("This page is too old. Please reload it and try again."),
+      503: gettext("The service is very busy just now. Please try again in a few seconds."),
+    };
+    tell(known[status] ?? say(gettext("That did not work (%(status)s). Please try again."), { status }));
   });
   document.addEventListener("htmx:sendError", (event) => {
     if (event.detail.requestConfig.verb !== "get") tell(gettext("The site cannot be reached just now. Nothing was sent; please try again."));

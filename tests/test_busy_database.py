@@ -1,0 +1,78 @@
+"""More requests than the database has room for: every door says so with 503, and when to come again."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from django.contrib.auth import get_user_model
+from django.db import connection, transaction
+
+from generation import lifecycle, sharing
+from tests.processes import wait_for
+from tests.test_sse import Server, bearer, cookie, serving
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+WAITERS = """SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+             WHERE NOT granted AND datname = current_database()"""
+
+
+@pytest.fixture(scope="module")
+def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A pool of one connection, for which nobody waits long."""
+    narrow = {"DATABASE_POOL_SIZE": "1", "DATABASE_POOL_SECONDS": "0.2"}
+    with serving(tmp_path_factory.mktemp("web"), **narrow) as running:
+        yield running
+
+
+@pytest.fixture
+def site(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        yield client
+
+
+def somebody_waits() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(WAITERS)
+        return bool(cursor.fetchone()[0])
+
+
+def test_who_gets_no_connection_is_told_to_come_again(server, site, user, finish_job):
+    job = finish_job(lifecycle.submit(user=user, prompt="A red fox", source="web"))
+    session, key = cookie(user), bearer(user)
+    site.cookies.set("csrftoken", "a" * 32)
+    credentials = {"login": user.username, "password": "x", "csrfmiddlewaretoken": "a" * 32}
+    pages = [
+        site.build_request("GET", "/", headers=session),
+        site.build_request("GET", f"/videos/{job.public_id}/", headers=session),
+        site.build_request("GET", "/balance/", headers=session),
+        site.build_request("GET", "/accounts/sessions/", headers=session),
+        site.build_request("GET", "/admin/", headers=session),
+        site.build_request("GET", f"/s/{sharing.share(job=job).token}/"),
+        site.build_request("POST", "/accounts/login/", data=credentials),
+    ]
+    api = [
+        site.build_request("GET", "/v1/videos", headers=key),
+        site.build_request("POST", "/v1/videos", headers=key, json={"prompt": "A red fox"}),
+        site.build_request("GET", f"/v1/videos/{job.public_id}/content", headers=key),
+        site.build_request("GET", f"/v1/videos/{job.public_id}/events", headers=key),
+    ]
+    plain = [site.build_request("GET", "/events", headers=session), site.build_request("GET", "/healthz")]
+    table = get_user_model()._meta.db_table
+    with ThreadPoolExecutor() as threads:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {table}")
+            stuck = threads.submit(httpx.get, f"{server.url}/v1/credits", headers=key, timeout=60)
+            wait_for(somebody_waits)
+            answers = list(threads.map(site.send, [*pages, *api, *plain]))
+        assert stuck.result().status_code == 200
+    said = {f"{answer.request.method} {answer.request.url.path}": answer for answer in answers}
+    assert {door: answer.status_code for door, answer in said.items()} == dict.fromkeys(said, 503)
+    assert {answer.headers["Retry-After"] for answer in answers} == {"5"}
+    for answer in answers[: len(pages)]:
+        assert "Very busy just now" in answer.text, answer.request.url
+    for answer in answers[len(pages) : -2]:
+        error = answer.json()["error"]
+        assert (error["code"], error["type"]) == ("unavailable", "server_error")
+    assert [site.send(request).status_code for request in (pages[2], api[0])] == [200, 200]
