@@ -18,7 +18,17 @@ from django.core.files.storage import default_storage
 from django.core.serializers.json import DjangoJSONEncoder
 from zipstream import ZIP_STORED, ZipStream
 
-from accounts.models import ApiKey, CreditTransaction, User
+from accounts import notices
+from accounts.models import (
+    ApiKey,
+    Ban,
+    CreditAccount,
+    CreditTransaction,
+    Notice,
+    User,
+    UserLimits,
+    WalletMerge,
+)
 from accounts.signals import personal_data
 
 logger = logging.getLogger(__name__)
@@ -70,7 +80,8 @@ def _contents(name: str) -> Iterator[bytes]:
 
 
 def _own_part(user: User) -> Part:
-    return Part(name="account", data=_profile(user) | {"credits": _credits(user)})
+    facts = {"credits": _credits(user), "joined_wallets": _joined_wallets(user), "notices": _notices(user)}
+    return Part(name="account", data=_profile(user) | _agreements(user) | facts)
 
 
 def _profile(user: User) -> dict[str, Any]:
@@ -94,11 +105,38 @@ def _profile(user: User) -> dict[str, Any]:
     }
 
 
-def _credits(user: User) -> dict[str, Any]:
-    entries = CreditTransaction.objects.filter(account__user=user).order_by("id")
+def _agreements(user: User) -> dict[str, Any]:
+    """What staff decided about this person alone; None where nothing was."""
+    limits = UserLimits.objects.filter(user=user)
     return {
-        "balance": user.credit_account.balance,
-        "held": user.credit_account.held,
+        "limits": limits.values("daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor").first(),
+        "ban": Ban.objects.filter(user=user).values("reason", "since").first(),
+    }
+
+
+def _notices(user: User) -> list[dict[str, Any]]:
+    """What they were told, and when they closed it."""
+    return [
+        {"told": notices.words(notice), "at": notice.created_at, "closed_at": notice.seen_at}
+        for notice in Notice.objects.filter(user=user).order_by("id")
+    ]
+
+
+def _credits(user: User) -> dict[str, Any]:
+    return _wallet(user.credit_account)
+
+
+def _joined_wallets(user: User) -> list[dict[str, Any]]:
+    """Those that became part of this one, such as the one they had in Telegram, with what happened in them before."""
+    merges = WalletMerge.objects.filter(target__user=user, undone_at=None).select_related("source")
+    return [{"joined_at": merge.made_at} | _wallet(merge.source) for merge in merges.order_by("id")]
+
+
+def _wallet(account: CreditAccount) -> dict[str, Any]:
+    entries = CreditTransaction.objects.filter(account=account).order_by("id")
+    return {
+        "balance": account.balance,
+        "held": account.held,
         "history": [
             {
                 "time": entry.created_at,

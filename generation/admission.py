@@ -8,7 +8,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext, ngettext
 
 from accounts.models import User
-from generation import limits, rules
+from generation import rules
 from generation.errors import (
     AccountInactive,
     CooldownActive,
@@ -98,8 +98,13 @@ def cooldown_left(user: User) -> int:
         return 0
     counted = GenerationJob.objects.filter(user=user).exclude(state=GenerationJob.State.FAILED)
     ages = counted.order_by("-created_at").annotate(age=Now() - F("created_at"))
-    age = ages.values_list("age", flat=True).first()
-    return 0 if age is None else max(0, math.ceil(limits.cooldown_seconds(user) - age.total_seconds()))
+    latest = ages.values_list("age", "user__limits__cooldown_seconds").first()
+    if latest is None:
+        return 0
+    age, agreed = latest
+    seconds: int = settings.VIDEO_COOLDOWN_SECONDS if agreed is None else agreed
+    waited: float = age.total_seconds()
+    return max(0, math.ceil(seconds - waited))
 
 
 def _check_text(text: str) -> str:

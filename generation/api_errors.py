@@ -125,7 +125,7 @@ def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's handler500: for whatever no view and no middleware caught, with 503 when the same works a little later."""
+    """Django's handler500: what no view and no middleware caught. 503 for what will work a little later."""
     error = sys.exc_info()[1]  # Django calls this while it handles the exception, and does not pass it on
     return answer(request.path, describe(error if isinstance(error, DATABASE_AWAY) else Exception()))
 

@@ -7,7 +7,7 @@ from django.utils.translation import gettext_noop
 
 from accounts.export import Part
 from accounts.models import User
-from generation import lifecycle, public_ids
+from generation import lifecycle, public_ids, sharing
 from generation.models import GenerationJob, SharedLink
 from generation.streaming import filename_for
 
@@ -49,10 +49,10 @@ def part_of(user: User) -> Part:
     """Every video of the user as data, and the files of those that are kept."""
     jobs = GenerationJob.objects.filter(user=user).select_related("preset").order_by("created_at")
     data, files = [], {}
-    for job in jobs:
+    for job in jobs.prefetch_related("shared_links"):
         paths = _paths(job) if job.deleted_at is None else {}
         files.update(paths)
-        data.append(_facts(job) | {"files": list(paths)})
+        data.append(_facts(job) | {"links": _links(job), "files": list(paths)})
     return Part(name="videos", data=data, files=files)
 
 
@@ -62,6 +62,13 @@ def _paths(job: GenerationJob) -> dict[str, str]:
     return {f"videos/{stem}{name}": str(file) for name, file in stored if file}
 
 
+def _links(job: GenerationJob) -> list[dict[str, Any]]:
+    return [
+        {"address": sharing.address(link), "made_at": link.created_at, "revoked_at": link.revoked_at}
+        for link in job.shared_links.all()
+    ]
+
+
 def _facts(job: GenerationJob) -> dict[str, Any]:
     return {
         "id": public_ids.of(job.id),
@@ -69,6 +76,10 @@ def _facts(job: GenerationJob) -> dict[str, Any]:
         "negative_prompt": job.negative_prompt,
         "preset": job.preset.name,
         "seed": job.seed,
+        "frames": job.stored_frames or job.num_frames,
+        "frames_per_second": job.fps,
+        "steps": job.num_inference_steps,
+        "remix_of": job.remixed_from_id and public_ids.of(job.remixed_from_id),
         "ordered_by": job.source,
         "state": job.state,
         "error": job.error_message,

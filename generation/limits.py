@@ -1,13 +1,13 @@
 """What one person may order at once and in a day, and at what price: `UserLimits`, held against every submit.
 
 Where staff agreed nothing with somebody, nothing but the service's own cooldown and prices holds.
+(`admission.cooldown_left` reads the cooldown that was agreed with somebody, together with when their last video was.)
 """
 
 import math
 from datetime import timedelta
 from decimal import Decimal
 
-from django.conf import settings
 from django.db.models import F
 from django.db.models.functions import Now
 
@@ -30,12 +30,6 @@ def check(user: User) -> None:
     agreed = terms.of(user)
     _check_concurrent(user, agreed)
     _check_day(user, agreed)
-
-
-def cooldown_seconds(user: User) -> int:
-    """Between two videos of `user`."""
-    own = terms.of(user).cooldown_seconds
-    return settings.VIDEO_COOLDOWN_SECONDS if own is None else own
 
 
 def price_factor(user: User) -> Decimal:

@@ -1,7 +1,7 @@
 """The line before the GPUs: who waits, and how long somebody who joins now would."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from django.db.models import Count
@@ -18,11 +18,13 @@ class Line:
 
     capacity: clips that all healthy nodes make at once; 0 when none is ready. running: clips being made.
     queued: waiting clips by their preset's primary key. positions: places of the jobs asked about, 1 is next.
+    nodes: all that are enabled, each with `is_healthy`.
     """
 
     capacity: int
     running: int
     queued: Mapping[int, int]
+    nodes: Sequence[GpuNode] = ()
     positions: Mapping[uuid.UUID, int] = field(default_factory=dict)
 
     def seconds_before(self, position: int, expected: int) -> float:
@@ -45,10 +47,16 @@ def now(jobs: list[GenerationJob]) -> Line:
     """The line, with the places of those jobs that are queued; at most three queries."""
     counts = GenerationJob.objects.filter(state__in=[State.QUEUED, State.RUNNING]).order_by()
     rows = list(counts.values_list("state", "preset").annotate(number=Count("pk")))
-    nodes = GpuNode.objects.healthy().filter(enabled=True, set_aside_at=None)
+    nodes = list(GpuNode.objects.told_apart().filter(enabled=True))
     return Line(
-        capacity=sum(node.capacity for node in nodes),
+        capacity=sum(node.capacity for node in nodes if _takes_work(node)),
+        nodes=nodes,
         running=sum(number for state, _, number in rows if state == State.RUNNING),
         queued={preset: number for state, preset, number in rows if state == State.QUEUED},
         positions=scheduling.queue_positions(jobs),
     )
+
+
+def _takes_work(node: GpuNode) -> bool:
+    healthy: bool = getattr(node, "is_healthy", False)
+    return healthy and node.set_aside_at is None

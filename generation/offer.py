@@ -1,5 +1,6 @@
 """What the nodes and presets have to offer to somebody who names a model, a size or a length, as OpenAI's API does."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -49,9 +50,13 @@ class Offer:
 
 
 def current() -> Offer:
-    """What healthy nodes serve first, then what was heard of last."""
-    known = GpuNode.objects.told_apart().filter(enabled=True).exclude(backend="")
-    nodes = list(known.order_by("created_at"))
+    """What can be asked for now, of all nodes."""
+    return of(GpuNode.objects.told_apart().filter(enabled=True))
+
+
+def of(known: Iterable[GpuNode]) -> Offer:
+    """What these nodes, `told_apart`, have to offer: what healthy ones serve first, then what was heard of last."""
+    nodes = sorted((node for node in known if node.backend), key=lambda node: node.created_at)
     added: dict[str, datetime] = {}
     for node in nodes:
         added.setdefault(node.backend, node.created_at)

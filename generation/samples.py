@@ -3,7 +3,7 @@
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from generation import offer
+from generation.offer import Offer
 
 DEMONSTRATION_MODEL = "CogVideoX-tiny"  # comes with the project and knows few words: docs/embedded-model.md
 
@@ -20,9 +20,9 @@ FOR_THE_DEMONSTRATION = (
 )
 
 
-def context() -> dict[str, object]:
+def context(on_offer: Offer) -> dict[str, object]:
     """For templates: `samples`, and `demonstration`, whether nothing but the demonstration model is on offer."""
-    names = {model.id for model in offer.current().models}
+    names = {model.id for model in on_offer.models}
     demonstration = names == {DEMONSTRATION_MODEL}
     samples: tuple[str | Promise, ...] = FOR_THE_DEMONSTRATION if demonstration else FOR_ANY_MODEL
     return {"samples": samples, "demonstration": demonstration}

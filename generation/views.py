@@ -10,7 +10,7 @@ from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_safe
 
-from generation import admission, gallery, line, pricing, samples
+from generation import admission, gallery, line, offer, pricing, samples
 from generation.cards import cards
 from generation.forms import ComposerForm
 from generation.models import GenerationJob
@@ -24,7 +24,8 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
         return render(
             request,
             "front.html",
-            samples.context() | {"quotes": pricing.quotes(), "signup_credits": settings.SIGNUP_CREDITS},
+            samples.context(offer.current())
+            | {"quotes": pricing.quotes(), "signup_credits": settings.SIGNUP_CREDITS},
         )
     return _workspace(request)
 
@@ -112,7 +113,7 @@ def _dashboard(request: SiteRequest, form: ComposerForm, *, status: int = 200) -
         "filter": wanted,
         "after": after,
     }
-    context |= samples.context()
+    context |= samples.context(offer.of(shown["queue"].nodes))
     return render(request, "generation/dashboard.html", context, status=status)
 
 

@@ -8,7 +8,7 @@ from django.urls import reverse
 
 from generation.models import GenerationJob
 from telegram_bot.client import bot_id_of
-from telegram_bot.models import KnownBot
+from telegram_bot.models import CreditPack, KnownBot
 
 # A video that Telegram does not take is fetched within so many seconds of being sent, or by signing in.
 VIDEO_LIFE = 7 * 24 * 3600
@@ -59,3 +59,10 @@ def to_bot(start: str) -> str | None:
         return None
     known = KnownBot.objects.filter(bot_id=bot_id_of(settings.TELEGRAM_BOT_TOKEN)).first()
     return f"https://t.me/{known.username}?start={start}" if known else None
+
+
+def to_shop() -> str | None:
+    """A link that has the bot say what is for sale; None where that is nothing."""
+    if not settings.TELEGRAM_BOT_TOKEN or not CreditPack.objects.filter(for_sale=True).exists():
+        return None
+    return to_bot("buy_here")

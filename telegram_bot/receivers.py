@@ -41,7 +41,8 @@ def forget_messages(user: User, **_: Any) -> None:
 
 @receiver(personal_data, dispatch_uid="telegram_bot.personal_data")
 def telegram_of(user: User, **_: Any) -> Part:
-    fields = ("telegram_id", "username", "first_name", "language_code", "created_at", "last_seen_at")
+    names = ("telegram_id", "username", "first_name", "language_code")
+    fields = (*names, "preset__name", "created_at", "last_seen_at", "blocked_at")
     return Part(name="telegram", data=TelegramAccount.objects.filter(user=user).values(*fields).first())
 
 

@@ -14,9 +14,9 @@ from django.core.cache import cache
 from django.core.files.storage import default_storage
 from django.test import Client
 
-from accounts import api_keys, closing
+from accounts import api_keys, closing, merging, notices
 from accounts.audit import audit
-from accounts.models import ApiKey, CreditTransaction, User
+from accounts.models import ApiKey, Ban, CreditTransaction, Notice, User, UserLimits
 from generation import leaving, lifecycle, sharing, stored_files, tasks
 from generation.models import GenerationJob, SharedLink
 from telegram_bot.models import JobMessage, TelegramAccount
@@ -172,12 +172,32 @@ def test_the_export_has_the_videos_and_all_that_is_known(browser, user, submit, 
     assert data["account"]["username"] == "ada"
     assert data["account"]["credits"]["balance"] == 450
     assert data["account"]["credits"]["history"][0]["reason"] == "Welcome credits"
-    assert data["telegram"]["telegram_id"] == 42
     assert [video["prompt"] for video in data["videos"]] == ["A red fox", "Never mind"]
+    assert data["telegram"]["telegram_id"] == 42
+    assert data["videos"][0]["links"] == []
     video, poster = data["videos"][0]["files"]
     assert archive.read(video) == default_storage.open(str(job.video)).read()
     assert archive.read(poster) == default_storage.open(str(job.poster)).read()
     assert data["videos"][1]["files"] == []
+
+
+def test_the_export_has_what_was_agreed_told_shared_and_joined(
+    browser, user, make_user, staff, submit, finish_job
+):
+    link = sharing.share(job=finish_job(submit()))
+    sharing.revoke(job=link.job)
+    notices.tell(user=user, kind=Notice.Kind.REMOVAL, prompt="A red fox", reason="A real person")
+    UserLimits.objects.create(user=user, daily_clips=3)
+    Ban.objects.create(user=user, reason="Spam", by=staff)
+    former = make_user("tg_42")
+    merging.merge(source=former, target=user, actor=user, reason="Joined")
+    account = json.loads(exported(browser).read("data.json"))["account"]
+    videos = json.loads(exported(browser).read("data.json"))["videos"]
+    assert account["notices"][0]["told"] == "Your video “A red fox” was removed: A real person"
+    assert (account["limits"]["daily_clips"], account["ban"]["reason"]) == (3, "Spam")
+    assert account["joined_wallets"][0]["history"][0]["reason"] == "Welcome credits"
+    assert videos[0]["links"][0]["address"].endswith(f"/s/{link.token}/")
+    assert videos[0]["links"][0]["revoked_at"]
 
 
 def test_the_export_has_nothing_of_others(browser, make_user, submit):

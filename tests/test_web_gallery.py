@@ -13,6 +13,8 @@ from django.utils import timezone
 from accounts import ledger
 from generation import lifecycle
 from generation.models import GenerationJob, Preset
+from telegram_bot import links
+from telegram_bot.models import CreditPack, TelegramAccount
 
 pytestmark = pytest.mark.django_db
 
@@ -146,8 +148,8 @@ def test_the_dashboard_takes_at_most_twelve_queries(
     if count:
         finish_job(lifecycle.submit(user=user, prompt="done", source="web"))
         start_job(lifecycle.submit(user=user, prompt="running", source="web", preset="extra-0"))
-        lifecycle.submit(user=user, prompt="waiting", source="web", preset="extra-1")
         multiply(add_rows(1)[0], count - 4)
+        lifecycle.submit(user=user, prompt="waiting", source="web", preset="extra-1")
     with django_assert_max_num_queries(12):
         page = browser.get("/")
     assert len(prompts(page)) == min(count, 24)
@@ -340,3 +342,25 @@ def test_the_credits_page_leads_to_where_credits_are_offered(browser, user, sett
     assert f"name your account: <b>{user.username}</b>" in browser.get("/credits/").content.decode()
     settings.CREDITS_URL = address
     assert f'href="{address}"' in browser.get("/credits/").content.decode()
+
+
+def test_credits_that_are_for_sale_in_the_chat_are_led_to(browser, user, settings):
+    settings.TELEGRAM_BOT_TOKEN = "4242:token"
+    links.remember_bot(bot_id=4242, username="clips_bot")
+    assert "name your account" in browser.get("/credits/").content.decode(), "nothing is for sale yet"
+    CreditPack.objects.update(for_sale=True)
+    unconnected = browser.get("/credits/").content.decode()
+    assert "Connect Telegram first" in unconnected
+    assert "t.me/clips_bot" not in unconnected, "what is bought there would not be here"
+    TelegramAccount.objects.create(telegram_id=42, user=user)
+    connected = browser.get("/credits/").content.decode()
+    assert 'href="https://t.me/clips_bot?start=buy_here"' in connected
+    assert "name your account" not in connected
+
+
+def test_the_sign_in_page_leads_to_the_bot_where_there_is_one(client, settings):
+    assert "t.me" not in client.get("/accounts/login/").content.decode()
+    settings.TELEGRAM_BOT_TOKEN = "4242:token"
+    links.remember_bot(bot_id=4242, username="clips_bot")
+    page = client.get("/accounts/login/").content.decode()
+    assert 'href="https://t.me/clips_bot?start=login_here"' in page

@@ -99,6 +99,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.contrib.messages.context_processors.messages",
                 "generation.context_processors.wallet",
                 "accounts.notices.for_pages",
+                "telegram_bot.context_processors.bot",
             ],
         },
     },

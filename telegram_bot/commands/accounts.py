@@ -160,6 +160,7 @@ async def parted(press: Press) -> None:
 
 
 @command("login", menu=gettext_lazy("Sign in on the web"))
+@deep_link("login")
 async def login(request: Request) -> None:
     if not request.in_private:
         await request.refuse(texts.only_in_private())

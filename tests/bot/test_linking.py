@@ -458,7 +458,9 @@ def test_a_second_step_is_asked_for_after_the_link_too(bot, ada):
 def test_staff_get_no_link_into_their_account(bot, ada):
     ask(bot, "/start", ada)
     User.objects.filter(pk=account_of(ada).user_id).update(is_staff=True)
-    assert "on the web only" in ask(bot, "/login", ada).text
+    assert "on the web only" in ask(bot, "/start login_here", ada).text, (
+        "as the site's sign-in page has it asked"
+    )
     assert not LoginLink.objects.exists()
 
 
