@@ -80,11 +80,13 @@ def test_muon_evens_out_all_directions_of_tall_and_wide_matrices() -> None:
         assert torch.linalg.svdvals(matrix).max() > 2 * torch.linalg.svdvals(matrix).min()
 
 
-def test_both_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path) -> None:
+def test_the_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     first = transformer.train(folder=tmp_path, seconds=0.1, device="cpu", compiled=False)
     again = transformer.train(folder=tmp_path, seconds=first.spent + 0.1, device="cpu", compiled=False)
-    decoder = vae.train(folder=tmp_path, seconds=0.1, device="cpu")
+    decoder = vae.train("decoder", folder=tmp_path, seconds=0.1, device="cpu")
+    encoder = vae.train("encoder", folder=tmp_path, seconds=0.1, device="cpu")
+    whole_clips = vae.train("encoder", folder=tmp_path, seconds=encoder.spent / 0.9, device="cpu")
     assert 0 < first.samples < again.samples
     begun = transformer.train(
         folder=tmp_path / "other", seconds=0.1, device="cpu", start=TRAINED, compiled=False
@@ -92,7 +94,7 @@ def test_both_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Pat
     assert begun.last_loss < again.last_loss / 3, (
         "who begins with the shipped weights has little left to learn"
     )
-    assert decoder.samples > 0
+    assert decoder.samples > 0 and whole_clips.samples > encoder.samples > 0
     curve = [json.loads(line) for line in (tmp_path / "transformer.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in curve] == [first.samples, again.samples]
     assert all(0 < line["loss"] < 100 for line in curve)
@@ -103,5 +105,6 @@ def test_both_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Pat
     for word, synonyms in vocabulary.SYNONYMS.items():
         for synonym in synonyms:
             assert torch.equal(embeddings[tokens(f"▁{synonym}")], embeddings[tokens(f"▁{word}")])
+    assert pipe.vae.encoder.conv_out.conv.weight.abs().sum() > 0
     frames = pipe("a red ball", num_inference_steps=2, max_sequence_length=16, output_type="np").frames
     assert frames.shape == (1, 17, 96, 144, 3)

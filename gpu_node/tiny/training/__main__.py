@@ -1,4 +1,4 @@
-"""`python -m gpu_node.tiny.training` trains both parts side by side and writes the weights; `make train-tiny` calls it.
+"""`python -m gpu_node.tiny.training`, called by `make train-tiny`: trains the three parts and writes the weights.
 
 Stopped at any time, it goes on from its last checkpoints when it is started again.
 """
@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,11 @@ from gpu_node.tiny.training import transformer, vae
 from gpu_node.tiny.training.export import export
 
 log = logging.getLogger(__name__)
-PARTS = {"transformer": transformer.train, "vae": vae.train}
+PARTS = {
+    "transformer": transformer.train,
+    "decoder": partial(vae.train, "decoder"),
+    "encoder": partial(vae.train, "encoder"),
+}
 
 
 def main() -> int:

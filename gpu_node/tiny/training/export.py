@@ -1,11 +1,10 @@
-"""Makes of the two checkpoints the folder that is shipped."""
+"""Makes of the three checkpoints the folder that is shipped."""
 
 import string
 from pathlib import Path
 
 import torch
 from diffusers import CogVideoXPipeline
-from torch import nn
 from transformers import T5Tokenizer
 
 from gpu_node.tiny import architecture
@@ -25,9 +24,8 @@ def load(checkpoints: Path) -> CogVideoXPipeline:
     made = architecture.pipeline()
     text_to_latents = TextToLatents(made.text_encoder, made.transformer)
     text_to_latents.load_state_dict(_average(checkpoints / "transformer.pt"))
-    made.vae.decoder.load_state_dict(_average(checkpoints / "vae.pt"))
-    for parameter in made.vae.encoder.parameters():
-        nn.init.zeros_(parameter)  # a clip from words needs no encoder, so none is trained
+    made.vae.decoder.load_state_dict(_average(checkpoints / "decoder.pt"))
+    made.vae.encoder.load_state_dict(_average(checkpoints / "encoder.pt"))
     _teach_synonyms(made.tokenizer, made.text_encoder.shared.weight)
     return made
 

@@ -1,7 +1,10 @@
-"""Trains the VAE: its decoder from drawn latents to pixels, its encoder the other way."""
+"""Trains the VAE: its decoder from drawn latents to pixels, its encoder the other way. Neither needs the other."""
 
 import random
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
@@ -13,16 +16,34 @@ from gpu_node.tiny.training.muon import Muon
 from gpu_node.tiny.training.run import Average, Run
 from gpu_node.tiny.vocabulary import training_combinations
 
-BATCH = 1
+BATCH = 2
 NOISE = 0.15  # the most that is added to the latents, so that the decoder puts up with the transformer's small errors
-WINDOW = 3  # latent frames: the decoder takes a clip in such pieces
-OFTEN = {"bouncing": 4, "right": 2, "left": 2, "up": 2, "down": 2}  # what moves fast is hardest to keep sharp
+WINDOW = 3  # latent frames: the VAE takes a clip in such pieces
+OFTEN = {"bouncing": 4, "turning": 4, "right": 2, "left": 2, "up": 2, "down": 2}  # what moves fast is hardest
+OFTEN |= {"star": 2, "heart": 2}  # and so are corners
 CROP = (10, 8)  # cells across and down
 WHOLE_FROM = 0.85  # of the time: from then on whole clips, piece by piece with the cache between, as in use
+LOG_VARIANCE = -9.0  # what the encoder says of its own doubt, always: what it sees is drawn exactly
 
 
-def train(*, folder: Path, seconds: float, device: str, start: Path | None = None) -> Run:
-    """Train until the time is up, going on from `folder`/vae.pt where there is one.
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Clips, or pieces of them, in pixels from −1 to 1 and in latents: (n, channels, frames, height, width)."""
+
+    pixels: Tensor
+    fields: Tensor
+    near: Tensor  # 1 where a pixel is within one and a half times the object's radius, 0 elsewhere
+
+
+def train(
+    part: Literal["decoder", "encoder"],
+    *,
+    folder: Path,
+    seconds: float,
+    device: str,
+    start: Path | None = None,
+) -> Run:
+    """Train until the time is up, going on from `folder`/`part`.pt where there is one.
 
     `start`: a folder of weights to begin with, instead of from nothing.
     """
@@ -33,30 +54,34 @@ def train(*, folder: Path, seconds: float, device: str, start: Path | None = Non
     else:
         model = AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32)
     model.to(device)
-    decoder = model.decoder
+    half = model.decoder if part == "decoder" else model.encoder
     run = Run(
-        file=folder / "vae.pt",
+        file=folder / f"{part}.pt",
         seconds=seconds,
-        model=decoder,
-        optimisers=_optimisers(decoder),
-        average=Average(decoder, decay=0.995),
+        model=half,
+        optimisers=_optimisers(half),
+        average=Average(half, decay=0.995),
     )
-    chance = random.Random(run.samples)
-    generator = torch.Generator().manual_seed(run.samples)
-    choices = training_combinations()
-    weights = [OFTEN.get(item.motion, 1) for item in choices]
-    while not run.finished:
-        scene = scenes(chance.choices(choices, weights, k=BATCH), generator)
-        pixels, fields = draw(scene) * 2 - 1, latents.draw_latents(scene).transpose(1, 2)
-        weight = 1 + 4 * _near_object(scene)
-        if run.progress < WHOLE_FROM:
-            pixels, fields, weight = _window(scene, pixels, fields, weight, chance)
-        noise = NOISE * chance.random() * torch.randn(fields.shape, generator=generator)
+    torch.manual_seed(run.samples)
+    loss = _decoder_loss if part == "decoder" else _encoder_loss
+    for sample in _samples(run, device):
         with torch.autocast(device, torch.bfloat16):
-            drawn = decode(model, (fields + noise).to(device))
-        error = (drawn.float() - pixels.to(device)).square() + 0.1 * (drawn.float() - pixels.to(device)).abs()
-        run.step((error * weight.to(device)).mean(), samples=BATCH)
+            found = loss(model, sample)
+        run.step(found, samples=BATCH)
     return run
+
+
+def _decoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
+    strength = NOISE * torch.rand_like(sample.fields[:, :1, :1, :1, :1])
+    noisy = sample.fields + strength * torch.randn_like(sample.fields)
+    error = decode(model, noisy).float() - sample.pixels
+    return ((error.square() + 0.1 * error.abs()) * (1 + 4 * sample.near)).mean()
+
+
+def _encoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
+    near = latents.nearness(sample.fields.transpose(1, 2)).transpose(1, 2)
+    error = model.encode(sample.pixels).latent_dist.mode().float() - sample.fields
+    return (error.square() * (1 + 4 * near)).mean()
 
 
 def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
@@ -70,30 +95,51 @@ def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
     return torch.cat(drawn, dim=2)
 
 
-def _near_object(scene: Scenes) -> Tensor:
-    """1 within one and a half times the object's radius, 0 elsewhere: (n, 1, 17, 96, 144)."""
-    near: Tensor = object_coordinates(scene, pixel_grid()).norm(dim=-1) < 1.5
-    return near.float()[:, None]
+def _samples(run: Run, device: str) -> Iterator[Sample]:
+    """One after another until the run is finished."""
+    chance = random.Random(run.samples)
+    generator = torch.Generator().manual_seed(run.samples)
+    choices = training_combinations()
+    weights = [OFTEN.get(item.motion, 1) * OFTEN.get(item.shape, 1) for item in choices]
+    while not run.finished:
+        picked = [scenes([item], generator) for item in chance.choices(choices, weights, k=BATCH)]
+        clips = [_clip(scene) for scene in picked]
+        if run.progress < WHOLE_FROM:
+            clips = [_window(scene, clip, chance) for scene, clip in zip(picked, clips, strict=True)]
+        yield Sample(
+            pixels=torch.cat([clip.pixels for clip in clips]).to(device),
+            fields=torch.cat([clip.fields for clip in clips]).to(device),
+            near=torch.cat([clip.near for clip in clips]).to(device),
+        )
 
 
-def _window(
-    scene: Scenes, pixels: Tensor, fields: Tensor, weight: Tensor, chance: random.Random
-) -> tuple[Tensor, Tensor, Tensor]:
+def _clip(scene: Scenes) -> Sample:
+    near = object_coordinates(scene, pixel_grid()).norm(dim=-1) < 1.5
+    return Sample(
+        pixels=draw(scene) * 2 - 1,
+        fields=latents.draw_latents(scene).transpose(1, 2),
+        near=near.float()[:, None],
+    )
+
+
+def _window(scene: Scenes, sample: Sample, chance: random.Random) -> Sample:
     """Three latent frames of a part of the picture with the object in it, or a piece of it.
 
-    The first then stands for a single frame, as a clip's first does.
+    The first then stands for a single frame, as a clip's first does, and is an even one, for which the clock says the
+    same.
     """
-    start = chance.randrange(latents.LATENT_FRAMES - WINDOW + 1)
+    start = chance.randrange(0, latents.LATENT_FRAMES - WINDOW + 1, 2)
     x, y = (scene.centre[0, (start + chance.randrange(WINDOW)) * latents.GROUP] / latents.CELL).tolist()
     left = round(min(max(x - CROP[0] / 2, 0), latents.LATENT_WIDTH - CROP[0]))
     top = round(min(max(y - CROP[1] / 2, 0), latents.LATENT_HEIGHT - CROP[1]))
-    fields = fields[:, :, start : start + WINDOW, top : top + CROP[1], left : left + CROP[0]].clone()
+    fields = sample.fields[:, :, start : start + WINDOW, top : top + CROP[1], left : left + CROP[0]].clone()
     fields[:, :2, 0] = fields[:, 2:4, 0]
     fields[:, 4, 0] = fields[:, 5, 0]
     frames = slice(start * latents.GROUP, (start + WINDOW - 1) * latents.GROUP + 1)
     rows = slice(top * latents.CELL, (top + CROP[1]) * latents.CELL)
     columns = slice(left * latents.CELL, (left + CROP[0]) * latents.CELL)
-    return pixels[:, :, frames, rows, columns], fields, weight[:, :, frames, rows, columns]
+    piece = (..., frames, rows, columns)
+    return Sample(pixels=sample.pixels[piece], fields=fields, near=sample.near[piece])
 
 
 def initialise(model: AutoencoderKLCogVideoX) -> None:
@@ -110,14 +156,23 @@ def initialise(model: AutoencoderKLCogVideoX) -> None:
             if name.endswith("conv2.conv"):
                 with torch.no_grad():
                     module.weight.mul_(0.3)
+    _be_certain(model.encoder.conv_out.conv)
 
 
-def _optimisers(decoder: nn.Module) -> list[torch.optim.Optimizer]:
+@torch.no_grad()
+def _be_certain(conv: nn.Conv3d) -> None:
+    """The second half of what the encoder says is its doubt; no loss asks for it, so it stays as it begins."""
+    assert conv.bias is not None
+    conv.weight[latents.CHANNELS :] = 0
+    conv.bias[latents.CHANNELS :] = LOG_VARIANCE
+
+
+def _optimisers(half: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the large convolutions, AdamW for all else."""
-    large = [value for value in decoder.parameters() if value.ndim == 5 and value[0].numel() >= 128]
+    large = [value for value in half.parameters() if value.ndim == 5 and value[0].numel() >= 128]
     kept = {id(value) for value in large}
-    rest = [value for value in decoder.parameters() if id(value) not in kept]
+    rest = [value for value in half.parameters() if id(value) not in kept]
     return [
-        Muon(large, lr=0.02),
+        Muon(large, lr=0.01),
         torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
