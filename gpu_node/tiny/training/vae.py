@@ -22,6 +22,8 @@ WINDOW = 3  # latent frames: the VAE takes a clip in such pieces
 OFTEN = {"bouncing": 4, "turning": 4, "right": 2, "left": 2, "up": 2, "down": 2}  # what moves fast is hardest
 OFTEN |= {"star": 2, "heart": 2}  # and so are corners
 CROP = (10, 8)  # cells across and down
+LOOSE = 1.5  # cells by which the object may be off the middle of the part
+STILLS_UNTIL = 0.6  # of the time: the encoder begins with single frames, which cost least to learn from
 WHOLE_FROM = 0.85  # of the time: from then on whole clips, piece by piece with the cache between, as in use
 LOG_VARIANCE = -9.0  # what the encoder says of its own doubt, always: what it sees is drawn exactly
 
@@ -64,7 +66,7 @@ def train(
     )
     torch.manual_seed(run.samples)
     loss = _decoder_loss if part == "decoder" else _encoder_loss
-    for sample in _samples(run, device):
+    for sample in _samples(run, device, stills=part == "encoder"):
         with torch.autocast(device, torch.bfloat16):
             found = loss(model, sample)
         run.step(found, samples=BATCH)
@@ -95,22 +97,33 @@ def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
     return torch.cat(drawn, dim=2)
 
 
-def _samples(run: Run, device: str) -> Iterator[Sample]:
-    """One after another until the run is finished."""
+def _samples(run: Run, device: str, *, stills: bool) -> Iterator[Sample]:
+    """One after another until the run is finished. `stills`: whether to begin with single frames."""
     chance = random.Random(run.samples)
     generator = torch.Generator().manual_seed(run.samples)
     choices = training_combinations()
     weights = [OFTEN.get(item.motion, 1) * OFTEN.get(item.shape, 1) for item in choices]
     while not run.finished:
         picked = [scenes([item], generator) for item in chance.choices(choices, weights, k=BATCH)]
-        clips = [_clip(scene) for scene in picked]
-        if run.progress < WHOLE_FROM:
-            clips = [_window(scene, clip, chance) for scene, clip in zip(picked, clips, strict=True)]
+        clips = [piece for scene in picked for piece in _pieces(scene, run.progress, chance, stills=stills)]
         yield Sample(
             pixels=torch.cat([clip.pixels for clip in clips]).to(device),
             fields=torch.cat([clip.fields for clip in clips]).to(device),
             near=torch.cat([clip.near for clip in clips]).to(device),
         )
+
+
+def _pieces(scene: Scenes, progress: float, chance: random.Random, *, stills: bool) -> list[Sample]:
+    """What of a clip is learned from at this point of the run."""
+    clip = _clip(scene)
+    if progress >= WHOLE_FROM:
+        return [clip]
+    if stills and progress < STILLS_UNTIL:
+        return [_window(scene, clip, chance, start=start, length=1) for start in range(latents.LATENT_FRAMES)]
+    start = chance.randrange(
+        0, latents.LATENT_FRAMES - WINDOW + 1, 2
+    )  # even, or the clock would tick otherwise
+    return [_window(scene, clip, chance, start=start, length=WINDOW)]
 
 
 def _clip(scene: Scenes) -> Sample:
@@ -122,20 +135,19 @@ def _clip(scene: Scenes) -> Sample:
     )
 
 
-def _window(scene: Scenes, sample: Sample, chance: random.Random) -> Sample:
-    """Three latent frames of a part of the picture with the object in it, or a piece of it.
+def _window(scene: Scenes, sample: Sample, chance: random.Random, *, start: int, length: int) -> Sample:
+    """`length` latent frames of a part of the picture with the object in it, or a piece of it.
 
-    The first then stands for a single frame, as a clip's first does, and is an even one, for which the clock says the
-    same.
+    The first then stands for a single frame, as a clip's first does.
     """
-    start = chance.randrange(0, latents.LATENT_FRAMES - WINDOW + 1, 2)
-    x, y = (scene.centre[0, (start + chance.randrange(WINDOW)) * latents.GROUP] / latents.CELL).tolist()
+    x, y = (scene.centre[0, (start + chance.randrange(length)) * latents.GROUP] / latents.CELL).tolist()
+    x, y = x + chance.uniform(-LOOSE, LOOSE), y + chance.uniform(-LOOSE, LOOSE)
     left = round(min(max(x - CROP[0] / 2, 0), latents.LATENT_WIDTH - CROP[0]))
     top = round(min(max(y - CROP[1] / 2, 0), latents.LATENT_HEIGHT - CROP[1]))
-    fields = sample.fields[:, :, start : start + WINDOW, top : top + CROP[1], left : left + CROP[0]].clone()
+    fields = sample.fields[:, :, start : start + length, top : top + CROP[1], left : left + CROP[0]].clone()
     fields[:, :2, 0] = fields[:, 2:4, 0]
     fields[:, 4, 0] = fields[:, 5, 0]
-    frames = slice(start * latents.GROUP, (start + WINDOW - 1) * latents.GROUP + 1)
+    frames = slice(start * latents.GROUP, (start + length - 1) * latents.GROUP + 1)
     rows = slice(top * latents.CELL, (top + CROP[1]) * latents.CELL)
     columns = slice(left * latents.CELL, (left + CROP[0]) * latents.CELL)
     piece = (..., frames, rows, columns)
