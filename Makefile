@@ -5,7 +5,7 @@ TORCH_INSTALL ?= torch==2.13.0
 TEST_PROCESSES ?= 3
 MINUTES ?= 120
 SEED ?= $(shell $(PYTHON) -c 'import random; print(random.randrange(1, 100000))')
-PROMPT ?= A red ball bounces on green grass
+PROMPT ?= A golden star flies right at night
 
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -17,7 +17,7 @@ export PROMPT
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
-demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a golden star turning at night"
+demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a pink heart growing over the sea"
 	@$(BIN)/python -m videoplatform.demo --prompt "$$PROMPT"
 
 run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 GPU_NODE_PORT=8081

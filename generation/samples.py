@@ -14,8 +14,8 @@ FOR_ANY_MODEL = (
 )
 # English in every language, for these are the only words that the model knows.
 FOR_THE_DEMONSTRATION = (
-    "A red ball bouncing on a meadow",
-    "A golden star turning at night",
+    "A golden star flying right at night",
+    "A cyan ball moving left in the desert",
     "A pink heart growing over the sea",
 )
 

@@ -26,7 +26,9 @@ def main() -> None:
         sync_playwright() as playwright,
     ):
         hire(stack)
-        customer(stack, "carla", ["A red ball bounces on green grass", "A yellow star turns at night"])
+        customer(
+            stack, "carla", ["A cyan ball moves left in the desert", "A golden star flies right at night"]
+        )
         [last] = customer(stack, "boris", ["A blue square slides over sand"])
         stack.manage("audit_credits")
         browser = playwright.chromium.launch(executable_path=options.chromium, args=["--no-sandbox"])

@@ -428,7 +428,7 @@ def test_the_empty_gallery_offers_three_prompts(browser):
 def test_a_site_with_only_the_demonstration_model_says_so_and_offers_what_it_can_draw(browser, client, node):
     for page in (text(browser.get("/")), text(client.get("/"))):
         assert "small demonstration model" in page
-    assert "A golden star turning at night" in text(browser.get("/"))
+    assert "A golden star flying right at night" in text(browser.get("/"))
     node.backend = "CogVideoX-5B"
     node.save()
     for page in (text(browser.get("/")), text(client.get("/"))):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from videoplatform.instance import BASE_DIR, Instance, InstanceFailed
 
-PROMPT = "A red ball bounces on green grass"
+PROMPT = "A golden star flies right at night"
 JOB_SECONDS = 300.0
 POLL_SECONDS = 0.1
 
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(
         f"Done in {time.monotonic() - began:.1f} s; everything has been stopped.\n"
         "The clip is by the tiny demonstration model, which knows 8 colours, 5 shapes, 8 motions and 6 backgrounds\n"
-        '(docs/embedded-model.md). Try: make demo PROMPT="a golden star turning at night". `make run` serves it.\n'
+        '(docs/embedded-model.md). Try: make demo PROMPT="a pink heart growing over the sea". `make run` serves it.\n'
         "For real clips, name a GPU node that runs CogVideoX-5B by VIDEO_API_URL and VIDEO_API_KEY in .env (README)."
     )
     return 0
