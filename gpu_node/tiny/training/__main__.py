@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import torch
 from gpu_node.settings import LOG_FORMAT
 from gpu_node.tiny.training import transformer, vae
 from gpu_node.tiny.training.export import export
+from gpu_node.tiny.training.run import Run
 
 log = logging.getLogger(__name__)
-PARTS = {
+PARTS: dict[str, Callable[..., Run]] = {
     "transformer": transformer.train,
     "decoder": partial(vae.train, "decoder"),
     "encoder": partial(vae.train, "encoder"),

@@ -77,13 +77,15 @@ def _decoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
     strength = NOISE * torch.rand_like(sample.fields[:, :1, :1, :1, :1])
     noisy = sample.fields + strength * torch.randn_like(sample.fields)
     error = decode(model, noisy).float() - sample.pixels
-    return ((error.square() + 0.1 * error.abs()) * (1 + 4 * sample.near)).mean()
+    loss: Tensor = ((error.square() + 0.1 * error.abs()) * (1 + 4 * sample.near)).mean()
+    return loss
 
 
 def _encoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
     near = latents.nearness(sample.fields.transpose(1, 2)).transpose(1, 2)
     error = model.encode(sample.pixels).latent_dist.mode().float() - sample.fields
-    return (error.square() * (1 + 4 * near)).mean()
+    loss: Tensor = (error.square() * (1 + 4 * near)).mean()
+    return loss
 
 
 def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
