@@ -53,10 +53,10 @@ ON CONFLICT DO NOTHING
 """
 ATTEMPTS = """
 INSERT INTO generation_jobattempt (id, job_id, node_id, protocol, state, remote_id, file_name, step, generation_ms,
-    posted_at, opened_at, closed_at, lease_expires_at, error)
+    posted_at, opened_at, closed_at, lease_expires_at, profile, error)
 SELECT md5('attempt' || n)::uuid, md5('job' || n)::uuid, %(node)s, 'videos',
     CASE WHEN n %% 20 = 0 THEN 'failed' ELSE 'succeeded' END, n, '', 20, 28000, born, born,
-    born + interval '30 seconds', born, ''
+    born + interval '30 seconds', born, '', ''
 FROM (SELECT n, now() - (n::float / %(last)s) * interval '365 days' AS born
       FROM generate_series(greatest(21, %(first)s)::int, %(last)s::int) AS n) AS row
 ON CONFLICT DO NOTHING
