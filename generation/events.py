@@ -19,8 +19,8 @@ from generation.models import GenerationJob
 logger = logging.getLogger(__name__)
 
 CHANNEL = "generation_job"
-# A subscriber that does not read loses its oldest events, never the newest: each event says the whole state.
-BACKLOG = 100
+# A subscriber that does not read loses its oldest events, never the newest, and is told to look again.
+BACKLOG = 1000
 RECONNECT_SECONDS = 1.0
 
 
@@ -53,8 +53,8 @@ def publish(job: GenerationJob) -> None:
 class Hub:
     """One LISTEN connection, any number of subscribers in this process.
 
-    After a lost connection it reconnects and hands every subscriber `None`: something may have been missed,
-    look again.
+    A subscriber that gets `None` may have missed something and looks again: the connection was lost and is there
+    again, or the subscriber was too slow.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,9 @@ class Hub:
     def _hand_out(self, event: JobEvent | None) -> None:
         for queue in self._subscribers:
             if queue.full():
-                queue.get_nowait()
+                while not queue.empty():
+                    queue.get_nowait()
+                queue.put_nowait(None)
             queue.put_nowait(event)
 
 

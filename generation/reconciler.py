@@ -1,9 +1,9 @@
 """The level-triggered loop that heals: whatever was lost (a nudge, a worker, a reconciler, a node), the
 rows say what is to be done.
 
-Each sweep follows open attempts nobody follows, stores what nobody stores, ends what is past its deadline,
-and wakes dispatch when jobs wait and slots are free. NOTIFY only makes the next sweep come sooner. Two
-reconcilers may run: a lease decides who follows what.
+Each sweep follows open attempts nobody follows, stops those whose job is not wanted any more, stores what nobody
+stores, ends what is past its deadline, and wakes dispatch when jobs wait and slots are free. NOTIFY only makes it come
+sooner. Two reconcilers may run: a lease decides who follows what.
 """
 
 import asyncio
@@ -98,6 +98,7 @@ class Reconciler:
             "ending what is overdue": self._end_overdue,
             "nudging what is to be stored": self._nudge_stores,
             "following what nobody follows": self._follow_free,
+            "stopping what is not wanted any more": self._stop_unwanted,
             "nudging the dispatch": self._nudge_dispatch,
             "nudging the removal of files": self._nudge_removal,
             "forgetting closed accounts": self._forget_accounts,
@@ -123,6 +124,14 @@ class Reconciler:
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
             if await in_database(leases.take)(attempt_id=attempt.pk, token=self._token):
                 self._follow(attempt)
+
+    async def _stop_unwanted(self) -> None:
+        """As `_hear` does at once, for what no event told of."""
+        going_on = [pk for pk, follower in self._followers.items() if not follower.stop_requested.is_set()]
+        if going_on:
+            for attempt_id in await in_database(_unwanted_attempts)(going_on):
+                if follower := self._followers.get(attempt_id):
+                    follower.stop_requested.set()
 
     async def _nudge_dispatch(self) -> None:
         nudged_lately = _elapsed(self._nudged_at) < nudges.NUDGE_SECONDS
@@ -262,6 +271,12 @@ def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
     return list(
         free.exclude(job__state=State.STORING).exclude(pk__in=followed).select_related("job", "node")[:100]
     )
+
+
+def _unwanted_attempts(followed: list[uuid.UUID]) -> list[uuid.UUID]:
+    """Those whose job was canceled or ended by its deadline."""
+    unwanted = JobAttempt.objects.filter(pk__in=followed, cancel_requested_at__isnull=False)
+    return list(unwanted.values_list("pk", flat=True))
 
 
 def _unstored_attempts() -> list[uuid.UUID]:

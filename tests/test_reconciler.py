@@ -225,3 +225,31 @@ def test_rubbish_among_the_events_is_passed_over(user: Any, node: GpuNode, caplo
             await running
 
     async_to_sync(live_through_it)()
+
+
+def test_a_cancel_that_no_event_told_of_reaches_the_node_all_the_same(
+    duties: dict[str, Duty], server: VideosServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running_one = JobAttempt.objects.select_related("job").get(job__prompt="running")
+
+    def told_to_stop() -> bool:
+        remote = JobAttempt.objects.get(pk=running_one.pk).remote_id
+        return any(asked["path"] == f"/v1/videos/{remote}/cancel" for asked in server.requests())
+
+    def cancel_unheard() -> None:
+        with monkeypatch.context() as nobody_hears:
+            nobody_hears.setattr("generation.events.publish", lambda job: None)
+            lifecycle.cancel(job=running_one.job)
+
+    async def live_through_it() -> None:
+        reconciler = Reconciler()
+        running = asyncio.create_task(reconciler.run())
+        try:
+            await until(lambda: bool(JobAttempt.objects.get(pk=running_one.pk).remote_id), running, "posted")
+            await in_database(cancel_unheard)()
+            await until(told_to_stop, running, "the node was told")
+        finally:
+            reconciler.stop()
+            await running
+
+    async_to_sync(live_through_it)()
