@@ -9,11 +9,13 @@ import asyncio
 import logging
 import time
 import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 from django.conf import settings
 
 from generation import leases, lifecycle, scheduling
-from generation.database import in_database
+from generation.database import DATABASE_AWAY, in_database
 from generation.fleet import endpoint_of
 from generation.models import GpuNode, JobAttempt
 from generation.nodes import (
@@ -196,26 +198,41 @@ class Follower:
             return
         heartbeat = asyncio.create_task(self._keep_lease())
         try:
-            remote = await client.generate(
-                _request_of(self.attempt), timeout=settings.FIELD_NODE_TIMEOUT_SECONDS
-            )
-        except NodeTimeout as error:
-            await self._failed(
-                code="timed_out",
-                message=f"Video generation timed out (>{settings.FIELD_NODE_TIMEOUT_SECONDS}s)",
-                error=str(error),
-            )
-        except (NodeBusy, NodeNotReached) as error:
-            await self._refused(error)
-        except TransientNodeError as error:
-            await self._lost(str(error), pause=UNREACHABLE_PAUSE)
-        else:
-            await self._apply(remote)
+            await self._written_down(await self._generate(client))
         finally:
             heartbeat.cancel()
 
+    async def _generate(self, client: NodeClient) -> Callable[[], Awaitable[object]]:
+        """The long request; returns what is to be written down of its answer."""
+        seconds = settings.FIELD_NODE_TIMEOUT_SECONDS
+        try:
+            remote = await client.generate(_request_of(self.attempt), timeout=seconds)
+        except NodeTimeout as error:
+            message = f"Video generation timed out (>{seconds}s)"
+            return partial(self._failed, code="timed_out", message=message, error=str(error))
+        except (NodeBusy, NodeNotReached) as error:
+            return partial(self._refused, error)
+        except TransientNodeError as error:
+            return partial(self._lost, str(error), pause=UNREACHABLE_PAUSE)
+        return partial(self._apply, remote)
+
+    async def _written_down(self, write: Callable[[], Awaitable[object]]) -> None:
+        """The answer comes once only, so a database that is away is waited for."""
+        while True:
+            try:
+                await write()
+                return
+            except DATABASE_AWAY as error:
+                logger.warning("job %s: what the node answered waits: %s", self._job, str(error).strip())
+                await asyncio.sleep(RETRY_SECONDS)
+
     async def _keep_lease(self) -> None:
-        while await self._renew_lease():
+        held = True
+        while held:
+            try:
+                held = await self._renew_lease()
+            except DATABASE_AWAY as error:
+                logger.warning("job %s: lease not renewed: %s", self._job, str(error).strip())
             await asyncio.sleep(settings.LEASE_SECONDS / 3)
 
     # --- What the answers mean ---

@@ -1,0 +1,66 @@
+"""The one long request to a field node: its answer comes once, and must not be lost to a database that is away."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import OperationalError
+
+from generation import leases, lifecycle, scheduling
+from generation.following import Follower
+from generation.models import GenerationJob, GpuNode, JobAttempt
+from tests.field_node import FieldNode
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(scope="module")
+def field_node() -> Iterator[FieldNode]:
+    with FieldNode.start(fault="slow:2") as running:
+        yield running
+
+
+@pytest.fixture
+def attempt(user: Any, node: GpuNode, field_node: FieldNode) -> JobAttempt:
+    GpuNode.objects.update(
+        base_url=field_node.url, api_key=field_node.key, detected_protocol=GpuNode.Protocol.GENERATE_VIDEO
+    )
+    lifecycle.submit(user=user, prompt="a red ball", source="api")
+    opened = scheduling.claim_next()
+    assert opened is not None
+    return opened
+
+
+class Away:
+    """A function that finds the database away in some of its calls."""
+
+    def __init__(self, function: Callable[..., Any], *, in_calls: range) -> None:
+        self._function, self._in_calls = function, in_calls
+        self.calls = 0
+
+    def __call__(self, *args: Any, **values: Any) -> Any:
+        self.calls += 1
+        if self.calls in self._in_calls:
+            raise OperationalError("the server closed the connection")
+        return self._function(*args, **values)
+
+
+def test_the_answer_waits_for_the_database_and_the_lease_is_renewed_after_it(
+    attempt: JobAttempt, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.LEASE_SECONDS = 1
+    monkeypatch.setattr("generation.following.RETRY_SECONDS", 0.1)
+    write, renew = (
+        Away(lifecycle.begin_storing, in_calls=range(1, 4)),
+        Away(leases.take, in_calls=range(2, 3)),
+    )
+    token = uuid.uuid4()
+    assert leases.take(attempt_id=attempt.pk, token=token)
+    monkeypatch.setattr("generation.following.lifecycle.begin_storing", write)
+    monkeypatch.setattr("generation.following.leases.take", renew)
+    async_to_sync(Follower(attempt, token=token).run)()
+    job = GenerationJob.objects.get()
+    assert (job.state, job.attempt_count, write.calls) == ("storing", 1, 4)
+    assert renew.calls > 2
