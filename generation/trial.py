@@ -1,5 +1,6 @@
 """A clip that a node makes outside of any job: whether it works, for the breaker and for `check_gpu_node`."""
 
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,12 +12,21 @@ from django.conf import settings
 from generation import media
 from generation.fleet import endpoint_of
 from generation.models import GpuNode
-from generation.nodes import GenerationRequest, NodeClient, NodeError, RemoteJob, open_client
+from generation.nodes import (
+    GenerationRequest,
+    NodeClient,
+    NodeError,
+    NodeTimeout,
+    RemoteJob,
+    open_client,
+)
 from generation.work_folders import work_folder
 
 PROMPT = "a red ball moving right on a white background"
 # The cheapest clip that shows that a node works: nine frames are the least above one that the model makes.
 FRAMES, FPS, STEPS = 9, 8, 4
+# Between two questions: a server without long polling answers each at once.
+PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ async def make_clip(
     with work_folder() as folder:
         raw, clip, poster = (folder / name for name in ("raw.mp4", "clip.mp4", "poster.jpg"))
         async with open_client(endpoint_of(node, protocol=protocol)) as client:
-            made = await _make(client, request, on_step)
+            made = await _made_in_time(client, request, on_step)
             if on_made:
                 await on_made(made.generation_ms)
             await client.download(made, raw, max_bytes=settings.MAX_VIDEO_BYTES)
@@ -67,6 +77,17 @@ async def make_clip(
         if keep_as:
             keep_as.write_bytes(clip.read_bytes())
     return TrialClip(facts=facts, generation_ms=made.generation_ms)
+
+
+async def _made_in_time(
+    client: NodeClient, request: GenerationRequest, on_step: Callable[[int], None] | None
+) -> RemoteJob:
+    """A node that goes on for ever is as broken as one that says so: no job would wait longer."""
+    try:
+        async with asyncio.timeout(settings.JOB_DEADLINE_SECONDS):
+            return await _make(client, request, on_step)
+    except TimeoutError:
+        raise NodeTimeout(f"The node did not make it within {settings.JOB_DEADLINE_SECONDS} s.") from None
 
 
 async def _make(
@@ -80,6 +101,7 @@ async def _make(
             made = await client.retrieve(made.remote_id, wait=10)
             if on_step:
                 on_step(made.step or 0)
+            await asyncio.sleep(PAUSE_SECONDS)
     if made.state != "completed":
         raise NodeError(made.error or f"The node ended it as {made.state}.")
     return made
