@@ -579,6 +579,16 @@ def test_extra_fields_of_wrong_types_are_left_out() -> None:
     assert job == RemoteJob(remote_id="v1", state="in_progress")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "milliseconds"),
+    [("28.4", 28400), ("0", 0), ("1e9", None), ("1e308", None), ("1e999", None), ("-1", None), ('"2"', None)],
+)
+def test_a_clips_time_is_milliseconds_that_a_column_can_hold(seconds: str, milliseconds: int | None) -> None:
+    with canned(json_answer(f'{{"id": "v1", "status": "completed", "inference_time_s": {seconds}}}')) as url:
+        job = ask(url, lambda client: client.retrieve("v1"))
+    assert (job.state, job.generation_ms) == ("completed", milliseconds)
+
+
 def test_nothing_that_a_database_cannot_hold_comes_through() -> None:
     said = """{"status": "rea\\u0000dy", "backend": "x\\ud800y", "capacity": 1e9, "detail": {"a\\u0000": ["b\\u0000"]},
      "queue_depth": 1e12, "seconds_per_step": 1e999, "sizes": ["720x480", 5, "big"]}"""

@@ -205,4 +205,4 @@ def _generation_ms(body: Mapping[str, Any]) -> int | None:
     if milliseconds is not None:
         return milliseconds
     seconds = parsing.real_number(body.get("inference_time_s"))
-    return None if seconds is None else round(seconds * 1000)
+    return None if seconds is None else parsing.whole_number(seconds * 1000)
