@@ -32,8 +32,8 @@ def work_folder() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Remove the folders whose owner is gone."""
-    for folder in settings.WORK_DIR.iterdir():
+    """Remove the folders whose owner is gone. What is no folder was not made here, and stays."""
+    for folder in filter(Path.is_dir, settings.WORK_DIR.iterdir()):
         try:
             _remove_if_abandoned(folder)
         except FileNotFoundError:

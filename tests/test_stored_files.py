@@ -175,3 +175,14 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
         for owner in owners:
             owner.kill()
             owner.communicate()
+
+
+def test_what_somebody_else_put_among_the_scratch_folders_stops_nothing(settings, tmp_path):
+    settings.WORK_DIR = tmp_path / "work"
+    settings.WORK_DIR.mkdir()
+    stray = settings.WORK_DIR / ".DS_Store"
+    stray.write_bytes(b"a file browser was here")
+    os.utime(stray, (time.time() - 120,) * 2)
+    with work_folder() as folder:
+        assert folder.is_dir()
+    assert stray.exists()
