@@ -1,6 +1,7 @@
 """The GPU nodes: where they are, and what was last heard of them."""
 
 import logging
+from itertools import chain, count
 
 from django.conf import settings
 from django.db.models.functions import Now
@@ -80,5 +81,6 @@ def _log_change(node: GpuNode, status: str, why: str = "") -> None:
 
 
 def _free_name() -> str:
-    taken = GpuNode.objects.filter(name__startswith=ENVIRONMENT_NODE).count()
-    return ENVIRONMENT_NODE if not taken else f"{ENVIRONMENT_NODE}-{taken + 1}"
+    taken = set(GpuNode.objects.values_list("name", flat=True))
+    names = chain([ENVIRONMENT_NODE], (f"{ENVIRONMENT_NODE}-{number}" for number in count(2)))
+    return next(name for name in names if name not in taken)

@@ -62,3 +62,10 @@ def test_a_row_of_staff_with_that_address_is_taken_over_and_the_earlier_one_swit
     staffs.refresh_from_db()
     assert (staffs.name, staffs.from_environment, staffs.enabled) == ("rack 2", True, True)
     assert (earlier.from_environment, earlier.enabled) == (False, False)
+
+
+def test_a_name_that_is_taken_is_not_taken_again() -> None:
+    GpuNode.objects.create(name="default-2", base_url="http://gpu-c:8081")
+    assert getattr(sync_environment_node(), "name", None) == "default"
+    GpuNode.objects.filter(name="default").update(from_environment=False, base_url="http://gpu-d:8081")
+    assert getattr(sync_environment_node(), "name", None) == "default-3"
