@@ -164,10 +164,12 @@ def _it_can_run(node: GpuNode, jobs: QuerySet[GenerationJob]) -> QuerySet[Genera
 
 def _seconds_per_frame_step(node: GpuNode) -> float:
     """Measured on the slowest of the node's last clips."""
-    done = JobAttempt.objects.filter(node=node, state=JobAttempt.State.SUCCEEDED, generation_ms__isnull=False)
+    done = JobAttempt.objects.filter(
+        node=node, state=JobAttempt.State.SUCCEEDED, generation_ms__isnull=False, closed_at__isnull=False
+    )
     rates = [
         milliseconds / 1000 / (frames * steps)
-        for milliseconds, frames, steps in done.order_by("-opened_at").values_list(
+        for milliseconds, frames, steps in done.order_by("-closed_at").values_list(
             "generation_ms", "job__num_frames", "job__num_inference_steps"
         )[:10]
         if milliseconds
