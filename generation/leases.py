@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from django.conf import settings
-from django.db import close_old_connections
+from django.db import close_old_connections, connections
 from django.db.models import Q, QuerySet
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Now
@@ -63,7 +63,7 @@ def kept(*, attempt_id: uuid.UUID, token: uuid.UUID) -> Iterator[None]:
                 take(attempt_id=attempt_id, token=token)
             except DATABASE_AWAY as error:
                 logger.warning("attempt %s: lease not renewed: %s", attempt_id.hex, str(error).strip())
-        close_old_connections()
+        connections.close_all()  # this thread's own, which ends here
 
     thread = threading.Thread(target=renew, daemon=True, name="lease")
     thread.start()

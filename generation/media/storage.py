@@ -61,13 +61,16 @@ def _save(path: Path, name: str, storage: Storage) -> None:
 
 
 def _flush_to_disk(name: str, storage: Storage) -> None:
-    """Credits are captured next, in a database that survives a power cut; so must the clip."""
+    """Credits are captured next, in a database that survives a power cut; so must the clip, and the names that lead
+    to it.
+    """
     try:
-        path = storage.path(name)
+        path = Path(storage.path(name))
     except NotImplementedError:
         return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    for place in (path, *path.parents[: name.count("/") + 1]):
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
