@@ -298,13 +298,20 @@ def _place_clips(archive: tarfile.TarFile) -> None:
         target = root / name
         if target.exists() and target.stat().st_size == member.size:
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_private_folders(target.parent)
         part = target.with_name(f".{target.name}.part")
-        with part.open("wb") as stream:
+        part.unlink(missing_ok=True)  # of a restore that was killed
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
             shutil.copyfileobj(_member(archive, member.name), stream)
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(target)
+
+
+def _make_private_folders(folder: Path) -> None:
+    """As the site makes them: clips are for nobody else on the machine."""
+    for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+        missing.mkdir(mode=0o700)
 
 
 def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
