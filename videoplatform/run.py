@@ -4,7 +4,8 @@ Reads `.env`, works out which programs of supervisord.conf run and with what env
 supervises. One process is launcher, supervisor and console: it restarts what dies (and first ends what is left of its
 process group), shows the logs with a prefix, and says where to go once the site answers.
 
-Ends with 2 and a sentence when it cannot start: another one runs in this DATA_DIR, or a port is taken.
+Ends with 2 and a sentence when it cannot start: another one runs in this DATA_DIR, a port is taken, or a setting cannot
+be read.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import IO
 from urllib.parse import urlsplit
 
 import psutil
-from environs import Env
+from environs import Env, EnvError, validate
 from supervisor import events
 from supervisor.medusa import asyncore_25 as asyncore
 from supervisor.options import ServerOptions
@@ -34,6 +35,7 @@ from supervisor.supervisord import Supervisor
 from videoplatform.first_run import write_secrets
 
 BASE_DIR = Path(__file__).resolve().parent.parent
+PORTS = validate.Range(min=1, max=65535)
 PROGRAMS = ("postgres", "web", "worker", "reconciler", "gpu_node", "bot")
 # In the environment of every process started here, so that a later start finds what an earlier one left behind.
 MARK = "VIDEOPLATFORM_RUN"
@@ -64,15 +66,15 @@ class Plan:
 
 
 def make_plan(env: Env) -> Plan:
-    """Read the plan from the environment; docs/configuration.md describes the names."""
-    node_port = env.int("GPU_NODE_PORT", 8081)
+    """Read the plan from the environment; docs/configuration.md describes the names. Raises EnvError."""
+    node_port = env.int("GPU_NODE_PORT", 8081, validate=PORTS)
     node_url = env.str("VIDEO_API_URL", "") or f"http://127.0.0.1:{node_port}"
     address = urlsplit(node_url)
     local = address.hostname in {"127.0.0.1", "localhost", "::1"} and address.port == node_port
     return Plan(
         data_dir=env.path("DATA_DIR", BASE_DIR / ".data").resolve(),
         host=env.str("WEB_HOST", "127.0.0.1"),
-        port=env.int("PORT", 8000),
+        port=env.int("PORT", 8000, validate=PORTS),
         node_port=node_port if local else None,
         embedded_postgres=not env.str("DATABASE_URL", ""),
         bot=bool(env.str("TELEGRAM_BOT_TOKEN", "")),
@@ -293,8 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_secrets(BASE_DIR / ".env")
     env = Env()
     env.read_env(str(BASE_DIR / ".env"), recurse=False)
-    plan = make_plan(env)
     try:
+        plan = make_plan(env)
         with only_one(plan.data_dir):
             check_port(plan.host, plan.port, "PORT")
             if plan.node_port is not None:
@@ -304,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             words = prepare_installation()
             print("Starting. The first start takes some seconds.", flush=True)
             supervise(Console(plan, words), leash=leash)
-    except CannotRun as error:
+    except (CannotRun, EnvError) as error:
         print(error, file=sys.stderr)
         return 2
     print("Stopped.", flush=True)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import dj_database_url
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
-from environs import Env
+from environs import Env, validate
 
 from videoplatform import embedded_postgres
 
@@ -22,6 +22,16 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = Env()
 env.read_env(str(BASE_DIR / ".env"), recurse=False)
+PORTS = validate.Range(min=1, max=65535)
+POSITIVE = validate.Range(min=0, min_inclusive=False)
+NOT_NEGATIVE = validate.Range(min=0)
+
+
+def names(variable: str, default: list[str]) -> list[str]:
+    """By commas; space around them does not count, and an empty value is none."""
+    given: list[str] = env.list(variable, [])
+    return [name.strip() for name in given if name.strip()] or default
+
 
 # --- Core -------------------------------------------------------------------------------------------------------------
 DEBUG = env.bool("DEBUG", False)
@@ -32,12 +42,12 @@ if not SECRET_KEY:
     )
 
 # What stored secrets are encrypted with: the first one for new ones, all of them to read.
-ENCRYPTION_KEYS = env.list("ENCRYPTION_KEYS", [SECRET_KEY])
+ENCRYPTION_KEYS = names("ENCRYPTION_KEYS", [SECRET_KEY])
 
-PORT = env.int("PORT", 8000)
-ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
+PORT = env.int("PORT", 8000, validate=PORTS)
+ALLOWED_HOSTS = names("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
 SITE_URL = env.str("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
-CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", [SITE_URL] if SITE_URL.startswith("https://") else [])
+CSRF_TRUSTED_ORIGINS = names("CSRF_TRUSTED_ORIGINS", [SITE_URL] if SITE_URL.startswith("https://") else [])
 DATA_DIR = env.path("DATA_DIR", BASE_DIR / ".data").resolve()
 LOG_LEVEL = env.log_level("LOG_LEVEL", logging.INFO)
 
@@ -121,7 +131,7 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
 # connection a process: a pool that is forked, as the worker forks, gives one connection to two processes. asgi.py names
 # the process, so that none of its children takes itself for it.
 WEB_PROCESS = env.str("VIDEOPLATFORM_WEB_PID", "") == str(os.getpid())
-DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 10) if WEB_PROCESS else 0
+DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 10, validate=NOT_NEGATIVE) if WEB_PROCESS else 0
 if DATABASE_POOL_SIZE:
     DATABASES["default"]["CONN_MAX_AGE"] = 0
     DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
@@ -160,9 +170,9 @@ MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_FORMS = {"add_webauthn": "accounts.forms.PasskeyForm"}
 MFA_TOTP_TOLERANCE = 1  # half minutes: clocks of phones differ, and so does how fast people type
 MFA_TOTP_ISSUER = "Video platform"
-SIGNUP_CREDITS = env.int("SIGNUP_CREDITS", 500, validate=lambda n: n >= 0)
+SIGNUP_CREDITS = env.int("SIGNUP_CREDITS", 500, validate=NOT_NEGATIVE)
 EMAIL_HOST = env.str("EMAIL_HOST", "")
-EMAIL_PORT = env.int("EMAIL_PORT", 587)
+EMAIL_PORT = env.int("EMAIL_PORT", 587, validate=PORTS)
 EMAIL_HOST_USER = env.str("EMAIL_HOST_USER", "")
 EMAIL_HOST_PASSWORD = env.str("EMAIL_HOST_PASSWORD", "")
 EMAIL_USE_SSL = env.bool("EMAIL_USE_SSL", False)
@@ -175,39 +185,39 @@ DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", "Video platform <noreply@loca
 # --- Staff ------------------------------------------------------------------------------------------------------------
 STAFF_REQUIRE_MFA = env.bool("STAFF_REQUIRE_MFA", not DEBUG)
 # What support and operators may refund in any 24 hours; finance and owners are not bound by it.
-REFUND_LIMIT_CREDITS = env.int("REFUND_LIMIT_CREDITS", 5000, validate=lambda n: n >= 0)
+REFUND_LIMIT_CREDITS = env.int("REFUND_LIMIT_CREDITS", 5000, validate=NOT_NEGATIVE)
 
 # --- Generation: what a clip costs and what is allowed ----------------------------------------------------------------
 # Where people get more credits: a shop, a form, an address to write to.
 CREDITS_URL = env.str("CREDITS_URL", "")
 if CREDITS_URL and urlsplit(CREDITS_URL).scheme not in ("http", "https", "mailto"):
     raise ImproperlyConfigured("CREDITS_URL must start with http://, https:// or mailto:")
-VIDEO_COST = env.int("VIDEO_COST", 50, validate=lambda n: n >= 0)
-VIDEO_COOLDOWN_SECONDS = env.int("VIDEO_COOLDOWN_SECONDS", 60)
-MAX_PROMPT_LENGTH = env.int("MAX_PROMPT_LENGTH", 200)
+VIDEO_COST = env.int("VIDEO_COST", 50, validate=NOT_NEGATIVE)
+VIDEO_COOLDOWN_SECONDS = env.int("VIDEO_COOLDOWN_SECONDS", 60, validate=NOT_NEGATIVE)
+MAX_PROMPT_LENGTH = env.int("MAX_PROMPT_LENGTH", 200, validate=POSITIVE)
 STAFF_GENERATE_FREE = env.bool("STAFF_GENERATE_FREE", True)
-VIDEO_EXPECTED_SECONDS = env.int("VIDEO_EXPECTED_SECONDS", 30)
+VIDEO_EXPECTED_SECONDS = env.int("VIDEO_EXPECTED_SECONDS", 30, validate=POSITIVE)
 
 # --- GPU nodes --------------------------------------------------------------------------------------------------------
 VIDEO_API_URL = env.str("VIDEO_API_URL", "").rstrip("/")
 VIDEO_API_KEY = env.str("VIDEO_API_KEY", "")
 if VIDEO_API_URL and urlsplit(VIDEO_API_URL).scheme not in ("http", "https"):
     raise ImproperlyConfigured("VIDEO_API_URL must start with http:// or https://")
-FIELD_NODE_TIMEOUT_SECONDS = env.int("FIELD_NODE_TIMEOUT_SECONDS", 90)
-NODE_HEALTH_SECONDS = env.float("NODE_HEALTH_SECONDS", 5.0)
-NODE_LOST_SECONDS = env.int("NODE_LOST_SECONDS", 120)
-NODE_MOVE_SECONDS = env.int("NODE_MOVE_SECONDS", 30)
+FIELD_NODE_TIMEOUT_SECONDS = env.int("FIELD_NODE_TIMEOUT_SECONDS", 90, validate=POSITIVE)
+NODE_HEALTH_SECONDS = env.float("NODE_HEALTH_SECONDS", 5.0, validate=POSITIVE)
+NODE_LOST_SECONDS = env.int("NODE_LOST_SECONDS", 120, validate=POSITIVE)
+NODE_MOVE_SECONDS = env.int("NODE_MOVE_SECONDS", 30, validate=POSITIVE)
 # So many attempts in a row that come to nothing set a node aside; trial clips decide when it is back.
-NODE_FAILURES_TO_SET_ASIDE = env.int("NODE_FAILURES_TO_SET_ASIDE", 5)
-NODE_TRIAL_SECONDS = env.int("NODE_TRIAL_SECONDS", 30)
-JOB_DEADLINE_SECONDS = env.int("JOB_DEADLINE_SECONDS", 1800)
-JOB_MAX_ATTEMPTS = env.int("JOB_MAX_ATTEMPTS", 3)
-LEASE_SECONDS = env.int("LEASE_SECONDS", 30)
-DOWNLOAD_TIMEOUT_SECONDS = env.int("DOWNLOAD_TIMEOUT_SECONDS", 120)
-MAX_VIDEO_BYTES = env.int("MAX_VIDEO_BYTES", 512 * 1024 * 1024)
+NODE_FAILURES_TO_SET_ASIDE = env.int("NODE_FAILURES_TO_SET_ASIDE", 5, validate=POSITIVE)
+NODE_TRIAL_SECONDS = env.int("NODE_TRIAL_SECONDS", 30, validate=POSITIVE)
+JOB_DEADLINE_SECONDS = env.int("JOB_DEADLINE_SECONDS", 1800, validate=POSITIVE)
+JOB_MAX_ATTEMPTS = env.int("JOB_MAX_ATTEMPTS", 3, validate=POSITIVE)
+LEASE_SECONDS = env.int("LEASE_SECONDS", 30, validate=POSITIVE)
+DOWNLOAD_TIMEOUT_SECONDS = env.int("DOWNLOAD_TIMEOUT_SECONDS", 120, validate=POSITIVE)
+MAX_VIDEO_BYTES = env.int("MAX_VIDEO_BYTES", 512 * 1024 * 1024, validate=POSITIVE)
 
 # --- Background work: the ORM broker carries nudges, the job table is the truth ---------------------------------------
-WORKER_PROCESSES = env.int("WORKER_PROCESSES", 2)
+WORKER_PROCESSES = env.int("WORKER_PROCESSES", 2, validate=POSITIVE)
 _TASK_TIMEOUT = DOWNLOAD_TIMEOUT_SECONDS + 120
 _QUEUE_LIMIT = WORKER_PROCESSES
 Q_CLUSTER = {
@@ -275,7 +285,7 @@ SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = HTTPS
 SECURE_SSL_REDIRECT = env.bool("SECURE_SSL_REDIRECT", False)
 SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^metrics$"]  # probes ask over plain HTTP from inside
 METRICS_TOKEN = env.str("METRICS_TOKEN", "")
-SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", 3600 if HTTPS else 0)
+SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", 3600 if HTTPS else 0, validate=NOT_NEGATIVE)
 BEHIND_PROXY = env.bool("BEHIND_PROXY", False)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
 ALLAUTH_TRUSTED_PROXY_COUNT = int(BEHIND_PROXY)  # whose address is counted when somebody guesses passwords
@@ -283,7 +293,7 @@ X_FRAME_OPTIONS = "DENY"
 # Nothing is uploaded here: prompts and forms are small.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
 # For the head of a request, and for its body before a least speed is asked of it.
-REQUEST_SECONDS = env.float("REQUEST_SECONDS", 20.0)
+REQUEST_SECONDS = env.float("REQUEST_SECONDS", 20.0, validate=POSITIVE)
 CONTENT_SECURITY_POLICY = {
     # unfold's Alpine needs unsafe-eval and style attributes, Swagger UI an inline script: the strict policy
     # is for every other page.
@@ -318,8 +328,8 @@ REST_FRAMEWORK: dict[str, Any] = {
     "EXCEPTION_HANDLER": "generation.api_errors.handle",
 }
 # Live event streams: a comment every so often keeps proxies from cutting them; a session or key is looked at again.
-EVENTS_HEARTBEAT_SECONDS = env.float("EVENTS_HEARTBEAT_SECONDS", 15.0)
-EVENTS_RECHECK_SECONDS = env.float("EVENTS_RECHECK_SECONDS", 60.0)
+EVENTS_HEARTBEAT_SECONDS = env.float("EVENTS_HEARTBEAT_SECONDS", 15.0, validate=POSITIVE)
+EVENTS_RECHECK_SECONDS = env.float("EVENTS_RECHECK_SECONDS", 60.0, validate=POSITIVE)
 SPECTACULAR_SETTINGS = {
     "TITLE": "Video platform API",
     "DESCRIPTION": "Text to video. Clients written against OpenAI's /v1/videos work here by changing the base URL.",
