@@ -363,6 +363,17 @@ class JobAttempt(models.Model):
         return f"attempt {self.id.hex} on {self.node}"
 
 
+class RunningTotal(models.Model):
+    """What a table that only grows adds up to until a moment. `running_totals` is the only writer."""
+
+    name = models.CharField(max_length=40, primary_key=True)
+    until = models.DateTimeField()
+    numbers = models.JSONField(help_text="Lists: labels, and the number last.")
+
+    def __str__(self) -> str:
+        return f"{self.name} until {self.until}"
+
+
 class SharedLink(models.Model):
     """An address at which anybody may watch one clip, until it is revoked. `sharing` is the only writer."""
 
@@ -399,6 +410,7 @@ __all__ = [
     "Preset",
     "RefundBatch",
     "Report",
+    "RunningTotal",
     "SharedLink",
     "UnclaimedFile",
 ]

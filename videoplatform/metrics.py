@@ -1,7 +1,7 @@
 """`/metrics` for Prometheus: how the platform stands, read from the database when it is asked.
 
-Every process and host gives the same answer, because nothing is counted in memory. Names and meanings are in
-docs/operations.md.
+Every process and host gives the same answer, because nothing is counted in memory. What grows for ever is not counted
+anew each time (`running_totals`). Names and meanings are in docs/operations.md.
 """
 
 import logging
@@ -10,7 +10,7 @@ from datetime import timedelta
 from ipaddress import ip_address
 
 from django.conf import settings
-from django.db.models import Count, F, Max, Min, Q, QuerySet, Sum
+from django.db.models import Count, F, Max, Min, QuerySet, Sum
 from django.db.models.functions import Abs, Greatest, Now
 from django.http import HttpRequest, HttpResponse
 from django.utils.crypto import constant_time_compare
@@ -22,6 +22,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from accounts.models import CreditAccount, CreditTransaction
+from generation import running_totals
 from generation.database import DATABASE_AWAY, RETRY_AFTER
 from generation.models import GenerationJob, GpuNode, JobAttempt, UnclaimedFile
 from telegram_bot.models import BotTraffic, JobMessage, TelegramUpdate
@@ -85,15 +86,19 @@ class PlatformCollector(Collector):
             "Jobs that have ended, by state and error code.",
             labels=["state", "code"],
         )
-        counts = GenerationJob.objects.order_by().values("state", "error_code").annotate(number=Count("pk"))
-        now = dict.fromkeys(GenerationJob.LIVE, 0)
-        for row in counts:
-            if row["state"] in now:
-                now[State(row["state"])] += row["number"]
-            else:
-                ended.add_metric([row["state"], row["error_code"]], row["number"])
-        for state, number in now.items():
-            live.add_metric([state], number)
+        over = running_totals.add_up(
+            "jobs_ended",
+            GenerationJob.objects.filter(finished_at__isnull=False),
+            moment="finished_at",
+            labels=["state", "error_code"],
+            number=Count("pk"),
+        )
+        for labels, number in over.items():
+            ended.add_metric(labels, number)
+        going_on = GenerationJob.objects.filter(finished_at=None, state__in=GenerationJob.LIVE).order_by()
+        now = dict(going_on.values_list("state").annotate(number=Count("pk")))
+        for state in GenerationJob.LIVE:
+            live.add_metric([state], now.get(state, 0))
         yield live
         yield ended
         yield _gauge(
@@ -116,19 +121,17 @@ class PlatformCollector(Collector):
             )
         }
         ready = set(GpuNode.objects.healthy().values_list("pk", flat=True))
-        is_open = Q(attempts__state=JobAttempt.State.OPEN)
-        rows = GpuNode.objects.annotate(
-            held=Count("attempts", filter=is_open),
-            silent=Count("attempts", filter=is_open & Q(attempts__silent_since__isnull=False)),
-            age=Now() - F("last_seen_at"),
-        )
-        for node in rows:
+        is_open = JobAttempt.objects.filter(state=JobAttempt.State.OPEN).order_by()
+        counts = is_open.values_list("node").annotate(held=Count("pk"), silent=Count("silent_since"))
+        attempts = {node: numbers for node, *numbers in counts}
+        for node in GpuNode.objects.annotate(age=Now() - F("last_seen_at")):
+            held, silent = attempts.get(node.pk, (0, 0))
             add = {name: family.add_metric for name, family in families.items()}
             add["ready"]([node.name], node.pk in ready)
             add["enabled"]([node.name], node.enabled)
             add["set_aside"]([node.name], node.set_aside_at is not None)
-            add["open_attempts"]([node.name], node.held)
-            add["silent_attempts"]([node.name], node.silent)
+            add["open_attempts"]([node.name], held)
+            add["silent_attempts"]([node.name], silent)
             add["failures_in_a_row"]([node.name], node.consecutive_failures)
             if node.age is not None:
                 add["heard_seconds"]([node.name], node.age.total_seconds())
@@ -138,10 +141,15 @@ class PlatformCollector(Collector):
         moved = CounterMetricFamily(
             "videoplatform_credits_moved", "Credits in entries of the ledger, by kind.", labels=["kind"]
         )
-        amount = Greatest(Abs("posted_delta"), Abs("held_delta"))
-        kinds = CreditTransaction.objects.order_by().values("kind").annotate(credits=Sum(amount))
-        for row in kinds:
-            moved.add_metric([row["kind"]], row["credits"])
+        kinds = running_totals.add_up(
+            "credits_moved",
+            CreditTransaction.objects.all(),
+            moment="created_at",
+            labels=["kind"],
+            number=Sum(Greatest(Abs("posted_delta"), Abs("held_delta"))),
+        )
+        for labels, number in kinds.items():
+            moved.add_metric(labels, number)
         yield moved
         totals = CreditAccount.objects.aggregate(posted=Sum("posted"), held=Sum("held"))
         yield _gauge("videoplatform_credits_owned", "Credits in all wallets.", totals["posted"] or 0)
