@@ -41,7 +41,6 @@ class PromptEncoder:
         self._dtype = dtype
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self.hits = 0
 
     def encode(self, prompt: str, negative_prompt: str) -> Prompts:
         """Both embeddings."""
@@ -50,7 +49,6 @@ class PromptEncoder:
     def _embedding(self, text: str) -> torch.Tensor:
         with self._lock:
             if text in self._kept:
-                self.hits += 1
                 self._kept.move_to_end(text)
                 return self._kept[text]
             embedding = self._kept[text] = self._encode(text)

@@ -35,8 +35,7 @@ def test_ways_are_measured_side_by_side_and_written_into_the_page(tmp_path: Path
     ]
 
     assert run_cases(cases[:1], tmp_path, seconds=0) == cases[:1], "no time is no time"
-    assert run_cases(cases, tmp_path) == []
-    (tmp_path / "quick.fp8.json").unlink()
+    assert run_cases(cases[:2], tmp_path) == []
     assert run_cases(cases, tmp_path, seconds=0.1) == [], "it was given all the time there was"
     tables = write_report(tmp_path, page, ways=list(WAYS))
 

@@ -392,6 +392,14 @@ def test_values_that_are_no_picture_fail_before_they_are_decoded(
 
 
 class TestModels:
+    def test_a_folder_without_a_model_is_said_plainly_and_without_its_path(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+
+        with pytest.raises(ModelUnavailable) as refused:
+            loaded(tmp_path / "empty")
+
+        assert str(refused.value) == "empty cannot be loaded: the folder has no model_index.json."
+
     @pytest.fixture(scope="class")
     def picture(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = tmp_path_factory.mktemp("pictures") / "start.png"

@@ -124,9 +124,8 @@ def test_health_says_that_a_picture_is_needed(client: Client) -> None:
     assert client.node.health()["takes_image"] is True
 
 
-@pytest.mark.parametrize("name", ["CogVideoX-2B", "CogVideoX1.5-5B"])
-def test_the_other_models_make_clips_too(name: str, tmp_path: Path) -> None:
-    folder = variants.save(name, tmp_path / f"mini-{name}")
+def test_the_newer_models_make_clips_too(tmp_path: Path) -> None:
+    folder = variants.save("CogVideoX1.5-5B", tmp_path / "mini-CogVideoX1.5-5B")
     env = {"GPU_NODE_MODEL": str(folder), "GPU_NODE_DEVICE": "cpu"}
     with NodeProcess.start(tmp_path / "node", env=env) as node:
         clip = frames_of(Client(node).make(num_frames=16))

@@ -81,12 +81,3 @@ def write_sentencepiece_model(path: Path) -> None:
         unk_id=2,
         bos_id=-1,
     )
-
-
-def test_a_folder_without_a_model_is_a_clear_failure(tmp_path: Path) -> None:
-    empty = tmp_path / "empty"
-    empty.mkdir()
-
-    env = {"GPU_NODE_MODEL": str(empty), "GPU_NODE_DEVICE": "cpu"}
-    with NodeProcess.start(tmp_path / "node", env=env, until="failed") as node:
-        assert node.health()["reason"] == "empty cannot be loaded: the folder has no model_index.json."

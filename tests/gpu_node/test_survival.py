@@ -2,10 +2,12 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
 from tests.gpu_node.client import LONG_STEPS, Client
 from tests.node_process import REPOSITORY, NodeProcess, wait_until
@@ -157,19 +159,52 @@ def test_a_clip_whose_file_is_being_written_can_be_canceled(client: Client, fold
 def test_a_kill_costs_what_ran_and_what_was_only_being_written_is_made_again(
     client: Client, folder: Path, undisturbed: bytes
 ) -> None:
+    """What runs here was asked for by a client of the field protocol, who still waits for its answer."""
     (folder / "hold_the_file").touch()
-    written, running = client.create(seed=21, **TWO_PIECES), client.create_long(seed=2)
-    waiting = client.create(seed=3)
-    client.wait_for_step(running["id"])
+    written = client.create(seed=21, **TWO_PIECES)
+    answers: list[requests.Response] = []
+    body = {"prompt": "something long", "steps": LONG_STEPS}
+    field = Client(client.node)
+    asking = threading.Thread(target=lambda: answers.append(field.post("/generate_video", json=body)))
+    asking.start()
+    running = wait_until(lambda: running_job(client, but=written["id"]), what="the job of the field client")
+    waiting = client.create(seed=21, **TWO_PIECES)
+    worker = client.node.worker_pid()
+    assert worker is not None
 
-    os.kill(client.node.worker_pid() or 0, signal.SIGKILL)
-    failed = client.finish(running["id"])
+    os.kill(worker, signal.SIGKILL)
+    failed = client.finish(running)
+    starting = client.node.wait_for("starting")
+    asking.join(60)
     (folder / "hold_the_file").unlink()
 
-    assert failed["error"]["code"] == "worker_died"
-    assert client.finish(written["id"])["status"] == "completed"
-    assert client.content(written["id"]) == undisturbed
-    assert client.finish(waiting["id"])["status"] == "completed"
+    message = "The GPU worker process died (killed by SIGKILL)."
+    assert failed["error"] == {"code": "worker_died", "message": message}
+    assert (answers[0].status_code, answers[0].json()) == (200, {"status": "error", "error": message})
+    assert starting["queue_depth"] == 2
+    assert [client.finish(job["id"])["status"] for job in (written, waiting)] == ["completed", "completed"]
+    assert client.content(written["id"]) == client.content(waiting["id"]) == undisturbed
+    assert client.node.worker_pid() != worker
+    assert not list(client.node.save_dir.glob("*.part"))
+
+
+def running_job(client: Client, *, but: str) -> str | None:
+    """The id of the other job that the GPU has done steps of."""
+    jobs = client.get("/v1/videos").json()["data"]
+    return next(
+        (job["id"] for job in jobs if job["status"] == "in_progress" and job["step"] and job["id"] != but),
+        None,
+    )
+
+
+def test_a_cancel_that_comes_in_a_step_stops_the_job_at_the_end_of_the_next(
+    client: Client, folder: Path
+) -> None:
+    (folder / "cancel_in_this_step").touch()
+    job = client.create_long()
+    client.wait_for_step(job["id"], 3)
+
+    assert client.cancel(job["id"])["stopped_at_step"] == 4
 
 
 def test_a_waiting_job_that_is_canceled_never_runs_though_the_worker_had_it(client: Client) -> None:
