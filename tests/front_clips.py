@@ -11,12 +11,12 @@ from tests.stack import Stack
 
 FOLDER = Path(__file__).resolve().parent.parent / "videoplatform" / "static" / "clips"
 PROMPTS = [
-    "A red ball bouncing on a meadow",
-    "A yellow star turning at night",
+    "A golden star flying right at night",
     "A pink heart growing on a black background",
-    "A blue ball moving right in the desert",
+    "A cyan ball moving left in the desert",
     "An orange triangle moving up over the sea",
-    "A cyan square moving left on a white background",
+    "A red heart growing on a meadow",
+    "A blue square moving left on a white background",
 ]
 MOST_BYTES = 100_000
 WAIT_SECONDS = 600
