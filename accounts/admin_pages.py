@@ -2,7 +2,7 @@
 stay fast, and a page that asks before it acts."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.admin import ModelAdmin
+from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminTextInputWidget
 
 from accounts.errors import LedgerError
@@ -31,6 +32,28 @@ MOST_CHOSEN = 500
 # Nobody pages further than this; to count all of a large table takes longer than to show it.
 MOST_COUNTED = 10_000
 HIDDEN = "********"
+
+
+class OnceForm(forms.Form):
+    """A form that is carried out once, however often it is sent: each page that shows it gives it another id."""
+
+    once = forms.UUIDField(widget=forms.HiddenInput, initial=uuid.uuid4)
+
+
+class Reasoned(forms.Form):
+    """Why it is done: written into the books or the log."""
+
+    reason = forms.CharField(
+        max_length=200, widget=UnfoldAdminTextInputWidget, help_text="The person it is about may see it."
+    )
+
+
+class ReasonForm(Reasoned, OnceForm):
+    """Most acts want no more than that."""
+
+
+# Where the forms of rows ask for it.
+WHY = ("Why", {"fields": ("reason",)})
 
 
 class ShortPaginator(Paginator):
@@ -70,6 +93,20 @@ class LoggedAdmin(FastAdmin):
     # Fields whose values nobody is shown, not even in the log.
     secret_fields: tuple[str, ...] = ()
 
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """As it would be, and a field for the reason."""
+        plain: type[forms.ModelForm] = kwargs.get("form") or self.form
+        kwargs["form"] = type(plain.__name__, (Reasoned, plain), {})
+        return super().get_form(request, obj, change, **kwargs)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return [name for name in super().get_fields(request, obj) if name != "reason"]
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        """Who only looks is not asked why."""
+        asked = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
+        return [*super().get_fieldsets(request, obj), *([WHY] if asked else [])]
+
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         request._form_of_act = form  # type: ignore[attr-defined]  # log_change below has only the request
         super().save_model(request, obj, form, change)
@@ -93,32 +130,20 @@ class LoggedAdmin(FastAdmin):
         # Without a form it is a page of Django's own: a password, say.
         after: dict[str, Any] = {"what": str(message)} if message else {}
         if form is not None:
-            after = {name: self._shown(name, form.cleaned_data.get(name)) for name in form.changed_data}
+            changed = [name for name in form.changed_data if name != "reason"]
+            after = {name: self._shown(name, form.cleaned_data.get(name)) for name in changed}
             before = {name: self._shown(name, form.initial.get(name)) for name in after if verb != "add"}
         log.record(
             clerk=Clerk.of(request),
             act=f"{self.opts.model_name}.{verb}",
             subject=obj,
+            reason=request.POST.get("reason", ""),
             before=before,
             after=after,
         )
 
     def _shown(self, name: str, value: Any) -> Any:
         return HIDDEN if name in self.secret_fields and value else value
-
-
-class OnceForm(forms.Form):
-    """A form that is carried out once, however often it is sent: each page that shows it gives it another id."""
-
-    once = forms.UUIDField(widget=forms.HiddenInput, initial=uuid.uuid4)
-
-
-class ReasonForm(OnceForm):
-    """Why it is done: written into the books or the log."""
-
-    reason = forms.CharField(
-        max_length=200, widget=UnfoldAdminTextInputWidget, help_text="The person it is about may see it."
-    )
 
 
 Act = Callable[[Clerk, dict[str, Any]], str]
@@ -174,6 +199,44 @@ def ask(
         "carried": _carried(request, subject),
     }
     return TemplateResponse(request, "admin/ask.html", context)
+
+
+def ask_about_each(
+    admin: ModelAdmin,
+    request: HttpRequest,
+    chosen: QuerySet[Any],
+    *,
+    title: str,
+    do: Callable[[Clerk, Any, dict[str, Any]], None],
+    why_not: Callable[[Any], str | None] = lambda _: None,
+    form_class: type[forms.Form] = ReasonForm,
+) -> HttpResponse:
+    """As `ask`, about rows of a list: `do` is called for each, with a form id of its own, in the order of their ids.
+
+    why_not: why a row is impossible; None when it is possible. What `do` refuses is passed over, and said.
+    """
+    rows = sorted(chosen[:MOST_CHOSEN], key=lambda row: row.pk)
+    possible = sum(why_not(row) is None for row in rows)
+
+    def act(clerk: Clerk, wish: dict[str, Any]) -> str:
+        done, refusals = 0, set()
+        for each in rows:
+            try:
+                do(clerk, each, wish | {"once": uuid.uuid5(wish["once"], str(each.pk))})
+                done += 1
+            except Refused as refusal:
+                refusals.add(str(refusal))
+        return " ".join([f"Done for {done} of {len(rows)} ({wish['reason']}).", *sorted(refusals)])
+
+    over = "" if possible == len(rows) else " The others are passed over."
+    explanation = f"Possible for {possible} of {len(rows)} chosen {admin.opts.verbose_name_plural}.{over}"
+    return ask(admin, request, chosen, title=title, explanation=explanation, act=act, form_class=form_class)
+
+
+def badge(value: Hashable, words: str, colours: Mapping[Any, str]) -> SafeString:
+    """`words` in the colour of `value`, in lists as on the pages of single rows: info, success, warning, danger."""
+    shown: SafeString = display_for_label((value, words), "-", dict(colours))
+    return shown
 
 
 def say_why_not(admin: ModelAdmin, request: HttpRequest, obj: Model, why: str) -> HttpResponse:

@@ -3,17 +3,22 @@
 Other apps add what they know of the references (`register`); the ledger itself does not know what a job is.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from django.db import connection, transaction
+from django.db.models.functions import Now
 
 from accounts.models import AuditRun, CreditAccount, CreditTransaction
 
 Check = Callable[[], Iterable[str]]
 _checks: list[Check] = []
 MOST_KEPT = 100
+EVERY = timedelta(days=1)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,14 @@ def audit() -> Audit:
             entries=CreditTransaction.objects.count(),
             discrepancies=found,
         )
+
+
+def audit_daily() -> None:
+    """A task: add the books up, unless somebody did within a day. Staff see the result on their home page."""
+    if not AuditRun.objects.filter(at__gt=Now() - EVERY).exists():
+        result = audit_and_keep()
+        for sentence in result.discrepancies:
+            logger.error("the books are wrong: %s", sentence)
 
 
 def audit_and_keep() -> Audit:

@@ -9,11 +9,13 @@ from datetime import timedelta
 from decimal import Decimal
 
 from django.conf import settings
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVector
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.expressions import Combinable
-from django.db.models.functions import Now
+from django.db.models.functions import Lower, Now
 from django.utils.translation import gettext
 
 from generation import public_ids
@@ -276,6 +278,10 @@ class GenerationJob(models.Model):
                 include=["generation_ms"],
                 condition=Q(state="completed", generation_ms__isnull=False),
                 name="job_usual_time",
+            ),
+            # For staff who search (staff/search.py).
+            GinIndex(
+                SearchVector(Lower("prompt"), Lower("error_message"), config="simple"), name="job_words"
             ),
         ]
 

@@ -35,6 +35,12 @@ def remove_files() -> None:
     async_task("generation.tasks.remove_files")
 
 
+def add_up() -> None:
+    """Have a worker add up what staff look at: the days that are over, and once a day the books."""
+    async_task("generation.staff.day_figures.keep")
+    async_task("accounts.audit.audit_daily")
+
+
 def stop_what_was_lost(node: GpuNode) -> None:
     """It is back after a silence: what was taken from it meanwhile runs there for nothing. Have a worker say so."""
     lately = leases.until(-settings.JOB_DEADLINE_SECONDS)

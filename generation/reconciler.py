@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 1.0
 # How often it is looked whether stored files, or what is left of those who left, are to be removed.
 REMOVAL_SECONDS = 60.0
+# How often a worker is to add up what staff look at; it does nothing where nothing is new.
+ADDING_UP_SECONDS = 3600.0
 State = GenerationJob.State
 
 
@@ -54,7 +56,7 @@ class Reconciler:
         self._trials: dict[int, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._nudged_at = self._removed_at = self._forgot_at = -math.inf
+        self._nudged_at = self._removed_at = self._forgot_at = self._added_up_at = -math.inf
         self._broken: dict[str, str] = {}
 
     def stop(self) -> None:
@@ -102,6 +104,7 @@ class Reconciler:
             "nudging the dispatch": self._nudge_dispatch,
             "nudging the removal of files": self._nudge_removal,
             "forgetting closed accounts": self._forget_accounts,
+            "having figures added up": self._nudge_adding_up,
             "going on with refunds": in_database(incidents.wake_stalled),
         }
         while True:
@@ -149,6 +152,11 @@ class Reconciler:
         if _elapsed(self._forgot_at) >= REMOVAL_SECONDS:
             await in_database(leaving.forget_closed_accounts)()
             self._forgot_at = time.monotonic()
+
+    async def _nudge_adding_up(self) -> None:
+        if _elapsed(self._added_up_at) >= ADDING_UP_SECONDS:
+            await in_database(nudges.add_up)()
+            self._added_up_at = time.monotonic()
 
     def _follow(self, attempt: JobAttempt) -> None:
         follower = Follower(attempt, token=self._token)

@@ -13,11 +13,11 @@ from unfold.decorators import action
 
 from accounts import merging
 from accounts.admin.users import UserAdmin
-from accounts.admin_pages import ReadOnlyAdmin, ask, row, say_why_not
+from accounts.admin_pages import ReadOnlyAdmin, ask, ask_about_each, row, say_why_not
 from accounts.models import WalletMerge
 from accounts.staff.clerks import Clerk
 from generation.staff import home
-from telegram_bot import bell, payment_admin, staff
+from telegram_bot import payment_admin, staff
 from telegram_bot.models import JobMessage, LinkRequest, Notice, TelegramAccount, TelegramUpdate
 
 
@@ -38,13 +38,15 @@ class TelegramUpdateAdmin(ReadOnlyAdmin):
     search_fields = ("=update_id", "error")
     actions = ("handle_again",)
 
-    @admin.action(description="Handle again what could not be handled", permissions=["view"])
-    def handle_again(self, request: HttpRequest, queryset: "QuerySet[TelegramUpdate]") -> None:
-        """Safe to repeat: what was done already is found done."""
-        failed = queryset.filter(state=TelegramUpdate.State.FAILED)
-        again = failed.update(state=TelegramUpdate.State.RECEIVED, error="", settled_at=None)
-        bell.ring(bell.INBOX)
-        self.message_user(request, f"{again} to be handled again.")
+    def has_again_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("telegram_bot.change_telegramupdate")
+
+    @admin.action(description="Handle again what could not be handled", permissions=["again"])
+    def handle_again(self, request: HttpRequest, queryset: "QuerySet[TelegramUpdate]") -> HttpResponse:
+        def again(clerk: Clerk, update: TelegramUpdate, wish: dict[str, Any]) -> None:
+            staff.handle_again(clerk=clerk, update=update, **wish)
+
+        return ask_about_each(self, request, queryset, title="Handle again", do=again)
 
 
 @admin.register(JobMessage)
@@ -66,11 +68,15 @@ class JobMessageAdmin(ReadOnlyAdmin):
             self.message_user(request, "There are no such rows.", messages.ERROR)
             return None
 
-    @admin.action(description="Try to deliver again what could not be delivered", permissions=["view"])
-    def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> None:
-        failed = queryset.filter(state=JobMessage.State.FAILED)
-        again = failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now())
-        self.message_user(request, f"{again} to be delivered again.")
+    def has_again_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("telegram_bot.change_jobmessage")
+
+    @admin.action(description="Try to deliver again what could not be delivered", permissions=["again"])
+    def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> HttpResponse:
+        def again(clerk: Clerk, message: JobMessage, wish: dict[str, Any]) -> None:
+            staff.deliver_again(clerk=clerk, message=message, **wish)
+
+        return ask_about_each(self, request, queryset, title="Deliver again", do=again)
 
 
 @home.add_card

@@ -5,14 +5,15 @@ clerk's rights and written down in its own transaction.
 import uuid
 
 from django.db import transaction
+from django.db.models.functions import Now
 
 from accounts import merging
 from accounts.models import WalletMerge
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
-from telegram_bot import linking, refunds
-from telegram_bot.models import StarPayment
+from telegram_bot import bell, linking, refunds
+from telegram_bot.models import JobMessage, StarPayment, TelegramUpdate
 
 
 @transaction.atomic
@@ -37,6 +38,37 @@ def undo_merge(*, clerk: Clerk, merge: WalletMerge, reason: str, once: uuid.UUID
         linking.undo(merge=merge, reason=reason, actor=clerk.user)
     except linking.LinkError as error:
         raise Refused(str(error)) from error
+
+
+@transaction.atomic
+def handle_again(*, clerk: Clerk, update: TelegramUpdate, reason: str, once: uuid.UUID | None = None) -> None:
+    """Have a message that could not be handled looked at again; what was done already is found done.
+
+    Raises:
+        NotPermitted: the clerk may not. Refused: it did not fail.
+    """
+    clerk.must("telegram_bot.change_telegramupdate")
+    failed = TelegramUpdate.objects.filter(pk=update.pk, state=TelegramUpdate.State.FAILED)
+    if not failed.update(state=TelegramUpdate.State.RECEIVED, error="", settled_at=None):
+        raise Refused("Only what could not be handled is handled again.")
+    before = {"error": update.error}
+    log.record(clerk=clerk, act="update.again", subject=update, reason=reason, before=before, once=once)
+    bell.ring(bell.INBOX)
+
+
+@transaction.atomic
+def deliver_again(*, clerk: Clerk, message: JobMessage, reason: str, once: uuid.UUID | None = None) -> None:
+    """Try anew to bring somebody a result that Telegram did not take.
+
+    Raises:
+        NotPermitted: the clerk may not. Refused: it was delivered, or is being tried.
+    """
+    clerk.must("telegram_bot.change_jobmessage")
+    failed = JobMessage.objects.filter(pk=message.pk, state=JobMessage.State.FAILED)
+    if not failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now()):
+        raise Refused("Only what could not be delivered is delivered again.")
+    before = {"error": message.error}
+    log.record(clerk=clerk, act="delivery.again", subject=message, reason=reason, before=before, once=once)
 
 
 @transaction.atomic

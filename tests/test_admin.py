@@ -52,9 +52,9 @@ def clerk(make_user: Callable[..., User], *permissions: str, name: str = "clerk"
 
 
 def fields_of(client: Client, address: str) -> dict[str, Any]:
-    """What the form at an address would send if nothing were changed."""
+    """What the form at an address would send if nothing were changed; with the reason that it asks for."""
     form = client.get(address).context["adminform"].form
-    values = {name: form[name].value() for name in form.fields}
+    values = {name: form[name].value() for name in form.fields} | {"reason": "Because"}
     return {
         name: "on" if value is True else value for name, value in values.items() if value not in (None, False)
     }
@@ -105,7 +105,7 @@ class TestWho:
             "generation_gpunode",
         ):
             assert client.get(page(f"{kind}_changelist")).status_code == 403
-        assert client.get(page("generation_generationjob_file", job.pk, "video.mp4")).status_code == 403
+        assert client.get(page("generation_generationjob_video", job.pk)).status_code == 403
 
 
 class TestUsers:
@@ -186,6 +186,7 @@ class TestUsers:
             "password1": "a long enough password",
             "password2": "a long enough password",
             "usable_password": "true",
+            "reason": "Asked by phone",
         }
         assert admin.post(page("accounts_user_add"), form).status_code == 302
         assert wallet(User.objects.get(username="eve")).balance == 500

@@ -10,6 +10,8 @@ from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
 from django.contrib.auth.models import Group, Permission
 from django.db import DatabaseError, connection, transaction
 from django.test import Client
+from django.utils import timezone
+from django_q.models import OrmQ, Task
 
 from accounts import audit, ledger
 from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
@@ -20,6 +22,7 @@ from generation import lifecycle
 from generation.models import GenerationJob
 from generation.staff import jobs
 from generation.staff.refund_limit import BeyondLimit
+from telegram_bot.models import JobMessage
 from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
@@ -140,12 +143,15 @@ class TestStaffAmongThemselves:
         client = signed_in(in_role(make_user, "owner").user)
         support = Group.objects.get(name="support")
         form = {"username": "ada", "is_staff": "on", "groups": [support.pk], "is_superuser": "on"}
+        assert client.post(page("accounts_user_change", user.pk), form).status_code == 200, "and why?"
+        form["reason"] = "New in our team"
         assert client.post(page("accounts_user_change", user.pk), form).status_code == 302
         user.refresh_from_db()
         assert (user.is_staff, user.is_superuser) == (True, False)
         act = StaffAct.objects.get(act="user.change")
         assert act.after == {"is_staff": True, "groups": ["support"]}
         assert act.before == {"is_staff": False, "groups": []}
+        assert act.reason == "New in our team"
 
     def test_shipped_roles_are_not_edited(self, make_user: MakeUser) -> None:
         client = signed_in(in_role(make_user, "owner").user)
@@ -189,8 +195,10 @@ class TestTheLog:
 
     def test_passwords_stay_out_of_it(self, admin: Client, user: User) -> None:
         form = {"password1": "another long password", "password2": "another long password"}
-        assert admin.post(page("auth_user_password_change", user.pk), form).status_code == 302
-        act = StaffAct.objects.get()
+        address = page("auth_user_password_change", user.pk)
+        assert "Reason" in admin.get(address).content.decode()
+        assert admin.post(address, form | {"reason": "Lost it"}).status_code == 302
+        act = StaffAct.objects.get(reason="Lost it")
         assert "password" in str(act.after)
         assert "another long" not in str(act.after)
 
@@ -243,6 +251,37 @@ class TestOnce:
             jobs.refund(clerk=in_role(make_user, "owner"), job=clip_of_ada, reason="Blurry")
         assert CreditTransaction.objects.filter(kind="refund").count() == 1
         assert wallet(user).balance == 500
+
+
+class TestDoneAgain:
+    """What failed in the background, had another time by who may, and written down."""
+
+    @pytest.mark.parametrize(("role", "may"), [("support", False), ("operator", True)])
+    def test_a_task_that_failed(self, make_user: MakeUser, role: str, may: bool) -> None:
+        now = timezone.now()
+        failed = {"id": "1", "name": "n", "func": "generation.tasks.dispatch", "result": "boom"}
+        Task.objects.create(**failed, started=now, stopped=now, success=False)
+        client = signed_in(in_role(make_user, role).user)
+        address = page("django_q_failure_changelist")
+        assert "boom" in client.get(address).content.decode()
+        form = sent(reason="It was the network", action="run_again", _selected_action=["1"])
+        client.post(address, form)
+        client.post(address, form)
+        assert OrmQ.objects.count() == may
+        assert Task.objects.exists() != may
+        assert StaffAct.objects.filter(act="task.run_again", reason="It was the network").count() == may
+
+    def test_a_delivery_that_failed(self, make_user: MakeUser, clip_of_ada: GenerationJob) -> None:
+        failed = JobMessage.objects.create(
+            job=clip_of_ada, bot_id=1, chat_id=42, reply_to=5, state="failed", error="blocked"
+        )
+        client = signed_in(in_role(make_user, "support").user)
+        form = sent(reason="They unblocked us", action="deliver_again", _selected_action=[failed.pk])
+        answer = client.post(page("telegram_bot_jobmessage_changelist"), form, follow=True)
+        assert "Done for 1 of 1 (They unblocked us)." in said(answer)
+        failed.refresh_from_db()
+        assert failed.state == "pending"
+        assert StaffAct.objects.get(act="delivery.again").before == {"error": "blocked"}
 
 
 class TestRefundLimit:

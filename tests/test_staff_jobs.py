@@ -144,11 +144,47 @@ class TestMove:
         job = lifecycle.submit(user=user, prompt="One", source="web")
         address = page("generation_generationjob_move", job.pk)
         assert "still waits" in said(admin.get(address, follow=True))
-        raced = admin.post(address, sent(reason="x", node=second.pk))
+        raced = admin.post(address, sent(reason="x", target=second.pk))
         assert "still waits" in raced.content.decode()
 
 
+class TestSearch:
+    def test_words_of_the_prompt_or_error_a_whole_name_or_an_id_find_a_job(
+        self, admin: Client, user: User, make_user: MakeUser, start_job: Callable[[Any], Any]
+    ) -> None:
+        boat = lifecycle.submit(user=user, prompt="A paper-boat, at sea", source="web")
+        ship = lifecycle.submit(user=make_user("eve"), prompt="Тихий корабль", source="web")
+        lifecycle.attempt_failed(attempt_id=start_job(boat).pk, code="x", message="Out of memory", error="x")
+
+        def found(words: str) -> set[str]:
+            html = admin.get(page("generation_generationjob_changelist"), {"q": words}).content.decode()
+            listed = {job.prompt: page("generation_generationjob_change", job.pk) for job in (boat, ship)}
+            return {prompt for prompt, address in listed.items() if address in html}
+
+        assert (
+            found("BOAT pap") == found("out of mem") == found("ada") == found(boat.public_id) == {boat.prompt}
+        )
+        assert found("ТИХ") == found("eve") == {ship.prompt}
+        assert found("boat корабль") == found("' | & :*") == found("ad") == set()
+
+
 class TestMany:
+    def test_what_runs_is_moved_and_what_waits_passed_over(
+        self, admin: Client, user: User, start_job: Callable[[Any], Any], second: GpuNode
+    ) -> None:
+        GpuNode.objects.filter(pk=second.pk).update(enabled=False)
+        running = lifecycle.submit(user=user, prompt="One", source="web")
+        start_job(running)
+        GpuNode.objects.filter(pk=second.pk).update(enabled=True)
+        waiting = lifecycle.submit(user=user, prompt="Two", source="web")
+        chosen = {"action": "move_all", "_selected_action": [str(running.pk), str(waiting.pk)]}
+        form = sent(reason="Slow", target=second.pk) | chosen
+        answer = admin.post(page("generation_generationjob_changelist"), form, follow=True)
+        assert "Done for 1 of 2 (Slow). This video still waits" in said(answer)
+        running.refresh_from_db()
+        assert running.current_attempt is not None
+        assert running.current_attempt.node == second
+
     def test_cancel_passes_over_what_has_ended_and_says_why(
         self, admin: Client, user: User, make_clip: Callable[..., GenerationJob]
     ) -> None:
@@ -156,7 +192,7 @@ class TestMany:
         live = lifecycle.submit(user=user, prompt="Two", source="web")
         chosen = {"action": "cancel_all", "_selected_action": [str(done.pk), str(live.pk)]}
         address = page("generation_generationjob_changelist")
-        assert "1 of 2 chosen videos" in admin.post(address, chosen).content.decode()
+        assert "Possible for 1 of 2 chosen" in admin.post(address, chosen).content.decode()
         answer = admin.post(address, sent(reason="Moving") | chosen, follow=True)
         assert "Done for 1 of 2 (Moving). This video is completed already" in said(answer)
         live.refresh_from_db()
@@ -213,7 +249,7 @@ class TestIncident:
         )
         batch = RefundBatch.objects.get()
         address = page("generation_refundbatch_change", batch.pk)
-        assert "<span data-live>Running</span>" in admin.get(address).content.decode()
+        assert "<span data-live>" in admin.get(address).content.decode()
         for _again in range(2):
             incidents.carry_on(str(batch.pk))
         assert [balance(user) for user in people] == [500, 500]
@@ -226,7 +262,7 @@ class TestIncident:
         [said_in_chat] = ChatNotice.objects.all()
         assert (said_in_chat.chat_id, "100 credits for 2 videos" in said_in_chat.text) == (42, True)
         html = admin.get(address).content.decode()
-        assert "<span>Done</span>" in html
+        assert "data-live" not in html
         assert "3 refunded, 0 waiting, 0 passed over" in html
         assert not audit.audit().discrepancies
 

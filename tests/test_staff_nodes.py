@@ -197,7 +197,7 @@ class TestRules:
 
     def test_the_test_box_says_which_rule_it_is(self, make_user: MakeUser) -> None:
         client = signed_in(in_role(make_user, "operator").user)
-        form = {"kind": "pattern", "text": "drag(on", "explanation": "", "enabled": "on"}
+        form = {"kind": "pattern", "text": "drag(on", "explanation": "", "enabled": "on", "reason": "x"}
         refused = client.post(page("generation_blockedprompt_add"), form)
         assert "no pattern that can be used" in refused.content.decode()
         client.post(page("generation_blockedprompt_add"), form | {"text": "drag(on|s)"})
@@ -272,10 +272,11 @@ def test_a_preset_shows_what_was_changed_and_by_whom(make_user: MakeUser) -> Non
         "cost": 300,
         "position": 1,
         "enabled": "on",
+        "reason": "Power costs more",
     }
     assert client.post(page("generation_preset_change", preset.pk), form).status_code == 302
     html = client.get(page("generation_preset_change", preset.pk)).content.decode()
-    assert "cost 250 → 300" in html
+    assert "cost 250 → 300 · Power costs more" in html
     assert "the-finance" in html
 
 
@@ -283,6 +284,7 @@ def test_a_credit_pack_shows_what_was_changed_too(make_user: MakeUser) -> None:
     pack = CreditPack.objects.create(name="Starter", credits=100, stars=50)
     client = signed_in(in_role(make_user, "finance").user)
     form = {"name": "Starter", "credits": 120, "stars": 50, "position": 0, "for_sale": "on"}
+    form["reason"] = "Summer"
     address = page("telegram_bot_creditpack_change", pack.pk)
     assert client.post(address, form).status_code == 302
     assert "credits 100 → 120" in client.get(address).content.decode()

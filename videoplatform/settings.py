@@ -14,9 +14,11 @@ from urllib.parse import urlsplit
 import dj_database_url
 from csp.constants import NONE, SELF
 from django.core.exceptions import ImproperlyConfigured
+from django.templatetags.static import static
 from environs import Env, validate
 
 from videoplatform import embedded_postgres
+from videoplatform.staff_menu import NAVIGATION
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -351,10 +353,31 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = True
 
+FORMAT_MODULE_PATH = ["videoplatform.formats"]
+
 UNFOLD = {
     "SITE_TITLE": "Video platform",
     "SITE_HEADER": "Video platform",
-    "SHOW_HISTORY": True,
+    "SITE_ICON": lambda _: static("favicon.svg"),
+    "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda _: static("favicon.svg")}],
+    "SHOW_HISTORY": False,  # of Django's own kind; the log of acts knows more, and nobody changes it
+    "SIDEBAR": {"navigation": NAVIGATION},
+    # The site's accent; 500 is what dark pages write links in.
+    "COLORS": {
+        "primary": {
+            "50": "oklch(96.2% .018 279)",
+            "100": "oklch(93% .034 279)",
+            "200": "oklch(87% .065 279)",
+            "300": "oklch(80% .11 279)",
+            "400": "oklch(75% .14 279)",
+            "500": "oklch(70% .17 280)",
+            "600": "oklch(49.5% .21 278)",
+            "700": "oklch(45% .2 278)",
+            "800": "oklch(39% .18 278)",
+            "900": "oklch(35% .14 279)",
+            "950": "oklch(26% .09 281)",
+        }
+    },
     "DASHBOARD_CALLBACK": "generation.staff.home.context",
     "LOGIN": {"form": "accounts.staff_sign_in.StaffSignInForm"},
 }

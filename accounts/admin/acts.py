@@ -34,7 +34,7 @@ class StaffActAdmin(ReadOnlyAdmin):
             page = reverse(f"admin:{app}_{model}_change", args=[entry.subject_id])
         except NoReverseMatch:
             return entry.subject_name
-        return format_html('<a href="{}">{}</a>', page, entry.subject_name)
+        return format_html('<a href="{}" class="text-link">{}</a>', page, entry.subject_name)
 
     @display(description="Before")
     def was(self, entry: StaffAct) -> str:

@@ -8,7 +8,7 @@ from django.utils.safestring import SafeString
 from django_q.tasks import async_task
 from unfold.decorators import action, display
 
-from accounts.admin_pages import ReadOnlyAdmin
+from accounts.admin_pages import ReadOnlyAdmin, badge
 from accounts.staff.clerks import Clerk
 from accounts.staff.models import AuditRun
 
@@ -16,12 +16,13 @@ from accounts.staff.models import AuditRun
 @admin.register(AuditRun)
 class AuditRunAdmin(ReadOnlyAdmin):
     list_display = ("at", "verdict", "accounts", "entries", "seconds")
-    fields = ("at", "accounts", "entries", "seconds", "sentences")
+    fields = ("at", "verdict", "sentences", "accounts", "entries", "seconds")
     actions_list = ("run_now",)
 
-    @display(description="Result", label={"right": "success", "WRONG": "danger"})
-    def verdict(self, run: AuditRun) -> tuple[str, str]:
-        return ("WRONG", f"{run.found} discrepancies") if run.found else ("right", "The books are right")
+    @display(description="Result")
+    def verdict(self, run: AuditRun) -> SafeString:
+        words = f"{run.found} discrepancies" if run.found else "The books are right"
+        return badge(bool(run.found), words, {False: "success", True: "danger"})
 
     @display(description="Discrepancies")
     def sentences(self, run: AuditRun) -> SafeString | str:

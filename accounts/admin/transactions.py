@@ -79,14 +79,15 @@ class CreditTransactionAdmin(ReadOnlyAdmin):
     @display(description="User", ordering="account__user__username")
     def owner(self, entry: CreditTransaction) -> SafeString:
         user = entry.account.user
-        return format_html('<a href="{}">{}</a>', reverse("admin:accounts_user_change", args=[user.pk]), user)
+        page = reverse("admin:accounts_user_change", args=[user.pk])
+        return format_html('<a href="{}" class="text-link">{}</a>', page, user)
 
     @display(description="By")
     def by(self, entry: CreditTransaction) -> SafeString | str:
         if entry.actor is None:
             return "the service"
         page = reverse("admin:accounts_user_change", args=[entry.actor.pk])
-        return format_html('<a href="{}">{}</a>', page, entry.actor)
+        return format_html('<a href="{}" class="text-link">{}</a>', page, entry.actor)
 
     @display(description="Amount")
     def amount(self, entry: CreditTransaction) -> str:
@@ -133,7 +134,7 @@ def link_to_job(entry: CreditTransaction) -> SafeString | str:
         page = reverse("admin:generation_generationjob_change", args=[entry.reference])
     except NoReverseMatch:
         return entry.reference.hex
-    return format_html('<a href="{}">{}</a>', page, entry.reference.hex)
+    return format_html('<a href="{}" class="text-link">{}…</a>', page, entry.reference.hex[:8])
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------

@@ -15,12 +15,16 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
-from unfold.widgets import UnfoldAdminDecimalFieldWidget, UnfoldAdminIntegerFieldWidget
+from unfold.widgets import (
+    UnfoldAdminCheckboxSelectMultipleWidget,
+    UnfoldAdminDecimalFieldWidget,
+    UnfoldAdminIntegerFieldWidget,
+)
 
 from accounts import ledger
 from accounts.admin.acts import acts_on
 from accounts.admin.transactions import link_to_job
-from accounts.admin_pages import LoggedAdmin, ReasonForm, ask, row, say_why_not
+from accounts.admin_pages import WHY, LoggedAdmin, Reasoned, ReasonForm, ask, row, say_why_not
 from accounts.models import CreditTransaction, User, UserLimits
 from accounts.staff import bans, terms, wallets
 from accounts.staff.clerks import Clerk
@@ -81,6 +85,10 @@ class TermsForm(ReasonForm):
     field_order = ["daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor", "reason"]
 
 
+class NewPasswordForm(Reasoned, AdminPasswordChangeForm):
+    """A password that staff set for somebody."""
+
+
 TERMS = ("daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor")
 
 
@@ -92,7 +100,8 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
 
     form = UserChangeForm
     add_form = UserCreationForm
-    change_password_form = AdminPasswordChangeForm
+    change_password_form = NewPasswordForm
+    change_user_password_template = "admin/change_password.html"  # noqa: S105
     secret_fields = ("password", "password1", "password2")
     list_display = (
         "username",
@@ -108,7 +117,6 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     search_fields: ClassVar[tuple[str, ...]] = ("username", "email", "first_name", "last_name")
     search_help_text = "Name, e-mail address or Telegram id"
     list_filter = ("is_active", "is_staff", "groups")
-    filter_horizontal = ("groups", "user_permissions")
     shown = (
         "last_login",
         "date_joined",
@@ -125,17 +133,23 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     fieldsets = (
         (None, {"fields": ("username", "password", "email", "first_name", "last_name", "standing")}),
         ("Credits", {"fields": ("wallet", "holds", "latest_transactions", "agreed")}),
-        ("Rights", {"fields": ("is_staff", "is_superuser", "groups", "user_permissions")}),
+        ("Rights", {"fields": ("is_staff", "groups", "is_superuser")}),
         ("Dates", {"fields": ("date_joined", "last_login", "anonymised_at")}),
         ("What staff did", {"fields": ("acts",)}),
     )
+    add_fieldsets = (*PlainUserAdmin.add_fieldsets, WHY)
+
+    def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        """Roles are few: each a box to tick."""
+        kwargs |= {"widget": UnfoldAdminCheckboxSelectMultipleWidget, "label": "Roles", "help_text": ""}
+        return super().formfield_for_manytomany(db_field, request, **kwargs)
 
     # --- Who may ---
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         fields: tuple[str, ...] = self.shown
         if not Clerk.of(request).may("accounts.manage_staff"):
-            fields += ("is_staff", "groups", "user_permissions")
+            fields += ("is_staff", "groups")
         return fields if _is_superuser(request) else (*fields, "is_superuser")
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
@@ -200,7 +214,9 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         everything = (
             f"{reverse('admin:accounts_credittransaction_changelist')}?account__id__exact={account.pk}"
         )
-        return format_html('<ul>{}</ul><a href="{}">All transactions</a>', lines, everything)
+        return format_html(
+            '<ul>{}</ul><a href="{}" class="text-link">All transactions</a>', lines, everything
+        )
 
     @display(description="Limits")
     def agreed(self, user: User) -> str:

@@ -35,7 +35,9 @@ _LOOK = {
 
 # By role: permissions as `app.codename`. A role may name what an app does not have: it is passed over.
 RIGHTS: dict[str, frozenset[str]] = {
-    SUPPORT: frozenset(_LOOK | {"generation.refund_job", "accounts.change_apikey"}),
+    SUPPORT: frozenset(
+        _LOOK | {"generation.refund_job", "accounts.change_apikey", "telegram_bot.change_jobmessage"}
+    ),
     OPERATOR: frozenset(
         _LOOK
         | {
@@ -50,6 +52,9 @@ RIGHTS: dict[str, frozenset[str]] = {
             "generation.add_blockedprompt",
             "generation.change_blockedprompt",
             "generation.delete_blockedprompt",
+            "django_q.change_failure",
+            "telegram_bot.change_telegramupdate",
+            "telegram_bot.change_jobmessage",
             "generation.add_gpunode",
             "generation.change_gpunode",
         }

@@ -95,7 +95,7 @@ class ReportAdmin(ReadOnlyAdmin):
     @display(description="Video")
     def video(self, report: Report) -> SafeString:
         page = reverse("admin:generation_generationjob_change", args=[report.job_id])
-        return format_html('<a href="{}">{}</a>', page, report.job.public_id)
+        return format_html('<a href="{}" class="text-link">{}</a>', page, report.job.public_id)
 
     @display(description="Prompt")
     def prompt(self, report: Report) -> str:

@@ -16,7 +16,7 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminSplitDateTimeWidget
 
-from accounts.admin_pages import ReadOnlyAdmin, ReasonForm, ask, state_now
+from accounts.admin_pages import ReadOnlyAdmin, ReasonForm, ask, badge, state_now
 from accounts.staff.clerks import Clerk
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
 from generation.staff import incidents, refund_limit
@@ -71,15 +71,14 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         "finished_at",
     )
 
-    @display(
-        description="State", label={RefundBatch.State.RUNNING: "warning", RefundBatch.State.DONE: "success"}
-    )
-    def status(self, batch: RefundBatch) -> tuple[str, str]:
-        return batch.state, batch.get_state_display()
+    @display(description="State")
+    def status(self, batch: RefundBatch) -> SafeString:
+        colours = {RefundBatch.State.RUNNING: "warning", RefundBatch.State.DONE: "success"}
+        return badge(batch.state, batch.get_state_display(), colours)
 
     @display(description="State")
     def now(self, batch: RefundBatch) -> SafeString:
-        return state_now(batch.get_state_display(), moves=batch.state == RefundBatch.State.RUNNING)
+        return state_now(self.status(batch), moves=batch.state == RefundBatch.State.RUNNING)
 
     @display(description="Progress")
     def how_far(self, batch: RefundBatch) -> SafeString:

@@ -7,25 +7,35 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model, QuerySet
+from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import Truncator
 from unfold.admin import TabularInline
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminSelectWidget
 
 from accounts.admin.acts import acts_on
-from accounts.admin_pages import MOST_CHOSEN, ReadOnlyAdmin, ReasonForm, ask, row, say_why_not, state_now
+from accounts.admin_pages import (
+    ReadOnlyAdmin,
+    ReasonForm,
+    ask,
+    ask_about_each,
+    badge,
+    row,
+    say_why_not,
+    state_now,
+)
+from accounts.models import User
 from accounts.staff.clerks import Clerk
-from accounts.staff.errors import Refused
 from generation import lifecycle, public_ids
 from generation.admin.incidents import refund_chosen
 from generation.models import GenerationJob, GpuNode, JobAttempt
-from generation.staff import jobs, moves, reports, retries
+from generation.staff import jobs, moves, reports, retries, search
 from generation.staff.jobs import why_not_cancel, why_not_refund
 from generation.staff.moves import why_not_move
 from generation.staff.reports import why_not_remove
@@ -39,7 +49,9 @@ STATE_COLOURS = {
     State.STORING: "warning",
     State.COMPLETED: "success",
     State.FAILED: "danger",
+    State.CANCELED: "",
 }
+PROMPT_LISTED = 60
 
 
 class AttemptInline(TabularInline):
@@ -74,10 +86,12 @@ class AttemptInline(TabularInline):
 class MoveForm(ReasonForm):
     """Where to. What cannot take the job just now says so when it is chosen."""
 
-    node = forms.ModelChoiceField(
-        queryset=GpuNode.objects.filter(enabled=True, set_aside_at=None), widget=UnfoldAdminSelectWidget
+    target = forms.ModelChoiceField(
+        label="Node",
+        queryset=GpuNode.objects.filter(enabled=True, set_aside_at=None),
+        widget=UnfoldAdminSelectWidget,
     )
-    field_order = ["node", "reason"]
+    field_order = ["target", "reason"]
 
 
 # Why an action is impossible just now, by its name.
@@ -98,7 +112,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         js = ("admin_live.js",)
 
     list_display = (
-        "public_id",
+        "what",
         "user",
         "status",
         "preset",
@@ -111,9 +125,10 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     list_select_related = ("user", "preset")
     list_filter = ("state", "source", "preset", ("created_at", RangeDateTimeFilter))
     list_filter_submit = True
-    search_fields = ("prompt", "user__username", "error_message")
+    search_fields = ("prompt",)  # there is a box for it; get_search_results says what it finds
+    search_help_text = "Words of the prompt or error, a job's id, or a whole username or e-mail address"
     inlines = (AttemptInline,)
-    actions = ("cancel_all", "refund_all", "retry_all")
+    actions = ("cancel_all", "refund_all", "retry_all", "move_all")
     actions_detail = ("cancel", "refund", "retry", "move", "remove_video")
     readonly_fields = ("preview", "credits", "public_id", "took", "now", "acts")
     fieldsets = (
@@ -174,21 +189,27 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", search_term: str
     ) -> tuple["QuerySet[GenerationJob]", bool]:
-        """A job's id, as people send it to support, finds just that job."""
-        if job_id := public_ids.parse(search_term.strip()):
+        """A job's id, as people send it to support, finds just that job; a whole name finds that person's."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if job_id := public_ids.parse(term):
             return queryset.filter(pk=job_id), False
-        found: tuple[QuerySet[GenerationJob], bool] = super().get_search_results(
-            request, queryset, search_term
-        )
-        return found
+        people = User.objects.filter(Q(username=term) | Q(email=term)).values_list("pk", flat=True)
+        if found := list(people):
+            return queryset.filter(user__in=found), False
+        return search.with_words(queryset, term), False
 
     def get_urls(self) -> list[URLPattern]:
+        names = {"video": "video.mp4", "poster": "poster.jpg"}
         files = [
             path(
-                "<uuid:job_id>/<str:variant>",
+                f"<uuid:job_id>/{file}",
                 self.admin_site.admin_view(self.file),
-                name="generation_generationjob_file",
+                {"variant": variant},
+                f"generation_generationjob_{variant}",
             )
+            for variant, file in names.items()
         ]
         return [*files, *super().get_urls()]
 
@@ -197,17 +218,21 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         job: GenerationJob = row(self, request, str(job_id))
         if not self.has_view_permission(request, job):
             raise PermissionDenied
-        if variant == "poster.jpg":
+        if variant == "poster":
             return serve_file(request, job.poster.name or "", content_type="image/jpeg")
         return serve_file(request, job.video.name or "")
 
-    @display(description="State", ordering="state", label=STATE_COLOURS)
-    def status(self, job: GenerationJob) -> tuple[str, str]:
-        return job.state, _state_in_words(job)
+    @display(description="Video", ordering="prompt")
+    def what(self, job: GenerationJob) -> str:
+        return Truncator(job.prompt).chars(PROMPT_LISTED)
+
+    @display(description="State", ordering="state")
+    def status(self, job: GenerationJob) -> SafeString:
+        return badge(job.state, _state_in_words(job), STATE_COLOURS)
 
     @display(description="State")
     def now(self, job: GenerationJob) -> SafeString:
-        return state_now(_state_in_words(job), moves=job.is_live)
+        return state_now(self.status(job), moves=job.is_live)
 
     @display(description="Steps")
     def progress(self, job: GenerationJob) -> str:
@@ -221,7 +246,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     def credits(self, job: GenerationJob) -> SafeString:
         sums = ", ".join(f"{name} {amount}" for name, amount in lifecycle.receipt(job).items())
         entries = f"{reverse('admin:accounts_credittransaction_changelist')}?reference__exact={job.pk}"
-        return format_html('{} · <a href="{}">Entries</a>', sums, entries)
+        return format_html('{} · <a href="{}" class="text-link">Entries</a>', sums, entries)
 
     @display(description="Log")
     def acts(self, job: GenerationJob) -> SafeString | str:
@@ -232,8 +257,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         if not job.video or job.deleted_at:
             return "-"
         video, poster = (
-            reverse("admin:generation_generationjob_file", args=[job.pk, name])
-            for name in ("video.mp4", "poster.jpg")
+            reverse(f"admin:generation_generationjob_{variant}", args=[job.pk])
+            for variant in ("video", "poster")
         )
         return format_html(
             '<video src="{}" poster="{}" controls muted playsinline preload="none" width="480"></video>',
@@ -289,9 +314,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         )
 
         def take_over(clerk: Clerk, wish: dict[str, Any]) -> str:
-            target = wish.pop("node")
-            moves.move(clerk=clerk, job=job, target=target, **wish)
-            return f"{job.public_id} is on {target} now ({wish['reason']})."
+            moves.move(clerk=clerk, job=job, **wish)
+            return f"{job.public_id} is on {wish['target']} now ({wish['reason']})."
 
         return self._ask_if_possible(request, job, "move", "Move", explanation, take_over, MoveForm)
 
@@ -310,11 +334,15 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Cancel what is live of these", permissions=["cancel"])
     def cancel_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
-        return self._ask_about_each(request, queryset, "Cancel", why_not_cancel, jobs.cancel)
+        return self._each(request, queryset, "Cancel", why_not_cancel, jobs.cancel)
 
     @admin.action(description="Make again what failed of these", permissions=["retry"])
     def retry_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
-        return self._ask_about_each(request, queryset, "Retry", why_not_retry, retries.retry)
+        return self._each(request, queryset, "Retry", why_not_retry, retries.retry)
+
+    @admin.action(description="Move what runs of these to another node", permissions=["move"])
+    def move_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
+        return self._each(request, queryset, "Move", why_not_move, moves.move, MoveForm)
 
     @admin.action(description="Refund what was charged of these", permissions=["refund"])
     def refund_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
@@ -334,39 +362,22 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             return say_why_not(self, request, job, why)
         return ask(self, request, job, title=title, explanation=explanation, act=act, form_class=form_class)
 
-    def _ask_about_each(
+    def _each(
         self,
         request: HttpRequest,
         chosen: QuerySet[GenerationJob],
         title: str,
         why_not: Callable[[GenerationJob], str | None],
         operation: Callable[..., object],
+        form_class: type[forms.Form] = ReasonForm,
     ) -> HttpResponse:
-        rows = list(chosen.select_related("user")[:MOST_CHOSEN])
-        possible = sum(why_not(job) is None for job in rows)
+        def do(clerk: Clerk, job: GenerationJob, wish: dict[str, Any]) -> None:
+            operation(clerk=clerk, job=job, **wish)
 
-        def each(clerk: Clerk, wish: dict[str, Any]) -> str:
-            return _one_by_one(clerk, rows, operation, wish)
-
-        explanation = f"{possible} of {len(rows)} chosen videos. The others are passed over."
-        return ask(self, request, chosen, title=title, explanation=explanation, act=each)
+        rows = chosen.select_related("user")
+        return ask_about_each(self, request, rows, title=title, do=do, why_not=why_not, form_class=form_class)
 
 
 def _state_in_words(job: GenerationJob) -> str:
     step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
     return f"{job.get_state_display()}{step}"
-
-
-def _one_by_one(
-    clerk: Clerk, rows: list[GenerationJob], operation: Callable[..., object], wish: dict[str, Any]
-) -> str:
-    """Do it to each, in the order of their ids; what is said in the end."""
-    done, refusals = 0, set()
-    for job in sorted(rows, key=lambda job: job.pk):
-        try:
-            operation(clerk=clerk, job=job, reason=wish["reason"], once=uuid.uuid5(wish["once"], job.id.hex))
-            done += 1
-        except Refused as refusal:
-            refusals.add(str(refusal))
-    said = f"Done for {done} of {len(rows)} ({wish['reason']})."
-    return " ".join([said, *sorted(refusals)])

@@ -12,7 +12,7 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
 from accounts.admin.acts import acts_on
-from accounts.admin_pages import LoggedAdmin, OnceForm, ask, row, state_now
+from accounts.admin_pages import WHY, LoggedAdmin, OnceForm, ask, row, state_now
 from accounts.staff.clerks import Clerk
 from generation.models import GpuNode, NodeTrial
 from generation.staff import node_tests, nodes
@@ -76,7 +76,7 @@ class GpuNodeAdmin(LoggedAdmin):
         "status",
         "set_aside_reason",
         "backend",
-        "seconds_per_step",
+        "speed",
         "last_seen_at",
     )
     list_filter = ("enabled", "status", ("set_aside_at", admin.EmptyFieldListFilter))
@@ -90,7 +90,7 @@ class GpuNodeAdmin(LoggedAdmin):
         "detected_protocol",
         "sizes",
         "capacity",
-        "seconds_per_step",
+        "speed",
         "last_seen_at",
         "leave_alone_until",
         "consecutive_failures",
@@ -100,7 +100,7 @@ class GpuNodeAdmin(LoggedAdmin):
         "next_trial_at",
         "from_environment",
     )
-    added_up = ("enabled", "last_test", "canaries", "clips_made", "cost_per_clip", "refund_rate", "acts")
+    added_up = ("enabled", "last_test", "canaries", "account", "acts")
     fieldsets = (
         (
             None,
@@ -117,7 +117,7 @@ class GpuNodeAdmin(LoggedAdmin):
             },
         ),
         ("Does it work?", {"fields": ("last_test", "canaries")}),
-        ("The last 30 days", {"fields": ("clips_made", "cost_per_clip", "refund_rate")}),
+        ("The last 30 days", {"fields": ("account",)}),
         ("What was last heard of it", {"fields": heard}),
         ("What staff did", {"fields": ("acts",)}),
     )
@@ -129,7 +129,7 @@ class GpuNodeAdmin(LoggedAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         """Of a node that is not there yet nothing is known."""
-        return super().get_fieldsets(request, obj) if obj is not None else self.fieldsets[:1]
+        return super().get_fieldsets(request, obj) if obj is not None else [self.fieldsets[0], WHY]
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """What is impossible just now is not offered."""
@@ -141,6 +141,10 @@ class GpuNodeAdmin(LoggedAdmin):
         return [each for each in offered if each.method.original_function_name not in idle]
 
     # --- What is shown ---
+
+    @display(description="Seconds a step", ordering="seconds_per_step")
+    def speed(self, node: GpuNode) -> str:
+        return "-" if node.seconds_per_step is None else f"{node.seconds_per_step:.2f}"
 
     @display(description="Healthy", boolean=True)
     def healthy(self, node: GpuNode) -> bool:
@@ -167,21 +171,22 @@ class GpuNodeAdmin(LoggedAdmin):
             format_html("<ul>{}</ul>", format_html_join("", "<li>{} {} {}</li>", lines)) if lines else "none"
         )
 
-    @display(description="Clips made")
-    def clips_made(self, node: GpuNode) -> str:
+    @display(description="What it did and cost")
+    def account(self, node: GpuNode) -> SafeString:
+        """A clip costs the hours that the node worked, those that came to nothing included."""
         account = nodes.account(node)
-        return f"{account.clips} in {account.hours:.1f} hours of work"
-
-    @display(description="Cost per finished clip")
-    def cost_per_clip(self, node: GpuNode) -> str:
-        """What it worked times what an hour costs, the clips that came to nothing included."""
-        cost = nodes.account(node).cost_per_clip
-        return "-" if cost is None else str(cost)
-
-    @display(description="Refunded of the clips that it made")
-    def refund_rate(self, node: GpuNode) -> str:
-        rate = nodes.account(node).refund_rate
-        return "-" if rate is None else f"{100 * rate:.1f} %"
+        worked = f"{account.hours:.1f} hours" if account.hours >= 1 else f"{60 * account.hours:.1f} minutes"
+        cost, rate = account.cost_per_clip, account.refund_rate
+        lines = [
+            f"{account.clips} clips in {worked} of work",
+            f"{cost} per finished clip"
+            if cost is not None
+            else "Cost per finished clip: give the cost per hour",
+            f"{100 * rate:.1f} % of the clips refunded"
+            if rate is not None
+            else "Refund rate: no clip was charged",
+        ]
+        return format_html("<ul>{}</ul>", format_html_join("", "<li>{}</li>", ((line,) for line in lines)))
 
     @display(description="Log")
     def acts(self, node: GpuNode) -> SafeString | str:

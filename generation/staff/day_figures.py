@@ -1,5 +1,6 @@
-"""What happened day by day, in UTC. Days that are over are added up once and kept (`DayFigures`), so that the staff's
-home page takes the same time whatever the service has behind it; the running day is added up each time.
+"""What happened day by day, in UTC. Days that are over are added up once, in the background (`keep`, which the
+reconciler has done every hour), and kept (`DayFigures`), so that the staff's home page takes the same time whatever the
+service has behind it. Only the running day, and for an hour the one before, is added up each time it is looked at.
 """
 
 import math
@@ -20,18 +21,32 @@ SETTLED = timedelta(hours=1)
 
 
 def latest(days: int = DAYS) -> list[DayFigures]:
-    """The last `days` days, the running one included, oldest first."""
-    today = datetime.now(UTC).date()
-    first = today - timedelta(days=days - 1)
-    kept = {row.day: row for row in DayFigures.objects.filter(day__gte=first, day__lt=today)}
-    missing = [day for day in _days(first, today) if day not in kept]
-    if missing:
-        fresh = add_up(missing[0], today)
-        _count_the_month(fresh[-1])
-        over = (datetime.now(UTC) - SETTLED).date()
-        DayFigures.objects.bulk_create([row for row in fresh if row.day < over], ignore_conflicts=True)
-        kept = {row.day: row for row in fresh} | kept
-    return [kept[day] for day in _days(first, today)] + add_up(today, today + timedelta(days=1))
+    """The last `days` days, the running one included, oldest first; without those that `keep` has yet to add up."""
+    today, over = _today(), _settled()
+    kept = DayFigures.objects.filter(day__gt=today - timedelta(days=days), day__lt=over).order_by("day")
+    return [*kept, *add_up(over, today + timedelta(days=1))]
+
+
+def keep(days: int = DAYS) -> None:
+    """A task: add up the days that are over and not kept yet. Safe to repeat."""
+    over = _settled()
+    wanted = _days(_today() - timedelta(days=days - 1), over)
+    kept = set(DayFigures.objects.filter(day__in=wanted).values_list("day", flat=True))
+    missing = [day for day in wanted if day not in kept]
+    if not missing:
+        return
+    fresh = add_up(missing[0], over)
+    _count_the_month(fresh[-1])
+    DayFigures.objects.bulk_create(fresh, ignore_conflicts=True)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _settled() -> date:
+    """The first day of which something may still become known."""
+    return (datetime.now(UTC) - SETTLED).date()
 
 
 def add_up(first: date, end: date) -> list[DayFigures]:

@@ -90,7 +90,7 @@ def _queue() -> list[Card]:
 
 
 def _work(figures: Sequence[DayFigures]) -> list[Card]:
-    today, before = figures[-1], figures[-2]
+    today = figures[-1]
     midnight, month = _midnight(), _midnight(day_figures.DAYS - 1)
     return [
         Card(
@@ -101,21 +101,24 @@ def _work(figures: Sequence[DayFigures]) -> list[Card]:
         ),
         Card(
             "Success, 30 days",
-            _percent(day_figures.success_rate(figures)),
+            _percent(day_figures.success_rate(figures)) if _whole(figures) else "…",
             _jobs(state__exact=State.FAILED, finished_at__gte=month),
-            f"{sum(row.completed for row in figures)} made, {sum(row.failed for row in figures)} failed",
+            _month(
+                figures,
+                f"{sum(row.completed for row in figures)} made, {sum(row.failed for row in figures)} failed",
+            ),
         ),
         Card(
             "Median time today",
             _seconds(day_figures.median_seconds([today])),
             _jobs(state__exact=State.COMPLETED, finished_at__gte=midnight),
-            f"30 days: {_seconds(day_figures.median_seconds(figures))}",
+            _month(figures, f"30 days: {_seconds(day_figures.median_seconds(figures))}"),
         ),
         Card(
             "Active people today",
             str(today.people),
             _jobs(created_at__gte=midnight),
-            f"{before.people_in_month or 0} in the 30 days up to yesterday",
+            _month(figures, f"{_people_in_month(figures)} in the 30 days before"),
         ),
     ]
 
@@ -131,17 +134,32 @@ def _credits(figures: Sequence[DayFigures]) -> list[Card]:
                 kind__exact=kind,
                 created_at__gte=_midnight(day_figures.DAYS - 1),
             ),
-            f"30 days: {sum(getattr(row, name) for row in figures):,}",
+            _month(figures, f"30 days: {sum(getattr(row, name) for row in figures):,}"),
         )
         for name, kind in titles.items()
     ]
+
+
+def _whole(figures: Sequence[DayFigures]) -> bool:
+    return len(figures) == day_figures.DAYS
+
+
+def _month(figures: Sequence[DayFigures], words: str) -> str:
+    """What is said of 30 days, once all of them are added up."""
+    return words if _whole(figures) else "30 days: being added up"
+
+
+def _people_in_month(figures: Sequence[DayFigures]) -> int:
+    """As counted for the latest day that is over and settled."""
+    known = (row.people_in_month for row in reversed(figures) if row.people_in_month is not None)
+    return next(known, 0)
 
 
 def _audit() -> Card:
     run = AuditRun.objects.first()
     href = _listed("accounts_auditrun")
     if run is None:
-        return Card("The books", "never checked", href, "manage.py audit_credits", alarm=True)
+        return Card("The books", "not checked yet", href, "that happens once a day")
     verdict = "right" if not run.found else f"{run.found} wrong"
     return Card("The books", verdict, href, f"checked {timesince(run.at)} ago", alarm=bool(run.found))
 
@@ -182,13 +200,16 @@ def _line(node: Any, *, healthy: bool, load: int, counts: Counter[tuple[int, str
 
 
 def _chart(figures: Sequence[DayFigures]) -> dict[str, Any]:
-    """For Chart.js: clips of each day as stacked bars."""
+    """For Chart.js: clips of each day as stacked bars; days that are not added up yet are gaps."""
+    rows = {row.day: row for row in figures}
+    today = figures[-1].day
+    days = [today - timedelta(days=ago) for ago in reversed(range(day_figures.DAYS))]
     return {
-        "labels": [f"{row.day:%d %b}" for row in figures],
+        "labels": [f"{day:%d %b}" for day in days],
         "datasets": [
             {
                 "label": name.capitalize(),
-                "data": [getattr(row, name) for row in figures],
+                "data": [getattr(rows.get(day), name, None) for day in days],
                 "backgroundColor": colour,
                 "stack": "jobs",
             }
