@@ -24,11 +24,15 @@ PAGES = {
     "jobs": "/admin/generation/generationjob/",
     "failed jobs": "/admin/generation/generationjob/?state__exact=failed",
     "jobs, page 20": "/admin/generation/generationjob/?p=20",
+    "search, all fit": "/admin/generation/generationjob/?q=paper+boat",
+    "search, one fits": "/admin/generation/generationjob/?q=boat+777",
+    "search, a name": "/admin/generation/generationjob/?q=u7",
     "transactions": "/admin/accounts/credittransaction/",
     "refunds": "/admin/accounts/credittransaction/?kind__exact=refund",
     "one wallet": "/admin/accounts/credittransaction/?account__id__exact={account}",
     "users": "/admin/accounts/user/",
     "nodes": "/admin/generation/gpunode/",
+    "one node": "/admin/generation/gpunode/{node}/change/",
     "log of acts": "/admin/accounts/staffact/",
     "refund batches": "/admin/generation/refundbatch/",
     "reports": "/admin/generation/report/",
@@ -121,9 +125,22 @@ def _measure(options: argparse.Namespace) -> int:
     sys.stdout.write(
         f"{options.many:,} jobs and {2 * options.many:,} entries in {time.monotonic() - began:.0f} s\n"
     )
-    first_view, _ = _once(client, PAGES["home"])
-    sys.stdout.write(f"the first view of the home page ever, which adds 30 days up: {first_view:.0f} ms\n\n")
+    _first_view(client)
     return _report(*_times(client, ids, few, many, options.rounds))
+
+
+def _first_view(client: Any) -> None:
+    """Of the home page, ever: it does not wait for what is added up in the background."""
+    from generation.staff import day_figures
+
+    took, _ = _once(client, PAGES["home"])
+    began = time.monotonic()
+    day_figures.keep()
+    background = time.monotonic() - began
+    sys.stdout.write(
+        f"the first view of the home page ever: {took:.0f} ms; 30 days are added up meanwhile in "
+    )
+    sys.stdout.write(f"{background:.1f} s\n\n")
 
 
 def _name() -> str:
