@@ -10,7 +10,7 @@ from django.db import migrations
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('generation', '0009_attempt_profile'),
+        ('generation', '0010_running_total'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
