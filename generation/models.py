@@ -11,6 +11,7 @@ from decimal import Decimal
 from django.conf import settings
 from django.contrib.postgres.indexes import GinIndex
 from django.contrib.postgres.search import SearchVector
+from django.core.exceptions import ValidationError
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import BooleanField, ExpressionWrapper, Q
@@ -19,6 +20,7 @@ from django.db.models.functions import Lower, Now
 from django.utils.translation import gettext
 
 from generation import public_ids
+from generation.nodes import NodeMisconfigured, checked_url
 from generation.secret_field import SecretField
 
 
@@ -76,6 +78,14 @@ class GpuNodeQuerySet(models.QuerySet["GpuNode"]):
         return Q(status="ready", last_seen_at__gt=Now() - fresh)
 
 
+def check_node_address(address: str) -> None:
+    """A validator: raises ValidationError for what no node can be asked at."""
+    try:
+        checked_url(address)
+    except NodeMisconfigured as error:
+        raise ValidationError(str(error)) from None
+
+
 class GpuNode(models.Model):
     """A server that makes clips, and what was last heard of it."""
 
@@ -85,7 +95,13 @@ class GpuNode(models.Model):
         GENERATE_VIDEO = "generate_video", "/generate_video"
 
     name = models.CharField(max_length=60, unique=True)
-    base_url = models.URLField(unique=True, help_text="Scheme, host and port; only staff can name a node.")
+    # Not a URLField: that takes no name of a machine in the own network, such as http://gpu-box:8081.
+    base_url = models.CharField(
+        max_length=200,
+        unique=True,
+        validators=[check_node_address],
+        help_text="Scheme, host and port; only staff can name a node.",
+    )
     api_key = SecretField(blank=True)
     protocol = models.CharField(max_length=16, choices=Protocol, default=Protocol.AUTO)
     enabled = models.BooleanField(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from django.core.exceptions import ValidationError
 from django.utils import timezone
 
 from generation.fleet import sync_environment_node
@@ -69,3 +70,19 @@ def test_a_name_that_is_taken_is_not_taken_again() -> None:
     assert getattr(sync_environment_node(), "name", None) == "default"
     GpuNode.objects.filter(name="default").update(from_environment=False, base_url="http://gpu-d:8081")
     assert getattr(sync_environment_node(), "name", None) == "default-3"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["http://gpu-box:8081", "http://gpu_node:8081", "https://gpu.example.org/two", "http://[fd00::7]:8081"],
+)
+def test_a_node_may_have_any_address_that_can_be_asked(address: str) -> None:
+    GpuNode(name="rack 3", base_url=address).full_clean()
+
+
+@pytest.mark.parametrize(
+    "address", ["", "gpu-box:8081", "ftp://gpu-box", "http://", "http://gpu:99999", "http://["]
+)
+def test_what_is_no_address_of_a_node_is_refused(address: str) -> None:
+    with pytest.raises(ValidationError, match="base_url"):
+        GpuNode(name="rack 3", base_url=address).full_clean()

@@ -699,7 +699,17 @@ def test_a_slow_drip_does_not_outlast_the_deadline() -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["", "node", "ftp://node", "file:///etc/passwd", "http://", "http://a:99999999", "http://[::1", "/x"],
+    [
+        "",
+        "node",
+        "ftp://node",
+        "file:///etc/passwd",
+        "http://",
+        "http://a:99999999",
+        "http://[::1",
+        "http://[",
+        "/x",
+    ],
 )
 def test_an_address_that_is_none_is_misconfigured(address: str) -> None:
     with pytest.raises(nodes.NodeMisconfigured, match="address"):

@@ -27,6 +27,7 @@ from generation.nodes.errors import (
     TransientNodeError,
 )
 from generation.nodes.generate_video import GenerateVideoClient
+from generation.nodes.transport import checked_url
 from generation.nodes.types import (
     GenerationRequest,
     NodeEndpoint,
@@ -62,6 +63,7 @@ __all__ = [
     "ResultTooLarge",
     "TransientNodeError",
     "VideosClient",
+    "checked_url",
     "detect_protocol",
     "open_client",
 ]

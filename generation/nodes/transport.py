@@ -58,7 +58,7 @@ class Transport:
 
     def __init__(self, endpoint: NodeEndpoint) -> None:
         self._key = endpoint.api_key
-        url = _checked_url(endpoint.base_url)
+        url = checked_url(endpoint.base_url)
         self._client = httpx.AsyncClient(
             base_url=url,
             headers=_auth_headers(endpoint.api_key),
@@ -255,7 +255,8 @@ def _reason(error: Exception) -> str:
     return names.get(type(error), type(error).__name__)
 
 
-def _checked_url(base_url: str) -> httpx.URL:
+def checked_url(base_url: str) -> httpx.URL:
+    """A node's address, fit to be asked; else NodeMisconfigured, which says what is wrong with it."""
     try:
         url = httpx.URL(base_url.strip())
     except httpx.InvalidURL:
@@ -264,6 +265,8 @@ def _checked_url(base_url: str) -> httpx.URL:
         raise errors.NodeMisconfigured("The port in the node's address is out of range.")
     if url.scheme not in ("http", "https") or not url.host:
         raise errors.NodeMisconfigured("The node's address must begin with http:// or https://.")
+    if "%" in url.host and ":" not in url.host:  # httpx has quoted what no name has; an IPv6 zone is no name
+        raise errors.NodeMisconfigured("The node's address has characters that no host name has.")
     # Whoever pastes an address with a query or a fragment means the part before it.
     return url.copy_with(query=None, fragment=None)
 
