@@ -139,7 +139,7 @@ if DATABASE_POOL_SIZE:
     DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
         "min_size": 1,
         "max_size": DATABASE_POOL_SIZE,
-        "timeout": env.float("DATABASE_POOL_SECONDS", 10.0),  # then the answer is 503
+        "timeout": env.float("DATABASE_POOL_SECONDS", 10.0, validate=POSITIVE),  # then the answer is 503
     }
 
 # --- Accounts ---------------------------------------------------------------------------------------------------------
