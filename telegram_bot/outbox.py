@@ -85,14 +85,15 @@ def mark_sent(row: JobMessage, sent: Sent) -> int | None:
     rows.update(
         state=Delivery.SENT,
         sent_at=Now(),
-        next_attempt_at=Now(),
         file_id=sent.file_id,
         error="",
         attempts=0,
         **values,
     )
     posts.remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=sent.message_id)
-    return rows.values_list("status_message_id", flat=True).get()
+    status = rows.values_list("status_message_id", flat=True).get()
+    rows.update(next_attempt_at=None if status is None else Now())
+    return status
 
 
 @in_database

@@ -1,11 +1,13 @@
 """/video: from a wish to the message that is the job."""
 
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 
 from django.db import transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy
+from telegram.error import BadRequest
 
 from generation import lifecycle
 from generation.database import in_database
@@ -116,4 +118,5 @@ async def _show_status(asked: Asked, accepted: Accepted) -> None:
         asked.live.track(job_id=accepted.job.id, chat_id=row.chat_id)
     else:
         # A quick node: the result overtook the message that announces it.
-        await asked.bot.delete_message(row.chat_id, sent.message_id)
+        with contextlib.suppress(BadRequest):  # and somebody else was quicker still
+            await asked.bot.delete_message(row.chat_id, sent.message_id)
