@@ -130,7 +130,11 @@ class DailyLimitReached(GenerationError):
     status = 429
 
     def __init__(self, *, most: int, seconds: int) -> None:
-        said = gettext("You may have %(most)d videos made in 24 hours. The next one is possible in %(wait)s.")
+        said = ngettext(
+            "You may have %(most)d video made in 24 hours. The next one is possible in %(wait)s.",
+            "You may have %(most)d videos made in 24 hours. The next one is possible in %(wait)s.",
+            most,
+        )
         super().__init__(said % {"most": most, "wait": in_words(seconds)})
         self.seconds = seconds
 

@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 State = GenerationJob.State
 Delivery = JobMessage.State
 
-SWEEP_SECONDS = 3.0
+SWEEP_SECONDS = 1.0
 AT_ONCE = 32
 UPLOADS_AT_ONCE = 4
 # Bots may upload 50 MB (core.telegram.org/bots/faq); measured in thousands here to stay on the safe side.

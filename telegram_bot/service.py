@@ -74,7 +74,8 @@ async def _connect(client: BotClient) -> None:
         except InvalidToken:
             raise
         except TelegramError as error:
-            logger.warning("Telegram cannot be reached, trying again: %s", error)
+            where = settings.TELEGRAM_API_BASE_URL
+            logger.warning("Telegram cannot be reached at %s, trying again: %s", where, error)
             await asyncio.sleep(wait_asked_for(error) or pause)
     raise AssertionError("delays have no end")
 

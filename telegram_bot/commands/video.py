@@ -17,9 +17,10 @@ from telegram_bot.commands.welcome import quote_for
 from telegram_bot.live import Status, status_of
 from telegram_bot.marks import written
 from telegram_bot.models import JobMessage, TelegramAccount
-from telegram_bot.requests import Asked, Request, quoting
-from telegram_bot.routes import command
+from telegram_bot.requests import Asked, Press, Request, quoting
+from telegram_bot.routes import button, command
 from telegram_bot.texts import answers
+from telegram_bot.texts.parts import example
 
 Pending = JobMessage.State.PENDING
 
@@ -96,6 +97,12 @@ async def video(request: Request) -> None:
         await make(request, Wish(prompt=request.argument, key=request.key))
     else:
         await request.reply(answers.video_usage(await quote_for(request.account)))
+
+
+@button("sample")
+async def sample(press: Press) -> None:
+    """The example of /start, by one tap."""
+    await make(press, Wish(prompt=example(), key=press.key))
 
 
 async def make(asked: Asked, wish: Wish) -> Accepted:

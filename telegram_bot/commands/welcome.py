@@ -10,7 +10,7 @@ from telegram_bot import menus, payments
 from telegram_bot.models import TelegramAccount
 from telegram_bot.requests import Request
 from telegram_bot.routes import command
-from telegram_bot.texts import answers
+from telegram_bot.texts import answers, buttons
 
 is_anything_for_sale = in_database(payments.is_anything_for_sale)
 
@@ -30,8 +30,9 @@ def quote_for(account: TelegramAccount) -> pricing.Quote:
 @command("start", menu=gettext_lazy("Welcome"))
 async def start(request: Request) -> None:
     """Welcome, balance, and something to try."""
-    wallet = await wallet_of(request.person)
-    await request.reply(answers.welcome(name=request.account.first_name, balance=wallet.balance))
+    wallet, quote = await wallet_of(request.person), await quote_for(request.account)
+    text = answers.welcome(name=request.account.first_name, balance=wallet.balance)
+    await request.reply(text, reply_markup=buttons.of_sample(cost=quote.cost))
 
 
 @command("help", menu=gettext_lazy("Show all commands"))

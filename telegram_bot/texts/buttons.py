@@ -4,6 +4,7 @@ from django.utils.translation import gettext as _
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from generation.models import GenerationJob
+from telegram_bot.texts.parts import credits_of
 
 State = GenerationJob.State
 # What Telegram lets a button carry, in bytes.
@@ -48,6 +49,12 @@ def of_history(jobs: list[GenerationJob]) -> InlineKeyboardMarkup | None:
         if job.state == State.COMPLETED
     ]
     return row(*done) if done else None
+
+
+def of_sample(*, cost: int) -> InlineKeyboardMarkup:
+    """Makes the example, at its price."""
+    label = _("🎬 Make it · %(credits)s") % {"credits": credits_of(cost)}
+    return row(InlineKeyboardButton(label, callback_data=data("sample")))
 
 
 def of_share(job: GenerationJob) -> InlineKeyboardMarkup:

@@ -11,6 +11,8 @@ from tests.bot_api_server import BotApiServer, Message
 from tests.processes import Processes, wait_for
 
 GROUP = -1001234
+# What Telegram's kinds of markup are made of. It has to come back as it was written.
+NASTY = "_*[]()~>#+-=|{}.!<b>&"
 people = itertools.count(1000)
 
 

@@ -9,11 +9,19 @@ from accounts import ledger
 from generation import lifecycle, sharing
 from generation.models import GenerationJob, Preset
 from telegram_bot.models import JobMessage
-from tests.bot.bot_process import Bot, inbox_is_empty, job_of, labels, people, the_status, the_video, user_of
+from tests.bot.bot_process import (
+    NASTY,
+    Bot,
+    inbox_is_empty,
+    job_of,
+    labels,
+    people,
+    the_status,
+    the_video,
+    user_of,
+)
 from tests.bot_api_server import Message
 from tests.processes import wait_for
-
-NASTY = "_*[]()~>#+-=|{}.!<b>&"
 
 
 @pytest.fixture
@@ -190,7 +198,8 @@ def test_share_sends_a_link_that_can_be_taken_back(bot: Bot, ada: int, video: Me
     assert f"https://videos.example.org/s/{link.token}/" in message.text
     assert message.text.endswith(f"Prompt: {NASTY}")
     bot.telegram.press(message, "Stop sharing", sender=ada)
-    wait_for(lambda: message.text.startswith("🔗 The link does not work any more."), message=bot.log)
+    gone = f"🔗 The link does not work any more.\nPrompt: {NASTY}"
+    wait_for(lambda: message.text == gone, message=bot.log)
     assert sharing.find(link.token) is None
     assert labels(message) == []
 

@@ -1,5 +1,6 @@
 """What each command answers, and what it refuses."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,9 +8,12 @@ import pytest
 
 from accounts import ledger
 from accounts.models import User
+from accounts.staff.models import UserLimits
 from generation.models import GenerationJob
+from generation.staff.models import BlockedPrompt
+from telegram_bot import routes
 from telegram_bot.models import TelegramAccount
-from tests.bot.bot_process import Bot, job_of, the_video, user_of
+from tests.bot.bot_process import NASTY, Bot, job_of, labels, people, the_status, the_video, user_of
 from tests.processes import wait_for
 
 
@@ -27,6 +31,15 @@ def test_start_welcomes_and_opens_an_account_with_credits(bot: Bot, ada: int):
     account = TelegramAccount.objects.select_related("user").get(telegram_id=ada)
     assert (account.user.username, account.username, account.first_name) == (f"tg_{ada}", "ada_l", "Ada <3")
     assert not account.user.has_usable_password()
+
+
+def test_the_sample_of_start_is_made_by_one_tap(bot: Bot, ada: int):
+    bot.telegram.say("/start", sender=ada)
+    welcome = bot.next_message(ada)
+    assert labels(welcome) == ["🎬 Make it · 50 credits"]
+    bot.telegram.press(welcome, "Make it", sender=ada)
+    assert the_status(bot, ada).reply_to == welcome.message_id
+    assert f"/video {job_of(ada).prompt}\n" in welcome.text
 
 
 def test_a_user_name_that_is_taken_is_not_taken_over(bot: Bot, ada: int):
@@ -72,14 +85,28 @@ def test_balance_shows_the_last_five_lines_and_no_charge_of_what_was_held(
 def test_cancel_stops_the_newest_video_and_gives_the_credits_back(bot: Bot, ada: int):
     assert "nothing to cancel" in bot.answer_to("/cancel", sender=ada)
     bot.answer_to("/video the first", sender=ada)
-    bot.answer_to("/video the second", sender=ada)
+    bot.answer_to(f"/video {NASTY}", sender=ada)
     bot.telegram.say("/cancel", sender=ada)
-    wait_for(lambda: GenerationJob.objects.filter(prompt="the second", state="canceled").exists())
+    wait_for(lambda: GenerationJob.objects.filter(prompt=NASTY, state="canceled").exists())
     assert GenerationJob.objects.get(prompt="the first").state == "queued"
     assert user_of(ada).credit_account.balance == 450
     # The answer to /cancel, and the status message that turns into the same words.
-    words = "🚫 Video canceled\nPrompt: the second\nNo credits were deducted."
+    words = f"🚫 Video canceled\nPrompt: {NASTY}\nNo credits were deducted."
     wait_for(lambda: [message.text for message in bot.telegram.shown(ada)].count(words) == 2, message=bot.log)
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_every_command_is_answered_in_the_persons_language(bot: Bot, language: str):
+    assert routes.COMMANDS.keys() >= {
+        "start", "help", "video", "balance", "history", "cancel", "presets", "settings", "link", "login", "buy",
+        "paysupport", "terms",
+    }  # fmt: skip
+    senders = {name: next(people) for name in routes.COMMANDS}
+    for name, sender in senders.items():
+        bot.telegram.say(f"/{name}", sender=sender, language_code=language)
+    for name, sender in senders.items():
+        answer = bot.next_message(sender).text
+        assert bool(re.search("[а-я]", answer)) == (language == "ru"), f"/{name}: {answer}"
 
 
 def test_the_menu_of_commands_is_set(bot: Bot):
@@ -124,6 +151,20 @@ def test_the_cooldown_says_how_long_to_wait(own_bot: Bot, ada: int):
     assert answer.startswith("⏳ Please wait ")
     assert answer.endswith(" seconds before generating another video.")
     assert GenerationJob.objects.count() == 1
+
+
+def test_limits_and_rules_are_said_in_words(bot: Bot, ada: int):
+    BlockedPrompt.objects.create(text="dragon", explanation="No <dragons> here.")
+    answer = bot.answer_to("a dragon", sender=ada)
+    assert answer == "❌ No <dragons> here. No credits were deducted."
+    limits = UserLimits.objects.create(user=user_of(ada), concurrent_jobs=1)
+    bot.answer_to("a red fox", sender=ada)
+    answer = bot.answer_to("another", sender=ada)
+    assert answer == "⏳ You may have 1 video made at a time. Please wait until it is finished."
+    limits.concurrent_jobs, limits.daily_clips = None, 1
+    limits.save()
+    answer = bot.answer_to("another", sender=ada)
+    assert answer == "⏳ You may have 1 video made in 24 hours. The next one is possible in 24 hours."
 
 
 def test_a_banned_person_is_told_so(bot: Bot, ada: int):

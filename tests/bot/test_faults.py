@@ -5,12 +5,14 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from django.db.models.functions import Now
 from django.test import Client
 
 from generation import lifecycle, stored_files
-from generation.models import GenerationJob
+from generation.models import GenerationJob, Preset
+from telegram_bot.delivery import LINK_AFTER
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
-from tests.bot.bot_process import Bot, inbox_is_empty, job_of, the_status, the_video
+from tests.bot.bot_process import NASTY, Bot, inbox_is_empty, job_of, the_status, the_video
 from tests.processes import wait_for
 
 
@@ -50,6 +52,20 @@ def test_ids_that_begin_again_lower_are_not_thrown_away(bot: Bot, ada: int):
     assert bot.next_message(ada, after=1).text.startswith("💰 Balance: 500 credits")
 
 
+def test_an_error_that_nobody_thought_of_is_apologised_for_and_can_be_mended(
+    bot: Bot, ada: int, admin_client: Client
+):
+    Preset.objects.update(fps=0)
+    words = "⚠️ Something went wrong here, and we were told. Please try again in a moment."
+    assert bot.answer_to("/presets", sender=ada) == words
+    failed = wait_for(lambda: TelegramUpdate.objects.filter(state="failed").first(), message=bot.log)
+    assert "ZeroDivisionError" in failed.error
+    Preset.objects.update(fps=8)
+    chosen = {"action": "handle_again", "_selected_action": [failed.pk]}
+    admin_client.post("/admin/telegram_bot/telegramupdate/", chosen)
+    assert bot.next_message(ada, after=1).text.startswith("🎚 Presets")
+
+
 def test_too_many_requests_is_waited_out(bot: Bot, ada: int):
     bot.telegram.fail("sendMessage", 429, "Too Many Requests: retry after 1", retry_after=1)
     assert bot.answer_to("/balance", sender=ada).startswith("💰 Balance: 500 credits")
@@ -86,7 +102,7 @@ def test_a_video_is_uploaded_again_after_errors(bot: Bot, ada: int, finish_job: 
 
 
 def test_a_video_that_cannot_be_uploaded_comes_as_a_link(bot: Bot, ada: int, finish_job: Callable[..., Any]):
-    bot.telegram.say("/video a <b>_red_&* fox", sender=ada)
+    bot.telegram.say(f"/video {NASTY}", sender=ada)
     the_status(bot, ada)
     bot.telegram.fail("sendVideo", 413, "Request Entity Too Large")
     finish_job(job_of(ada))
@@ -97,7 +113,7 @@ def test_a_video_that_cannot_be_uploaded_comes_as_a_link(bot: Bot, ada: int, fin
     assert address.startswith("https://videos.example.org/telegram/video/")
     assert Client().get(urlsplit(address).path).status_code == 200
     assert "Credits remaining: 450" in message.text
-    assert "\nPrompt: a <b>_red_&* fox\n" in message.text
+    assert f"\nPrompt: {NASTY}\n" in message.text
 
 
 def test_a_video_above_fifty_megabytes_comes_as_a_link(bot: Bot, ada: int, start_job: Callable[..., Any]):
@@ -126,10 +142,15 @@ def test_a_video_above_fifty_megabytes_comes_as_a_link(bot: Bot, ada: int, start
 def test_after_repeated_failures_a_link_is_sent(bot: Bot, ada: int, finish_job: Callable[..., Any]):
     bot.telegram.say("/video a red fox", sender=ada)
     the_status(bot, ada)
+    wait_for(inbox_is_empty)
+    JobMessage.objects.update(attempts=LINK_AFTER - 2)
     bot.telegram.fail("sendVideo", 500, "Internal Server Error", times=100)
     finish_job(job_of(ada))
+    wait_for(lambda: JobMessage.objects.get().attempts == LINK_AFTER - 1, message=bot.log)
+    assert not [m for m in bot.telegram.shown(ada) if "/telegram/video/" in m.text]
+    JobMessage.objects.update(next_attempt_at=Now())
     wait_for(lambda: [m for m in bot.telegram.shown(ada) if "/telegram/video/" in m.text], message=bot.log)
-    assert len(bot.telegram.called("sendVideo")) == 4
+    assert len(bot.telegram.called("sendVideo")) == 2
 
 
 def test_whoever_blocked_the_bot_is_not_tried_again(bot: Bot, ada: int, finish_job: Callable[..., Any]):

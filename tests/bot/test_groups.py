@@ -3,14 +3,15 @@
 import pytest
 
 from generation.models import GenerationJob
-from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, job_of, people, the_status, user_of
+from tests.bot.bot_process import GROUP, NASTY, Bot, inbox_is_empty, job_of, people, the_status, user_of
 from tests.processes import wait_for
 
 
 def test_in_a_group_a_command_is_answered_to_the_asker_from_their_own_wallet(bot: Bot, ada: int):
-    asked = bot.telegram.say("/video@videos_test_bot a red fox", sender=ada, chat=GROUP)
+    asked = bot.telegram.say(f"/video@videos_test_bot {NASTY}", sender=ada, chat=GROUP)
     status = the_status(bot, GROUP)
     assert status.reply_to == asked
+    assert f"\nPrompt: {NASTY}\n" in status.text
     assert job_of(ada).user == user_of(ada)
 
 
@@ -52,6 +53,20 @@ def test_in_a_group_who_replies_again_pays_for_it(bot: Bot, ada: int):
     assert job_of(grace).prompt == "a red fox"
     assert bot.next_message(GROUP, after=1).reply_to == asked
     assert user_of(grace).credit_account.held == user_of(ada).credit_account.held == 50
+
+
+def test_in_a_group_remix_asks_whoever_pressed_by_name(bot: Bot, ada: int):
+    bot.telegram.say(f"/video {NASTY}", sender=ada, chat=GROUP)
+    remix = f"remix:{job_of(ada).id.hex}"
+    bot.telegram.press_data(the_status(bot, GROUP), remix, sender=ada, first_name="Ada <3 &")
+    question = bot.next_message(GROUP, after=1)
+    assert question.text.startswith("Ada <3 &: ✏️ Send the changed prompt")
+    assert question.text.endswith(f"\n{NASTY}")
+    asked = bot.telegram.say("at night", sender=ada, chat=GROUP, reply_to=question)
+    assert bot.next_message(GROUP, after=2).reply_to == asked
+    assert GenerationJob.objects.get(prompt="at night").remixed_from == GenerationJob.objects.get(
+        prompt=NASTY
+    )
 
 
 def test_in_a_group_nobody_else_can_press_the_buttons_of_a_video(bot: Bot, ada: int):

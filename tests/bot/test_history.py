@@ -7,7 +7,7 @@ from typing import Any
 from generation import lifecycle
 from generation.models import GenerationJob
 from telegram_bot.models import JobMessage
-from tests.bot.bot_process import Bot, job_of, labels, the_status, the_video, user_of
+from tests.bot.bot_process import NASTY, Bot, job_of, labels, the_status, the_video, user_of
 from tests.bot_api_server import Message
 from tests.processes import wait_for
 
@@ -38,16 +38,16 @@ def test_history_shows_the_last_five_with_what_became_of_them(bot: Bot, ada: int
 def test_a_video_is_sent_again_without_an_upload(
     bot: Bot, ada: int, finish_job: Callable[..., Any], clip: Path
 ):
-    bot.telegram.say("/video a red fox", sender=ada)
+    bot.telegram.say(f"/video {NASTY}", sender=ada)
     finish_job(job_of(ada))
     the_video(bot, ada)
     wait_for(lambda: JobMessage.objects.filter(state="sent", next_attempt_at=None).exists())
     answer = history_of(bot, ada)
-    assert "1. ✅ a red fox\nCompleted · 50 credits · " in answer.text
+    assert f"1. ✅ {NASTY}\nCompleted · 50 credits · " in answer.text
     press = bot.telegram.press(answer, "1", sender=ada)
     again = wait_for(lambda: videos_in(bot, ada)[1:], message=bot.log)[0]
     assert again.video == clip.read_bytes()
-    assert again.text == "✅ Video generated!\nPrompt: a red fox\nTime: 28.3s\nCredits remaining: 450"
+    assert again.text == f"✅ Video generated!\nPrompt: {NASTY}\nTime: 28.3s\nCredits remaining: 450"
     assert labels(again) == ["🔁 Again", "✏️ Remix", "🔗 Share"]
     assert press.words == ""
     assert isinstance(bot.telegram.called("sendVideo")[1].parameters["video"], str)

@@ -5,13 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from generation import lifecycle
 from generation.models import GpuNode
-from telegram_bot.models import JobMessage
-from tests.bot.bot_process import Bot, inbox_is_empty, job_of, labels, people, the_status, the_video, user_of
+from telegram_bot.models import JobMessage, TelegramUpdate
+from tests.bot.bot_process import (
+    NASTY,
+    Bot,
+    inbox_is_empty,
+    job_of,
+    labels,
+    people,
+    the_status,
+    the_video,
+    user_of,
+)
 from tests.processes import wait_for
-
-NASTY = "_*[]()~>#+-=|{}.!<b>&"
 
 
 def test_a_prompt_becomes_a_video_in_the_chat(bot: Bot, ada: int, finish_job: Callable[..., Any], clip: Path):
@@ -56,13 +66,13 @@ def test_a_prompt_longer_than_a_caption_is_shortened_and_not_refused(
 
 
 def test_the_status_message_follows_the_steps(bot: Bot, ada: int, start_job: Callable[..., Any]):
-    bot.telegram.say("/video a red fox", sender=ada)
+    bot.telegram.say(f"/video {NASTY}", sender=ada)
     status = the_status(bot, ada)
     attempt = start_job(job_of(ada))
     for step in (5, 12):
         assert lifecycle.record_progress(attempt_id=attempt.pk, token=attempt.pk, step=step)
     wait_for(lambda: "▓▓▓▓▓▓░░░░ step 12 of 20 · about " in status.text, message=bot.log)
-    assert "Prompt: a red fox" in status.text
+    assert f"Prompt: {NASTY}\n" in status.text
     assert labels(status) == ["✖️ Cancel"]
     assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
     wait_for(lambda: "almost done" in status.text)
@@ -104,17 +114,20 @@ def test_progress_shown_before_a_restart_goes_on_after_it(
     assert len(own_bot.telegram.shown(ada)) == 1
 
 
-def test_a_video_that_overtakes_its_status_message_removes_it(
-    bot: Bot, ada: int, finish_job: Callable[..., Any]
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_video_that_overtakes_its_status_message_removes_it_unless_its_reader_did(
+    bot: Bot, ada: int, finish_job: Callable[..., Any], by_hand: bool
 ):
     bot.telegram.hold("sendMessage")
     bot.telegram.say("/video a red fox", sender=ada)
     status = the_status(bot, ada)
     finish_job(job_of(ada))
     the_video(bot, ada)
-    wait_for(lambda: JobMessage.objects.filter(state=JobMessage.State.SENT).exists())
+    wait_for(lambda: JobMessage.objects.filter(state="sent", next_attempt_at=None).exists())
+    status.deleted = by_hand
     bot.telegram.release()
-    wait_for(lambda: status.deleted, message=bot.log)
+    wait_for(lambda: status.deleted and inbox_is_empty(), message=bot.log)
+    assert not TelegramUpdate.objects.filter(state=TelegramUpdate.State.FAILED).exists()
 
 
 def test_a_video_its_owner_deleted_before_it_was_sent_is_not_sent(

@@ -1,12 +1,15 @@
 """/presets, /settings, and the languages."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 from django.utils import translation
 
 from generation.errors import PromptTooLong
 from generation.models import GenerationJob, Preset
 from telegram_bot.models import TelegramAccount
-from tests.bot.bot_process import Bot, inbox_is_empty, job_of, labels, the_status, user_of
+from tests.bot.bot_process import NASTY, Bot, inbox_is_empty, job_of, labels, the_status, the_video, user_of
 from tests.bot_api_server import Message
 from tests.processes import wait_for
 
@@ -71,12 +74,29 @@ def test_the_bot_speaks_the_language_of_the_persons_telegram(
 
 
 def test_every_person_is_spoken_to_in_their_own_language_also_about_their_video(bot: Bot, ada: int):
-    russian = shown(bot, "/video лиса", ada, language_code="ru")
-    assert russian.text.startswith("🎬 Создаю видео...\nПромпт: лиса\n")
+    russian = shown(bot, f"/video лиса {NASTY}", ada, language_code="ru")
+    assert russian.text.startswith(f"🎬 Создаю видео...\nПромпт: лиса {NASTY}\n")
     assert shown(bot, "/balance", ada + 1).text.startswith("💰 Balance: 500 credits")
     bot.telegram.press(russian, "Отменить", sender=ada, language_code="ru")
-    wait_for(lambda: russian.text.startswith("🚫 Видео отменено\nПромпт: лиса\n"), message=bot.log)
+    wait_for(lambda: russian.text.startswith(f"🚫 Видео отменено\nПромпт: лиса {NASTY}\n"), message=bot.log)
     assert labels(russian) == ["🔁 Ещё"]
+
+
+def test_a_video_and_what_can_be_done_with_it_in_russian(bot: Bot, ada: int, finish_job: Callable[..., Any]):
+    bot.telegram.say(NASTY, sender=ada, language_code="ru")
+    finish_job(job_of(ada))
+    video = the_video(bot, ada)
+    assert video.text == f"✅ Видео готово!\nПромпт: {NASTY}\nВремя: 28.3 с\nОсталось кредитов: 450"
+    assert labels(video) == ["🔁 Ещё", "✏️ Ремикс", "🔗 Поделиться"]
+    wait_for(lambda: len(bot.telegram.shown(ada)) == 1)
+    answers = []
+    for label in ("Ремикс", "Поделиться"):
+        bot.telegram.press(video, label, sender=ada, language_code="ru")
+        answers.append(bot.next_message(ada, after=len(answers) + 1).text)
+    assert answers[0] == f"✏️ Отправьте изменённый промпт ответом на это сообщение. Было:\n{NASTY}"
+    assert answers[1].endswith(f"\n\nПромпт: {NASTY}")
+    history = shown(bot, "/history", ada, language_code="ru").text
+    assert f"1. ✅ {NASTY}\nГотово · 50 кредитов" in history
 
 
 def test_a_language_that_was_chosen_goes_before_that_of_telegram(bot: Bot, ada: int):

@@ -1,6 +1,7 @@
 """What happens to the process: kills, stops, a second instance, a wrong token."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
 
 from generation.models import GenerationJob
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
-from tests.bot.bot_process import Bot, inbox_is_empty, job_of, people, the_status, the_video, user_of
+from tests.bot.bot_process import NASTY, Bot, inbox_is_empty, job_of, people, the_status, the_video, user_of
 from tests.bot_api_server import BotApiServer
 from tests.environment import REPOSITORY
 from tests.processes import wait_for
@@ -95,11 +97,12 @@ def test_a_video_that_may_have_arrived_before_a_kill_is_not_sent_again_but_takes
 def test_a_video_whose_answer_was_lost_takes_the_place_of_its_status(
     bot: Bot, ada: int, finish_job: Callable[..., Any]
 ):
-    bot.telegram.say("/video a red fox", sender=ada)
+    bot.telegram.say(f"/video {NASTY}", sender=ada)
     status = the_status(bot, ada)
     bot.telegram.drop("sendVideo", after_doing=True)
     finish_job(job_of(ada))
     wait_for(lambda: status.video, message=bot.log)
+    assert f"\nPrompt: {NASTY}\n" in status.text
     assert len(bot.telegram.called("sendVideo")) == 1
 
 
@@ -189,6 +192,7 @@ def test_it_goes_on_after_its_database_connections_are_cut(
     own_bot.start()
     own_bot.telegram.say("/video a red fox", sender=ada)
     the_status(own_bot, ada)
+    wait_for(inbox_is_empty)  # cut before the message is written down, it would be sent once more
     for _ in range(2):
         with connection.cursor() as cursor:
             cursor.execute(
@@ -197,14 +201,16 @@ def test_it_goes_on_after_its_database_connections_are_cut(
             )
             assert cursor.fetchone()[0]
         assert own_bot.answer_to("/balance", sender=ada).startswith("💰 Balance: 450 credits")
+        wait_for(inbox_is_empty)
     finish_job(job_of(ada))
     the_video(own_bot, ada)
     assert own_bot.process.poll() is None
 
 
 def test_telegram_may_be_away_when_the_bot_starts(own_bot: Bot, ada: int):
-    own_bot.telegram.fail("getMe", 502, "Bad Gateway", times=2)
+    own_bot.telegram.fail("getMe", 502, "Bad Gateway")
     own_bot.start()
+    assert f"Telegram cannot be reached at {own_bot.telegram.base_url}, trying again" in own_bot.log
     assert "Welcome" in own_bot.answer_to("/start", sender=ada)
 
 
@@ -222,31 +228,35 @@ def test_old_updates_are_deleted_after_a_week(own_bot: Bot):
 # --- The token ---
 
 
-def run_bot(
-    telegram: BotApiServer, database_url: str, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, str(REPOSITORY / "manage.py"), "run_bot"],
-        env=os.environ | telegram.environment | {"DATABASE_URL": database_url} | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 @pytest.mark.parametrize(
-    ("token", "complaint"),
+    ("token", "url", "complaint"),
     [
-        ("", "TELEGRAM_BOT_TOKEN is not set"),
-        ("no token", "has to be digits, a colon and letters"),
-        ("4242:revoked", "Telegram does not know TELEGRAM_BOT_TOKEN"),
+        ("", "https://api.telegram.org/bot", "TELEGRAM_BOT_TOKEN is not set"),
+        ("no token", "https://api.telegram.org/bot", "has to be digits, a colon and letters"),
+        ("4242:AAAA", "127.0.0.1:9000/bot", "TELEGRAM_API_BASE_URL must start with http:// or https://"),
+        ("4242:AAAA", "http://127.0.0.1:9000", "and end in /bot. It is http://127.0.0.1:9000"),
     ],
 )
-def test_a_missing_or_wrong_token_is_said_clearly(database_url: str, token: str, complaint: str):
+def test_settings_that_cannot_work_are_said_clearly(settings: Any, token: str, url: str, complaint: str):
+    settings.TELEGRAM_BOT_TOKEN, settings.TELEGRAM_API_BASE_URL = token, url
+    with pytest.raises(CommandError, match=re.escape(complaint)) as refused:
+        call_command("run_bot", skip_checks=True)
+    assert refused.value.returncode == 2
+
+
+def test_a_token_that_telegram_does_not_know_is_said_clearly(database_url: str):
     with BotApiServer() as telegram:
-        ended = run_bot(telegram, database_url, TELEGRAM_BOT_TOKEN=token)
+        ended = subprocess.run(
+            [sys.executable, str(REPOSITORY / "manage.py"), "run_bot"],
+            env=os.environ
+            | telegram.environment
+            | {"DATABASE_URL": database_url, "TELEGRAM_BOT_TOKEN": "4242:revoked"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
     assert ended.returncode == 2
-    assert complaint in ended.stderr
+    assert "Telegram does not know TELEGRAM_BOT_TOKEN" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

@@ -4,9 +4,11 @@ from typing import Any
 
 import pytest
 
-from accounts.models import User
+from accounts import notices
+from accounts.models import Notice, User
 from generation import lifecycle
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
+from tests.bot.bot_process import NASTY, Bot, user_of
 
 
 @pytest.fixture
@@ -28,6 +30,14 @@ def test_staff_can_look_at_everything_and_change_nothing(
     assert admin_client.get(f"/admin/telegram_bot/{page}/").status_code == 200
     assert admin_client.get(f"/admin/telegram_bot/{page}/add/").status_code == 403
     assert admin_client.post(f"/admin/telegram_bot/telegramupdate/{update.pk}/delete/").status_code == 403
+
+
+def test_what_staff_did_about_a_video_is_told_in_the_chat(bot: Bot, ada: int, settings: Any):
+    settings.TELEGRAM_BOT_TOKEN = bot.telegram.token
+    bot.answer_to("/start", sender=ada)
+    notices.tell(user=user_of(ada), kind=Notice.Kind.REMOVAL, prompt=NASTY, reason="against the <rules>")
+    told = bot.next_message(ada, after=1).text
+    assert told == f"ℹ️ Your video “{NASTY}” was removed: against the <rules>"
 
 
 @pytest.mark.django_db

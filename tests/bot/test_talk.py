@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from tests.bot.bot_process import Bot, job_of, people, the_status
-
-NASTY = "_*[]()~>#+-=|{}.!<b>&"
+from tests.bot.bot_process import NASTY, Bot, job_of, people, the_status
 
 
 def message_of(sender: int, **content: Any) -> dict[str, Any]:

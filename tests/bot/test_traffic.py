@@ -25,7 +25,8 @@ def _no_other_bot(_shared_bot: list[Bot]) -> None:
 
 
 def test_requests_and_updates_are_counted_by_outcome(own_bot: Bot, ada: int):
-    own_bot.telegram.fail("sendMessage", 500, "Internal Server Error", times=2)
+    before = figures()  # another bot's, which it added when it was stopped
+    own_bot.telegram.fail("sendMessage", 500, "Internal Server Error")
     own_bot.telegram.hold("sendMessage")
     own_bot.start()
     own_bot.telegram.say("/start", sender=ada)
@@ -37,9 +38,12 @@ def test_requests_and_updates_are_counted_by_outcome(own_bot: Bot, ada: int):
     own_bot.answer_to("/help", sender=ada)
     wait_for(inbox_is_empty)
     own_bot.stop()
-    told = figures()
+    told = {key: value - before.get(key, 0) for key, value in figures().items()}
     requests, updates = "videoplatform_telegram_requests_total", "videoplatform_telegram_updates_total"
-    assert [told[requests, "sendMessage", how] for how in ("ok", "error", "unreachable")] == [2, 2, 1]
+    sent = {how: told[requests, "sendMessage", how] for how in ("ok", "error", "unreachable")}
+    assert (sent["ok"], sent["error"]) == (2, 1)
+    # The one that was dropped; and on a slow machine, one that was held for longer than the bot waits.
+    assert sent["unreachable"] == len(own_bot.telegram.called("sendMessage")) - 3 >= 1
     assert [told[updates, how] for how in ("done", "failed")] == [2, 1]
     assert told["videoplatform_telegram_update_seconds_total", "done"] > 1
     assert told["videoplatform_telegram_request_seconds_total", "sendMessage", "ok"] > 0

@@ -26,23 +26,24 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run until SIGTERM. Exits with 2 when the token is missing or wrong."""
-        token = settings.TELEGRAM_BOT_TOKEN
+        token, base_url = settings.TELEGRAM_BOT_TOKEN, settings.TELEGRAM_API_BASE_URL
         if not token:
             raise CommandError(
                 "TELEGRAM_BOT_TOKEN is not set. Get a token from @BotFather in Telegram and put it into .env.",
                 returncode=EXIT_CONFIGURATION,
             )
-        hide_token_in_logs(token)
-        if urlsplit(settings.TELEGRAM_API_BASE_URL).scheme not in ("http", "https"):
-            raise CommandError(
-                "TELEGRAM_API_BASE_URL must start with http:// or https:// and end in /bot.",
-                returncode=EXIT_CONFIGURATION,
-            )
         try:
             bot_id = bot_id_of(token)
-            asyncio.run(run(connect_to(token=token, base_url=settings.TELEGRAM_API_BASE_URL), bot_id))
         except BadToken as error:
             raise CommandError(str(error), returncode=EXIT_CONFIGURATION) from None
+        if urlsplit(base_url).scheme not in ("http", "https") or not base_url.endswith("/bot"):
+            raise CommandError(
+                f"TELEGRAM_API_BASE_URL must start with http:// or https:// and end in /bot. It is {base_url}",
+                returncode=EXIT_CONFIGURATION,
+            )
+        hide_token_in_logs(token)
+        try:
+            asyncio.run(run(connect_to(token=token, base_url=base_url), bot_id))
         except InvalidToken:
             # Its own message holds the token.
             raise CommandError(
