@@ -23,7 +23,7 @@ OFTEN = {"bouncing": 4, "turning": 4, "right": 2, "left": 2, "up": 2, "down": 2}
 OFTEN |= {"star": 2, "heart": 2}  # and so are corners
 CROP = (10, 8)  # cells across and down
 LOOSE = 1.5  # cells by which the object may be off the middle of the part
-STILLS_UNTIL = 0.6  # of the time: the encoder begins with single frames, which cost least to learn from
+STILLS_UNTIL = 0.4  # of the time: the encoder begins with single frames, which cost least to learn from
 WHOLE_FROM = 0.85  # of the time: from then on whole clips, piece by piece with the cache between, as in use
 LOG_VARIANCE = -9.0  # what the encoder says of its own doubt, always: what it sees is drawn exactly
 
@@ -50,13 +50,12 @@ def train(
     `start`: a folder of weights to begin with, instead of from nothing.
     """
     torch.manual_seed(2)
-    if start is None:
-        model = architecture.vae()
-        initialise(model)
-    else:
-        model = AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32)
-    model.to(device)
+    model = architecture.vae()
+    initialise(model)
     half = model.decoder if part == "decoder" else model.encoder
+    if start is not None:
+        _take_over(half, AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32), part)
+    model.to(device)
     run = Run(
         file=folder / f"{part}.pt",
         seconds=seconds,
@@ -71,6 +70,13 @@ def train(
             found = loss(model, sample)
         run.step(found, samples=BATCH)
     return run
+
+
+def _take_over(half: nn.Module, other: AutoencoderKLCogVideoX, part: str) -> None:
+    """Nothing is taken over where all is zero, as in the shipped encoder: no gradient would ever come through."""
+    weights = getattr(other, part).state_dict()
+    if any(value.any() for value in weights.values()):
+        half.load_state_dict(weights)
 
 
 def _decoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
