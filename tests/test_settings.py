@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from gpu_node.settings import NodeSettings
 from tests.environment import REPOSITORY
 from videoplatform import run
+from videoplatform.first_run import SECRETS, write_secrets
 
 POOL = "from django.conf import settings; print('pool' in settings.DATABASES['default'].get('OPTIONS', {}))"
 
@@ -58,6 +60,22 @@ def test_make_run_says_in_a_sentence_which_setting_it_cannot_read(name: str, mon
     monkeypatch.setenv(name, "99999")
     assert run.main([]) == 2
     assert f'"{name}" invalid' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["SECRET_KEY=mine", "export SECRET_KEY=mine", " SECRET_KEY = mine"])
+def test_a_secret_that_is_there_stays_and_one_that_is_missing_is_made(
+    line: str, tmp_path: Path, monkeypatch: Any
+):
+    for name in SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    file = tmp_path / ".env"
+    file.write_text(f"{line}\nexport VIDEO_API_KEY=\n")
+    write_secrets(file)
+    written = file.read_text()
+    assert written.count("SECRET_KEY") == written.count("VIDEO_API_KEY") == 1
+    assert line in written
+    assert len(written.partition("VIDEO_API_KEY=")[2]) > 40
+    assert file.stat().st_mode & 0o777 == 0o600
 
 
 # --- docs/configuration.md --------------------------------------------------------------------------------------------

@@ -25,16 +25,20 @@ SECRETS = ("SECRET_KEY", "VIDEO_API_KEY")
 def write_secrets(path: Path) -> None:
     """Give `.env` at `path` a random value for each secret that neither it nor the environment has. Mode 0600."""
     lines = path.read_text().splitlines() if path.exists() else [ENV_HEADER.rstrip()]
-    present = {name.strip() for line in lines for name, _, value in [line.partition("=")] if value.strip()}
+    present = {_name_in(line) for line in lines if line.partition("=")[2].strip()}
     missing = [name for name in SECRETS if name not in present and name not in os.environ]
     if not missing:
         return
-    lines = [line for line in lines if line.partition("=")[0].strip() not in missing]
+    lines = [line for line in lines if _name_in(line) not in missing]
     lines += [f"{name}={secrets.token_urlsafe(48)}" for name in missing]
     fresh = path.with_name(f"{path.name}.{os.getpid()}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write("\n".join(lines) + "\n")
     fresh.replace(path)
+
+
+def _name_in(line: str) -> str:
+    return line.partition("=")[0].strip().removeprefix("export ").strip()
 
 
 def collect_static() -> None:
