@@ -1,15 +1,18 @@
-"""A clip outside of any job: a server that is no node of ours is asked gently, and not for ever."""
+"""A clip outside of any job: a server that is no node of ours is asked gently, and not for ever; `check_gpu_node`."""
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.core.management import CommandError, call_command
 
-from generation import trial
+from generation import media, trial
 from generation.models import GpuNode
 from generation.nodes import NodeTimeout
+from tests.field_node import FieldNode
 from tests.videos_server import VideosServer
 
 
@@ -40,3 +43,29 @@ def test_a_node_that_never_ends_it_is_given_up_as_a_job_would_be(
     settings.JOB_DEADLINE_SECONDS = 1
     with pytest.raises(NodeTimeout, match="within 1 s"):
         make(server, settings, tmp_path)
+
+
+@pytest.mark.django_db
+def test_check_gpu_node_has_a_clip_made_and_keeps_it(settings: Any, tmp_path: Path) -> None:
+    settings.WORK_DIR, said, kept = tmp_path / "work", io.StringIO(), tmp_path / "clip.mp4"
+    with FieldNode.start() as field:
+        GpuNode.objects.create(name="rack 1", base_url=field.url, api_key=field.key)
+        call_command("check_gpu_node", generate="a red ball", output=kept, stdout=said)
+        with pytest.raises(CommandError, match="Not usable: rack 1"):
+            call_command(
+                "check_gpu_node", generate="a red ball", output=tmp_path / "no" / "clip.mp4", stdout=said
+            )
+    assert "made 16 frames at 8 fps" in said.getvalue()
+    assert media.probe(kept).frames == 16
+
+
+@pytest.mark.django_db
+def test_check_gpu_node_says_what_is_wrong(settings: Any) -> None:
+    said = io.StringIO()
+    with FieldNode.start() as field:
+        GpuNode.objects.create(name="rack 1", base_url=field.url, api_key="another-key")
+        GpuNode.objects.create(name="rack 2", base_url="http://127.0.0.1:9")
+        with pytest.raises(CommandError, match="Not usable: rack 1, rack 2"):
+            call_command("check_gpu_node", generate="a red ball", stdout=said)
+    assert "does not accept the key" in said.getvalue()
+    assert "No connection to the node" in said.getvalue()

@@ -41,7 +41,7 @@ class Command(BaseCommand):
             self._report(node, health)
             if options["generate"]:
                 self._generate(node, health, preset, options)
-        except (NodeError, media.UnplayableVideo, media.MediaFailure) as error:
+        except (NodeError, media.UnplayableVideo, media.MediaFailure, OSError) as error:
             self.stdout.write(self.style.ERROR(f"  failed: {error}"))
             return False
         return health.ready
