@@ -19,7 +19,11 @@ expect.set_options(timeout=PATIENCE_MS)
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """What `make run` starts, with the tiny model on its node."""
-    settings = {"VIDEO_COOLDOWN_SECONDS": str(COOLDOWN_SECONDS), "NODE_HEALTH_SECONDS": "0.5"}
+    settings = {
+        "VIDEO_COOLDOWN_SECONDS": str(COOLDOWN_SECONDS),
+        "NODE_HEALTH_SECONDS": "0.5",
+        "STAFF_REQUIRE_MFA": "true",
+    }
     with Stack(tmp_path_factory.mktemp("browser"), settings) as running:
         yield running
 
