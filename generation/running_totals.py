@@ -4,11 +4,11 @@ database, so that every process and host tells the same and no number ever goes 
 
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, cast
 
+from django.db import connection
 from django.db.models import Aggregate, QuerySet
-from django.utils import timezone
 
 from generation.models import RunningTotal
 
@@ -32,12 +32,20 @@ def add_up(
     since = rows if kept is None else rows.filter(**{f"{moment}__gte": kept.until})
     totals = _numbers_of(kept)
     totals.update(_sums(since, labels, number))
-    settled = timezone.now() - SETTLED
+    settled = _now() - SETTLED
     if kept is None or settled - kept.until > SPAN:
         before = _numbers_of(kept)
         before.update(_sums(since.filter(**{f"{moment}__lt": settled}), labels, number))
         _keep(RunningTotal(name=name, until=settled, numbers=[[*key, n] for key, n in before.items()]), kept)
     return totals
+
+
+def _now() -> datetime:
+    """By PostgreSQL's clock: a moment that a host took for past would hide what came until then."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        [(moment,)] = cursor.fetchall()
+    return cast(datetime, moment)
 
 
 def _sums(rows: "QuerySet[Any]", labels: Sequence[str], number: Aggregate) -> Totals:

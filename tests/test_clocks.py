@@ -12,15 +12,16 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from django_q.conf import Conf
 
-from generation import breaker, fleet, leases, lifecycle, scheduling
+from generation import breaker, fleet, leases, lifecycle, running_totals, scheduling
 from generation.broker import NotifiedBroker
 from generation.errors import CooldownActive
-from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 from generation.nodes import NodeHealth
 from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored_attempts
 from telegram_bot import inbox, linking, notices, outbox, signing_in
 from telegram_bot.models import JobMessage, LinkRequest, LoginLink, TelegramUpdate
 from telegram_bot.people import open_account
+from videoplatform.metrics import PlatformCollector
 
 pytestmark = pytest.mark.django_db
 
@@ -206,3 +207,11 @@ def test_links_between_the_chat_and_the_web_live_as_long_as_they_say(host, off):
     for model, life in ((LinkRequest, linking.LIFE), (LoginLink, signing_in.LIFE)):
         left = model.objects.get().expires_at - timezone.now()
         assert life - timedelta(minutes=1) < left <= life
+
+
+def test_what_metrics_keep_ends_before_now_whatever_a_host_takes_for_now(host, off):
+    with host(off):
+        list(PlatformCollector().collect())
+    kept = RunningTotal.objects.values_list("until", flat=True)
+    assert len(kept) == 2
+    assert all(abs(timezone.now() - running_totals.SETTLED - until) < timedelta(minutes=1) for until in kept)
