@@ -158,6 +158,7 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "nudges.dispatch": (lambda w: None, lambda w, _: nudges.dispatch()),
     "nudges.stop_what_was_lost": (lambda w: None, lambda w, _: nudges.stop_what_was_lost(w.node)),
     "nudges.remove_files": (lambda w: None, lambda w, _: nudges.remove_files()),
+    "nudges.add_up": (lambda w: None, lambda w, _: nudges.add_up()),
     "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
     "breaker.count_failure": (
         World.running,
