@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.conftest import COOLDOWN_SECONDS
-from tests.visitor import CLIP_MS, create_key, generate, sign_up
+from tests.visitor import CLIP_MS, create_key, generate, sign_up, sign_up_by_hand
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -40,7 +39,7 @@ def test_a_first_clip_is_ordered_watched_played_shared_and_taken_back(
     new_page: Callable[..., Page], screen: str
 ) -> None:
     page = new_page(**SCREENS[screen])
-    sign_up(page, f"first-{screen}")
+    sign_up_by_hand(page, f"first-{screen}")
     _watch_it_being_made(page)
     _play_it_in_the_gallery(page, by_touch=screen == "phone")
     page.locator(".card.completed .card-prompt").click()
@@ -225,53 +224,3 @@ def test_pages_about_errors_have_their_looks_too(stack) -> None:
     assert answer.status_code == 404
     for path in re.findall(r'href="(/static/[^"]+)"', answer.text):
         assert httpx.get(f"{stack.url}{path}", timeout=30).status_code == 200, path
-
-
-# --- What a page weighs -----------------------------------------------------------------------------------------------
-
-
-def test_first_loads_stay_under_100_kb_on_the_wire(new_page: Callable[..., Page], stack) -> None:
-    """HTML, CSS and JavaScript together, each page with an empty cache, the gallery being full."""
-    page = new_page()
-    sign_up(page, "weigher")
-    generate(page, "Heavy")
-    _fill_gallery(stack, "weigher")
-    video = page.locator(".card-prompt").first.get_attribute("href")
-    state = page.context.storage_state()
-    for path, cookies in (("/", None), ("/", state), (video, state), ("/credits/", state)):
-        fresh = new_page(**({"storage_state": cookies} if cookies else {}))
-        weight = _weight(fresh, path)
-        assert sum(weight.values()) < 100_000, (path, weight)
-        assert all(urlsplit(url).netloc == urlsplit(stack.url).netloc for url in weight), (
-            "nothing from elsewhere"
-        )
-
-
-def _fill_gallery(stack, name: str) -> None:
-    """A page full of clips, copies of the one there is; they cost nothing, so the books stay right."""
-    stack.manage(
-        "shell",
-        "-c",
-        "from generation.models import GenerationJob as J\n"
-        f"job = J.objects.get(user__username={name!r})\n"
-        "for n in range(40):\n"
-        "    job.pk, job.idempotency_key, job.current_attempt = None, None, None\n"
-        "    job.state, job.finished_at = 'failed', job.created_at\n"
-        "    job.cost, job.error_message = 0, 'Video generation timed out (>90s)'\n"
-        "    import uuid; job.pk = uuid.uuid4(); job.prompt = f'An older wish, number {n}, of about usual length'\n"
-        "    job.save(force_insert=True)\n",
-    )
-
-
-def _weight(page: Page, path: str) -> dict[str, int]:
-    """Bytes over the wire of what makes the page, by address."""
-    answers = []
-    page.on("response", lambda answer: answers.append(answer))
-    page.goto(path)
-    page.wait_for_load_state("load")
-    kinds = {"document", "stylesheet", "script"}
-    return {
-        answer.url: answer.request.sizes()["responseBodySize"]
-        for answer in answers
-        if answer.request.resource_type in kinds
-    }

@@ -76,7 +76,6 @@ def test_an_open_page_goes_on_when_the_web_process_was_restarted(
         lambda: _pid_of_web(stack) not in (before, None) and _answers(stack), "the web process came back"
     )
     page.wait_for_function("() => window.opened >= 1", timeout=60_000)
-    time.sleep(2)  # the cooldown
     order_by_api(stack.url, key, "After the fall")
     expect(page.locator(".card", has_text="After the fall")).to_be_visible()
     for prompt in ("Before the fall", "After the fall"):
@@ -111,7 +110,6 @@ def test_a_page_that_slept_is_right_when_it_wakes(new_page: Callable[..., Page],
     expect(page.locator(".card", has_text="Before the night")).to_be_visible()
     page.clock.pause_at(page.evaluate("() => Date.now() / 1000 + 1"))
     cancel_by_api(stack, key, first)
-    time.sleep(2)  # the cooldown
     order_by_api(stack.url, key, "In the night")
     page.clock.fast_forward("01:00:00")
     page.clock.resume()
