@@ -58,6 +58,7 @@ FOR_THE_OWNER = {
     "delete-account": "/account/delete/",
     "email": "/accounts/email/",
     "password": "/accounts/password/change/",
+    "confirm-password": "/accounts/reauthenticate/",
     "sessions": "/accounts/sessions/",
     "two-step": "/accounts/2fa/",
     "authenticator": "/accounts/2fa/totp/activate/",

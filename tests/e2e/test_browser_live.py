@@ -20,6 +20,12 @@ COUNT_STREAMS = """() => {
     window.opened = 0;
     document.addEventListener("htmx:sseOpen", () => { window.opened += 1; });
 }"""
+SLOWLY_MS = 20
+RIGHT_AGAIN = """() => {
+    const [newest, older] = document.querySelectorAll(".card");
+    return newest.textContent.includes("In the night") && older.textContent.includes("Before the night")
+        && older.className === "card canceled" && document.querySelector("#balance").innerText === "450 credits";
+}"""
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) -> None:
@@ -98,8 +104,11 @@ def _answers(stack: Stack) -> bool:
         return False
 
 
-def test_a_page_that_slept_is_right_when_it_wakes(new_page: Callable[..., Page], stack: Stack) -> None:
-    """Without the event stream, which would have missed the hour: what ended, what came, and the balance."""
+def test_a_page_that_slept_is_right_within_two_seconds(new_page: Callable[..., Page], stack: Stack) -> None:
+    """Without the event stream, which would have missed the hour: what ended, what came, and the balance.
+
+    By the page's own clock, which is played slowly: how busy the machine is says nothing about the page.
+    """
     page = new_page()
     page.route("**/events", lambda route: route.abort())
     page.clock.install()
@@ -112,11 +121,14 @@ def test_a_page_that_slept_is_right_when_it_wakes(new_page: Callable[..., Page],
     cancel_by_api(stack, key, first)
     order_by_api(stack.url, key, "In the night")
     page.clock.fast_forward("01:00:00")
+    for _ in range(2000 // SLOWLY_MS):
+        page.clock.run_for(SLOWLY_MS)
+        time.sleep(0.1)  # what was asked for arrives
+        if page.evaluate(RIGHT_AGAIN):
+            break
+    else:
+        pytest.fail("it was not right within two seconds")
     page.clock.resume()
-    expect(page.locator(".card", has_text="Before the night")).to_have_class("card canceled")
-    expect(page.locator(".card", has_text="In the night")).to_be_visible()
-    expect(page.locator(".card-prompt").first).to_have_text("In the night")
-    expect(page.locator("#balance")).to_have_text("450 credits")
     expect(page.locator(".card", has_text="In the night")).to_have_class("card completed", timeout=CLIP_MS)
 
 

@@ -52,6 +52,7 @@ OWN_PAGES = [
     "/accounts/email/",
     "/accounts/password/change/",
     "/accounts/logout/",
+    "/accounts/reauthenticate/",
     "/accounts/sessions/",
     "/accounts/2fa/",
     "/accounts/2fa/totp/activate/",
