@@ -8,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.e2e.conftest import COOLDOWN_SECONDS
-from tests.visitor import CLIP_MS, create_key, generate, sign_up, sign_up_by_hand
+from tests.visitor import CLIP_MS, cancel_all, create_key, generate, sign_up, sign_up_by_hand
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -120,6 +120,7 @@ def test_a_double_click_makes_one_clip_and_the_button_then_counts_down(new_page:
     page.reload()
     expect(page.locator(".card")).to_have_count(1)
     expect(page.locator("#balance")).to_have_text("450 credits")
+    cancel_all(page)
 
 
 def test_mistakes_are_told_in_place_and_nothing_typed_is_lost(new_page: Callable[..., Page]) -> None:
@@ -153,6 +154,7 @@ def test_who_cannot_afford_it_is_told_before_and_shown_a_way_on(new_page: Callab
     note.get_by_role("button", name="Take Quick for 50 credits").click()
     expect(page.locator(".generate")).to_be_enabled(timeout=(COOLDOWN_SECONDS + 5) * 1000)
     expect(note).to_be_hidden()
+    cancel_all(page)
 
 
 def test_a_sample_prompt_is_one_click_away_and_ctrl_enter_submits(new_page: Callable[..., Page]) -> None:
@@ -166,6 +168,7 @@ def test_a_sample_prompt_is_one_click_away_and_ctrl_enter_submits(new_page: Call
     page.get_by_label("Prompt: what").press("Control+Enter")
     expect(page.locator(".card", has_text=words)).to_be_visible()
     expect(page.locator("#empty")).to_have_count(0)
+    cancel_all(page)
 
 
 def test_without_javascript_a_clip_is_ordered_watched_found_and_shared(new_page: Callable[..., Page]) -> None:
@@ -200,6 +203,7 @@ def test_nothing_is_wider_than_a_small_phone(new_page: Callable[..., Page]) -> N
         widths[path] = page.evaluate("() => document.documentElement.scrollWidth")
     assert not {path: width for path, width in widths.items() if width != 360}
     page.goto("/")
+    cancel_all(page)
     page.locator(".menu summary").click()
     expect(page.get_by_role("link", name="API keys")).to_be_visible()
     page.get_by_role("button", name="Sign out").click()

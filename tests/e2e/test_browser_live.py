@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.stack import Stack
-from tests.visitor import CLIP_MS, create_key, generate, order_by_api, sign_up
+from tests.visitor import CLIP_MS, IN_THE_BOOKS, cancel_all, create_key, generate, order_by_api, sign_up
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -188,6 +188,7 @@ def test_a_gallery_goes_on_while_scrolling_and_finds_what_is_looked_for(
     card.get_by_role("button", name="Retry").click()
     expect(page.locator(".card").first).to_contain_text("number 59")
     expect(page.locator(".card").first).to_have_attribute("data-state", re.compile("queued|running"))
+    cancel_all(page)
 
 
 def _add_wishes(stack: Stack, name: str, count: int) -> None:
@@ -195,7 +196,7 @@ def _add_wishes(stack: Stack, name: str, count: int) -> None:
     stack.manage(
         "shell",
         "-c",
-        "import uuid, datetime\n"
+        f"{IN_THE_BOOKS}import uuid, datetime\n"
         "from generation.models import GenerationJob as J\n"
         f"job = J.objects.get(user__username={name!r})\n"
         "began = job.created_at\n"
@@ -204,6 +205,7 @@ def _add_wishes(stack: Stack, name: str, count: int) -> None:
         "    job.state, job.finished_at, job.error_message, job.cost = 'failed', began, 'It broke.', 0\n"
         "    job.prompt = f'An old wish, number {n}'\n"
         "    job.save(force_insert=True)\n"
+        "    book(job)\n"
         f"    older = began - datetime.timedelta(hours={count} - n)\n"
         "    J.objects.filter(pk=job.pk).update(created_at=older)\n",
     )

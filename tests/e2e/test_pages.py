@@ -11,7 +11,7 @@ from django.template.loader import render_to_string
 from playwright.sync_api import Browser, BrowserContext, Locator, Request, Route, expect
 
 from tests.stack import Stack
-from tests.visitor import CLIP_MS, add_authenticator, generate, register_passkey, share, sign_up
+from tests.visitor import CLIP_MS, IN_THE_BOOKS, add_authenticator, generate, register_passkey, share, sign_up
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -68,15 +68,16 @@ ERROR_PAGES = ["400", "403", "403_csrf", "413", "429", "500", "503"]
 
 
 # A page full of clips, copies of one there is; they cost nothing, so the books stay right.
-FILL_GALLERY = """
+FILL_GALLERY = f"""{IN_THE_BOOKS}
 import uuid
 from generation.models import GenerationJob
 job = GenerationJob.objects.get(user__username="everypage", state="canceled")
 job.idempotency_key, job.current_attempt, job.cost = None, None, 0
 job.state, job.error_message = "failed", "Video generation timed out (>90s)"
 for number in range(40):
-    job.pk, job.prompt = uuid.uuid4(), f"An older wish, number {number}, of about usual length"
+    job.pk, job.prompt = uuid.uuid4(), f"An older wish, number {{number}}, of about usual length"
     job.save(force_insert=True)
+    book(job)
 """
 
 
