@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.utils.functional import Promise
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, gettext_noop
 
 from accounts import merging
 from accounts.models import CreditAccount, User, UserLimits, WalletMerge
@@ -24,6 +24,7 @@ Side, State = LinkRequest.Side, LinkRequest.State
 
 LIFE = timedelta(minutes=10)
 KEEP = timedelta(days=30)
+JOINED = gettext_noop("Joined")  # stored in English, translated where it is shown
 
 
 class LinkError(Exception):
@@ -273,7 +274,7 @@ def _join(*, account_id: int, user: User, by: User) -> WalletMerge:
     _check(user=user, account=account)
     ownership.lock_videos(of=source)
     try:
-        merge = merging.merge(source=source, target=user, reason=f"Joined with {account}", actor=by)
+        merge = merging.merge(source=source, target=user, reason=f"{JOINED}: {account}", actor=by)
     except merging.CreditsAreHeld:
         raise VideoIsMade from None
     # Submitting takes the lock of a wallet, so from here on nothing new begins.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from django.db import IntegrityError, transaction
 from django.utils.functional import Promise
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, gettext_noop
 
 from accounts import ledger
 from accounts.models import CreditAccount
@@ -20,6 +20,7 @@ from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAc
 logger = logging.getLogger(__name__)
 
 STARS = "XTR"
+BOUGHT = gettext_noop("Bought with Telegram Stars")  # stored in English, translated where it is shown
 State = StarPayment.State
 
 
@@ -139,7 +140,7 @@ def _credit(*, bot_id: int, telegram_id: int, charge: Charge) -> StarPayment:
             user=account.user,
             amount=invoice.credits,
             external_id=charge.charge_id,
-            reason=f"Bought with {charge.amount} Telegram Stars",
+            reason=f"{BOUGHT}: {charge.amount}",
         )
     payment.save(force_insert=True)
     return payment

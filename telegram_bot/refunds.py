@@ -12,6 +12,7 @@ from datetime import timedelta
 from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import translation
+from django.utils.translation import gettext_noop
 from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError
 
 from accounts import ledger
@@ -99,7 +100,7 @@ def refused(payment_id: int, *, error: str) -> None:
     if row.state != State.REFUNDING:
         return
     if row.refund is not None:
-        ledger.compensate(refund=row.refund, reason="Telegram did not refund the Stars")
+        ledger.compensate(refund=row.refund, reason=gettext_noop("Telegram did not refund the Stars"))
     row.state = State.UNKNOWN if row.purchase is None else State.PAID
     row.refund, row.next_attempt_at, row.error = None, None, error[:500]
     row.save()
@@ -114,7 +115,8 @@ def seen_outside(*, charge_id: str) -> None:
     if row.state != State.REFUNDING:
         if row.purchase is not None:
             try:
-                row.refund = ledger.purchase_refund(purchase=row.purchase, reason="Refunded by Telegram")
+                reason = gettext_noop("Refunded by Telegram")
+                row.refund = ledger.purchase_refund(purchase=row.purchase, reason=reason)
             except InsufficientBalance as error:
                 logger.error("charge %s was refunded by Telegram, but %s", charge_id, error)
                 StarPayment.objects.filter(pk=row.pk).update(error=f"Refunded by Telegram, but {error}")

@@ -102,8 +102,8 @@ def balance(*, free: int, held: int, entries: list[CreditTransaction]) -> str:
 
 
 def _entry(entry: CreditTransaction) -> str:
-    when, change = date_format(entry.created_at, "j M, H:i"), f"{entry.amount:+d}".replace("-", "−")
-    return f"{when} · {change} · {escaped(shortened(reason_words(entry.reason), LINE_UNITS))}"
+    when, change = date_format(entry.created_at, "j E, H:i"), f"{entry.amount:+d}".replace("-", "−")
+    return f"{when} UTC · {change} · {escaped(shortened(reason_words(entry.reason), LINE_UNITS))}"
 
 
 def history(jobs: list[GenerationJob]) -> str:
@@ -119,7 +119,7 @@ def history_line(number: int, job: GenerationJob) -> str:
     state = GenerationJob.State(job.state)
     line = f"{number}. {MARKS[state]} {escaped(shortened(job.prompt, LINE_UNITS))}\n{state_word(state)}"
     if state == GenerationJob.State.COMPLETED:
-        return f"{line} · {credits_of(job.cost)} · {date_format(job.created_at, 'j M Y, H:i')} UTC"
+        return f"{line} · {credits_of(job.cost)} · {date_format(job.created_at, 'j E Y, H:i')} UTC"
     if state == GenerationJob.State.FAILED:
         return f"{line} · {escaped(_(job.error_message))}"
     if state == GenerationJob.State.RUNNING:

@@ -124,7 +124,7 @@ def _how_to_reach_us() -> str:
 
 
 def _line(payment: StarPayment) -> str:
-    day = formats.date_format(payment.paid_at, "j M Y")
+    day = formats.date_format(payment.paid_at, "j E Y")
     bought = credits_of(payment.purchase.posted_delta) if payment.purchase else _("not credited")
     return f"{day} · ⭐ {payment.stars} · {bought} · {_state(payment)}\n<code>{escaped(payment.charge_id)}</code>"
 

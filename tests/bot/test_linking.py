@@ -122,7 +122,9 @@ def test_begun_on_the_web_agreed_in_the_chat_and_confirmed_on_the_web(bot, ada, 
     wait_for(lambda: last(bot, ada).text == (
         "✅ Connected with web_ada. One wallet, one history: you have 600 credits."
     ), message=bot.log)  # fmt: skip
-    assert "Balance: 600 credits" in ask(bot, "/balance", ada).text
+    balance_in_russian = ask(bot, "/balance", ada, language_code="ru").text
+    assert "Баланс: 600 кредитов" in balance_in_russian
+    assert " · +100 · Аккаунты связаны: @ada_l" in balance_in_russian
     assert "A red fox" in browser.get("/").content.decode()
     assert audit().discrepancies == []
     # Pressing again changes nothing.

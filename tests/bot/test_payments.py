@@ -87,14 +87,14 @@ def test_from_buy_to_the_receipt(bot, ada, pack):
     )
     entry = CreditTransaction.objects.get(kind="purchase")
     assert (entry.posted_delta, entry.external_id, entry.reason) == (
-        250, charge.charge_id, "Bought with 100 Telegram Stars",
+        250, charge.charge_id, "Bought with Telegram Stars: 100",
     )  # fmt: skip
     help_text = ask(bot, "/paysupport", ada).text
     assert charge.charge_id in help_text
     assert "⭐ 100 · 250 credits · paid" in help_text
     browser = Client()
     browser.force_login(user_of(ada))
-    assert "Bought with 100 Telegram Stars" in browser.get("/credits/").content.decode()
+    assert "Bought with Telegram Stars: 100" in browser.get("/credits/").content.decode()
     assert audit().discrepancies == []
 
 
@@ -339,6 +339,8 @@ def test_a_refund_survives_a_server_error_and_a_kill(own_bot, ada, pack, staff, 
     own_bot.start()
     wait_for(lambda: StarPayment.objects.get().state == "refunded", message=own_bot.log)
     assert own_bot.telegram.till.charges[payment.charge_id].refunded
+    # Telegram tells of it, too.
+    wait_for(lambda: not own_bot.telegram.unacknowledged() and inbox_is_empty(), message=own_bot.log)
 
 
 def test_nothing_is_refunded_above_the_free_balance(bot, ada, pack, staff):
