@@ -275,7 +275,7 @@ class TestJobs:
     ) -> None:
         finish_job(job)
         html = admin.get(page("generation_generationjob_change", job.pk)).content.decode()
-        assert "node-1" in html
+        assert re.search(r"node-1</a> · Succeeded, step \d+<br>opened ", html)
         assert "A paper boat &lt;b&gt;" in html
         assert "reserved 50, captured 50, released 0, refunded 0" in html
         [video] = re.findall(r'<video src="([^"]+)"', html)

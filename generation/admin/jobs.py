@@ -7,14 +7,13 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.db.models import Model, Q, QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, reverse
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
-from unfold.admin import TabularInline
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminSelectWidget
@@ -52,35 +51,6 @@ STATE_COLOURS = {
     State.CANCELED: "",
 }
 PROMPT_LISTED = 60
-
-
-class AttemptInline(TabularInline):
-    """The tries at a job, as they were."""
-
-    model = JobAttempt
-    fk_name = "job"
-    extra = 0
-    can_delete = False
-    fields = readonly_fields = (
-        "node",
-        "state",
-        "step",
-        "remote_id",
-        "opened_at",
-        "posted_at",
-        "heard_at",
-        "silent_since",
-        "lease_expires_at",
-        "closed_at",
-        "stopped_at_step",
-        "error",
-    )
-
-    def has_add_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
 
 
 class MoveForm(ReasonForm):
@@ -127,12 +97,12 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     list_filter_submit = True
     search_fields = ("prompt",)  # there is a box for it; get_search_results says what it finds
     search_help_text = "Words of the prompt or error, a job's id, or a whole username or e-mail address"
-    inlines = (AttemptInline,)
     actions = ("cancel_all", "refund_all", "retry_all", "move_all")
     actions_detail = ("cancel", "refund", "retry", "move", "remove_video")
-    readonly_fields = ("preview", "credits", "public_id", "took", "now", "acts")
+    readonly_fields = ("preview", "timeline", "credits", "public_id", "took", "now", "acts")
     fieldsets = (
         (None, {"fields": ("preview", "public_id", "user", "source", "now", "prompt", "negative_prompt")}),
+        ("Attempts", {"fields": ("timeline",)}),
         ("Credits", {"fields": ("cost", "credits")}),
         (
             "Making",
@@ -241,6 +211,16 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     @display(description="Took")
     def took(self, job: GenerationJob) -> str:
         return f"{job.elapsed_seconds:.1f} s" if job.elapsed_seconds is not None else "-"
+
+    @display(description="One after the other")
+    def timeline(self, job: GenerationJob) -> SafeString | str:
+        """Every try at it: where, what became of it, until when somebody follows it, its times, its error."""
+        lines = [
+            (reverse("admin:generation_gpunode_change", args=[each.node_id]), each.node, *_told(each))
+            for each in job.attempts.select_related("node").order_by("opened_at")
+        ]
+        item = '<li class="mb-3"><a href="{}" class="text-link">{}</a> · {}<br>{}<br>{}</li>'
+        return format_html("<ol>{}</ol>", format_html_join("", item, lines)) if lines else "none yet"
 
     @display(description="In the books")
     def credits(self, job: GenerationJob) -> SafeString:
@@ -376,6 +356,23 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
         rows = chosen.select_related("user")
         return ask_about_each(self, request, rows, title=title, do=do, why_not=why_not, form_class=form_class)
+
+
+def _told(attempt: JobAttempt) -> tuple[str, str, str]:
+    """What is said of an attempt: its state and step, its times, its error."""
+    state = f"{attempt.get_state_display()}, step {attempt.step}"
+    if attempt.stopped_at_step is not None:
+        state += f", stopped at step {attempt.stopped_at_step}"
+    moments = {
+        "opened": attempt.opened_at,
+        "posted": attempt.posted_at,
+        "last heard": attempt.heard_at,
+        "silent since": attempt.silent_since,
+        "closed": attempt.closed_at,
+        "followed until": None if attempt.closed_at else attempt.lease_expires_at,
+    }
+    times = " · ".join(f"{name} {when:%Y-%m-%d %H:%M:%S}" for name, when in moments.items() if when)
+    return state, f"{times} · {attempt.remote_id}" if attempt.remote_id else times, attempt.error
 
 
 def _state_in_words(job: GenerationJob) -> str:

@@ -174,7 +174,10 @@ class GpuNodeAdmin(LoggedAdmin):
     @display(description="What it did and cost")
     def account(self, node: GpuNode) -> SafeString:
         """A clip costs the hours that the node worked, those that came to nothing included."""
-        account = nodes.account(node)
+        kept = vars(node)  # a page asks each of its fields several times
+        if "account_of_month" not in kept:
+            kept["account_of_month"] = nodes.account(node)
+        account: nodes.Account = kept["account_of_month"]
         worked = f"{account.hours:.1f} hours" if account.hours >= 1 else f"{60 * account.hours:.1f} minutes"
         cost, rate = account.cost_per_clip, account.refund_rate
         lines = [
