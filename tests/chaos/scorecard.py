@@ -15,8 +15,8 @@ stop of a real PostgreSQL, a hostile GPU node at the other end of a socket, atta
 each fault landed; fewer than planned is red. `make test` runs a short round of each row, and
 `tests/chaos/test_negative_controls.py` proves that the suite goes red when a guard is taken away.
 
-R12: `audit_credits` runs at the end of every round, and a round is met only if it ends with 0. (In R8 it has to report the
-holds and purchases that the attacks made up, and nothing else.)
+R12: `audit_credits` runs at the end of every round, and a round is met only if it ends with 0. (In R8 it has to
+report the holds and purchases that the attacks made up, and nothing else.)
 
 The same seed gives the same plan of faults, victims and pauses; how the processes interleave is up to the machine.
 
