@@ -20,7 +20,9 @@ from django.utils.translation.template import templatize
 SITE = Path(__file__).resolve().parent.parent
 CATALOGS = sorted((SITE / "locale").glob("*/LC_MESSAGES/*.po"))
 # The admin is in English (accounts/languages.py).
-TEMPLATES = [path for path in sorted(SITE.glob("templates/**/*.html")) if "admin" not in path.parts]
+TEMPLATES = [
+    path for path in sorted(SITE.glob("templates/**/*.html")) if not {"admin", "unfold"} & {*path.parts}
+]
 APPS = ("accounts", "generation", "telegram_bot", "videoplatform")
 KEYWORDS = {
     "gettext": None,

@@ -11,7 +11,7 @@ from accounts.models import User
 from accounts.staff.models import UserLimits
 from generation.models import GenerationJob
 from generation.staff.models import BlockedPrompt
-from telegram_bot import routes
+from telegram_bot import commands, routes
 from telegram_bot.models import TelegramAccount
 from tests.bot.bot_process import NASTY, Bot, job_of, labels, people, the_status, the_video, user_of
 from tests.processes import wait_for
@@ -97,6 +97,7 @@ def test_cancel_stops_the_newest_video_and_gives_the_credits_back(bot: Bot, ada:
 
 @pytest.mark.parametrize("language", ["en", "ru"])
 def test_every_command_is_answered_in_the_persons_language(bot: Bot, language: str):
+    assert commands  # importing them registers what they answer
     assert routes.COMMANDS.keys() >= {
         "start", "help", "video", "balance", "history", "cancel", "presets", "settings", "link", "login", "buy",
         "paysupport", "terms",

@@ -14,6 +14,7 @@ from telegram_bot.delivery import LINK_AFTER
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
 from tests.bot.bot_process import NASTY, Bot, inbox_is_empty, job_of, the_status, the_video
 from tests.processes import wait_for
+from tests.staff import sent
 
 
 def test_an_update_that_cannot_be_parsed_is_put_aside_and_not_fetched_for_ever(bot: Bot, ada: int):
@@ -61,8 +62,8 @@ def test_an_error_that_nobody_thought_of_is_apologised_for_and_can_be_mended(
     failed = wait_for(lambda: TelegramUpdate.objects.filter(state="failed").first(), message=bot.log)
     assert "ZeroDivisionError" in failed.error
     Preset.objects.update(fps=8)
-    chosen = {"action": "handle_again", "_selected_action": [failed.pk]}
-    admin_client.post("/admin/telegram_bot/telegramupdate/", chosen)
+    form = sent(reason="Mended", action="handle_again", _selected_action=[failed.pk])
+    admin_client.post("/admin/telegram_bot/telegramupdate/", form)
     assert bot.next_message(ada, after=1).text.startswith("🎚 Presets")
 
 

@@ -45,12 +45,3 @@ def test_a_forged_selection_is_told_apart_from_rows(admin_client: Any, failed_de
     forged = {"action": "deliver_again", "_selected_action": ["x"]}
     page = admin_client.post("/admin/telegram_bot/jobmessage/", forged, follow=True)
     assert "There are no such rows." in page.content.decode()
-
-
-@pytest.mark.django_db
-def test_staff_can_have_a_failed_delivery_tried_again(admin_client: Any, failed_delivery: JobMessage):
-    chosen = {"action": "deliver_again", "_selected_action": [failed_delivery.pk]}
-    admin_client.post("/admin/telegram_bot/jobmessage/", chosen, follow=True)
-    failed_delivery.refresh_from_db()
-    assert failed_delivery.state == JobMessage.State.PENDING
-    assert failed_delivery.next_attempt_at is not None
