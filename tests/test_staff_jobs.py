@@ -237,7 +237,12 @@ class TestIncident:
         window = {"node": node.pk}
         for name, when in (("since", now - timedelta(hours=2)), ("until", now + timedelta(hours=1))):
             window |= {f"{name}_0": f"{when:%Y-%m-%d}", f"{name}_1": f"{when:%H:%M:%S}"}
-        dry = admin.get(page("generation_refundbatch_begin"), window, follow=True)
+        desk = page("generation_refundbatch_begin")
+        proposed = admin.get(desk).context["form"].initial
+        assert proposed["since"] < GenerationJob.objects.latest("finished_at").finished_at < proposed["until"]
+        long_ago = {**window, "since_0": "2020-01-01", "until_0": "2020-01-02"}
+        assert "It made no video in that time" in admin.get(desk, long_ago).content.decode()
+        dry = admin.get(desk, window, follow=True)
         assert "3 videos of 2 people, 150 credits." in dry.content.decode()
         assert not CreditTransaction.objects.filter(kind="refund").exists()
         address = dry.redirect_chain[-1][0]

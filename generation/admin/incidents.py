@@ -1,6 +1,6 @@
 """The incident desk: what a node charged for in a bad time is refunded in one go, after a look at what it would be."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -26,7 +26,11 @@ class WindowForm(forms.Form):
     """Which node, and when it was bad."""
 
     node = forms.ModelChoiceField(queryset=GpuNode.objects.all(), widget=UnfoldAdminSelectWidget)
-    since = forms.SplitDateTimeField(label="From", widget=UnfoldAdminSplitDateTimeWidget, help_text="UTC")
+    since = forms.SplitDateTimeField(
+        label="From",
+        widget=UnfoldAdminSplitDateTimeWidget,
+        help_text="UTC; what counts is when a video was ready",
+    )
     until = forms.SplitDateTimeField(label="Until", widget=UnfoldAdminSplitDateTimeWidget, help_text="UTC")
 
     def clean(self) -> dict[str, Any]:
@@ -106,16 +110,13 @@ class RefundBatchAdmin(ReadOnlyAdmin):
     )
     def begin(self, request: HttpRequest) -> HttpResponse:
         """First step: which node and when. It only asks, and leads to `plan`."""
-        now = timezone.now().replace(second=0, microsecond=0)
         sent = "node" in request.GET
-        form = (
-            WindowForm(request.GET)
-            if sent
-            else WindowForm(initial={"since": now - timedelta(hours=12), "until": now})
-        )
+        form = WindowForm(request.GET) if sent else WindowForm(initial=_until_now())
         if sent and form.is_valid():
-            plan = f"{reverse('admin:generation_refundbatch_plan')}?{request.GET.urlencode()}"
-            return HttpResponseRedirect(plan)
+            if incidents.charged_on(**form.cleaned_data).exists():
+                plan = f"{reverse('admin:generation_refundbatch_plan')}?{request.GET.urlencode()}"
+                return HttpResponseRedirect(plan)
+            form.add_error(None, "It made no video in that time that is charged and not refunded yet.")
         context = {
             **self.admin_site.each_context(request),
             "opts": self.opts,
@@ -133,6 +134,12 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         chosen = window.cleaned_data
         where = f"{chosen['node']}, {chosen['since']:%Y-%m-%d %H:%M} to {chosen['until']:%Y-%m-%d %H:%M} UTC"
         return _decide(self, request, incidents.charged_on(**chosen), where, **chosen)
+
+
+def _until_now() -> dict[str, datetime]:
+    """The last twelve hours. They end with the minute that has begun: its videos count, too."""
+    end = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
+    return {"since": end - timedelta(hours=12), "until": end}
 
 
 def refund_chosen(page: ModelAdmin, request: HttpRequest, chosen: "QuerySet[GenerationJob]") -> HttpResponse:
@@ -160,7 +167,7 @@ def _decide(
 
     lines = [
         f"Charged and not refunded yet on {where}:",
-        f"{plan.jobs} videos of {plan.people} people, {plan.credits} credits.",
+        f"{incidents.in_words(plan)}.",
     ]
     if left is not None and plan.credits > left:
         lines.append(f"You may refund {left} more credits today: please ask finance or an owner.")

@@ -44,6 +44,13 @@ class Plan:
     credits: int
 
 
+def in_words(plan: Plan) -> str:
+    """For the staff, e.g. `3 videos of 1 person, 150 credits`."""
+    videos = "1 video" if plan.jobs == 1 else f"{plan.jobs} videos"
+    people = "1 person" if plan.people == 1 else f"{plan.people} people"
+    return f"{videos} of {people}, {plan.credits} credits"
+
+
 def charged_on(*, node: GpuNode, since: datetime, until: datetime) -> "QuerySet[GenerationJob]":
     """Videos that `node` made, whose making ended in that time and that were not refunded yet."""
     ended = GenerationJob.objects.filter(finished_at__gte=since, finished_at__lt=until)
@@ -93,7 +100,7 @@ def start(
             f"These are {now.jobs} videos. Please choose a shorter time: at most {MOST_JOBS} at once."
         )
     if now != plan:
-        raise Refused(f"It has changed meanwhile: {_in_words(now)}. Please look at it again.")
+        raise Refused(f"It has changed meanwhile: {in_words(now)}. Please look at it again.")
     refund_limit.hold(clerk, now.credits)
     batch = RefundBatch(
         actor=clerk.user,
@@ -186,7 +193,3 @@ def progress(batch: RefundBatch) -> dict[str, int]:
     counts = batch.items.order_by().values("state").annotate(number=Count("pk"))
     found = {row["state"]: row["number"] for row in counts}
     return {state: found.get(state, 0) for state in BatchedRefund.State.values}
-
-
-def _in_words(plan: Plan) -> str:
-    return f"{plan.jobs} videos of {plan.people} people, {plan.credits} credits"
