@@ -107,6 +107,23 @@ class LoggedAdmin(FastAdmin):
         asked = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
         return [*super().get_fieldsets(request, obj), *([WHY] if asked else [])]
 
+    def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """As it would be, but for nothing without a reason."""
+        return self._why_missing(request) or super().delete_view(request, *args, **kwargs)
+
+    def response_action(self, request: HttpRequest, queryset: Any) -> Any:
+        """As it would be; deleting a selection wants a reason, too."""
+        deletes = request.POST.get("action") == "delete_selected"
+        return (deletes and self._why_missing(request)) or super().response_action(request, queryset)
+
+    def _why_missing(self, request: HttpRequest) -> HttpResponse | None:
+        """Back to the page that asks, when its answer came without a reason; who may not delete is refused as ever."""
+        given = not request.POST.get("post") or request.POST.get("reason", "").strip()
+        if given or not self.has_delete_permission(request):
+            return None
+        messages.error(request, "Nothing was deleted: please say why.")
+        return HttpResponseRedirect(request.get_full_path())
+
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         request._form_of_act = form  # type: ignore[attr-defined]  # log_change below has only the request
         super().save_model(request, obj, form, change)

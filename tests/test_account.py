@@ -142,7 +142,10 @@ def test_staff_without_rights_over_everybody_cannot_take_a_second_step_away(with
     helper.force_login(make_user("helper", is_staff=True))
     assert helper.post(url, {"post": "yes"}).status_code == 403
     helper.force_login(make_user("chief", is_staff=True, is_superuser=True))
-    assert helper.post(url, {"post": "yes"}).status_code == 302
+    assert "please say why" in helper.post(url, {"post": "yes"}, follow=True).content.decode()
+    assert Authenticator.objects.filter(user=with_app, type="totp").exists()
+    assert helper.post(url, {"post": "yes", "reason": "Lost the phone"}).status_code == 302
+    assert not Authenticator.objects.filter(user=with_app, type="totp").exists()
 
 
 def test_other_sessions_are_ended_from_here(browser, user):

@@ -208,6 +208,17 @@ class TestRules:
             in client.post(page("generation_blockedprompt_try_out"), {"prompt": "A cat"}).content.decode()
         )
         assert StaffAct.objects.get(act="blockedprompt.add").after["text"] == "drag(on|s)"
+        rules = page("generation_blockedprompt_changelist")
+        chosen = {
+            "action": "delete_selected",
+            "_selected_action": BlockedPrompt.objects.get().pk,
+            "post": "yes",
+        }
+        assert "please say why" in client.post(rules, chosen, follow=True).content.decode()
+        assert BlockedPrompt.objects.exists()
+        client.post(rules, chosen | {"reason": "Dragons are welcome"})
+        assert not BlockedPrompt.objects.exists()
+        assert StaffAct.objects.get(act="blockedprompt.delete").reason == "Dragons are welcome"
 
 
 class TestReports:
