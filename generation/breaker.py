@@ -8,7 +8,7 @@ import logging
 import uuid
 
 from django.conf import settings
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
 from generation import leases
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 LONGEST_PAUSE = 16
 
 
-def count_failure(*, attempt_id: uuid.UUID, error: str) -> None:
-    """An open attempt came to nothing by its node's fault.
+def count_failure(held: "QuerySet[JobAttempt]", *, error: str) -> None:
+    """An attempt came to nothing by its node's fault. `held`: it, as long as its driver holds the lease.
 
     Call it before the attempt is closed, in the same transaction.
     """
-    blamed = GpuNode.objects.filter(attempts=attempt_id, attempts__state=JobAttempt.State.OPEN)
+    blamed = GpuNode.objects.filter(attempts__in=held)
     if not blamed.update(consecutive_failures=F("consecutive_failures") + 1):
         return
     worn_out = blamed.filter(set_aside_at=None, consecutive_failures__gte=settings.NODE_FAILURES_TO_SET_ASIDE)
@@ -35,7 +35,7 @@ def count_failure(*, attempt_id: uuid.UUID, error: str) -> None:
         trials=0,
         next_trial_at=leases.until(settings.NODE_TRIAL_SECONDS),
     ):
-        logger.warning("attempt %s: its node is set aside: %s", attempt_id.hex, error)
+        logger.warning("node %s is set aside: %s", blamed.values_list("name", flat=True).first(), error)
 
 
 def count_success(*, attempt_id: uuid.UUID) -> None:

@@ -131,7 +131,7 @@ class Follower:
         if not self.attempt.remote_id:
             if self.stop_requested.is_set():
                 # It ended before any node answered for it: there is nothing to stop.
-                await in_database(lifecycle.attempt_stopped)(attempt_id=self.attempt.pk, stopped_at_step=None)
+                await self._stopped(None)
                 return True
             return not await self._post(client)
         if self.stop_requested.is_set():
@@ -167,7 +167,9 @@ class Follower:
 
     async def _refused(self, error: NodeBusy | NodeNotReached) -> bool:
         pause = error.retry_after if isinstance(error, NodeBusy) else UNREACHABLE_PAUSE
-        await in_database(lifecycle.attempt_refused)(attempt=self.attempt, retry_after=pause, why=str(error))
+        await in_database(lifecycle.attempt_refused)(
+            attempt_id=self.attempt.pk, token=self.token, retry_after=pause, why=str(error)
+        )
         return False
 
     async def _ask(self, client: NodeClient) -> RemoteJob | None:
@@ -259,7 +261,7 @@ class Follower:
     async def _ended_without_a_file(self, remote: RemoteJob) -> None:
         if self.stop_requested.is_set():
             step = remote.stopped_at_step if remote.stopped_at_step is not None else remote.step
-            await in_database(lifecycle.attempt_stopped)(attempt_id=self.attempt.pk, stopped_at_step=step)
+            await self._stopped(step)
         elif remote.state == "canceled":
             await self._lost("the node says it was canceled there")
         elif remote.error_code in NO_VERDICT:
@@ -292,11 +294,23 @@ class Follower:
         logger.warning(
             "job %s: attempt %s on %s is lost: %s", self._job, self.attempt.pk.hex, self.attempt.node, error
         )
-        await in_database(lifecycle.attempt_lost)(attempt_id=self.attempt.pk, error=error, pause=pause)
+        await in_database(lifecycle.attempt_lost)(
+            attempt_id=self.attempt.pk, token=self.token, error=error, pause=pause
+        )
 
     async def _failed(self, *, code: str, message: str, error: str, blame_node: bool = True) -> None:
         await in_database(lifecycle.attempt_failed)(
-            attempt_id=self.attempt.pk, code=code, message=message, error=error, blame_node=blame_node
+            attempt_id=self.attempt.pk,
+            token=self.token,
+            code=code,
+            message=message,
+            error=error,
+            blame_node=blame_node,
+        )
+
+    async def _stopped(self, step: int | None) -> None:
+        await in_database(lifecycle.attempt_stopped)(
+            attempt_id=self.attempt.pk, token=self.token, stopped_at_step=step
         )
 
     async def _renew_lease(self) -> bool:

@@ -125,7 +125,8 @@ def begin_storing(
     running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
     if not running.update(state=State.STORING, step=F("num_inference_steps"), generation_ms=generation_ms):
         # Canceled or past its deadline meanwhile: the late result is discarded and never charged.
-        _close(attempt_id, JobAttempt.State.CANCELED, error="finished after the job had ended; discarded")
+        held = leases.held(attempt_id=attempt_id, token=token)
+        _close(held, JobAttempt.State.CANCELED, error="finished after the job had ended; discarded")
         nudges.dispatch()
         return False
     events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
@@ -159,7 +160,8 @@ def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
     )
     if job is None:
         return False
-    _close(attempt_id, JobAttempt.State.SUCCEEDED)
+    # Whoever stored a playable file for the current attempt did the work, also if its lease ran out meanwhile.
+    _close(JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN), JobAttempt.State.SUCCEEDED)
     stored_files.claim(stored.files)
     ledger.capture(reference=job.id, reason=COMPLETED)
     _announce(job)
@@ -167,18 +169,17 @@ def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
 
 
 @transaction.atomic
-def attempt_refused(*, attempt: JobAttempt, retry_after: float, why: str) -> None:
+def attempt_refused(*, attempt_id: uuid.UUID, token: uuid.UUID, retry_after: float, why: str) -> None:
     """The node surely did not take it: the job queues again, uncounted, and the node is left alone for
     `retry_after` seconds.
     """
-    GpuNode.objects.filter(pk=attempt.node_id).update(
-        leave_alone_until=leases.until(retry_after), status_detail=why[:300]
-    )
-    if not _close(attempt.pk, JobAttempt.State.CANCELED, error=why):
+    held = leases.held(attempt_id=attempt_id, token=token)
+    _leave_alone(held, seconds=retry_after, why=why)
+    if not _close(held, JobAttempt.State.CANCELED, error=why):
         return
-    running = GenerationJob.objects.filter(current_attempt=attempt.pk, state=State.RUNNING)
+    running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
     if running.update(state=State.QUEUED, current_attempt=None, step=0, attempt_count=F("attempt_count") - 1):
-        events.publish(GenerationJob.objects.get(pk=attempt.job_id))
+        events.publish(GenerationJob.objects.get(attempts=attempt_id))
         nudges.dispatch()
 
 
@@ -186,6 +187,7 @@ def attempt_refused(*, attempt: JobAttempt, retry_after: float, why: str) -> Non
 def attempt_lost(
     *,
     attempt_id: uuid.UUID,
+    token: uuid.UUID,
     error: str,
     code: str = "node_lost",
     message: str = NODE_LOST,
@@ -196,12 +198,11 @@ def attempt_lost(
 
     With `pause` its node is left alone for that many seconds.
     """
+    held = leases.held(attempt_id=attempt_id, token=token)
     if pause:
-        GpuNode.objects.filter(attempts=attempt_id).update(
-            leave_alone_until=leases.until(pause), status_detail=error[:300]
-        )
-    breaker.count_failure(attempt_id=attempt_id, error=error)
-    if not _close(attempt_id, JobAttempt.State.LOST, error=error):
+        _leave_alone(held, seconds=pause, why=error)
+    breaker.count_failure(held, error=error)
+    if not _close(held, JobAttempt.State.LOST, error=error):
         return
     held_up = GenerationJob.objects.filter(
         current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]
@@ -218,12 +219,19 @@ def attempt_lost(
 
 @transaction.atomic
 def attempt_failed(
-    *, attempt_id: uuid.UUID, code: str, message: str, error: str, blame_node: bool = True
+    *,
+    attempt_id: uuid.UUID,
+    token: uuid.UUID,
+    code: str,
+    message: str,
+    error: str,
+    blame_node: bool = True,
 ) -> None:
     """A definite verdict: the job ends here. `message` is for its owner, `error` for staff."""
+    held = leases.held(attempt_id=attempt_id, token=token)
     if blame_node:
-        breaker.count_failure(attempt_id=attempt_id, error=error)
-    if not _close(attempt_id, JobAttempt.State.FAILED, error=error):
+        breaker.count_failure(held, error=error)
+    if not _close(held, JobAttempt.State.FAILED, error=error):
         return
     _fail(
         GenerationJob.objects.filter(current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]),
@@ -234,9 +242,10 @@ def attempt_failed(
 
 
 @transaction.atomic
-def attempt_stopped(*, attempt_id: uuid.UUID, stopped_at_step: int | None) -> None:
+def attempt_stopped(*, attempt_id: uuid.UUID, token: uuid.UUID, stopped_at_step: int | None) -> None:
     """The node confirmed a cancel: its slot is free again."""
-    if _close(attempt_id, JobAttempt.State.CANCELED, stopped_at_step=stopped_at_step):
+    held = leases.held(attempt_id=attempt_id, token=token)
+    if _close(held, JobAttempt.State.CANCELED, stopped_at_step=stopped_at_step):
         job = GenerationJob.objects.get(attempts=attempt_id)
         logger.info("job %s stopped at step %s of %s", job.id.hex, stopped_at_step, job.num_inference_steps)
         events.publish(job)
@@ -368,8 +377,18 @@ def _ask_to_stop(job: GenerationJob) -> None:
     JobAttempt.objects.filter(job=job, state=JobAttempt.State.OPEN).update(cancel_requested_at=Now())
 
 
-def _close(attempt_id: uuid.UUID, state: str, *, error: str = "", stopped_at_step: int | None = None) -> bool:
+def _leave_alone(held: "QuerySet[JobAttempt]", *, seconds: float, why: str) -> None:
+    """The node of an attempt that is still the caller's gets no jobs for so long; before the attempt is closed."""
+    GpuNode.objects.filter(attempts__in=held).update(
+        leave_alone_until=leases.until(seconds), status_detail=why[:300]
+    )
+
+
+def _close(
+    attempt: "QuerySet[JobAttempt]", state: str, *, error: str = "", stopped_at_step: int | None = None
+) -> bool:
+    """`attempt`: the one, fenced as its caller needs it; False when it is not so any more."""
     values: dict[str, object] = {"state": state, "closed_at": Now(), "error": error[:500]}
     if stopped_at_step is not None:
         values["stopped_at_step"] = stopped_at_step
-    return bool(JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN).update(**values))
+    return bool(attempt.update(**values))

@@ -64,7 +64,7 @@ def store(attempt_id: str) -> None:
         try:
             stored = _fetch_and_store(attempt, folder)
         except (NodeError, media.UnplayableVideo) as error:
-            _nothing_to_store(attempt, error)
+            _nothing_to_store(attempt, token, error)
             return
     if lifecycle.complete(attempt_id=attempt.pk, stored=stored):
         logger.info("job %s completed: %s", attempt.job_id.hex, stored.video)
@@ -122,23 +122,29 @@ async def _download_once(attempt: JobAttempt, destination: Path) -> None:
         )
 
 
-def _nothing_to_store(attempt: JobAttempt, error: Exception) -> None:
+def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -> None:
     """No playable file came of it. Another attempt may do better, while there are any left."""
     logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
     if isinstance(error, ResultTooLarge):
         lifecycle.attempt_failed(
             attempt_id=attempt.pk,
+            token=token,
             code="result_too_large",
             message=gettext_noop("The video is too large."),
             error=str(error),
         )
     elif isinstance(error, RemoteJobLost | TransientNodeError):
         lifecycle.attempt_lost(
-            attempt_id=attempt.pk, error=str(error), code="download_failed", message=DOWNLOAD_FAILED
+            attempt_id=attempt.pk,
+            token=token,
+            error=str(error),
+            code="download_failed",
+            message=DOWNLOAD_FAILED,
         )
     else:
         lifecycle.attempt_lost(
             attempt_id=attempt.pk,
+            token=token,
             error=str(error),
             code="unplayable",
             message=gettext_noop("The video could not be played."),

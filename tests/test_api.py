@@ -340,8 +340,9 @@ class TestRetrieve:
         self, api: Api, user: Any, start_job: Callable[[GenerationJob], Any]
     ) -> None:
         job = submit(user)
+        attempt = start_job(job)
         lifecycle.attempt_failed(
-            attempt_id=start_job(job).pk, code="rejected", message="No boats today.", error="x"
+            attempt_id=attempt.pk, token=attempt.pk, code="rejected", message="No boats today.", error="x"
         )
         body = api.get(f"videos/{job.public_id}").json()
         assert (body["status"], body["error"]) == (

@@ -97,7 +97,7 @@ def test_a_node_that_was_just_heard_of_gets_work_and_one_that_was_not_gets_none(
 def test_a_node_is_left_alone_for_as_long_as_it_asked(user, start_job, host, off):
     attempt = start_job(submit(user))
     with host(off):
-        lifecycle.attempt_refused(attempt=attempt, retry_after=60, why="busy")
+        lifecycle.attempt_refused(attempt_id=attempt.pk, token=attempt.pk, retry_after=60, why="busy")
     assert not scheduling.work_is_waiting()
     GpuNode.objects.update(leave_alone_until=Now() - timedelta(seconds=1))
     with host(off):

@@ -185,10 +185,12 @@ def test_a_result_that_comes_after_the_end_is_discarded_and_never_charged(user, 
 def test_a_lost_attempt_queues_the_job_again_until_three_were_made(user, start_job):
     job = submit(user)
     for number in (1, 2):
-        lifecycle.attempt_lost(attempt_id=start_job(job).pk, error="404")
+        attempt = start_job(job)
+        lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="404")
         job.refresh_from_db()
         assert (job.state, job.attempt_count) == ("queued", number)
-    lifecycle.attempt_lost(attempt_id=start_job(job).pk, error="404")
+    attempt = start_job(job)
+    lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="404")
     job.refresh_from_db()
     assert (job.state, job.error_code) == ("failed", "node_lost")
     assert balance(user) == (500, 0)
@@ -197,11 +199,11 @@ def test_a_lost_attempt_queues_the_job_again_until_three_were_made(user, start_j
 def test_an_old_attempt_cannot_move_a_job_that_went_on_without_it(user, start_job):
     job = submit(user)
     old = start_job(job)
-    lifecycle.attempt_lost(attempt_id=old.pk, error="silent")
+    lifecycle.attempt_lost(attempt_id=old.pk, token=old.pk, error="silent")
     new = start_job(job)
     assert not lifecycle.record_progress(attempt_id=old.pk, token=old.pk, step=5)
     assert not lifecycle.begin_storing(attempt_id=old.pk, token=old.pk)
-    lifecycle.attempt_failed(attempt_id=old.pk, code="x", message="x", error="x")
+    lifecycle.attempt_failed(attempt_id=old.pk, token=old.pk, code="x", message="x", error="x")
     assert lifecycle.record_progress(attempt_id=new.pk, token=new.pk, step=7)
     job.refresh_from_db()
     assert (job.state, job.step) == ("running", 7)
@@ -217,9 +219,32 @@ def test_only_the_holder_of_the_lease_moves_an_attempt(user, start_job):
     assert not lifecycle.record_progress(attempt_id=attempt.pk, token=attempt.pk, step=5)
 
 
+VERDICTS = {
+    "refused": lambda token: lifecycle.attempt_refused(**token, retry_after=60, why="429"),
+    "lost": lambda token: lifecycle.attempt_lost(**token, error="silent", pause=60),
+    "failed": lambda token: lifecycle.attempt_failed(**token, code="x", message="x", error="x"),
+    "stopped": lambda token: lifecycle.attempt_stopped(**token, stopped_at_step=3),
+}
+
+
+@pytest.mark.parametrize("verdict", VERDICTS.values(), ids=VERDICTS)
+def test_a_verdict_that_comes_after_the_lease_went_on_changes_nothing(user, start_job, node, verdict):
+    """A dispatcher or a worker that slept too long, while somebody else drives the attempt."""
+    attempt = start_job(submit(user))
+    JobAttempt.objects.filter(pk=attempt.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
+    assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+    verdict({"attempt_id": attempt.pk, "token": attempt.pk})
+    attempt.refresh_from_db()
+    node.refresh_from_db()
+    assert (attempt.state, attempt.job.state, attempt.job.attempt_count) == ("open", "running", 1)
+    assert (node.consecutive_failures, node.leave_alone_until) == (0, None)
+    assert balance(user) == (500, 50)
+
+
 def test_a_busy_node_does_not_count_as_an_attempt_and_is_left_alone(user, start_job, node):
     job = submit(user)
-    lifecycle.attempt_refused(attempt=start_job(job), retry_after=7, why="429")
+    attempt = start_job(job)
+    lifecycle.attempt_refused(attempt_id=attempt.pk, token=attempt.pk, retry_after=7, why="429")
     job.refresh_from_db()
     assert (job.state, job.attempt_count) == ("queued", 0)
     assert scheduling.claim_next() is None
@@ -230,7 +255,11 @@ def test_a_busy_node_does_not_count_as_an_attempt_and_is_left_alone(user, start_
 def test_a_definite_failure_ends_the_job_and_tells_why(user, start_job):
     attempt = start_job(submit(user))
     lifecycle.attempt_failed(
-        attempt_id=attempt.pk, code="generation_failed", message="Out of memory", error="CUDA"
+        attempt_id=attempt.pk,
+        token=attempt.pk,
+        code="generation_failed",
+        message="Out of memory",
+        error="CUDA",
     )
     attempt.job.refresh_from_db()
     assert (attempt.job.state, attempt.job.error_message) == ("failed", "Out of memory")
@@ -247,7 +276,7 @@ def test_cancel_gives_the_credits_back_at_once_and_asks_the_node_to_stop(user, s
     assert (job.state, balance(user)) == ("canceled", (500, 0))
     assert (attempt.state, attempt.cancel_requested_at is not None) == ("open", True)
     assert lifecycle.cancel(job=job).state == "canceled"
-    lifecycle.attempt_stopped(attempt_id=attempt.pk, stopped_at_step=7)
+    lifecycle.attempt_stopped(attempt_id=attempt.pk, token=attempt.pk, stopped_at_step=7)
     attempt.refresh_from_db()
     assert (attempt.state, attempt.stopped_at_step) == ("canceled", 7)
 
@@ -423,7 +452,9 @@ def test_a_job_stays_where_it_is_when_others_are_at_work_or_it_was_its_last_atte
     attempt, elsewhere = scheduling.claim_next(), scheduling.claim_next()
     assert attempt.node != elsewhere.node
     assert not scheduling.could_move(attempt), "the other node has a slot, but nothing idle"
-    lifecycle.attempt_failed(attempt_id=elsewhere.pk, code="generation_failed", message="", error="")
+    lifecycle.attempt_failed(
+        attempt_id=elsewhere.pk, token=elsewhere.pk, code="generation_failed", message="", error=""
+    )
     assert scheduling.could_move(attempt)
     settings.JOB_MAX_ATTEMPTS = 1
     assert not scheduling.could_move(attempt), "moving would end it, waiting may not"

@@ -130,19 +130,19 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "lifecycle.complete": (World.storing, lambda w, a: lifecycle.complete(attempt_id=a.pk, stored=STORED)),
     "lifecycle.attempt_refused": (
         World.running,
-        lambda w, a: lifecycle.attempt_refused(attempt=a, retry_after=1, why="busy"),
+        lambda w, a: lifecycle.attempt_refused(attempt_id=a.pk, token=a.pk, retry_after=1, why="busy"),
     ),
     "lifecycle.attempt_lost": (
         World.running,
-        lambda w, a: lifecycle.attempt_lost(attempt_id=a.pk, error="gone", pause=1),
+        lambda w, a: lifecycle.attempt_lost(attempt_id=a.pk, token=a.pk, error="gone", pause=1),
     ),
     "lifecycle.attempt_failed": (
         World.running,
-        lambda w, a: lifecycle.attempt_failed(attempt_id=a.pk, code="c", message="m", error="e"),
+        lambda w, a: lifecycle.attempt_failed(attempt_id=a.pk, token=a.pk, code="c", message="m", error="e"),
     ),
     "lifecycle.attempt_stopped": (
         World.running,
-        lambda w, a: lifecycle.attempt_stopped(attempt_id=a.pk, stopped_at_step=2),
+        lambda w, a: lifecycle.attempt_stopped(attempt_id=a.pk, token=a.pk, stopped_at_step=2),
     ),
     "lifecycle.cancel": (World.running, lambda w, a: lifecycle.cancel(job=a.job)),
     "lifecycle.expire": (World.overdue, lambda w, job: lifecycle.expire(job_id=job.pk)),
@@ -162,7 +162,7 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
     "breaker.count_failure": (
         World.running,
-        lambda w, a: breaker.count_failure(attempt_id=a.pk, error="e"),
+        lambda w, a: breaker.count_failure(leases.held(attempt_id=a.pk, token=a.pk), error="e"),
     ),
     "breaker.count_success": (World.running, lambda w, a: breaker.count_success(attempt_id=a.pk)),
     "breaker.claim_trial": (World.set_aside, lambda w, node: breaker.claim_trial(node)),
@@ -284,13 +284,18 @@ def _transition(world: World, attempt: JobAttempt, chance: random.Random) -> Non
             lambda: lifecycle.record_progress(**mine, step=chance.randrange(20)),
             lambda: lifecycle.begin_storing(**mine),
             lambda: (files(STORED.files), lifecycle.complete(attempt_id=attempt.pk, stored=STORED)),
-            lambda: lifecycle.attempt_lost(attempt_id=attempt.pk, error="gone", pause=0.01),
-            lambda: lifecycle.attempt_failed(attempt_id=attempt.pk, code="c", message="m", error="e"),
-            lambda: lifecycle.attempt_refused(attempt=attempt, retry_after=0.01, why="busy"),
+            lambda: lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="gone", pause=0.01),
+            lambda: lifecycle.attempt_failed(
+                attempt_id=attempt.pk, token=attempt.pk, code="c", message="m", error="e"
+            ),
+            lambda: lifecycle.attempt_refused(
+                attempt_id=attempt.pk, token=attempt.pk, retry_after=0.01, why="busy"
+            ),
             lambda: lifecycle.cancel(job=attempt.job),
             lambda: lifecycle.cancel_all(user=world.user, reason="banned"),
             lambda: (
-                attempt.job.is_live or lifecycle.attempt_stopped(attempt_id=attempt.pk, stopped_at_step=None)
+                attempt.job.is_live
+                or lifecycle.attempt_stopped(attempt_id=attempt.pk, token=attempt.pk, stopped_at_step=None)
             ),
         ]
     )()

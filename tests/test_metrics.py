@@ -39,7 +39,9 @@ def test_jobs_credits_and_nodes_are_told(settings, user, make_user, node, start_
     settings.VIDEO_COOLDOWN_SECONDS = 0
     finish_job(submit(user))
     attempt = start_job(submit(user))
-    lifecycle.attempt_failed(attempt_id=attempt.pk, code="generation_failed", message="no", error="no")
+    lifecycle.attempt_failed(
+        attempt_id=attempt.pk, token=attempt.pk, code="generation_failed", message="no", error="no"
+    )
     running = start_job(submit(user))
     JobAttempt.objects.filter(pk=running.pk).update(silent_since=Now())
     waiting = submit(make_user("bob"))

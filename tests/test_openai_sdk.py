@@ -74,7 +74,7 @@ def test_polling_waits_for_the_end(client: openai.OpenAI, start_job: Callable[[G
     def fail() -> None:
         try:
             lifecycle.attempt_failed(
-                attempt_id=attempt.pk, code="rejected", message="No boats today.", error="x"
+                attempt_id=attempt.pk, token=attempt.pk, code="rejected", message="No boats today.", error="x"
             )
         finally:
             connection.close()

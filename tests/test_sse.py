@@ -312,7 +312,7 @@ class TestApi:
             running = events.until("video.updated", lambda event: event.json["step"] == 10).json
             assert (running["status"], running["progress"]) == ("in_progress", 50)
             lifecycle.attempt_failed(
-                attempt_id=attempt.pk, code="rejected", message="No boats today.", error="x"
+                attempt_id=attempt.pk, token=attempt.pk, code="rejected", message="No boats today.", error="x"
             )
             *_, last = list(events)
         assert last.name == "video.failed"

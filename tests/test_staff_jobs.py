@@ -74,7 +74,7 @@ class TestWhatIsOffered:
         attempt = start_job(job)
         assert offered(admin, job) == {"cancel", "move"}
         assert offered(signed_in(in_role(make_user, "support").user), job) == set()
-        lifecycle.attempt_failed(attempt_id=attempt.pk, code="x", message="x", error="x")
+        lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="x", error="x")
         assert offered(admin, job) == {"retry"}
 
     @pytest.mark.parametrize(
@@ -107,7 +107,8 @@ class TestRetry:
     ) -> None:
         job = lifecycle.submit(user=user, prompt="One", source="telegram", seed=7)
         JobMessage.objects.create(job=job, bot_id=1, chat_id=42, reply_to=5)
-        lifecycle.attempt_failed(attempt_id=start_job(job).pk, code="x", message="x", error="x")
+        attempt = start_job(job)
+        lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="x", error="x")
         address = page("generation_generationjob_retry", job.pk)
         assert "is made again as video_" in said(admin.post(address, sent(reason="Node"), follow=True))
         again = GenerationJob.objects.get(remixed_from=job)
@@ -154,7 +155,10 @@ class TestSearch:
     ) -> None:
         boat = lifecycle.submit(user=user, prompt="A paper-boat, at sea", source="web")
         ship = lifecycle.submit(user=make_user("eve"), prompt="Тихий корабль", source="web")
-        lifecycle.attempt_failed(attempt_id=start_job(boat).pk, code="x", message="Out of memory", error="x")
+        attempt = start_job(boat)
+        lifecycle.attempt_failed(
+            attempt_id=attempt.pk, token=attempt.pk, code="x", message="Out of memory", error="x"
+        )
 
         def found(words: str) -> set[str]:
             html = admin.get(page("generation_generationjob_changelist"), {"q": words}).content.decode()

@@ -353,7 +353,11 @@ def test_a_clip_being_stored_can_no_longer_be_canceled(browser, submit, start_jo
 def test_a_failed_clip_says_what_happened_that_it_was_free_and_offers_another_try(browser, submit, start_job):
     attempt = start_job(submit())
     lifecycle.attempt_failed(
-        attempt_id=attempt.pk, code="timed_out", message="Video generation timed out (>90s)", error=""
+        attempt_id=attempt.pk,
+        token=attempt.pk,
+        code="timed_out",
+        message="Video generation timed out (>90s)",
+        error="",
     )
     page = browser.get("/")
     assert "Video generation timed out (>90s). No credits were deducted." in text(page)
@@ -363,7 +367,9 @@ def test_a_failed_clip_says_what_happened_that_it_was_free_and_offers_another_tr
 def test_what_was_free_is_not_said_twice(browser, submit, start_job):
     attempt = start_job(submit())
     message = "Video generated but download failed. No credits were deducted. Please try again."
-    lifecycle.attempt_failed(attempt_id=attempt.pk, code="download_failed", message=message, error="")
+    lifecycle.attempt_failed(
+        attempt_id=attempt.pk, token=attempt.pk, code="download_failed", message=message, error=""
+    )
     assert text(browser.get("/")).count("No credits were deducted") == 1
 
 
@@ -388,7 +394,7 @@ def test_cancel_by_htmx_answers_with_the_card_and_asks_for_the_balance(browser, 
 def test_retry_makes_one_new_clip_however_often_it_is_pressed(browser, submit, start_job):
     job = submit("A red fox", seed=5, negative_prompt="rain")
     attempt = start_job(job)
-    lifecycle.attempt_failed(attempt_id=attempt.pk, code="x", message="It broke.", error="")
+    lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="It broke.", error="")
     first, second = (browser.post(f"{page_of(job)}retry/") for _ in range(2))
     again = GenerationJob.objects.exclude(pk=job.pk).get()
     assert first.url == second.url == page_of(again)

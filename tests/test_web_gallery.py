@@ -297,7 +297,7 @@ def test_a_canceled_card_says_where_it_stopped_and_what_came_back(browser, user,
     card = browser.get(f"{page_of(job)}card/").content.decode()
     assert "The GPU is stopping." in card
     assert "data-live" in card
-    lifecycle.attempt_stopped(attempt_id=attempt.pk, stopped_at_step=24)
+    lifecycle.attempt_stopped(attempt_id=attempt.pk, token=attempt.pk, stopped_at_step=24)
     card = browser.get(f"{page_of(job)}card/").content.decode()
     assert "It stopped at step 24 of 50." in card
     assert "250 credits released" in card

@@ -47,7 +47,9 @@ def failed_job(bot: Bot, ada: int, start_job: Callable[..., Any]) -> Message:
     bot.telegram.say(f"/video {NASTY}", sender=ada)
     status = the_status(bot, ada)
     attempt = start_job(job_of(ada))
-    lifecycle.attempt_failed(attempt_id=attempt.pk, code="node_error", message="The GPU broke.", error="test")
+    lifecycle.attempt_failed(
+        attempt_id=attempt.pk, token=attempt.pk, code="node_error", message="The GPU broke.", error="test"
+    )
     wait_for(lambda: status.deleted, message=bot.log)
     return wait_for(lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("❌")], message=bot.log)[
         0

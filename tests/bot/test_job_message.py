@@ -146,7 +146,11 @@ def test_a_failure_says_why_and_that_nothing_was_charged(bot: Bot, ada: int, sta
     status = the_status(bot, ada)
     attempt = start_job(job_of(ada))
     lifecycle.attempt_failed(
-        attempt_id=attempt.pk, code="timed_out", message="Video generation timed out (>90s)", error="test"
+        attempt_id=attempt.pk,
+        token=attempt.pk,
+        code="timed_out",
+        message="Video generation timed out (>90s)",
+        error="test",
     )
     wait_for(lambda: status.deleted, message=bot.log)
     [message] = bot.telegram.shown(ada)
@@ -164,7 +168,9 @@ def test_a_failure_that_says_itself_that_nothing_was_charged_says_it_once(
     bot.telegram.say("/video a red fox", sender=ada)
     attempt = start_job(job_of(ada))
     words = "Video generated but download failed. No credits were deducted. Please try again."
-    lifecycle.attempt_failed(attempt_id=attempt.pk, code="download_failed", message=words, error="test")
+    lifecycle.attempt_failed(
+        attempt_id=attempt.pk, token=attempt.pk, code="download_failed", message=words, error="test"
+    )
     message = wait_for(lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("❌")])[0]
     assert message.text.endswith(f"\nError: {words}")
 

@@ -174,7 +174,7 @@ class Books(RuleBasedStateMachine):
     def lose(self, data: st.DataObject) -> None:
         attempt = self._any_attempt(data)
         drives = self._is_current(attempt)
-        lifecycle.attempt_lost(attempt_id=attempt.pk, error="silent")
+        lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="silent")
         if drives:
             owner, _ = self.jobs[attempt.job_id]
             self.jobs[attempt.job_id] = (owner, "failed" if self.tries[attempt.job_id] >= 3 else "queued")
@@ -185,7 +185,7 @@ class Books(RuleBasedStateMachine):
         attempt = self._any_attempt(data)
         drives = self._is_current(attempt)
         lifecycle.attempt_failed(
-            attempt_id=attempt.pk, code="x", message="It broke", error="x", blame_node=False
+            attempt_id=attempt.pk, token=attempt.pk, code="x", message="It broke", error="x", blame_node=False
         )
         if drives:
             self.jobs[attempt.job_id] = (self.jobs[attempt.job_id][0], "failed")
@@ -197,7 +197,7 @@ class Books(RuleBasedStateMachine):
         if self.jobs[attempt.job_id][1] == "storing":
             return  # a node refuses a job before it makes it
         drives = self._is_current(attempt)
-        lifecycle.attempt_refused(attempt=attempt, retry_after=-1, why="busy")
+        lifecycle.attempt_refused(attempt_id=attempt.pk, token=attempt.pk, retry_after=-1, why="busy")
         if drives:
             self.jobs[attempt.job_id] = (self.jobs[attempt.job_id][0], "queued")
             self.tries[attempt.job_id] -= 1
