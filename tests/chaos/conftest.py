@@ -20,7 +20,8 @@ from accounts import ledger
 from generation.models import GenerationJob
 from tests.bot_api_server import BotApiServer
 from tests.chaos.platform import Platform
-from tests.chaos.scorecard import Row, Run
+from tests.chaos.scorecard import Row, Run, present_commit
+from tests.environment import REPOSITORY
 
 FULL = os.environ.get("CHAOS") == "full"
 # The short round is the same every time: a change is to blame for what goes red there, not the dice.
@@ -29,6 +30,7 @@ REPORT = os.environ.get("CHAOS_REPORT")
 
 rows: list[Row] = []
 started = time.monotonic()
+commit = present_commit(REPOSITORY)
 
 
 def pytest_report_header() -> str:
@@ -48,9 +50,9 @@ def pytest_sessionfinish() -> None:
         memory = psutil.virtual_memory().total / 2**30
         machine = f"{os.cpu_count()} cores, {memory:.0f} GB, Python {platform.python_version()}"
         part = os.environ.get("PYTEST_XDIST_WORKER", "whole")
-        Run(seed=SEED, seconds=time.monotonic() - started, machine=machine, rows=rows).write(
-            Path(REPORT) / part
-        )
+        seconds = time.monotonic() - started
+        run = Run(seed=SEED, seconds=seconds, machine=machine, rows=rows, commit=commit)
+        run.write(Path(REPORT) / part)
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ python -m tests.chaos.scorecard docs/reliability   writes docs/reliability.md fr
 """
 
 import json
+import shutil
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,12 +43,13 @@ class Row:
 
 @dataclass
 class Run:
-    """One whole run: its seed, how long it took in seconds, on what, and its rows."""
+    """One whole run: its seed, how long it took in seconds, on what, of which commit, and its rows."""
 
     seed: int
     seconds: float
     machine: str
     rows: list[Row]
+    commit: str
 
     def write(self, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,8 @@ def _render_run(run: Run) -> str:
     lines = [
         f"## Seed {run.seed}",
         "",
-        f"{met} of {len(run.rows)} bars met, in {run.seconds / 60:.0f} minutes on {run.machine}.",
+        f"{met} of {len(run.rows)} bars met, in {run.seconds / 60:.0f} minutes on {run.machine}, "
+        f"at commit {run.commit}.",
         "",
         "| # | test | load | faults | bar | result | |",
         "|---|---|---|---|---|---|---|",
@@ -96,7 +100,21 @@ def join(parts: list[Run]) -> Run:
         seconds=max(part.seconds for part in parts),
         machine=parts[0].machine,
         rows=[row for part in parts for row in part.rows],
+        commit=parts[0].commit,
     )
+
+
+def present_commit(repository: Path) -> str:
+    """What is under test: the commit that is checked out, and whether anything but documents differs from it."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=repository, capture_output=True, text=True, check=False)
+
+    if shutil.which("git") is None:
+        return "unknown"
+    commit = git("rev-parse", "--short", "HEAD").stdout.strip() or "unknown"
+    changed = git("diff", "--quiet", "HEAD", "--", ".", ":!docs").returncode
+    return f"{commit}, changed" if changed else commit
 
 
 def main(parts: Path, runs: Path, page: Path) -> None:
