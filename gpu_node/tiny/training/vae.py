@@ -24,6 +24,8 @@ OFTEN |= {"star": 2, "heart": 2}  # and so are corners
 CROP = (10, 8)  # cells across and down
 LOOSE = 1.5  # cells by which the object may be off the middle of the part
 STILLS_UNTIL = 0.4  # of the time: the encoder begins with single frames, which cost least to learn from
+SEEN_FROM = 0.65  # of the time: from then on the encoder also learns from what a decoder makes of its latents
+SEEN_WEIGHT = 20.0  # of an error in the pixels, which are the smaller numbers, beside one in the latents
 WHOLE_FROM = 0.85  # of the time: from then on whole clips, piece by piece with the cache between, as in use
 LOG_VARIANCE = -9.0  # what the encoder says of its own doubt, always: what it sees is drawn exactly
 
@@ -66,10 +68,27 @@ def train(
     torch.manual_seed(run.samples)
     loss = _decoder_loss if part == "decoder" else _encoder_loss
     for sample in _samples(run, device, stills=part == "encoder"):
+        if loss is _encoder_loss and run.progress >= SEEN_FROM and _borrow_decoder(model, folder, start):
+            loss = _encoder_loss_seen
         with torch.autocast(device, torch.bfloat16):
             found = loss(model, sample)
         run.step(found, samples=BATCH)
     return run
+
+
+def _borrow_decoder(model: AutoencoderKLCogVideoX, folder: Path, start: Path | None) -> bool:
+    """The decoder as far as it is trained, in this folder or where training began; False when there is none."""
+    checkpoint = folder / "decoder.pt"
+    if checkpoint.is_file():
+        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]["weights"]
+        model.decoder.load_state_dict(kept)
+    elif start is not None:
+        shipped = AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32)
+        model.decoder.load_state_dict(shipped.decoder.state_dict())
+    else:
+        return False
+    model.decoder.requires_grad_(False)
+    return True
 
 
 def _take_over(half: nn.Module, other: AutoencoderKLCogVideoX, part: str) -> None:
@@ -88,9 +107,19 @@ def _decoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
 
 
 def _encoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
+    return _latent_error(model.encode(sample.pixels).latent_dist.mode(), sample)
+
+
+def _encoder_loss_seen(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
+    """What is wrong with the latents counts by what can be seen of it."""
+    found = model.encode(sample.pixels).latent_dist.mode()
+    seen = (decode(model, found).float() - sample.pixels).square().mean()
+    return _latent_error(found, sample) + SEEN_WEIGHT * seen
+
+
+def _latent_error(found: Tensor, sample: Sample) -> Tensor:
     near = latents.nearness(sample.fields.transpose(1, 2)).transpose(1, 2)
-    error = model.encode(sample.pixels).latent_dist.mode().float() - sample.fields
-    loss: Tensor = (error.square() * (1 + 4 * near)).mean()
+    loss: Tensor = ((found.float() - sample.fields).square() * (1 + 4 * near)).mean()
     return loss
 
 
