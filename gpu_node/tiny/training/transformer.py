@@ -18,6 +18,7 @@ from gpu_node.tiny.vocabulary import MAX_TOKENS, Combination, training_combinati
 BATCH = 32
 WITHOUT_CAPTION = 0.08  # of the clips, so that guidance has something to compare with
 PADDED_FRAMES = latents.LATENT_FRAMES + 1  # the pipeline puts one before the first, and drops it again
+OFTEN = {"turning": 4}  # the hardest to learn: every cell's coordinates change from frame to frame
 PRECISION_LIMIT = 8.0  # how much more an error counts at the least noise than at the most
 
 
@@ -80,8 +81,9 @@ def train(
     forward = torch.compile(model) if compiled else model
     keep = architecture.scheduler().alphas_cumprod.float().to(device)
     choices = training_combinations()
+    weights = [OFTEN.get(item.motion, 1) for item in choices]
     while not run.finished:
-        picked = chance.choices(choices, k=BATCH)
+        picked = chance.choices(choices, weights, k=BATCH)
         clean = pad(latents.draw_latents(scenes(picked, generator))).to(device)
         tokens = _tokens(words, picked, chance).to(device)
         times = _spread_times(generator).to(device)
