@@ -23,11 +23,27 @@ OFTEN = {"bouncing": 4, "turning": 4, "right": 2, "left": 2, "up": 2, "down": 2}
 OFTEN |= {"star": 2, "heart": 2}  # and so are corners
 CROP = (10, 8)  # cells across and down
 LOOSE = 1.5  # cells by which the object may be off the middle of the part
-STILLS_UNTIL = 0.4  # of the time: the encoder begins with single frames, which cost least to learn from
-SEEN_FROM = 0.65  # of the time: from then on the encoder also learns from what a decoder makes of its latents
 SEEN_WEIGHT = 20.0  # of an error in the pixels, which are the smaller numbers, beside one in the latents
-WHOLE_FROM = 0.85  # of the time: from then on whole clips, piece by piece with the cache between, as in use
 LOG_VARIANCE = -9.0  # what the encoder says of its own doubt, always: what it sees is drawn exactly
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What a half learns from, by the part of the time that is spent.
+
+    Single frames `stills_until` then: they cost least. Pieces of clips next, and `whole_from` then on whole clips,
+    chunk by chunk with the cache between, as in use: the norms see a whole picture otherwise than a part of it. The
+    encoder then also learns from what the decoder makes of its latents.
+    """
+
+    stills_until: float
+    whole_from: float
+
+
+COURSES = {
+    "decoder": Course(stills_until=0.0, whole_from=0.85),
+    "encoder": Course(stills_until=0.4, whole_from=0.6),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +83,10 @@ def train(
     )
     torch.manual_seed(run.samples)
     loss = _decoder_loss if part == "decoder" else _encoder_loss
-    for sample in _samples(run, device, stills=part == "encoder"):
-        if loss is _encoder_loss and run.progress >= SEEN_FROM and _borrow_decoder(model, folder, start):
+    course = COURSES[part]
+    for sample in _samples(run, device, course):
+        whole = run.progress >= course.whole_from
+        if whole and loss is _encoder_loss and _borrow_decoder(model, folder, start):
             loss = _encoder_loss_seen
         with torch.autocast(device, torch.bfloat16):
             found = loss(model, sample)
@@ -134,15 +152,15 @@ def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
     return torch.cat(drawn, dim=2)
 
 
-def _samples(run: Run, device: str, *, stills: bool) -> Iterator[Sample]:
-    """One after another until the run is finished. `stills`: whether to begin with single frames."""
+def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
+    """One after another until the run is finished."""
     chance = random.Random(run.samples)
     generator = torch.Generator().manual_seed(run.samples)
     choices = training_combinations()
     weights = [OFTEN.get(item.motion, 1) * OFTEN.get(item.shape, 1) for item in choices]
     while not run.finished:
         picked = [scenes([item], generator) for item in chance.choices(choices, weights, k=BATCH)]
-        clips = [piece for scene in picked for piece in _pieces(scene, run.progress, chance, stills=stills)]
+        clips = [piece for scene in picked for piece in _pieces(scene, run.progress, chance, course)]
         yield Sample(
             pixels=torch.cat([clip.pixels for clip in clips]).to(device),
             fields=torch.cat([clip.fields for clip in clips]).to(device),
@@ -150,12 +168,12 @@ def _samples(run: Run, device: str, *, stills: bool) -> Iterator[Sample]:
         )
 
 
-def _pieces(scene: Scenes, progress: float, chance: random.Random, *, stills: bool) -> list[Sample]:
+def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Course) -> list[Sample]:
     """What of a clip is learned from at this point of the run."""
     clip = _clip(scene)
-    if progress >= WHOLE_FROM:
+    if progress >= course.whole_from:
         return [clip]
-    if stills and progress < STILLS_UNTIL:
+    if progress < course.stills_until:
         return [_window(scene, clip, chance, start=start, length=1) for start in range(latents.LATENT_FRAMES)]
     start = chance.randrange(
         0, latents.LATENT_FRAMES - WINDOW + 1, 2
