@@ -1,6 +1,7 @@
 """What the admin pages of every app share: rows that are only looked at, changes that are written down, lists that
 stay fast, and a page that asks before it acts."""
 
+import functools
 import uuid
 from collections.abc import Callable, Hashable, Mapping
 from functools import cached_property
@@ -164,6 +165,20 @@ class LoggedAdmin(FastAdmin):
 
 
 Act = Callable[[Clerk, dict[str, Any]], str]
+
+
+def found_once(shown: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """For what a page shows of a row: Unfold asks for each such field half a dozen times, each with its queries."""
+    name = f"_found_{shown.__name__}"
+
+    @functools.wraps(shown)
+    def found(admin: Any, obj: Model) -> Any:
+        kept = vars(obj)
+        if name not in kept:
+            kept[name] = shown(admin, obj)
+        return kept[name]
+
+    return found
 
 
 def state_now(words: str, *, moves: bool) -> SafeString:

@@ -185,6 +185,12 @@ class CreditTransaction(models.Model):
             models.Index(fields=["account", "-id"], name="transaction_history"),
             models.Index(fields=["kind", "-id"], name="transaction_by_kind"),
             models.Index(fields=["created_at"], name="transaction_by_time"),
+            models.Index(
+                fields=["created_at"],
+                include=["reference"],
+                name="transaction_refunds",
+                condition=Q(kind="refund"),
+            ),
             models.Index(fields=["-id"], name="transaction_by_hand", condition=Q(actor__isnull=False)),
             models.Index(
                 fields=["reference"], name="transaction_of_job", condition=Q(reference__isnull=False)

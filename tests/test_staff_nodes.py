@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -10,13 +10,23 @@ import pytest
 from django.core.files.storage import default_storage
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import CreditAccount, Notice, StaffAct, User
 from generation import breaker, lifecycle, rules, scheduling, secret_field, sharing, tasks
 from generation.errors import PromptBlocked
-from generation.models import BlockedPrompt, GenerationJob, GpuNode, JobAttempt, NodeTrial, Preset, Report
-from generation.staff import jobs, node_tests, nodes
+from generation.models import (
+    BlockedPrompt,
+    DayFigures,
+    GenerationJob,
+    GpuNode,
+    JobAttempt,
+    NodeTrial,
+    Preset,
+    Report,
+)
+from generation.staff import day_figures, jobs, node_tests, nodes
 from telegram_bot.models import CreditPack
 from tests.staff import in_role, page, said, sent, signed_in
 
@@ -125,6 +135,70 @@ class TestWhatItCosts:
         account = nodes.account(node)
         assert (account.clips, account.hours, account.cost_per_clip) == (2, 1.0, Decimal("1.2000"))
         assert account.refund_rate == 0.5
+
+    def test_days_that_are_over_are_added_up_once_and_later_refunds_still_count(
+        self, make_user: MakeUser, node: GpuNode, user: User, finish_job: Callable[[Any], Any], settings: Any
+    ) -> None:
+        settings.VIDEO_COOLDOWN_SECONDS = 0
+        old = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        before = datetime.now(UTC) - timedelta(days=3)
+        hour = {"posted_at": before - timedelta(hours=1), "closed_at": before, "generation_ms": None}
+        JobAttempt.objects.update(**hour)
+        GenerationJob.objects.update(finished_at=before)
+        day_figures.keep()
+        JobAttempt.objects.update(generation_ms=7_200_000)
+        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        JobAttempt.objects.exclude(job=old).update(generation_ms=1_800_000)
+        assert nodes.account(node) == nodes.Account(clips=2, hours=1.5, cost_per_clip=None, refund_rate=0.0)
+        jobs.refund(clerk=in_role(make_user, "owner"), job=old, reason="x")
+        assert nodes.account(node).refund_rate == 0.5
+        other = GpuNode.objects.create(name="other", base_url="http://127.0.0.1:10")
+        assert nodes.account(other) == nodes.Account(0, 0.0, None, None)
+
+    def test_days_kept_before_nodes_were_counted_are_counted_now_and_later_kept(
+        self, node: GpuNode, user: User, finish_job: Callable[[Any], Any]
+    ) -> None:
+        finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=3))
+        day_figures.keep()
+        DayFigures.objects.update(nodes=None)
+        assert nodes.account(node).clips == 1
+        day_figures.keep()
+        assert not DayFigures.objects.filter(nodes__isnull=True).exists()
+        assert nodes.account(node).clips == 1
+
+    def test_what_is_older_than_thirty_days_does_not_count(
+        self, node: GpuNode, user: User, finish_job: Callable[[Any], Any]
+    ) -> None:
+        finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=31))
+        day_figures.keep()
+        assert nodes.account(node).clips == 0
+
+    def test_its_page_asks_for_each_thing_once(self, admin: Client, node: GpuNode) -> None:
+        node_tests.note_canary(node, None)
+        with CaptureQueriesContext(connection) as made:
+            html = admin.get(page("generation_gpunode_change", node.pk)).content.decode()
+        assert "0 clips in 0.0 minutes of work" in html
+        assert "made and played" in html
+        asked = [query["sql"] for query in made]
+        assert sum("generation_nodetrial" in sql for sql in asked) == 2, "the last test, and the trial clips"
+        assert sum("accounts_staffact" in sql for sql in asked) == 1
+        assert len(asked) < 20
+
+    def test_the_list_asks_about_all_nodes_together(self, admin: Client, node: GpuNode) -> None:
+        def shown() -> tuple[int, dict[str, bool]]:
+            with CaptureQueriesContext(connection) as made:
+                answer = admin.get(page("generation_gpunode_changelist"))
+            return len(made), {each.name: each.is_healthy for each in answer.context["cl"].result_list}
+
+        shown()
+        few, _ = shown()
+        GpuNode.objects.create(name="silent", base_url="http://127.0.0.1:10", status="ready")
+        GpuNode.objects.create(name="new", base_url="http://127.0.0.1:11")
+        many, healthy = shown()
+        assert many == few
+        assert [name for name, is_healthy in healthy.items() if is_healthy] == ["node-1"]
 
 
 class TestTrials:

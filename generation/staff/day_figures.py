@@ -6,52 +6,42 @@ service has behind it. Only the running day, and for an hour the one before, is 
 import math
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Any
 
 from django.db import connection
 
 from generation.models import DayFigures
+from generation.staff import days, node_figures
 
 DAYS = 30
 # Times are counted in classes, each 5 % wider than the one before, so that medians of many days can be had from sums.
 STEP = math.log(1.05)
-# Transactions that began before midnight may still be open for so long after it.
-SETTLED = timedelta(hours=1)
 
 
-def latest(days: int = DAYS) -> list[DayFigures]:
-    """The last `days` days, the running one included, oldest first; without those that `keep` has yet to add up."""
-    today, over = _today(), _settled()
-    kept = DayFigures.objects.filter(day__gt=today - timedelta(days=days), day__lt=over).order_by("day")
-    return [*kept, *add_up(over, today + timedelta(days=1))]
+def latest(number: int = DAYS) -> list[DayFigures]:
+    """The last `number` days, the running one included, oldest first; without those that `keep` has yet to add up."""
+    today, over = days.today(), days.settled()
+    rows = DayFigures.objects.filter(day__gt=today - timedelta(days=number), day__lt=over)
+    return [*rows.defer("nodes").order_by("day"), *add_up(over, today + timedelta(days=1))]
 
 
-def keep(days: int = DAYS) -> None:
+def keep(number: int = DAYS) -> None:
     """A task: add up the days that are over and not kept yet. Safe to repeat."""
-    over = _settled()
-    wanted = _days(_today() - timedelta(days=days - 1), over)
+    over = days.settled()
+    wanted = days.between(days.today() - timedelta(days=number - 1), over)
     kept = set(DayFigures.objects.filter(day__in=wanted).values_list("day", flat=True))
     missing = [day for day in wanted if day not in kept]
-    if not missing:
-        return
-    fresh = add_up(missing[0], over)
-    _count_the_month(fresh[-1])
-    DayFigures.objects.bulk_create(fresh, ignore_conflicts=True)
-
-
-def _today() -> date:
-    return datetime.now(UTC).date()
-
-
-def _settled() -> date:
-    """The first day of which something may still become known."""
-    return (datetime.now(UTC) - SETTLED).date()
+    if missing:
+        fresh = add_up(missing[0], over)
+        _count_the_month(fresh[-1])
+        DayFigures.objects.bulk_create(fresh, ignore_conflicts=True)
+    node_figures.keep(wanted)
 
 
 def add_up(first: date, end: date) -> list[DayFigures]:
     """From the rows themselves, for each day from `first` up to `end` without it."""
-    rows = {day: DayFigures(day=day) for day in _days(first, end)}
+    rows = {day: DayFigures(day=day) for day in days.between(first, end)}
     times: dict[date, Counter[str]] = {day: Counter() for day in rows}
     for day, state, time, number in _query(ENDED, first, end):
         setattr(rows[day], state, getattr(rows[day], state) + number)
@@ -93,12 +83,8 @@ def median_seconds(figures: Iterable[DayFigures]) -> float | None:
     return None
 
 
-def _days(first: date, end: date) -> list[date]:
-    return [first + timedelta(days=number) for number in range((end - first).days)]
-
-
 def _query(statement: str, first: date, end: date) -> list[tuple[Any, ...]]:
-    bounds = [datetime(day.year, day.month, day.day, tzinfo=UTC) for day in (first, end)]
+    bounds = [days.begin(first), days.begin(end)]
     with connection.cursor() as cursor:
         cursor.execute(statement, bounds)
         rows: list[tuple[Any, ...]] = cursor.fetchall()

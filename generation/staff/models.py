@@ -102,6 +102,8 @@ class DayFigures(models.Model):
     refunded = models.BigIntegerField(default=0)
     # How many clips took how long, from submit to the end; see day_figures.STEP for the bounds of the classes.
     times = models.JSONField(default=dict)
+    # By the id of a node: clips, milliseconds of work, clips that were charged (node_figures).
+    nodes = models.JSONField(null=True, help_text="Empty: not added up yet.")
 
     class Meta:
         ordering = ["-day"]

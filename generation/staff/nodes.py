@@ -6,22 +6,22 @@ from datetime import timedelta
 from decimal import Decimal
 
 from django.db import transaction
-from django.db.models import Case, Count, DurationField, ExpressionWrapper, F, Q, Sum, Value, When
 from django.db.models.functions import Coalesce, Now
 
-from accounts.models import CreditTransaction
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
 from generation import breaker, nudges
-from generation.models import GenerationJob, GpuNode, JobAttempt
-
-WINDOW = timedelta(days=30)
+from generation.models import GpuNode
+from generation.staff import days, node_figures
+from generation.staff.day_figures import DAYS
 
 
 @dataclass(frozen=True)
 class Account:
-    """The last 30 days of a node: clips that came out of it, hours it worked, money a clip cost, share refunded."""
+    """The last 30 days of a node (UTC, the running one included): clips that came out of it, hours it worked, money a
+    clip cost, share refunded.
+    """
 
     clips: int
     hours: float
@@ -103,37 +103,14 @@ def bring_back(*, clerk: Clerk, node: GpuNode, reason: str, once: uuid.UUID | No
 
 def account(node: GpuNode) -> Account:
     """What a node did and what it cost, by the time that its attempts took, those that came to nothing included."""
-    closed = JobAttempt.objects.filter(node=node, closed_at__gt=Now() - WINDOW, posted_at__isnull=False)
-    whole = ExpressionWrapper(F("closed_at") - F("posted_at"), output_field=DurationField())
-    # A clip that waited on the node behind another one did not cost that time: what the node says counts, if it does.
-    said = ExpressionWrapper(
-        F("generation_ms") * Value(timedelta(milliseconds=1)), output_field=DurationField()
-    )
-    found = closed.aggregate(
-        clips=Count("pk", filter=Q(state=JobAttempt.State.SUCCEEDED)),
-        worked=Sum(Case(When(generation_ms__isnull=False, then=said), default=whole)),
-    )
-    hours = found["worked"].total_seconds() / 3600 if found["worked"] else 0.0
-    clips = found["clips"]
-    cost = None
-    if node.cost_per_hour is not None and clips:
-        cost = (node.cost_per_hour * Decimal(hours) / clips).quantize(Decimal("0.0001"))
-    return Account(clips=clips, hours=hours, cost_per_clip=cost, refund_rate=_refund_rate(node))
-
-
-def _refund_rate(node: GpuNode) -> float | None:
-    """Of the videos that it made and that were charged, the share that was refunded."""
-    made = GenerationJob.objects.filter(
-        attempts__node=node,
-        attempts__state=JobAttempt.State.SUCCEEDED,
-        attempts__closed_at__gt=Now() - WINDOW,
-        cost__gt=0,
-    )
-    charged = made.count()
-    refunds = CreditTransaction.objects.filter(
-        kind=CreditTransaction.Kind.REFUND, reference__in=made.values("pk")
-    )
-    return refunds.count() / charged if charged else None
+    first = days.today() - timedelta(days=DAYS - 1)
+    work = node_figures.work_since(first, node)
+    hours, cost, rate = work.milliseconds / 3_600_000, None, None
+    if node.cost_per_hour is not None and work.clips:
+        cost = (node.cost_per_hour * Decimal(hours) / work.clips).quantize(Decimal("0.0001"))
+    if work.charged:
+        rate = node_figures.refunded_since(first, node) / work.charged
+    return Account(clips=work.clips, hours=hours, cost_per_clip=cost, refund_rate=rate)
 
 
 def _locked(clerk: Clerk, node: GpuNode) -> GpuNode:
