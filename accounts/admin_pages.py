@@ -3,7 +3,7 @@ stay fast, and a page that asks before it acts."""
 
 import functools
 import uuid
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -18,8 +18,11 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 from unfold.admin import ModelAdmin
+from unfold.admin import checkbox as CHECKBOX  # noqa: N812  (it is one)
+from unfold.decorators import display
+from unfold.templatetags import unfold_list
 from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminTextInputWidget
 
@@ -73,6 +76,33 @@ class FastAdmin(ModelAdmin):
     show_full_result_count = False
     list_per_page = 50
     list_max_show_all = 0
+
+    @display(description=mark_safe(CHECKBOX.render("action_toggle_all", 1)))  # noqa: S308  (as Unfold has it)
+    def action_checkbox(self, obj: Model) -> SafeString:
+        before, after = _checkbox()
+        return format_html("{}{}{}", before, obj.pk, after)
+
+
+@functools.cache
+def _checkbox() -> tuple[SafeString, SafeString]:
+    """What stands before and after the id of a row: the template is the same for all of them."""
+    before, _, after = CHECKBOX.render(ACTION_CHECKBOX_NAME, HIDDEN).partition(HIDDEN)
+    return mark_safe(before), mark_safe(after)  # noqa: S308  (no row's word is in it)
+
+
+def _made_once(head: Callable[[Any], Iterable[Any]]) -> Callable[[Any], list[Any]]:
+    @functools.wraps(head)
+    def made(page: Any) -> list[Any]:
+        kept = vars(page)
+        if "_head" not in kept:
+            kept["_head"] = list(head(page))
+        return kept["_head"]  # type: ignore[no-any-return]
+
+    return made
+
+
+# Unfold makes the head of a list anew for each row of it, which was a third of the time of a list.
+unfold_list.result_headers = _made_once(unfold_list.result_headers)
 
 
 class ReadOnlyAdmin(FastAdmin):
@@ -267,7 +297,13 @@ def ask_about_each(
 
 def badge(value: Hashable, words: str, colours: Mapping[Any, str]) -> SafeString:
     """`words` in the colour of `value`, in lists as on the pages of single rows: info, success, warning, danger."""
-    shown: SafeString = display_for_label((value, words), "-", dict(colours))
+    return _label(words, colours.get(value, ""))
+
+
+@functools.lru_cache(maxsize=1000)
+def _label(words: str, colour: str) -> SafeString:
+    """A list has it in each row, and few different ones."""
+    shown: SafeString = display_for_label((colour, words), "-", {colour: colour})
     return shown
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
+from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -33,6 +34,7 @@ from accounts.models import User
 from accounts.staff.clerks import Clerk
 from generation import lifecycle, public_ids
 from generation.admin.incidents import refund_chosen
+from generation.admin.job_search import FoundJobs
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.staff import jobs, moves, reports, retries, search
 from generation.staff.jobs import why_not_cancel, why_not_refund
@@ -169,6 +171,12 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         if found := list(people):
             return queryset.filter(user__in=found), False
         return search.with_words(queryset, term), False
+
+    def get_paginator(
+        self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", *args: Any, **kwargs: Any
+    ) -> Paginator:
+        kind = FoundJobs if FoundJobs.suits(queryset) else self.paginator
+        return kind(queryset, *args, **kwargs)
 
     def get_urls(self) -> list[URLPattern]:
         names = {"video": "video.mp4", "poster": "poster.jpg"}
