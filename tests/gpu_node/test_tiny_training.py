@@ -1,6 +1,8 @@
 """Training the demonstration model: that it learns, and that a stop costs nothing."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from gpu_node.tiny.training import transformer, vae
 from gpu_node.tiny.training.export import export
 from gpu_node.tiny.training.muon import Muon, orthogonal
 from gpu_node.tiny.training.run import Average, Run
+from tests.environment import REPOSITORY
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,3 +113,23 @@ def test_the_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path
     assert pipe.vae.encoder.conv_out.conv.weight.abs().sum() > 0
     frames = pipe("a red ball", num_inference_steps=2, max_sequence_length=16, output_type="np").frames
     assert frames.shape == (1, 17, 96, 144, 3)
+
+
+def test_a_part_is_trained_alone_and_the_others_stay_as_they_are_shipped(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gpu_node.tiny.training", "--part", "encoder", "--minutes", "0.002"]
+    subprocess.run(
+        [*command, "--folder", tmp_path, "--start", TRAINED], cwd=REPOSITORY, check=True, timeout=150
+    )
+    before, after = (
+        CogVideoXPipeline.from_pretrained(folder, dtype=torch.float32)
+        for folder in (TRAINED, tmp_path / "weights")
+    )
+    for untouched in ("transformer", "text_encoder"):
+        assert_same_weights(getattr(before, untouched), getattr(after, untouched))
+    assert_same_weights(before.vae.decoder, after.vae.decoder)
+    new = torch.load(tmp_path / "encoder.pt", weights_only=True)["average"]["weights"]
+    torch.testing.assert_close(dict(after.vae.encoder.state_dict()), new, rtol=1e-3, atol=1e-4)
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=0, atol=0)

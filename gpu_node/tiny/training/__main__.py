@@ -5,26 +5,15 @@ Stopped at any time, it goes on from its last checkpoints when it is started aga
 
 import argparse
 import logging
-import os
-import subprocess
+import multiprocessing
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import torch
-
 from gpu_node.settings import LOG_FORMAT
-from gpu_node.tiny.training import transformer, vae
 from gpu_node.tiny.training.export import export
-from gpu_node.tiny.training.run import Run
+from gpu_node.tiny.training.parts import PARTS, train
 
 log = logging.getLogger(__name__)
-PARTS: dict[str, Callable[..., Run]] = {
-    "transformer": transformer.train,
-    "decoder": partial(vae.train, "decoder"),
-    "encoder": partial(vae.train, "encoder"),
-}
 
 
 def main() -> int:
@@ -32,32 +21,29 @@ def main() -> int:
     options = _options()
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
     options.folder.mkdir(parents=True, exist_ok=True)
-    if options.part is None:
-        return _train_all(options)
-    os.nice(5)
-    torch.set_num_threads(options.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    PARTS[options.part](
-        folder=options.folder, seconds=options.minutes * 60, device=device, start=options.start
-    )
-    return 0
-
-
-def _train_all(options: argparse.Namespace) -> int:
-    command = [sys.executable, "-m", "gpu_node.tiny.training", "--folder", str(options.folder)]
-    command += ["--minutes", str(options.minutes), "--threads", str(options.threads)]
-    if options.start is not None:
-        command += ["--start", str(options.start)]
-    running = [subprocess.Popen([*command, "--part", part]) for part in PARTS]
+    how = {name: getattr(options, name) for name in ("folder", "minutes", "threads", "start")}
+    processes = multiprocessing.get_context("spawn")
+    running = [processes.Process(target=train, args=(part,), kwargs=how) for part in options.part or PARTS]
+    for process in running:
+        process.start()
     try:
-        statuses = [process.wait() for process in running]
+        for process in running:
+            process.join()
     finally:
         for process in running:
             process.terminate()
-    if any(statuses):
-        return 1
-    weights = options.folder / "weights"
-    export(checkpoints=options.folder, to=weights)
+    return (
+        1 if any(process.exitcode for process in running) else _write_weights(options.folder, options.start)
+    )
+
+
+def _write_weights(folder: Path, start: Path | None) -> int:
+    untrained = [part for part in PARTS if not (folder / f"{part}.pt").is_file()]
+    if untrained and start is None:
+        log.info("no weights are written yet: %s not trained", " and ".join(untrained))
+        return 0
+    weights = folder / "weights"
+    export(checkpoints=folder, to=weights, start=start)
     log.info(
         "the weights are in %s; python -m gpu_node.tiny.score --model %s examines them", weights, weights
     )
@@ -66,7 +52,7 @@ def _train_all(options: argparse.Namespace) -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m gpu_node.tiny.training", description=main.__doc__)
-    parser.add_argument("--part", choices=PARTS, help="only this one, in this process")
+    parser.add_argument("--part", choices=PARTS, action="append", help="only this one; may be repeated")
     parser.add_argument(
         "--minutes", type=float, default=120, help="for all; more than before prolongs a training"
     )

@@ -1,4 +1,4 @@
-"""Makes of the three checkpoints the folder that is shipped."""
+"""Makes of the checkpoints the folder that is shipped."""
 
 import string
 from pathlib import Path
@@ -12,20 +12,32 @@ from gpu_node.tiny.training.transformer import TextToLatents
 from gpu_node.tiny.vocabulary import SYNONYMS
 
 
-def export(*, checkpoints: Path, to: Path) -> None:
-    """Write the averaged weights as float16 in the layout of `save_pretrained`."""
-    trained = load(checkpoints)
+def export(*, checkpoints: Path, to: Path, start: Path | None = None) -> None:
+    """Write the averaged weights as float16 in the layout of `save_pretrained`.
+
+    `start`: a folder of weights, for the parts that have no checkpoint because they were not trained.
+    """
+    trained = load(checkpoints, start)
     trained.to(dtype=torch.float16)
     trained.save_pretrained(to, safe_serialization=True)
 
 
-def load(checkpoints: Path) -> CogVideoXPipeline:
+def load(checkpoints: Path, start: Path | None = None) -> CogVideoXPipeline:
     """The pipeline with the averaged weights, in float32; synonyms are given the embedding of their word."""
-    made = architecture.pipeline()
-    text_to_latents = TextToLatents(made.text_encoder, made.transformer)
-    text_to_latents.load_state_dict(_average(checkpoints / "transformer.pt"))
-    made.vae.decoder.load_state_dict(_average(checkpoints / "decoder.pt"))
-    made.vae.encoder.load_state_dict(_average(checkpoints / "encoder.pt"))
+    made = (
+        architecture.pipeline()
+        if start is None
+        else CogVideoXPipeline.from_pretrained(start, dtype=torch.float32)
+    )
+    parts = {
+        "transformer": TextToLatents(made.text_encoder, made.transformer),
+        "decoder": made.vae.decoder,
+        "encoder": made.vae.encoder,
+    }
+    for name, part in parts.items():
+        file = checkpoints / f"{name}.pt"
+        if start is None or file.is_file():
+            part.load_state_dict(_average(file))
     _teach_synonyms(made.tokenizer, made.text_encoder.shared.weight)
     return made
 
