@@ -98,8 +98,8 @@ def test_the_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path
         "who begins with the shipped weights has little left to learn"
     )
     assert decoder.samples > 0 and whole_clips.samples > encoder.samples > 0
-    anew = vae.train("encoder", folder=tmp_path / "other", seconds=0.1, device="cpu", start=TRAINED)
-    assert anew.average.weights["mid_block.resnets.0.conv1.conv.weight"].any(), "nobody learns from zeros"
+    learned = vae.train("encoder", folder=tmp_path / "other", seconds=0.1, device="cpu", start=TRAINED)
+    assert learned.last_loss < encoder.last_loss / 2
     curve = [json.loads(line) for line in (tmp_path / "transformer.jsonl").read_text().splitlines()]
     assert [line["samples"] for line in curve] == [first.samples, again.samples]
     assert all(0 < line["loss"] < 100 for line in curve)

@@ -24,11 +24,9 @@ def export(*, checkpoints: Path, to: Path, start: Path | None = None) -> None:
 
 def load(checkpoints: Path, start: Path | None = None) -> CogVideoXPipeline:
     """The pipeline with the averaged weights, in float32; synonyms are given the embedding of their word."""
-    made = (
-        architecture.pipeline()
-        if start is None
-        else CogVideoXPipeline.from_pretrained(start, dtype=torch.float32)
-    )
+    made = architecture.pipeline()
+    if start is not None:
+        _begin_with(made, start)
     parts = {
         "transformer": TextToLatents(made.text_encoder, made.transformer),
         "decoder": made.vae.decoder,
@@ -40,6 +38,13 @@ def load(checkpoints: Path, start: Path | None = None) -> CogVideoXPipeline:
             part.load_state_dict(_average(file))
     _teach_synonyms(made.tokenizer, made.text_encoder.shared.weight)
     return made
+
+
+def _begin_with(made: CogVideoXPipeline, start: Path) -> None:
+    """Its weights alone: the files of settings are written anew, and name no folder that they once came from."""
+    begun = CogVideoXPipeline.from_pretrained(start, dtype=torch.float32)
+    for name in ("text_encoder", "transformer", "vae"):
+        getattr(made, name).load_state_dict(getattr(begun, name).state_dict())
 
 
 def _average(file: Path) -> dict[str, torch.Tensor]:

@@ -72,7 +72,8 @@ def train(
     initialise(model)
     half = model.decoder if part == "decoder" else model.encoder
     if start is not None:
-        _take_over(half, AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32), part)
+        begun = AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32)
+        half.load_state_dict(getattr(begun, part).state_dict())
     model.to(device)
     run = Run(
         file=folder / f"{part}.pt",
@@ -107,13 +108,6 @@ def _borrow_decoder(model: AutoencoderKLCogVideoX, folder: Path, start: Path | N
         return False
     model.decoder.requires_grad_(False)
     return True
-
-
-def _take_over(half: nn.Module, other: AutoencoderKLCogVideoX, part: str) -> None:
-    """Nothing is taken over where all is zero, as in the shipped encoder: no gradient would ever come through."""
-    weights = getattr(other, part).state_dict()
-    if any(value.any() for value in weights.values()):
-        half.load_state_dict(weights)
 
 
 def _decoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
