@@ -38,12 +38,6 @@ MOST_COUNTED = 1_000
 HIDDEN = "********"
 
 
-class OnceForm(forms.Form):
-    """A form that is carried out once, however often it is sent: each page that shows it gives it another id."""
-
-    once = forms.UUIDField(widget=forms.HiddenInput, initial=uuid.uuid4)
-
-
 class Reasoned(forms.Form):
     """Why it is done: written into the books or the log."""
 
@@ -52,8 +46,12 @@ class Reasoned(forms.Form):
     )
 
 
-class ReasonForm(Reasoned, OnceForm):
-    """Most acts want no more than that."""
+class ReasonForm(Reasoned):
+    """Most acts want no more than that. Carried out once, however often it is sent: each page that shows it gives it
+    another id.
+    """
+
+    once = forms.UUIDField(widget=forms.HiddenInput, initial=uuid.uuid4)
 
 
 # Where the forms of rows ask for it.
@@ -248,8 +246,23 @@ def ask(
         return HttpResponseRedirect(request.get_full_path())
     sent = request.method == "POST" and "once" in request.POST
     form = form_class(request.POST) if sent else form_class(initial=initial)
+    back = back or _back(admin, request, subject)
     if sent and form.is_valid() and _done(request, form, act):
-        return HttpResponseRedirect(back or _back(admin, request, subject))
+        return HttpResponseRedirect(back)
+    return page_that_asks(admin, request, subject, form=form, title=title, explanation=explanation, back=back)
+
+
+def page_that_asks(
+    admin: ModelAdmin,
+    request: HttpRequest,
+    subject: Model | QuerySet[Any],
+    *,
+    form: forms.Form,
+    title: str,
+    explanation: str,
+    back: str,
+) -> HttpResponse:
+    """What `ask` shows, for views that answer the form's POST themselves."""
     context = {
         **admin.admin_site.each_context(request),
         "opts": admin.opts,
@@ -257,7 +270,7 @@ def ask(
         "title": title,
         "explanation": explanation,
         "form": form,
-        "back": back or _back(admin, request, subject),
+        "back": back,
         "carried": _carried(request, subject),
     }
     return TemplateResponse(request, "admin/ask.html", context)
@@ -283,15 +296,19 @@ def ask_about_each(
     def act(clerk: Clerk, wish: dict[str, Any]) -> str:
         done, refusals = 0, set()
         for each in rows:
+            once = uuid.uuid5(wish["once"], str(each.pk))
             try:
-                do(clerk, each, wish | {"once": uuid.uuid5(wish["once"], str(each.pk))})
+                do(clerk, each, wish | {"once": once})
                 done += 1
             except Refused as refusal:
-                refusals.add(str(refusal))
+                if log.carried_out(once):
+                    done += 1  # by the same form, sent before
+                else:
+                    refusals.add(str(refusal))
         return " ".join([f"Done for {done} of {len(rows)} ({wish['reason']}).", *sorted(refusals)])
 
     over = "" if possible == len(rows) else " The others are passed over."
-    explanation = f"Possible for {possible} of {len(rows)} chosen {admin.opts.verbose_name_plural}.{over}"
+    explanation = f"Possible for {possible} of {len(rows)} chosen.{over}"
     return ask(admin, request, chosen, title=title, explanation=explanation, act=act, form_class=form_class)
 
 
@@ -321,6 +338,10 @@ def _done(request: HttpRequest, form: forms.Form, act: Act) -> bool:
     except DoneBefore as before:
         messages.info(request, str(before))
     except (Refused, LedgerError) as refusal:
+        if log.carried_out(form.cleaned_data["once"]):
+            # Sent twice, it found its own work: what is done already is often impossible, too.
+            messages.info(request, str(DoneBefore()))
+            return True
         form.add_error(None, str(refusal))
         return False
     return True

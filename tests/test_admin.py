@@ -94,6 +94,18 @@ class TestWho:
         assert admin.get(page(name), {"q": "boat"}).status_code in (200, 302)
         assert admin.get(page(name)).status_code == 200
 
+    def test_the_head_of_a_page_says_where_one_is_in_the_words_of_the_menu(
+        self, admin: Client, user: User, job: GenerationJob
+    ) -> None:
+        def head(address: str) -> list[str]:
+            html = admin.get(address).content.decode()
+            return re.findall(r'class="align-middle inline-block[^"]*truncate[^"]*">([^<]*)<', html)
+
+        assert head(page("accounts_user_changelist")) == ["Users"]
+        assert head(page("accounts_user_change", user.pk)) == ["Users", "ada"]
+        assert head(page("generation_generationjob_changelist")) == ["Jobs"]
+        assert head(page("accounts_walletmerge_changelist")) == ["Joined accounts"]
+
     def test_without_rights_there_is_nothing_to_see(
         self, make_user: Callable[..., User], job: GenerationJob
     ) -> None:

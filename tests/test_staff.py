@@ -224,9 +224,9 @@ class TestOnce:
         chosen = {"action": "grant_to_all", "_selected_action": [user.pk for user in people]}
         address = page("accounts_user_changelist")
         asked = admin.post(address, chosen).content.decode()
-        assert "To each of 3 people: " in asked
+        assert "To each of 3 users: " in asked
         form = sent(amount="7", reason="Outage") | chosen
-        assert "Gave each of 3 people 7 credits (Outage)." in said(admin.post(address, form, follow=True))
+        assert "Gave each of 3 users 7 credits (Outage)." in said(admin.post(address, form, follow=True))
         admin.post(address, form)
         assert [wallet(user).balance for user in people] == [507, 507, 507]
 
@@ -322,20 +322,38 @@ class TestSecondFactor:
 
 
 class TestExport:
-    def test_finance_exports_what_the_filters_show(self, make_user: MakeUser, user: User) -> None:
+    def test_finance_says_why_and_exports_what_the_filters_show(
+        self, make_user: MakeUser, user: User
+    ) -> None:
         ledger.adjust(user=user, amount=-5, reason='=HYPERLINK("x")', actor=user)
         client = signed_in(in_role(make_user, "finance").user)
-        address = page("accounts_credittransaction_export")
-        answer = client.get(address, {"kind__exact": "adjust"})
-        header, line = csv.reader(io.StringIO(b"".join(answer).decode()))
+        listed = client.get(page("accounts_credittransaction_changelist"), {"kind__exact": "adjust"})
+        address = f"{page('accounts_credittransaction_export')}?kind__exact=adjust"
+        assert address in listed.content.decode()
+        assert "1 transaction, as the list" in client.get(address).content.decode()
+        assert "This field is required" in client.post(address, sent(reason=" ")).content.decode()
+        assert not StaffAct.objects.exists()
+        form = sent(reason="Taxes")
+        for _twice in range(2):
+            answer = client.post(address, form)
+            header, line = csv.reader(io.StringIO(b"".join(answer).decode()))
         values = dict(zip(header, line, strict=True))
         assert (values["user"], values["amount"], values["balance_after"]) == ("ada", "-5", "495")
         assert values["reason"].startswith("'=")
-        assert StaffAct.objects.get(act="transactions.export").after == {"kind__exact": "adjust"}
-        listed = client.get(page("accounts_credittransaction_changelist"), {"kind__exact": "adjust"})
-        assert f"{address}?kind__exact=adjust" in listed.content.decode()
+        act = StaffAct.objects.get(act="transactions.export")
+        assert (act.after, act.reason) == ({"kind__exact": "adjust"}, "Taxes")
+
+    def test_what_cannot_be_exported_is_said_on_the_list(self, make_user: MakeUser, user: User) -> None:
+        client = signed_in(in_role(make_user, "finance").user)
+        address = page("accounts_credittransaction_export")
+        nothing = client.get(address, {"kind__exact": "adjust"}, follow=True)
+        assert "there is nothing to export" in said(nothing)
+        assert client.get(address, {"kind__nonsense": "adjust"}, follow=True).status_code == 200
+        assert not StaffAct.objects.exists()
 
     def test_support_exports_nothing(self, make_user: MakeUser) -> None:
         client = signed_in(in_role(make_user, "support").user)
-        assert client.get(page("accounts_credittransaction_export")).status_code == 403
-        assert "export.csv" not in client.get(page("accounts_credittransaction_changelist")).content.decode()
+        address = page("accounts_credittransaction_export")
+        assert client.get(address).status_code == 403
+        assert client.post(address, sent(reason="x")).status_code == 403
+        assert address not in client.get(page("accounts_credittransaction_changelist")).content.decode()

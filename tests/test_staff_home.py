@@ -9,14 +9,14 @@ import pytest
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django_q.models import OrmQ
 
-from accounts import ledger
 from accounts.audit import audit_and_keep
-from accounts.models import AuditRun, User
+from accounts.models import AuditRun, StaffAct, User
 from generation import lifecycle
 from generation.models import DayFigures, GenerationJob, GpuNode, JobAttempt
 from generation.staff import day_figures
-from tests.staff import in_role, page, signed_in
+from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
 
@@ -43,7 +43,7 @@ def test_it_says_how_things_stand_and_each_figure_leads_to_its_rows(
     html = admin.get(page("index")).content.decode()
     said = figures_of(html)
     assert (said["In the queue"], said["Being made"], said["The books"]) == ("1", "0", "right")
-    assert (said["Success today"], said["Active people today"]) == ("100.0 %", "1")
+    assert (said["Success today"], said["Active users today"]) == ("100.0 %", "1")
     assert (said["Credits captured"], said["Credits refunded"]) == ("50", "50")
     assert said["Credits granted"] == "1,000"  # two people were welcomed
     assert "node-1" in html
@@ -105,13 +105,16 @@ def test_wrong_books_are_an_alarm_on_it(admin: Client) -> None:
 def test_the_books_are_added_up_at_the_touch_of_a_button_by_who_may(
     admin: Client, make_user: Callable[..., User], user: User
 ) -> None:
-    ledger.grant(user=user, amount=5, reason="x")
-    assert (
-        signed_in(in_role(make_user, "support").user).get(page("accounts_auditrun_run_now")).status_code
-        == 403
-    )
-    answer = admin.get(page("accounts_auditrun_run_now"), follow=True)
-    assert "are being added up" in answer.content.decode()
+    address = page("accounts_auditrun_run_now")
+    support = signed_in(in_role(make_user, "support").user)
+    assert support.post(address, sent(reason="x")).status_code == 403
+    usual = admin.get(address).context["form"].initial["reason"]
+    assert not OrmQ.objects.exists(), "a link alone begins nothing"
+    form = sent(reason=usual)
+    assert "are being added up" in said(admin.post(address, form, follow=True))
+    admin.post(address, form)
+    assert [task.task["func"] for task in OrmQ.objects.all()] == ["accounts.audit.audit_and_keep"]
+    assert StaffAct.objects.get(act="books.audit").reason == usual
 
 
 def test_a_person_is_found_by_their_telegram_id(admin: Client, user: User) -> None:

@@ -206,8 +206,13 @@ class TestTrials:
     def test_a_node_that_cannot_be_reached_fails_at_the_first_step(
         self, admin: Client, node: GpuNode
     ) -> None:
-        answer = admin.post(page("generation_gpunode_test", node.pk), sent(), follow=True)
+        address = page("generation_gpunode_test", node.pk)
+        usual = admin.get(address).context["form"].initial["reason"]
+        assert usual, "nobody has to think of a reason for a test"
+        assert "This field is required" in admin.post(address, sent(reason="")).content.decode()
+        answer = admin.post(address, sent(reason=usual), follow=True)
         assert "It answers and takes our key" in answer.content.decode()
+        assert StaffAct.objects.get(act="node.test").reason == usual
         row = NodeTrial.objects.get()
         assert row.passed is None
         node_tests.run(row.pk)

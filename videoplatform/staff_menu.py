@@ -37,8 +37,8 @@ NAVIGATION = [
         _rows("Refund batches", "healing", "generation.refundbatch"),
     ),
     _group(
-        "People and credits",
-        _rows("People", "group", "accounts.user"),
+        "Users and credits",
+        _rows("Users", "group", "accounts.user"),
         _rows("Transactions", "receipt_long", "accounts.credittransaction"),
         _rows("Star payments", "star", "telegram_bot.starpayment"),
         _rows("Joined accounts", "merge", "accounts.walletmerge"),

@@ -1,14 +1,16 @@
 """Whether the books are right: each time they were added up, and a button to have it done now."""
 
-from django.contrib import admin, messages
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
-from django_q.tasks import async_task
 from unfold.decorators import action, display
 
-from accounts.admin_pages import ReadOnlyAdmin, badge
+from accounts.admin_pages import ReadOnlyAdmin, ask, badge
+from accounts.staff import audits
 from accounts.staff.clerks import Clerk
 from accounts.staff.models import AuditRun
 
@@ -34,7 +36,17 @@ class AuditRunAdmin(ReadOnlyAdmin):
 
     @action(description="Add the books up now", url_path="run", permissions=["run"], icon="calculate")
     def run_now(self, request: HttpRequest) -> HttpResponse:
-        """It only reads, so a link is enough to ask for it."""
-        async_task("accounts.audit.audit_and_keep")
-        messages.info(request, "The books are being added up. The result appears here when it is done.")
-        return HttpResponseRedirect(reverse("admin:accounts_auditrun_changelist"))
+        def begin(clerk: Clerk, wish: dict[str, Any]) -> str:
+            audits.begin(clerk=clerk, **wish)
+            return "The books are being added up. The result appears here when it is done."
+
+        return ask(
+            self,
+            request,
+            AuditRun.objects.none(),
+            title="Add the books up",
+            explanation="Every wallet is added up again, from the entries alone. It only reads.",
+            act=begin,
+            initial={"reason": "Are they right?"},
+            back=reverse("admin:accounts_auditrun_changelist"),
+        )

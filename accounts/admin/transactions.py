@@ -2,12 +2,16 @@
 
 import csv
 import io
+import uuid
 from collections.abc import AsyncIterator, Iterable
+from contextlib import suppress
+from typing import Any
 
 from asgiref.sync import sync_to_async
-from django.contrib import admin
+from django.contrib import admin, messages
+from django.contrib.admin.options import IncorrectLookupParameters
 from django.db.models import QuerySet
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponseRedirect, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import NoReverseMatch, URLPattern, path, reverse
 from django.utils import timezone
@@ -16,10 +20,11 @@ from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import display
 
-from accounts.admin_pages import ReadOnlyAdmin
+from accounts.admin_pages import MOST_COUNTED, ReadOnlyAdmin, ReasonForm, page_that_asks
 from accounts.models import CreditTransaction
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
+from accounts.staff.errors import DoneBefore
 
 ROWS_AT_ONCE = 2000
 COLUMNS = (
@@ -103,26 +108,35 @@ class CreditTransactionAdmin(ReadOnlyAdmin):
 
     def get_urls(self) -> list[URLPattern]:
         export = path(
-            "export.csv", self.admin_site.admin_view(self.export), name="accounts_credittransaction_export"
+            "export/", self.admin_site.admin_view(self.export), name="accounts_credittransaction_export"
         )
         return [export, *super().get_urls()]
 
     def export(self, request: HttpRequest) -> HttpResponseBase:
-        """The entries that the list's filters show, all of them, the latest first."""
+        """Asks why; then the entries that the list's filters show, all of them, the latest first."""
         clerk = Clerk.of(request)
         clerk.must("accounts.export_transactions")
-        rows = self.get_changelist_instance(request).get_queryset(request)
+        back = f"{reverse('admin:accounts_credittransaction_changelist')}?{request.GET.urlencode()}"
+        try:
+            rows = self.get_changelist_instance(request).get_queryset(request)
+        except IncorrectLookupParameters:
+            return HttpResponseRedirect(back)  # the list says what is wrong
         latest = rows.order_by("-id").first()
-        if latest is not None:
-            log.record(
-                clerk=clerk, act="transactions.export", subject=latest, after=dict(request.GET.items())
-            )
-        return StreamingHttpResponse(
-            csv_lines(rows),
-            content_type="text/csv; charset=utf-8",
-            headers={
-                "Content-Disposition": f'attachment; filename="transactions-{timezone.now():%Y%m%d-%H%M}.csv"'
-            },
+        if latest is None:
+            messages.error(request, "No transaction fits these filters, so there is nothing to export.")
+            return HttpResponseRedirect(back)
+        form = ReasonForm(request.POST) if request.method == "POST" else ReasonForm()
+        if form.is_valid():
+            _note_export(clerk, latest, dict(request.GET.items()), **form.cleaned_data)
+            return _download(rows)
+        return page_that_asks(
+            self,
+            request,
+            rows.none(),
+            form=form,
+            title="Export",
+            explanation=f"{_how_many(rows)}, as the list's filters show them, are downloaded as a CSV file.",
+            back=back,
         )
 
 
@@ -138,6 +152,37 @@ def link_to_job(entry: CreditTransaction) -> SafeString | str:
 
 
 # --- Export -----------------------------------------------------------------------------------------------------------
+
+
+def _note_export(
+    clerk: Clerk, latest: CreditTransaction, filters: dict[str, Any], *, reason: str, once: uuid.UUID
+) -> None:
+    """Whoever presses the button twice gets the file all the same, and one line in the log."""
+    with suppress(DoneBefore):
+        log.record(
+            clerk=clerk,
+            act="transactions.export",
+            subject=latest,
+            reason=reason,
+            after=filters,
+            once=once,
+        )
+
+
+def _how_many(rows: "QuerySet[CreditTransaction]") -> str:
+    found = rows.order_by()[: MOST_COUNTED + 1].count()
+    if found > MOST_COUNTED:
+        return f"More than {MOST_COUNTED:,} transactions"
+    return "1 transaction" if found == 1 else f"{found:,} transactions"
+
+
+def _download(rows: "QuerySet[CreditTransaction]") -> StreamingHttpResponse:
+    name = f"transactions-{timezone.now():%Y%m%d-%H%M}.csv"
+    return StreamingHttpResponse(
+        csv_lines(rows),
+        content_type="text/csv; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{name}"'},
+    )
 
 
 async def csv_lines(rows: "QuerySet[CreditTransaction]") -> AsyncIterator[str]:

@@ -359,11 +359,11 @@ def _in_one_line(entry: CreditTransaction) -> str:
 def _names(users: QuerySet[User]) -> str:
     listed = [user.username for user in users[: LATEST + 1]]
     more = f" and {users.count() - LATEST} more" if len(listed) > LATEST else ""
-    return f"To each of {users.count()} people: {', '.join(listed[:LATEST])}{more}."
+    return f"To each of {users.count()} users: {', '.join(listed[:LATEST])}{more}."
 
 
 def _whom(users: list[User]) -> str:
-    return str(users[0]) if len(users) == 1 else f"each of {len(users)} people"
+    return str(users[0]) if len(users) == 1 else f"each of {len(users)} users"
 
 
 def _balance_now(users: list[User]) -> str:

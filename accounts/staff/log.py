@@ -46,10 +46,15 @@ def record(
         with transaction.atomic():
             entry.save(force_insert=True)
     except IntegrityError as error:
-        if once is not None and StaffAct.objects.filter(once=once).exists():
+        if once is not None and carried_out(once):
             raise DoneBefore from error
         raise
     return entry
+
+
+def carried_out(once: uuid.UUID) -> bool:
+    """Whether the form with this id was."""
+    return StaffAct.objects.filter(once=once).exists()
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

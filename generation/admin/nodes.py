@@ -5,14 +5,15 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
 from accounts.admin.acts import acts_on
-from accounts.admin_pages import WHY, LoggedAdmin, OnceForm, ask, found_once, row, state_now
+from accounts.admin_pages import WHY, LoggedAdmin, ask, found_once, row, state_now
 from accounts.staff.clerks import Clerk
 from generation.models import GpuNode, GpuNodeQuerySet, NodeTrial
 from generation.staff import node_tests, nodes
@@ -81,7 +82,7 @@ class GpuNodeAdmin(LoggedAdmin):
     )
     list_filter = ("enabled", "status", ("set_aside_at", admin.EmptyFieldListFilter))
     search_fields = ("name", "base_url", "backend")
-    actions_detail = ("test", "drain", "enable", "set_aside", "bring_back")
+    actions_detail = ("test", "drain", "enable", "set_aside", "bring_back", "refund_bad_time")
     heard = (
         "healthy",
         "status",
@@ -204,18 +205,22 @@ class GpuNodeAdmin(LoggedAdmin):
     def has_manage_permission(self, request: HttpRequest, _: object = None) -> bool:
         return Clerk.of(request).may("generation.change_gpunode")
 
+    def has_refund_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Clerk.of(request).may("generation.refund_job")
+
     @action(description="Test", url_path="test", permissions=["manage"], icon="network_check")
     def test(self, request: HttpRequest, object_id: str) -> HttpResponse:
         node: GpuNode = row(self, request, object_id)
 
         def begin(clerk: Clerk, wish: dict[str, Any]) -> str:
-            node_tests.start(clerk=clerk, node=node, once=wish["once"])
-            return f"{node} is being tested. The steps appear here as they are made."
+            node_tests.start(clerk=clerk, node=node, **wish)
+            return f"{node} is being tested ({wish['reason']}). The steps appear here as they are made."
 
         explanation = (
             f"{node} is asked how it is and makes a clip that no job asked for, which is fetched and played."
         )
-        return ask(self, request, node, title="Test", explanation=explanation, act=begin, form_class=OnceForm)
+        usual = {"reason": "Does it work?"}
+        return ask(self, request, node, title="Test", explanation=explanation, act=begin, initial=usual)
 
     @action(description="Drain", url_path="drain", permissions=["manage"], icon="do_not_disturb_on")
     def drain(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -237,6 +242,12 @@ class GpuNodeAdmin(LoggedAdmin):
     def bring_back(self, request: HttpRequest, object_id: str) -> HttpResponse:
         explanation = "It gets jobs again with a clean record, without a trial clip."
         return self._ask(request, object_id, "Bring back", explanation, nodes.bring_back, "is back")
+
+    @action(description="Refund a bad time", url_path="refund", permissions=["refund"], icon="healing")
+    def refund_bad_time(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        """On to the incident desk, which asks when it was."""
+        node: GpuNode = row(self, request, object_id)
+        return HttpResponseRedirect(f"{reverse('admin:generation_refundbatch_begin')}?of={node.pk}")
 
     def _ask(
         self,

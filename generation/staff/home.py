@@ -115,7 +115,7 @@ def _work(figures: Sequence[DayFigures]) -> list[Card]:
             _month(figures, f"30 days: {_seconds(day_figures.median_seconds(figures))}"),
         ),
         Card(
-            "Active people today",
+            "Active users today",
             str(today.people),
             _jobs(created_at__gte=midnight),
             _month(figures, f"{_people_in_month(figures)} in the 30 days before"),

@@ -20,11 +20,11 @@ HEALTH, GENERATE, PLAY = "It answers and takes our key", "It makes a clip", "The
 
 
 @transaction.atomic
-def start(*, clerk: Clerk, node: GpuNode, once: uuid.UUID | None = None) -> NodeTrial:
+def start(*, clerk: Clerk, node: GpuNode, reason: str, once: uuid.UUID | None = None) -> NodeTrial:
     """Have a node tested. Raises NotPermitted, DoneBefore."""
     clerk.must("generation.change_gpunode")
     steps = [{"name": name, "state": "waiting", "words": ""} for name in (HEALTH, GENERATE, PLAY)]
-    log.record(clerk=clerk, act="node.test", subject=node, once=once)
+    log.record(clerk=clerk, act="node.test", subject=node, reason=reason, once=once)
     row = NodeTrial.objects.create(node=node, kind=NodeTrial.Kind.TEST, asked_by=clerk.user, steps=steps)
     async_task("generation.staff.node_tests.run", row.pk)
     return row
