@@ -6,8 +6,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_q.models import OrmQ
 
@@ -172,6 +173,49 @@ class TestSearch:
         assert found("boat корабль") == found("' | & :*") == found("ad") == set()
 
 
+class TestTheList:
+    @pytest.fixture
+    def clips(
+        self, user: User, make_clip: Callable[..., GenerationJob], make_user: MakeUser
+    ) -> list[GenerationJob]:
+        """One that was refunded, one that was not."""
+        given_back, kept = make_clip(user), make_clip(user)
+        jobs.refund(clerk=in_role(make_user, "support"), job=given_back, reason="Grey")
+        return [given_back, kept]
+
+    def shown(self, client: Client, **filters: str) -> dict[str, str]:
+        """The rows of the list, by job."""
+        html = client.get(page("generation_generationjob_changelist"), filters).content.decode()
+        rows = re.findall(r"<tr[^>]*>(.*?)</tr>", html, re.DOTALL)
+        found = ((re.search(r"generationjob/([0-9a-f-]{36})/change", row), row) for row in rows)
+        return {match[1]: row for match, row in found if match}
+
+    def test_it_shows_the_node_and_what_was_refunded_and_finds_these(
+        self, admin: Client, clips: list[GenerationJob]
+    ) -> None:
+        given_back, kept = (str(job.pk) for job in clips)
+        rows = self.shown(admin)
+        assert "node-1" in rows[given_back]
+        assert "refunded" in rows[given_back]
+        assert "refunded" not in rows[kept]
+        assert set(self.shown(admin, refunded="yes")) == {given_back}
+        assert set(self.shown(admin, refunded="no")) == {kept}
+
+    def test_it_takes_the_same_few_queries_however_many_there_are(
+        self, admin: Client, user: User, clips: list[GenerationJob], make_clip: Callable[..., GenerationJob]
+    ) -> None:
+        def queries() -> int:
+            with CaptureQueriesContext(connection) as made:
+                self.shown(admin)
+            return len(made)
+
+        queries()
+        few = queries()
+        for _more in range(3):
+            make_clip(user)
+        assert queries() == few < 20
+
+
 class TestMany:
     def test_what_runs_is_moved_and_what_waits_passed_over(
         self, admin: Client, user: User, start_job: Callable[[Any], Any], second: GpuNode
@@ -188,6 +232,24 @@ class TestMany:
         running.refresh_from_db()
         assert running.current_attempt is not None
         assert running.current_attempt.node == second
+
+    def test_a_form_that_is_sent_twice_says_so_and_not_that_it_was_impossible(
+        self, admin: Client, user: User, start_job: Callable[[Any], Any], make_clip: Callable[..., Any]
+    ) -> None:
+        done, failed = make_clip(user), lifecycle.submit(user=user, prompt="Two", source="web")
+        lifecycle.attempt_failed(attempt_id=start_job(failed).pk, code="x", message="x", error="x")
+        for action, job in (("refund", done), ("retry", failed)):
+            form = sent(reason="Sorry")
+            address = page(f"generation_generationjob_{action}", job.pk)
+            admin.post(address, form, follow=True)
+            assert said(admin.post(address, form, follow=True)) == DoneBefore.__doc__
+        other = lifecycle.submit(user=user, prompt="Three", source="web")
+        chosen = {"action": "cancel_all", "_selected_action": [str(other.pk)]}
+        form = sent(reason="Moving") | chosen
+        for _twice in range(2):
+            answer = admin.post(page("generation_generationjob_changelist"), form, follow=True)
+            assert said(answer) == "Done for 1 of 1 (Moving)."
+        assert StaffAct.objects.filter(act="job.cancel").count() == 1
 
     def test_cancel_passes_over_what_has_ended_and_says_why(
         self, admin: Client, user: User, make_clip: Callable[..., GenerationJob]
@@ -209,7 +271,7 @@ class TestMany:
         clips = [make_clip(user) for user in people]
         chosen = {"action": "refund_all", "_selected_action": [str(job.pk) for job in clips]}
         address = page("generation_generationjob_changelist")
-        assert "2 videos of 2 people, 100 credits." in admin.post(address, chosen).content.decode()
+        assert "2 videos of 2 users, 100 credits." in admin.post(address, chosen).content.decode()
         form = sent(reason="Grey", jobs=2, people=2, credits=100) | chosen
         assert "2 videos are being refunded" in said(admin.post(address, form, follow=True))
         incidents.carry_on(str(RefundBatch.objects.get().pk))
@@ -242,12 +304,15 @@ class TestIncident:
         for name, when in (("since", now - timedelta(hours=2)), ("until", now + timedelta(hours=1))):
             window |= {f"{name}_0": f"{when:%Y-%m-%d}", f"{name}_1": f"{when:%H:%M:%S}"}
         desk = page("generation_refundbatch_begin")
+        from_its_page = admin.get(page("generation_gpunode_refund_bad_time", node.pk), follow=True)
+        assert f'<option value="{node.pk}" selected>' in from_its_page.content.decode()
+        assert admin.get(desk, {"of": "nonsense"}).status_code == 200
         proposed = admin.get(desk).context["form"].initial
         assert proposed["since"] < GenerationJob.objects.latest("finished_at").finished_at < proposed["until"]
         long_ago = {**window, "since_0": "2020-01-01", "until_0": "2020-01-02"}
         assert "It made no video in that time" in admin.get(desk, long_ago).content.decode()
         dry = admin.get(desk, window, follow=True)
-        assert "3 videos of 2 people, 150 credits." in dry.content.decode()
+        assert "3 videos of 2 users, 150 credits." in dry.content.decode()
         assert not CreditTransaction.objects.filter(kind="refund").exists()
         address = dry.redirect_chain[-1][0]
         form = sent(reason="Bad night", jobs=3, people=2, credits=150)
@@ -274,6 +339,36 @@ class TestIncident:
         assert "data-live" not in html
         assert "3 refunded, 0 waiting, 0 passed over" in html
         assert not audit.audit().discrepancies
+
+    def test_the_pages_of_whom_and_what_it_reached_name_it(
+        self,
+        admin: Client,
+        make_user: MakeUser,
+        node: GpuNode,
+        night: tuple[list[User], list[GenerationJob]],
+    ) -> None:
+        people, clips = night
+        batch = self.start(in_role(make_user, "finance"), node)
+        own = jobs.cancel(
+            clerk=in_role(make_user, "operator"),
+            job=lifecycle.submit(user=people[0], prompt="Two", source="web"),
+            reason="By hand",
+        )
+        link, by_hand = page("generation_refundbatch_change", batch.pk), own.public_id
+        for address in (
+            page("accounts_user_change", people[0].pk),
+            page("accounts_user_change", people[1].pk),
+            page("generation_generationjob_change", clips[0].pk),
+        ):
+            html = admin.get(address).content.decode()
+            assert re.search(rf'the-finance · batch\.refund · <a href="{link}".*Bad night', html), address
+        html = admin.get(page("accounts_user_change", people[0].pk)).content.decode()
+        assert re.search(rf"the-operator · job\.cancel · .*{by_hand}.*state .* → canceled · By hand", html)
+        for address in (
+            page("accounts_user_change", make_user("eve").pk),
+            page("generation_generationjob_change", own.pk),
+        ):
+            assert link not in admin.get(address).content.decode()
 
     def test_what_was_refunded_meanwhile_is_passed_over(
         self, make_user: MakeUser, node: GpuNode, night: tuple[list[User], list[GenerationJob]]
@@ -331,7 +426,7 @@ class TestIncident:
         self, make_user: MakeUser, node: GpuNode, night: tuple[list[User], list[GenerationJob]]
     ) -> None:
         owner = in_role(make_user, "owner")
-        with pytest.raises(Refused, match="changed meanwhile: 3 videos of 2 people, 150 credits"):
+        with pytest.raises(Refused, match="changed meanwhile: 3 videos of 2 users, 150 credits"):
             self.start(owner, node, plan=incidents.Plan(jobs=2, people=2, credits=100))
         assert not StaffAct.objects.exists()
 

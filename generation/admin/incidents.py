@@ -1,6 +1,6 @@
 """The incident desk: what a node charged for in a bad time is refunded in one go, after a look at what it would be."""
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django import forms
@@ -109,9 +109,10 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         description="Refund a bad time of a node", url_path="begin", permissions=["begin"], icon="healing"
     )
     def begin(self, request: HttpRequest) -> HttpResponse:
-        """First step: which node and when. It only asks, and leads to `plan`."""
+        """First step: which node (`of` proposes one) and when. It only asks, and leads to `plan`."""
         sent = "node" in request.GET
-        form = WindowForm(request.GET) if sent else WindowForm(initial=_until_now())
+        proposed = _until_now() | {"node": request.GET.get("of")}
+        form = WindowForm(request.GET) if sent else WindowForm(initial=proposed)
         if sent and form.is_valid():
             if incidents.charged_on(**form.cleaned_data).exists():
                 plan = f"{reverse('admin:generation_refundbatch_plan')}?{request.GET.urlencode()}"
@@ -136,7 +137,7 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         return _decide(self, request, incidents.charged_on(**chosen), where, **chosen)
 
 
-def _until_now() -> dict[str, datetime]:
+def _until_now() -> dict[str, Any]:
     """The last twelve hours. They end with the minute that has begun: its videos count, too."""
     end = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
     return {"since": end - timedelta(hours=12), "until": end}

@@ -76,6 +76,26 @@ IMPOSSIBLE: dict[str, Callable[[GenerationJob], str | None]] = {
 }
 
 
+class RefundedFilter(admin.SimpleListFilter):
+    """What was given back, and what was not."""
+
+    title = "refunded"
+    parameter_name = "refunded"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("yes", "Yes"), ("no", "No")]
+
+    def queryset(
+        self, request: HttpRequest, queryset: "QuerySet[GenerationJob]"
+    ) -> "QuerySet[GenerationJob]":
+        match self.value():
+            case "yes":
+                return queryset.filter(jobs.refunded())
+            case "no":
+                return queryset.exclude(jobs.refunded())
+        return queryset
+
+
 @admin.register(GenerationJob)
 class GenerationJobAdmin(ReadOnlyAdmin):
     """Jobs are moved by their lifecycle alone; staff cancel, refund, retry and move them by its operations."""
@@ -87,15 +107,15 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         "what",
         "user",
         "status",
+        "node",
         "preset",
-        "progress",
-        "cost",
+        "price",
         "source",
         "created_at",
         "took",
     )
-    list_select_related = ("user", "preset")
-    list_filter = ("state", "source", "preset", ("created_at", RangeDateTimeFilter))
+    list_select_related = ("user", "preset", "current_attempt__node")
+    list_filter = ("state", RefundedFilter, "source", "preset", ("created_at", RangeDateTimeFilter))
     list_filter_submit = True
     search_fields = ("prompt",)  # there is a box for it; get_search_results says what it finds
     search_help_text = "Words of the prompt or error, a job's id, or a whole username or e-mail address"
@@ -146,6 +166,10 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     def has_remove_permission(self, request: HttpRequest, _: object = None) -> bool:
         return Clerk.of(request).may("generation.remove_video")
+
+    def get_queryset(self, request: HttpRequest) -> "QuerySet[GenerationJob]":
+        found: QuerySet[GenerationJob] = super().get_queryset(request)
+        return found.annotate(refunded=jobs.refunded())
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """What is impossible just now is not offered."""
@@ -212,9 +236,17 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     def now(self, job: GenerationJob) -> SafeString:
         return state_now(self.status(job), moves=job.is_live)
 
-    @display(description="Steps")
-    def progress(self, job: GenerationJob) -> str:
-        return f"{job.step}/{job.num_inference_steps}"
+    @display(description="Node")
+    def node(self, job: GenerationJob) -> str:
+        return str(job.current_attempt.node) if job.current_attempt else "-"
+
+    @display(description="Cost", ordering="cost")
+    def price(self, job: Any) -> SafeString | str:
+        return (
+            format_html("{} {}", job.cost, badge(True, "refunded", {True: "info"}))
+            if job.refunded
+            else str(job.cost)
+        )
 
     @display(description="Took")
     def took(self, job: GenerationJob) -> str:

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import transaction
-from django.db.models import Count, Exists, OuterRef, QuerySet, Sum
+from django.db.models import Count, QuerySet, Sum
 from django.db.models.functions import Now
 from django_q.tasks import async_task
 
 from accounts import ledger, notices
-from accounts.models import CreditTransaction, Notice, User
+from accounts.models import Notice, User
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
 from generation import lifecycle
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
 from generation.staff import refund_limit
-from generation.staff.jobs import why_not_refund
+from generation.staff.jobs import refunded, why_not_refund
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ class Plan:
 
 
 def in_words(plan: Plan) -> str:
-    """For the staff, e.g. `3 videos of 1 person, 150 credits`."""
+    """For the staff, e.g. `3 videos of 1 user, 150 credits`."""
     videos = "1 video" if plan.jobs == 1 else f"{plan.jobs} videos"
-    people = "1 person" if plan.people == 1 else f"{plan.people} people"
-    return f"{videos} of {people}, {plan.credits} credits"
+    users = "1 user" if plan.people == 1 else f"{plan.people} users"
+    return f"{videos} of {users}, {plan.credits} credits"
 
 
 def charged_on(*, node: GpuNode, since: datetime, until: datetime) -> "QuerySet[GenerationJob]":
@@ -59,8 +59,7 @@ def charged_on(*, node: GpuNode, since: datetime, until: datetime) -> "QuerySet[
 
 def not_refunded(jobs: "QuerySet[GenerationJob]") -> "QuerySet[GenerationJob]":
     """Of these, the ones that were charged and are not refunded."""
-    refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
-    return jobs.filter(state=GenerationJob.State.COMPLETED, cost__gt=0).exclude(Exists(refunds))
+    return jobs.filter(state=GenerationJob.State.COMPLETED, cost__gt=0).exclude(refunded())
 
 
 def dry_run(jobs: "QuerySet[GenerationJob]") -> Plan:
@@ -116,7 +115,7 @@ def start(
         act="batch.refund",
         subject=batch,
         reason=reason,
-        after={"node": node, "since": since, "until": until, "videos": now.jobs, "people": now.people},
+        after={"node": node, "since": since, "until": until, "videos": now.jobs, "users": now.people},
         credits=now.credits,
         once=once,
     )

@@ -3,9 +3,10 @@
 import uuid
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef
 
 from accounts import ledger, notices
-from accounts.models import Notice
+from accounts.models import CreditTransaction, Notice
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
@@ -70,6 +71,12 @@ def refund(*, clerk: Clerk, job: GenerationJob, reason: str, once: uuid.UUID | N
     lifecycle.refund(job=job, reason=reason, actor=clerk.user)
     notices.tell(user=job.user, kind=Notice.Kind.REFUND, videos=1, credits=job.cost, reason=reason)
     return job.cost
+
+
+def refunded() -> Exists:
+    """Whether a job's credits were given back: for queries of jobs."""
+    refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
+    return Exists(refunds)
 
 
 def why_not_cancel(job: GenerationJob) -> str | None:
