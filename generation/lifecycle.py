@@ -14,7 +14,7 @@ from django.db.models.functions import Coalesce, Now
 from django.utils.translation import gettext_noop
 
 from accounts import ledger
-from accounts.models import CreditAccount, User
+from accounts.models import CreditTransaction, User
 from generation import breaker, events, leases, locking, nudges, stored_files
 from generation.errors import (
     BeingStored,
@@ -340,8 +340,8 @@ def receipt(job: GenerationJob) -> dict[str, int]:
     """What the ledger says of a job, in credits: reserved, captured, released, refunded."""
     totals = {"reserved": 0, "captured": 0, "released": 0, "refunded": 0}
     names = {"reserve": "reserved", "capture": "captured", "release": "released", "refund": "refunded"}
-    account = CreditAccount.objects.get(user_id=job.user_id)
-    for entry in account.transactions.filter(reference=job.id, kind__in=names):
+    # Of whichever wallet: when accounts are joined, entries stay in the one that they were made in.
+    for entry in CreditTransaction.objects.filter(reference=job.id, kind__in=names):
         totals[names[entry.kind]] += max(abs(entry.posted_delta), abs(entry.held_delta))
     return totals
 

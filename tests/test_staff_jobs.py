@@ -12,10 +12,10 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from accounts import audit, notices
+from accounts import audit, merging, notices
 from accounts.models import CreditAccount, CreditTransaction, Notice, StaffAct, User
 from accounts.staff.errors import DoneBefore, Refused
-from generation import lifecycle
+from generation import lifecycle, ownership
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
 from generation.staff import incidents, jobs, moves
 from telegram_bot.models import JobMessage, TelegramAccount
@@ -171,6 +171,28 @@ class TestSearch:
         )
         assert found("ТИХ") == found("eve") == {ship.prompt}
         assert found("boat корабль") == found("' | & :*") == found("ad") == set()
+
+
+def test_what_was_paid_before_two_accounts_became_one_is_refunded_to_the_one(
+    make_user: MakeUser, make_clip: Callable[..., GenerationJob], user: User
+) -> None:
+    chat = make_user("chat")
+    one, two = make_clip(chat), make_clip(chat)
+    merging.merge(source=chat, target=user, reason="One person", actor=user)
+    ownership.hand_over(source=chat, target=user)
+    before = balance(user)
+    owner = in_role(make_user, "owner")
+    one.refresh_from_db()
+    jobs.refund(clerk=owner, job=one, reason="Grey")
+    charged = incidents.not_refunded(GenerationJob.objects.filter(pk=two.pk))
+    plan = incidents.dry_run(charged)
+    batch = incidents.start(clerk=owner, jobs=charged, plan=plan, reason="Grey", once=sent()["once"])
+    incidents.carry_on(str(batch.pk))
+    assert balance(user) == before + 100
+    assert incidents.progress(batch)["refunded"] == 1
+    with pytest.raises(Refused, match="refunded before"):
+        jobs.refund(clerk=owner, job=one, reason="Grey")
+    assert not audit.audit().discrepancies
 
 
 class TestTheList:

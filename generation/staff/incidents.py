@@ -16,7 +16,7 @@ from django.db.models import Count, QuerySet, Sum
 from django.db.models.functions import Now
 from django_q.tasks import async_task
 
-from accounts import ledger, notices
+from accounts import notices
 from accounts.models import Notice, User
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
@@ -24,7 +24,7 @@ from accounts.staff.errors import Refused
 from generation import lifecycle
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
 from generation.staff import refund_limit
-from generation.staff.jobs import refunded, why_not_refund
+from generation.staff.jobs import lock, refunded, why_not_refund
 
 logger = logging.getLogger(__name__)
 
@@ -155,14 +155,14 @@ def wake_stalled() -> None:
 @transaction.atomic
 def _refund_next(batch: RefundBatch) -> bool:
     """One job of the batch; False when none waits that nobody else is at."""
-    waiting = batch.items.filter(state=BatchedRefund.State.WAITING).select_related("job__user")
+    waiting = batch.items.filter(state=BatchedRefund.State.WAITING).select_related("job")
     item = waiting.select_for_update(skip_locked=True, of=("self",)).order_by("pk").first()
     if item is None:
         return False
-    ledger.lock_account(user=item.job.user)
-    why = why_not_refund(item.job)
+    job = lock(item.job)
+    why = why_not_refund(job)
     if why is None:
-        lifecycle.refund(job=item.job, reason=batch.reason, actor=batch.actor)
+        lifecycle.refund(job=job, reason=batch.reason, actor=batch.actor)
     state = BatchedRefund.State.PASSED_OVER if why else BatchedRefund.State.REFUNDED
     BatchedRefund.objects.filter(pk=item.pk).update(state=state, note=(why or "")[:200])
     RefundBatch.objects.filter(pk=batch.pk).update(moved_at=Now())

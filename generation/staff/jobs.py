@@ -5,7 +5,7 @@ import uuid
 from django.db import transaction
 from django.db.models import Exists, OuterRef
 
-from accounts import ledger, notices
+from accounts import notices
 from accounts.models import CreditTransaction, Notice
 from accounts.staff import log
 from accounts.staff.clerks import Clerk
@@ -54,8 +54,7 @@ def refund(*, clerk: Clerk, job: GenerationJob, reason: str, once: uuid.UUID | N
     """
     clerk.must("generation.refund_job")
     refund_limit.hold(clerk, job.cost)
-    ledger.lock_account(user=job.user)
-    job.refresh_from_db()
+    job = lock(job)
     if why := why_not_refund(job):
         raise Refused(why)
     log.record(
@@ -77,6 +76,15 @@ def refunded() -> Exists:
     """Whether a job's credits were given back: for queries of jobs."""
     refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
     return Exists(refunds)
+
+
+def lock(job: GenerationJob) -> GenerationJob:
+    """As it is now, with its owner; until the transaction ends nobody else refunds it or hands it to another account.
+
+    Wallets come after jobs (generation/locking.py), and which of them are moved the ledger knows.
+    """
+    rows = GenerationJob.objects.select_for_update(no_key=True, of=("self",)).select_related("user")
+    return rows.get(pk=job.pk)
 
 
 def why_not_cancel(job: GenerationJob) -> str | None:
