@@ -42,7 +42,9 @@ class Reasoned(forms.Form):
     """Why it is done: written into the books or the log."""
 
     reason = forms.CharField(
-        max_length=200, widget=UnfoldAdminTextInputWidget, help_text="The person it is about may see it."
+        max_length=200,
+        widget=UnfoldAdminTextInputWidget,
+        help_text="For the log. Whoever it is about may see it, too.",
     )
 
 

@@ -99,7 +99,7 @@ class TestWho:
     ) -> None:
         def head(address: str) -> list[str]:
             html = admin.get(address).content.decode()
-            return re.findall(r'class="align-middle inline-block[^"]*truncate[^"]*">([^<]*)<', html)
+            return re.findall(r'class="align-middle [^"]*truncate[^"]*">([^<]*)<', html)
 
         assert head(page("accounts_user_changelist")) == ["Users"]
         assert head(page("accounts_user_change", user.pk)) == ["Users", "ada"]

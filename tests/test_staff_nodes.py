@@ -1,5 +1,6 @@
 """What staff do about nodes and about content: tests step by step, keys at rest, rules, reports, removals."""
 
+import re
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -114,10 +115,12 @@ class TestSwitches:
         node.refresh_from_db()
         assert (node.set_aside_reason, breaker.claim_trial(node)) == ("Grey clips", False)
         html = signed_in(operator.user).get(page("generation_gpunode_change", node.pk)).content.decode()
-        assert "Grey clips" in html
+        assert re.search(r"set aside since .*: Grey clips", html)
         nodes.bring_back(clerk=operator, node=node, reason="New cable")
         node.refresh_from_db()
         assert node.set_aside_at is None
+        html = signed_in(operator.user).get(page("generation_gpunode_change", node.pk)).content.decode()
+        assert "gets jobs" in html
 
 
 class TestWhatItCosts:

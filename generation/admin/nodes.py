@@ -19,6 +19,8 @@ from generation.models import GpuNode, GpuNodeQuerySet, NodeTrial
 from generation.staff import node_tests, nodes
 
 TRIALS = 5
+# Of a node that is not there yet nothing else is known.
+NEW = (None, {"fields": ("name", "base_url", "api_key", "forget_api_key", "protocol", "cost_per_hour")})
 MARKS = {"passed": "✓", "failed": "✗", "running": "…", "waiting": "·"}
 
 
@@ -101,12 +103,13 @@ class GpuNodeAdmin(LoggedAdmin):
         "next_trial_at",
         "from_environment",
     )
-    added_up = ("enabled", "last_test", "canaries", "account", "acts")
+    added_up = ("standing", "enabled", "last_test", "canaries", "account", "acts")
     fieldsets = (
         (
             None,
             {
                 "fields": (
+                    "standing",
                     "name",
                     "base_url",
                     "api_key",
@@ -129,8 +132,7 @@ class GpuNodeAdmin(LoggedAdmin):
         return (*fields, "base_url") if obj is not None and obj.from_environment else fields
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Of a node that is not there yet nothing is known."""
-        return super().get_fieldsets(request, obj) if obj is not None else [self.fieldsets[0], WHY]
+        return super().get_fieldsets(request, obj) if obj is not None else [NEW, WHY]
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """What is impossible just now is not offered."""
@@ -153,6 +155,17 @@ class GpuNodeAdmin(LoggedAdmin):
     @display(description="Healthy", boolean=True)
     def healthy(self, node: Any) -> bool:
         return bool(node.is_healthy)
+
+    @display(description="Standing")
+    def standing(self, node: GpuNode) -> str:
+        """Whether it gets jobs, and if not, why."""
+        if node.set_aside_at is not None:
+            return f"set aside since {node.set_aside_at:%Y-%m-%d %H:%M}: {node.set_aside_reason}"
+        if not node.enabled:
+            return "drained: it finishes what it has and gets nothing new"
+        return (
+            "gets jobs" if self.healthy(node) else "gets no jobs: it does not answer, or says that it cannot"
+        )
 
     @display(description="Last test")
     @found_once
