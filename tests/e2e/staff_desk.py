@@ -3,15 +3,18 @@
 import base64
 import hmac
 import json
+import re
 import time
+import uuid
 
 import httpx
-from playwright.sync_api import Page
+from playwright.sync_api import Locator, Page, expect
 
 from tests.stack import Stack
 
 PASSWORD = "a long enough password"
-ROLES = ("support", "operator", "finance", "owner")
+# A trainee is staff, too, and has no rights yet.
+ROLES = ("support", "operator", "finance", "owner", "trainee")
 # What the app on everybody's phone makes its codes of.
 SECRET = base64.b32encode(b"a secret of 20 bytes").decode()
 HIRE = """
@@ -35,11 +38,25 @@ from django.db.models.functions import Now
 from accounts.models import User
 from generation import lifecycle
 from generation.models import GenerationJob
-with transaction.atomic():
-    late = lifecycle.submit(user=User.objects.create_user("dora"), prompt="Too late", source="web")
-    GenerationJob.objects.filter(pk=late.pk).update(deadline_at=Now())
-live = lifecycle.submit(user=User.objects.create_user("emil"), prompt="Long", source="web", preset="standard")
-print(late.public_id, live.public_id)
+for name in {late!r}:
+    with transaction.atomic():
+        job = lifecycle.submit(user=User.objects.create_user(name), prompt=f"Too late, {{name}}", source="web")
+        GenerationJob.objects.filter(pk=job.pk).update(deadline_at=Now())
+    print(job.public_id)
+for name in {live!r}:
+    with transaction.atomic():
+        job = lifecycle.submit(
+            user=User.objects.create_user(name), prompt=f"Long, {{name}}", source="web", preset="standard"
+        )
+        GenerationJob.objects.filter(pk=job.pk).update(num_inference_steps=200)
+    print(job.public_id)
+"""
+PEOPLE = """
+from accounts.models import User
+from telegram_bot.models import TelegramAccount
+for telegram_id, name in {people!r}.items():
+    user = User.objects.create_user(name, password={password!r}, email=f"{{name}}@example.org")
+    TelegramAccount.objects.create(telegram_id=telegram_id, user=user)
 """
 
 
@@ -48,9 +65,14 @@ def hire(stack: Stack) -> None:
     stack.manage("shell", "-c", HIRE.format(roles=ROLES, password=PASSWORD, secret=SECRET))
 
 
-def late_and_live(stack: Stack) -> list[str]:
-    """Two videos: one that fails by its deadline, and one that takes its time."""
-    return stack.manage("shell", "-c", ORDER).split()[-2:]
+def late_and_live(stack: Stack, *, late: list[str], live: list[str]) -> list[str]:
+    """A video for each of these names: first those that fail by their deadline, then those that take very long."""
+    return stack.manage("shell", "-c", ORDER.format(late=late, live=live)).split()[-len(late + live) :]
+
+
+def people(stack: Stack, names: dict[int, str]) -> None:
+    """Somebody new for each of these, by Telegram id."""
+    stack.manage("shell", "-c", PEOPLE.format(people=names, password=PASSWORD))
 
 
 def customer(stack: Stack, name: str, prompts: list[str]) -> list[str]:
@@ -89,7 +111,8 @@ def sign_in(page: Page, name: str, *, to: str = "/admin/") -> None:
     if name.removeprefix("the-") in ROLES:
         page.locator("[name=code]").fill(code(SECRET))
         page.locator("[name=code]").press("Enter")
-    page.wait_for_url(lambda url: url.endswith(to))
+    # The pages before end with it, too: it is what they go on to.
+    page.wait_for_url(lambda url: url.endswith(to) and "/accounts/" not in url)
 
 
 def job_page(page: Page, job: str) -> None:
@@ -103,3 +126,54 @@ def confirm(page: Page, title: str, *, reason: str, twice: bool = False, **field
     page.get_by_label("Reason").fill(reason)
     button = page.get_by_role("button", name=title, exact=True)
     button.dblclick() if twice else button.click()
+
+
+# --- What staff do with a page ----------------------------------------------------------------------------------------
+
+
+def act(page: Page, name: str) -> Locator:
+    """The action of that name above a row or a list; before the name stands its icon."""
+    return page.get_by_role("link", name=re.compile(rf"(^|\s){name}$"))
+
+
+def message(page: Page, words: str | re.Pattern[str]) -> None:
+    expect(page.get_by_text(words).first).to_be_visible()
+
+
+def refused(page: Page, address: str) -> None:
+    answer = page.request.get(address)
+    assert answer.status == 403, address
+
+
+def open_person(page: Page, name: str) -> None:
+    page.goto(f"/admin/accounts/user/?q={name}@example.org")
+    page.get_by_role("link", name=name, exact=True).first.click()
+    expect(page.get_by_text("credits free").first).to_be_visible()
+    page.goto(page.url.partition("?")[0])
+
+
+def listed(page: Page, words: str) -> Locator:
+    """The rows of a list with these words in them."""
+    return page.locator("#result_list tbody tr").filter(has_text=words)
+
+
+def choose(page: Page, rows: list[str], action: str) -> None:
+    """Tick rows of a list and have something done with them, at its foot."""
+    for words in rows:
+        listed(page, words).locator("input.action-select").check()
+    page.locator("select[name=action]").select_option(label=action)
+    page.get_by_role("button", name="Run", exact=True).click()
+
+
+def refused_many(page: Page, address: str, action: str) -> None:
+    """Of a list: the action is not offered, and who sends it all the same is neither asked about it nor obeyed."""
+    page.goto(address)
+    expect(page.locator(f"select[name=action] option[value={action}]")).to_have_count(0)
+    row = page.locator("#result_list tbody a[href*='/change/']").first.get_attribute("href") or ""
+    token = page.locator("[name=csrfmiddlewaretoken]").first.get_attribute("value")
+    wish = {"once": str(uuid.uuid4()), "reason": "Why not", "amount": "1"}
+    chosen = {"action": action, "index": "0", "_selected_action": row.split("/")[-3]}
+    form = {**wish, **chosen, "csrfmiddlewaretoken": token or ""}
+    answer = page.request.post(address, form=form, headers={"Referer": page.url})
+    assert answer.status == 200
+    assert 'name="once"' not in answer.text()

@@ -7,9 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Page, expect
 
-from tests.e2e.staff_desk import PASSWORD, code, confirm, customer, hire, job_page, late_and_live, sign_in
+from tests.e2e.staff_desk import (
+    PASSWORD,
+    act,
+    choose,
+    code,
+    confirm,
+    customer,
+    hire,
+    job_page,
+    late_and_live,
+    listed,
+    message,
+    open_person,
+    people,
+    refused,
+    refused_many,
+    sign_in,
+)
 from tests.stack import Stack
 from tests.visitor import share
 
@@ -30,10 +47,9 @@ def staffed(stack: Stack) -> Stack:
 
 
 @pytest.fixture(scope="module")
-def clips(staffed: Stack, evening: datetime) -> Iterator[list[str]]:
-    """Four clips of `carla`; after the module the books must be right."""
-    yield customer(staffed, "carla", ["One", "Two", "Three", "Four"])
-    assert " 0 discrepancies" in staffed.manage("audit_credits")
+def clips(staffed: Stack, evening: datetime) -> list[str]:
+    """Four of `carla`."""
+    return customer(staffed, "carla", ["One", "Two", "Three", "Four"])
 
 
 @pytest.fixture(scope="module")
@@ -56,25 +72,25 @@ def at_work(
     return come_in
 
 
-def act(page: Page, name: str) -> Locator:
-    """The action of that name above a row or a list; before the name stands its icon."""
-    return page.get_by_role("link", name=re.compile(rf"(^|\s){name}$"))
+@pytest.fixture(autouse=True)
+def _books(staffed: Stack) -> Iterator[None]:
+    """After each test they must be right."""
+    yield
+    assert " 0 discrepancies" in staffed.manage("audit_credits")
 
 
-def message(page: Page, words: str | re.Pattern[str]) -> None:
-    expect(page.get_by_text(words).first).to_be_visible()
+@pytest.fixture
+def logged(at_work: Callable[[str], Page]) -> Callable[[str, str, str], None]:
+    """Whether an act is in the log, as an owner reads it: by whom, why, from where, and when."""
+    page = at_work("owner")
 
+    def check(name: str, by: str, why: str) -> None:
+        page.goto(f"/admin/accounts/staffact/?act__exact={name}")
+        entry = listed(page, why).first
+        for words in (f"the-{by}", name, "127.0.0.1", f"{datetime.now(UTC):%Y}"):
+            expect(entry).to_contain_text(words)
 
-def refused(page: Page, address: str) -> None:
-    answer = page.request.get(address)
-    assert answer.status == 403, address
-
-
-def open_person(page: Page, name: str) -> None:
-    page.goto(f"/admin/accounts/user/?q={name}@example.org")
-    page.get_by_role("link", name=name, exact=True).first.click()
-    expect(page.get_by_text("credits free").first).to_be_visible()
-    page.goto(page.url.partition("?")[0])
+    return check
 
 
 def test_somebody_new_sees_nothing_before_they_have_a_second_step(new_page, staffed):
@@ -94,7 +110,22 @@ def test_somebody_new_sees_nothing_before_they_have_a_second_step(new_page, staf
     message(page, "In the queue")
 
 
-def test_finance_grants_once_however_often_the_button_is_pressed(at_work):
+def test_a_person_is_found_by_name_e_mail_and_telegram_id(at_work, staffed):
+    people(staffed, {4_242: "lena", 4_243: "lenard"})
+    page = at_work("support")
+    page.goto("/admin/accounts/user/")
+    for words, found in (("lenar", "lenard"), ("lena@example.org", "lena"), ("4242", "lena")):
+        page.locator("#searchbar").fill(words)
+        page.locator("#searchbar").press("Enter")
+        page.wait_for_url(re.compile(r"\?q="))
+        expect(page.locator("#result_list tbody tr")).to_have_count(1)
+        page.get_by_role("link", name=found, exact=True).click()
+        message(page, "credits free")
+        page.goto("/admin/accounts/user/")
+    refused(at_work("trainee"), "/admin/accounts/user/?q=lena")
+
+
+def test_finance_grants_once_however_often_the_button_is_pressed(at_work, logged):
     page = at_work("finance")
     open_person(page, "carla")
     person = page.url
@@ -110,10 +141,13 @@ def test_finance_grants_once_however_often_the_button_is_pressed(at_work):
     support.goto(person)
     message(support, f"{before} credits free")
     expect(act(support, "Grant credits")).to_have_count(0)
-    refused(support, re.sub(r"(\d+)/change/.*", r"\1/grant-credits", person))
+    for action in ("grant-credits", "adjust"):
+        refused(support, re.sub(r"(\d+)/change/.*", rf"\1/{action}", person))
+    logged("user.grant", "finance", "Contest")
+    logged("user.adjust", "finance", "Wrong person")
 
 
-def test_two_of_the_staff_refund_one_clip_once(at_work, clips):
+def test_two_of_the_staff_refund_one_clip_once(at_work, clips, logged):
     support, owner = at_work("support"), at_work("owner")
     for page in (support, owner):
         job_page(page, clips[0])
@@ -125,14 +159,17 @@ def test_two_of_the_staff_refund_one_clip_once(at_work, clips):
     message(owner, "The 50 credits of this video were refunded before.")
     job_page(owner, clips[0])
     expect(act(owner, "Refund")).to_have_count(0)
+    refused(at_work("trainee"), re.sub(r"change/.*", "refund", owner.url))
+    logged("job.refund", "support", "Blurry")
 
 
-def test_an_operator_tests_drains_and_enables_a_node_and_support_does_not(at_work):
+def test_an_operator_tests_drains_and_sets_a_node_aside_and_support_does_not(at_work, logged):
     page = at_work("operator")
     page.goto("/admin/")
     page.get_by_role("link", name="default", exact=True).click()
     node = page.url
     act(page, "Test").click()
+    expect(page.get_by_label("Reason")).to_have_value("Does it work?")
     page.get_by_role("button", name="Test", exact=True).click()
     expect(page.get_by_text("✓ The clip arrives and plays")).to_be_visible(timeout=CLIP_MS)
     act(page, "Drain").click()
@@ -141,13 +178,29 @@ def test_an_operator_tests_drains_and_enables_a_node_and_support_does_not(at_wor
     act(page, "Enable").click()
     confirm(page, "Enable", reason="Done")
     message(page, "default gets jobs (Done).")
+    act(page, "Set aside").click()
+    confirm(page, "Set aside", reason="Grey clips", twice=True)
+    message(page, re.compile("default is set aside|This form was sent before"))
+    page.goto("/admin/")
+    expect(page.locator("tr", has_text="default")).to_contain_text("set aside")
+    page.goto(node)
+    act(page, "Bring back").click()
+    confirm(page, "Bring back", reason="New cable")
+    message(page, "default is back (New cable).")
+    expect(act(page, "Bring back")).to_have_count(0)
     support = at_work("support")
     support.goto(node)
-    expect(act(support, "Drain")).to_have_count(0)
-    refused(support, re.sub(r"(\d+)/change/.*", r"\1/drain", node))
+    for name in ("Test", "Drain", "Set aside"):
+        expect(act(support, name)).to_have_count(0)
+    for action in ("test", "drain", "enable", "set-aside", "bring-back"):
+        refused(support, re.sub(r"(\d+)/change/.*", rf"\1/{action}", node))
+    logged("node.test", "operator", "Does it work?")
+    for name, why in {"drain": "New driver", "enable": "Done", "set_aside": "Grey clips"}.items():
+        logged(f"node.{name}", "operator", why)
+    logged("node.bring_back", "operator", "New cable")
 
 
-def test_an_operator_adds_a_node_moves_a_video_there_cancels_it_and_retries_another(at_work, stack):
+def test_an_operator_adds_a_node_moves_a_video_there_cancels_it_and_retries_another(at_work, stack, logged):
     page, support = at_work("operator"), at_work("support")
     refused(support, "/admin/generation/gpunode/add/")
     page.goto("/admin/generation/gpunode/add/")
@@ -157,10 +210,11 @@ def test_an_operator_adds_a_node_moves_a_video_there_cancels_it_and_retries_anot
     page.get_by_label("Reason").fill("More people come")
     page.get_by_role("button", name="Save", exact=True).click()
     message(page, "was added successfully")
-    late, live = late_and_live(stack)
+    late, live = late_and_live(stack, late=["dora"], live=["emil"])
     job_page(page, live)
     expect(act(page, "Move to another node")).to_be_visible(timeout=CLIP_MS)
     act(page, "Move to another node").click()
+    message(page, "It begins afresh on the other node.")
     elsewhere = "default" if "is on second" in page.content() else "second"
     page.get_by_label("Node").select_option(label=elsewhere)
     confirm(page, "Move", reason="Slow")
@@ -179,13 +233,17 @@ def test_an_operator_adds_a_node_moves_a_video_there_cancels_it_and_retries_anot
     act(page, "Drain").click()
     confirm(page, "Drain", reason="Enough for today")
     message(page, "second is drained")
+    logged("gpunode.add", "operator", "More people come")
+    for name, why in {"move": "Slow", "cancel": "Not wanted", "retry": "Our fault"}.items():
+        logged(f"job.{name}", "operator", why)
 
 
-def test_finance_exports_what_is_shown_and_changes_what_is_on_offer(at_work):
+def test_finance_exports_what_is_shown_and_changes_what_is_on_offer(at_work, logged):
     page, operator = at_work("finance"), at_work("operator")
     page.goto("/admin/accounts/credittransaction/?kind__exact=capture")
+    page.get_by_role("link", name="Export these to CSV").click()
     with page.expect_download() as download:
-        page.get_by_role("link", name="Export these to CSV").click()
+        confirm(page, "Export", reason="Taxes")
     lines = Path(download.value.path()).read_text().splitlines()
     assert {line.split(",")[3] for line in lines[1:]} == {"capture"}
     assert any("carla" in line for line in lines)
@@ -197,10 +255,13 @@ def test_finance_exports_what_is_shown_and_changes_what_is_on_offer(at_work):
         page.get_by_role("button", name="Save and continue editing").click()
         message(page, re.compile(r"the-finance · .*position .* → 7 · A better order"))
         refused(operator, f"/admin/{kind}/add/")
-    refused(operator, "/admin/accounts/credittransaction/export.csv")
+    refused(operator, "/admin/accounts/credittransaction/export/")
+    logged("transactions.export", "finance", "Taxes")
+    logged("preset.change", "finance", "A better order")
+    logged("creditpack.change", "finance", "A better order")
 
 
-def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, new_page, stack):
+def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, new_page, logged):
     page = at_work("operator")
     page.goto("/admin/generation/blockedprompt/add/")
     page.get_by_label("Text").fill("dragon")
@@ -211,6 +272,9 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     page.get_by_label("Prompt").fill("A DRAGON flies")
     page.get_by_role("button", name="Try", exact=True).click()
     message(page, "Blocked by")
+    page.get_by_label("Prompt").fill("Two dragonflies")
+    page.get_by_role("button", name="Try", exact=True).click()
+    message(page, "No rule is against it.")
     carla = new_page()
     sign_in(carla, "carla", to="/")
     carla.locator("textarea[name=prompt]").fill("A dragon")
@@ -220,6 +284,8 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     act(page, "Remove the video").click()
     confirm(page, "Remove the video", reason="A real person")
     message(page, "Its owner is told.")
+    expect(page.locator("video")).to_have_count(0)
+    refused(at_work("finance"), re.sub(r"change/.*", "remove-video", page.url))
     carla.goto("/")
     message(carla, "Your video “Two” was removed: A real person")
     notice = carla.get_by_role("status").filter(has_text="was removed")
@@ -236,9 +302,21 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     message(page, "are dismissed (Nothing wrong with it).")
     refused(at_work("finance"), "/admin/generation/blockedprompt/add/")
     refused(at_work("finance"), page.url.replace("/change/", "/dismiss"))
+    page.goto("/admin/generation/blockedprompt/")
+    page.get_by_role("link", name="dragon", exact=True).click()
+    rule = page.url
+    page.get_by_role("link", name="Delete").click()
+    page.get_by_label("Reason").fill("Dragons are welcome")
+    page.get_by_role("button", name="Yes, delete").click()
+    message(page, "was deleted successfully")
+    refused(at_work("finance"), re.sub(r"change/.*", "delete/", rule))
+    logged("blockedprompt.add", "operator", "The law")
+    logged("blockedprompt.delete", "operator", "Dragons are welcome")
+    logged("job.remove_video", "operator", "A real person")
+    logged("report.dismiss", "operator", "Nothing wrong with it")
 
 
-def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page, evening):
+def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page, evening, logged):
     page = at_work("finance")
     page.goto("/admin/generation/refundbatch/")
     act(page, "Refund a bad time of a node").click()
@@ -247,7 +325,7 @@ def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page, eveni
         page.locator(f"[name={end}_0]").fill(f"{moment:%Y-%m-%d}")
         page.locator(f"[name={end}_1]").fill(f"{moment:%H:%M:%S}")
     page.get_by_role("button", name="Look").click()
-    message(page, re.compile(r"3 videos of 1 p"))
+    message(page, re.compile(r"3 videos of 1 user"))
     confirm(page, "Refund", reason="A bad night", twice=True)
     expect(page).to_have_url(re.compile(r"/refundbatch/$"))
     page.locator("#result_list tbody a").first.click()
@@ -255,9 +333,13 @@ def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page, eveni
     carla = new_page()
     sign_in(carla, "carla", to="/")
     message(carla, "We gave you back 150 credits for 3 videos: A bad night")
+    refused(at_work("trainee"), "/admin/generation/refundbatch/begin")
+    open_person(page, "carla")
+    message(page, re.compile("the-finance · batch.refund · 3 jobs, 150 credits · .* · A bad night"))
+    logged("batch.refund", "finance", "A bad night")
 
 
-def test_an_operator_bans_and_an_owner_lifts_the_ban(at_work):
+def test_an_operator_bans_and_an_owner_lifts_the_ban(at_work, logged):
     page = at_work("operator")
     open_person(page, "carla")
     person = page.url
@@ -276,3 +358,92 @@ def test_an_operator_bans_and_an_owner_lifts_the_ban(at_work):
     finance = at_work("finance")
     for action in ("ban", "limits"):
         refused(finance, re.sub(r"(\d+)/change/.*", rf"\1/{action}", person))
+    logged("user.limit", "operator", "Trial")
+    logged("user.ban", "operator", "Spam")
+    logged("user.unban", "owner", "A mistake")
+
+
+def test_finance_grants_to_a_selection_and_adjusts_it(at_work, staffed, logged):
+    people(staffed, {51: "gift-ann", 52: "gift-ben", 53: "gift-cyd"})
+    page, support, address = at_work("finance"), at_work("support"), "/admin/accounts/user/?q=gift"
+    for action, title, amount in (
+        ("Grant credits to each", "Grant credits", "7"),
+        ("Adjust each balance", "Adjust balance", "-2"),
+    ):
+        page.goto(address)
+        choose(page, ["gift-ann", "gift-ben"], action)
+        message(page, re.compile("To each of 2 users: gift-..., gift-...\\."))
+        confirm(page, title, amount=amount, reason="A long outage", twice=True)
+        page.wait_for_url(re.compile(r"/user/\?q=gift$"))
+        expect(listed(page, "gift-cyd")).to_contain_text("500")
+    for name in ("gift-ann", "gift-ben"):
+        expect(listed(page, name)).to_contain_text("505")
+    for action in ("grant_to_all", "adjust_all"):
+        refused_many(support, address, action)
+    expect(listed(support, "gift-cyd")).to_contain_text("500")
+    logged("user.grant", "finance", "A long outage")
+    logged("user.adjust", "finance", "A long outage")
+
+
+def test_support_refunds_a_selection_once(at_work, staffed, logged):
+    customer(staffed, "cleo", ["Cloud one", "Cloud two"])
+    page, address = at_work("support"), "/admin/generation/generationjob/?q=cloud"
+    page.goto(address)
+    choose(page, ["Cloud one", "Cloud two"], "Refund what was charged of these")
+    message(page, "2 videos of 1 user, 100 credits.")
+    confirm(page, "Refund", reason="Cloudy", twice=True)
+    page.locator("#result_list tbody a").first.click()
+    expect(page.get_by_text("2 refunded, 0 waiting")).to_be_visible(timeout=60_000)
+    page.goto(address + "&refunded=yes")
+    expect(listed(page, "refunded")).to_have_count(2)
+    choose(page, ["Cloud one", "Cloud two"], "Refund what was charged of these")
+    confirm(page, "Refund", reason="Cloudy")
+    message(page, "There is nothing left to refund.")
+    refused(at_work("trainee"), address)
+    open_person(page, "cleo")
+    message(page, "500 credits free")
+    logged("batch.refund", "support", "Cloudy")
+
+
+def test_an_operator_moves_cancels_and_retries_a_selection(at_work, stack, logged):
+    page, support, jobs = at_work("operator"), at_work("support"), "/admin/generation/generationjob/"
+    page.goto("/admin/generation/gpunode/?q=second")
+    page.get_by_role("link", name="second", exact=True).click()
+    act(page, "Enable").click()
+    confirm(page, "Enable", reason="Many people")
+    *_, ida, jon = late_and_live(stack, late=["gus", "hal"], live=["ida", "jon"])
+    for job in (ida, jon):
+        job_page(page, job)
+        expect(act(page, "Move to another node")).to_be_visible(timeout=CLIP_MS)
+    page.goto(f"{jobs}?q=long")
+    choose(page, ["Long, ida", "Long, jon"], "Move what runs of these to another node")
+    page.get_by_label("Node").select_option(label="second")
+    confirm(page, "Move", reason="Too hot")
+    message(page, re.compile(r"Done for [12] of 2 \(Too hot\)"))
+    for name in ("ida", "jon"):
+        expect(listed(page, f"Long, {name}")).to_contain_text("second")
+    choose(page, ["Long, ida", "Long, jon"], "Cancel what is live of these")
+    message(page, "Possible for 2 of 2 chosen.")
+    confirm(page, "Cancel", reason="Fire", twice=True)
+    message(page, "Done for 2 of 2 (Fire).")
+    page.goto(f"{jobs}?q=late&state__exact=failed")
+    choose(page, ["Too late, gus", "Too late, hal", "Too late, dora"], "Make again what failed of these")
+    message(page, "Possible for 2 of 3 chosen. The others are passed over.")
+    confirm(page, "Retry", reason="Sorry", twice=True)
+    message(page, "Done for 2 of 3 (Sorry). This video was made again before.")
+    for action in ("move_all", "cancel_all", "retry_all"):
+        refused_many(support, f"{jobs}?q=late", action)
+    for name, why in {"move": "Too hot", "cancel": "Fire", "retry": "Sorry"}.items():
+        logged(f"job.{name}", "operator", why)
+
+
+def test_nobody_edits_the_log(at_work):
+    page = at_work("owner")
+    page.goto("/admin/accounts/staffact/")
+    expect(act(page, "Add staff act")).to_have_count(0)
+    page.locator("#result_list tbody a[href*='/staffact/']").first.click()
+    message(page, "Before")
+    expect(page.get_by_role("button", name="Save")).to_have_count(0)
+    for way in ("delete/", "../add/"):
+        refused(page, re.sub(r"change/.*", way, page.url))
+    refused(at_work("trainee"), "/admin/accounts/staffact/")
