@@ -52,7 +52,7 @@ def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     page.get_by_label("Node").select_option(label="default")
     page.locator("[name=until_1]").fill("23:59:59")
     page.get_by_role("button", name="Look").click()
-    expect(page.get_by_text("videos of 2 people")).to_be_visible()
+    expect(page.get_by_text("videos of 2 users")).to_be_visible()
     page.get_by_label("Reason").fill("A bad night of one of our machines")
     shoot(page, folder, "staff-incident-plan")
     confirm(page, "Refund", reason="A bad night of one of our machines")
