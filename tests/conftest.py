@@ -10,19 +10,12 @@ from django.conf import settings as django_settings
 from django.core.files import File
 from django.core.files.storage import default_storage
 from django.db import connection
-from django.db.backends.postgresql.operations import DatabaseOperations
+from django.test import TransactionTestCase
 from django.utils import timezone
 
 from tests.clips import write_clip
+from tests.emptying import Emptying
 from tests.processes import Processes
-
-GUARDED_TABLES = (
-    "accounts_creditaccount",
-    "accounts_credittransaction",
-    "accounts_walletmerge",
-    "accounts_staffact",
-)
-
 
 # Files that take a minute or more by themselves, most of it spent waiting. Begun last, they would keep one process busy
 # while the others have nothing left.
@@ -52,20 +45,15 @@ def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: N
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _flush_may_truncate_the_ledger() -> Iterator[None]:
-    """Between transactional tests the tables are emptied, which the ledger's guards rightly refuse."""
-    original = DatabaseOperations.execute_sql_flush
-
-    def flush(self: DatabaseOperations, sql_list: list[str]) -> None:
-        def guards(verb: str) -> list[str]:
-            return [f"ALTER TABLE {table} {verb} TRIGGER USER" for table in GUARDED_TABLES]
-
-        original(self, [*guards("DISABLE"), *sql_list, *guards("ENABLE")])
-
-    DatabaseOperations.execute_sql_flush = flush  # type: ignore[method-assign]
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """The test database; what a transactional test wrote there is taken out again by `Emptying`."""
+    with django_db_blocker.unblock():
+        empty = Emptying()
+    original = TransactionTestCase._fixture_teardown
+    TransactionTestCase._fixture_teardown = lambda _: empty()
     yield
-    DatabaseOperations.execute_sql_flush = original  # type: ignore[method-assign]
+    TransactionTestCase._fixture_teardown = original
 
 
 @pytest.fixture(autouse=True)

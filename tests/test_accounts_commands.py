@@ -12,7 +12,7 @@ from accounts import api_keys, ledger
 from accounts.models import CreditAccount, User
 from generation import lifecycle
 from generation.models import GenerationJob
-from tests.conftest import GUARDED_TABLES
+from tests.emptying import GUARDED_TABLES
 
 pytestmark = pytest.mark.django_db
 
