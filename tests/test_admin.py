@@ -1,11 +1,14 @@
 """The admin, page by page, as staff use it."""
 
 import re
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.contrib.admin import sites
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Permission
 from django.db import connection
@@ -18,8 +21,24 @@ from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
 from generation import lifecycle
 from generation.models import GenerationJob, GpuNode, Preset
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
+from tests.environment import REPOSITORY
 
 pytestmark = pytest.mark.django_db
+
+
+def test_django_has_nothing_to_say_against_the_pages() -> None:
+    assert sites.site.check(None) == []
+
+
+def test_a_process_that_serves_no_pages_does_not_load_them() -> None:
+    code = (
+        "import django, sys; django.setup(); print([name for name in sys.modules if name.endswith('.admin')])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    assert [name for name in ran.stdout.split("'") if name.startswith(("accounts", "generation"))] == []
+
 
 MODELS = [
     User,

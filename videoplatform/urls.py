@@ -6,6 +6,9 @@ from django.urls import include, path
 from videoplatform import health, metrics
 from videoplatform.manifest import manifest
 
+# Here and not when Django starts: a worker, a bot or a command needs none of the staff's pages, and starts sooner.
+admin.autodiscover()
+
 handler400 = "generation.api_errors.bad_request"
 handler500 = "generation.api_errors.server_error"
 

@@ -553,6 +553,7 @@ ADMIN_IDS = ("%00", "x", "-1", "99999999999999999999", "_5F", "%ff", "..%2f..")
 
 def admin_inputs() -> Iterator[Input]:
     """As a superuser: what staff can type into an address must not break anything either."""
+    admin.autodiscover()
     for model in admin.site._registry:
         place = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
         yield from (Input("GET", f"{place}?{query}") for query in ADMIN_QUERIES)

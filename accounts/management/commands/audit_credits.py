@@ -8,6 +8,7 @@ from accounts.audit import audit_and_keep
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # they load every URL and view
     help = "Prove the books: sums, running balances, resolutions, and that each job was charged as it ended."
 
     def handle(self, *args: Any, **options: Any) -> None:

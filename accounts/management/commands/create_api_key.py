@@ -10,6 +10,7 @@ from accounts.models import User
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # they load every URL and view
     help = "Create an API key for a user and print it. It is not shown again."
 
     def add_arguments(self, parser: ArgumentParser) -> None:

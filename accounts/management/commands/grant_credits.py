@@ -11,6 +11,7 @@ from accounts.models import User
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # they load every URL and view
     help = "Give a user credits."
 
     def add_arguments(self, parser: ArgumentParser) -> None:

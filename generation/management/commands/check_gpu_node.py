@@ -15,6 +15,7 @@ from generation.nodes import NodeError, NodeHealth
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # they load every URL and view
     help = "Check the GPU nodes; with --generate, have them make a clip outside of any job."
 
     def add_arguments(self, parser: ArgumentParser) -> None:

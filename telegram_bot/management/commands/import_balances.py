@@ -35,6 +35,7 @@ class Line:
 
 
 class Command(BaseCommand):
+    requires_system_checks = ()  # they load every URL and view
     help = (
         "Give people of an existing bot their credits: a CSV file with the columns telegram_id,credits. Whoever is not "
         "known yet gets an account. Each telegram_id is credited once, however often the file is imported. "
