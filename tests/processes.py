@@ -14,13 +14,15 @@ from tests.environment import REPOSITORY
 PATIENCE_SECONDS = 60.0
 
 
-def wait_for(what: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS, message: str = "") -> Any:
-    """The first true answer of `what`; a test fails when there is none in time."""
+def wait_for(
+    what: Callable[[], Any], *, seconds: float = PATIENCE_SECONDS, message: str = "", every: float = 0.05
+) -> Any:
+    """The first true answer of `what`, asked `every` so many seconds; a test fails when there is none in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if answer := what():
             return answer
-        time.sleep(0.05)
+        time.sleep(every)
     raise AssertionError(message or f"not true within {seconds:g} s: {what}")
 
 

@@ -17,6 +17,7 @@ import pytest
 from generation import nodes
 from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client, parsing
 from generation.nodes.transport import Answer, Transport, error_for_status, message_of, retry_after
+from tests import web
 from tests.field_node import FieldNode
 from tests.videos_server import VideosServer
 
@@ -248,7 +249,7 @@ def test_a_download_that_breaks_comes_together_all_the_same(
     field_node.set_fault(fault)
     size = download(field_node, job, tmp_path / "clip.mp4")
     field_node.set_fault("none")
-    whole = httpx.get(f"{field_node.url}/get_video/{job.file_name}", headers={"x-api-key": KEY}).content
+    whole = web.get(f"{field_node.url}/get_video/{job.file_name}", headers={"x-api-key": KEY}).content
     got = (tmp_path / "clip.mp4").read_bytes()
     assert len(got) == size
     # The changed file is fetched anew and whole, never glued to the first half of the old one.

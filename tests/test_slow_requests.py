@@ -4,9 +4,9 @@ import socket
 import time
 from collections.abc import Iterator
 
-import httpx
 import pytest
 
+from tests import web
 from tests.test_sse import Server, serving
 
 pytestmark = pytest.mark.django_db
@@ -50,7 +50,7 @@ def test_stalled_requests_are_ended_and_hold_nobody_up_meanwhile(server: Server)
     many = [connected(server) for _ in range(100)]
     for connection in many:
         connection.sendall(post("/v1/videos", 1000))
-    assert httpx.get(f"{server.url}/healthz", timeout=PATIENCE).status_code == 200
+    assert web.get(f"{server.url}/healthz", timeout=PATIENCE).status_code == 200
     refused = all_of(api)
     assert refused.startswith(b"HTTP/1.1 408 ")
     assert b'"code": "request_timeout"' in refused
@@ -60,7 +60,7 @@ def test_stalled_requests_are_ended_and_hold_nobody_up_meanwhile(server: Server)
     assert all_of(half) == b""
     for connection in (silent, half, api, page, *many):
         connection.close()
-    assert httpx.get(f"{server.url}/healthz", timeout=PATIENCE).status_code == 200
+    assert web.get(f"{server.url}/healthz", timeout=PATIENCE).status_code == 200
 
 
 def test_a_body_that_only_drips_is_ended_too(server: Server) -> None:

@@ -30,6 +30,7 @@ from generation import lifecycle
 from generation.events import JobEvent
 from generation.models import GenerationJob
 from generation.sse import Inbox, frame
+from tests import web
 from tests.environment import REPOSITORY
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -96,7 +97,7 @@ def wait_until_up(server: Server) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
-            if httpx.get(f"{server.url}/healthz", timeout=5).status_code == 200:
+            if web.get(f"{server.url}/healthz", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
             assert server.process.poll() is None, server.log.read_text()
@@ -151,7 +152,7 @@ class Events:
 
 @contextmanager
 def listening(server: Server, path: str, headers: dict[str, str]) -> Iterator[Events]:
-    with httpx.stream("GET", f"{server.url}{path}", headers=headers, timeout=PATIENCE) as response:
+    with web.stream("GET", f"{server.url}{path}", headers=headers, timeout=PATIENCE) as response:
         assert response.status_code == 200, response.read()
         yield Events(response)
 
@@ -268,12 +269,12 @@ class TestBrowser:
     def test_a_strange_last_event_id_is_no_matter(self, server: Server, user: User, said: str) -> None:
         job = submit(user)
         headers = [(b"Cookie", cookie(user)["Cookie"].encode()), (b"Last-Event-ID", said.encode())]
-        with httpx.stream("GET", f"{server.url}/events", headers=headers, timeout=PATIENCE) as response:
+        with web.stream("GET", f"{server.url}/events", headers=headers, timeout=PATIENCE) as response:
             assert Events(response).until("job").json["id"] == job.id.hex
 
     def test_only_who_is_signed_in(self, server: Server) -> None:
-        assert httpx.get(f"{server.url}/events").status_code == 401
-        assert httpx.get(f"{server.url}/events", headers={"Cookie": "sessionid=nonsense"}).status_code == 401
+        assert web.get(f"{server.url}/events").status_code == 401
+        assert web.get(f"{server.url}/events", headers={"Cookie": "sessionid=nonsense"}).status_code == 401
 
     def test_a_stream_ends_when_its_session_does(self, server: Server, user: User) -> None:
         with listening(server, "/events", cookie(user)) as events:
@@ -293,7 +294,7 @@ class TestBrowser:
             assert next(line for line in lines if line) == ": still here"
 
     def test_a_host_that_is_not_ours_gets_no_stream(self, server: Server, user: User) -> None:
-        response = httpx.get(f"{server.url}/events", headers=cookie(user) | {"Host": "evil.example"})
+        response = web.get(f"{server.url}/events", headers=cookie(user) | {"Host": "evil.example"})
         assert response.status_code == 400
 
 
@@ -316,7 +317,7 @@ class TestApi:
             )
             *_, last = list(events)
         assert last.name == "video.failed"
-        assert last.json == httpx.get(f"{server.url}/v1/videos/{job.public_id}", headers=headers).json()
+        assert last.json == web.get(f"{server.url}/v1/videos/{job.public_id}", headers=headers).json()
 
     def test_of_a_video_that_has_ended_the_end_is_told(
         self, server: Server, user: User, finish_job: Callable[[GenerationJob], GenerationJob]
@@ -329,10 +330,10 @@ class TestApi:
         self, server: Server, user: User, make_user: Callable[..., User]
     ) -> None:
         path = f"{server.url}/v1/videos/{submit(user).public_id}/events"
-        assert httpx.get(path).json()["error"]["type"] == "authentication_error"
-        assert httpx.get(path, headers={"Authorization": b"Bearer \xff"}).status_code == 401
-        assert httpx.get(path, headers=bearer(make_user("bob"))).json()["error"]["code"] == "not_found"
-        assert httpx.get(f"{server.url}/v1/videos/video_x/events", headers=bearer(user)).status_code == 404
+        assert web.get(path).json()["error"]["type"] == "authentication_error"
+        assert web.get(path, headers={"Authorization": b"Bearer \xff"}).status_code == 401
+        assert web.get(path, headers=bearer(make_user("bob"))).json()["error"]["code"] == "not_found"
+        assert web.get(f"{server.url}/v1/videos/video_x/events", headers=bearer(user)).status_code == 404
 
     def test_a_stream_ends_when_its_key_is_revoked(self, server: Server, user: User) -> None:
         job, (key, secret) = submit(user), api_keys.issue(user=user)

@@ -15,6 +15,7 @@ import hypothesis
 import schemathesis
 from schemathesis import GenerationMode
 
+from tests import web
 from tests.chaos.bad_inputs import (
     COMMANDS,
     MESSAGES,
@@ -248,7 +249,7 @@ def test_whatever_the_schema_allows_or_forbids_is_answered(
 def an_ended_video(platform: Platform) -> str:
     """So that requests about a video are not all about none. Its event stream ends at once."""
     video = platform.submit(0, key=f"ended-{SEED}")
-    httpx.post(f"{platform.url}/v1/videos/{video}/cancel", headers=bearer(platform), timeout=PATIENCE)
+    web.post(f"{platform.url}/v1/videos/{video}/cancel", headers=bearer(platform), timeout=PATIENCE)
     wait_for(lambda: platform.status(video) in ("failed", "completed"))
     return video
 
@@ -288,7 +289,7 @@ def cancel_what_was_made(platform: Platform) -> None:
     """The requests that were good have made jobs."""
     made = platform.sql("SELECT id FROM generation_generationjob WHERE finished_at IS NULL")
     for (job,) in made:
-        httpx.post(
+        web.post(
             f"{platform.url}/v1/videos/video_{job.hex}/cancel", headers=bearer(platform), timeout=PATIENCE
         )
     platform.wait_until_idle(seconds=120)

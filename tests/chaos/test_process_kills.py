@@ -8,9 +8,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import psycopg
 
+from tests import web
 from tests.chaos.platform import PROMPT, Platform
 from tests.processes import wait_for
 
@@ -72,7 +72,7 @@ def test_kills_of_every_process_under_load_lose_nothing(
     def all_there() -> bool:
         return platform.sql("SELECT count(*) FROM generation_generationjob")[0][0] - before >= jobs
 
-    wait_for(all_there, seconds=120, message="a command of the bot was lost")
+    wait_for(all_there, seconds=120, message="a command of the bot was lost", every=0.2)
     platform.wait_until_idle(seconds=960)
     assert len(ids) == jobs - by_bot
     assert platform.sql("SELECT count(*) FROM generation_generationjob")[0][0] - before == jobs
@@ -189,7 +189,7 @@ def test_one_idempotency_key_used_by_many_at_once_is_one_job(
     )
     assert holds == [(1,)]
     headers = {"Authorization": f"Bearer {platform.keys[0]}", "Idempotency-Key": "twins"}
-    other = httpx.post(f"{platform.url}/v1/videos", json={"prompt": "another"}, headers=headers, timeout=10)
+    other = web.post(f"{platform.url}/v1/videos", json={"prompt": "another"}, headers=headers, timeout=10)
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_conflict")
     platform.wait_until_idle(seconds=120)
     platform.check_books()

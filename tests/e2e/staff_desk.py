@@ -32,6 +32,12 @@ User.objects.filter(username="the-newcomer").exists() or User.objects.create_use
     "the-newcomer", password={password!r}, is_staff=True
 ).groups.add(Group.objects.get(name="support"))
 """
+JOIN = """
+from accounts import api_keys
+from accounts.models import User
+user = User.objects.create_user({name!r}, password={password!r}, email="{name}@example.org")
+print(api_keys.issue(user=user)[1])
+"""
 ORDER = """
 from django.db import transaction
 from django.db.models.functions import Now
@@ -77,9 +83,7 @@ def people(stack: Stack, names: dict[int, str]) -> None:
 
 def customer(stack: Stack, name: str, prompts: list[str]) -> list[str]:
     """Somebody new with finished clips of these prompts; the clips' ids."""
-    create = f"User.objects.create_user({name!r}, password={PASSWORD!r}, email='{name}@example.org')"
-    stack.manage("shell", "-c", f"from accounts.models import User; {create}")
-    key = stack.manage("create_api_key", name).strip().splitlines()[-1]
+    key = stack.manage("shell", "-v", "0", "-c", JOIN.format(name=name, password=PASSWORD)).strip()
     return [_made(stack, key, prompt) for prompt in prompts]
 
 

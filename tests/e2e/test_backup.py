@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import psycopg
 import pytest
 
+from tests import web
 from tests.processes import wait_for
 from tests.stack import Stack
 from videoplatform.embedded_postgres import connection_settings, hold
@@ -63,13 +63,13 @@ def sql(stack: Stack, statement: str, *values: Any) -> list[tuple[Any, ...]]:
 
 
 def submit(stack: Stack, headers: dict[str, str]) -> str:
-    answer = httpx.post(f"{stack.url}/v1/videos", json={"prompt": "a red ball"}, headers=headers, timeout=30)
+    answer = web.post(f"{stack.url}/v1/videos", json={"prompt": "a red ball"}, headers=headers, timeout=30)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["id"])
 
 
 def status(stack: Stack, headers: dict[str, str], video: str) -> dict[str, Any]:
-    answer: dict[str, Any] = httpx.get(f"{stack.url}/v1/videos/{video}", headers=headers, timeout=30).json()
+    answer: dict[str, Any] = web.get(f"{stack.url}/v1/videos/{video}", headers=headers, timeout=30).json()
     return answer
 
 
@@ -79,15 +79,15 @@ def completed(stack: Stack, headers: dict[str, str], video: str) -> None:
         assert now != "failed", stack.log_tail()
         return bool(now == "completed")
 
-    wait_for(ended, seconds=120, message="it did not complete")
+    wait_for(ended, seconds=120, message="it did not complete", every=0.2)
 
 
 def content(stack: Stack, headers: dict[str, str], video: str) -> bytes:
-    return httpx.get(f"{stack.url}/v1/videos/{video}/content", headers=headers, timeout=30).content
+    return web.get(f"{stack.url}/v1/videos/{video}/content", headers=headers, timeout=30).content
 
 
 def balance(stack: Stack, headers: dict[str, str]) -> int:
-    answer = httpx.get(f"{stack.url}/v1/credits", headers=headers, timeout=30).json()
+    answer = web.get(f"{stack.url}/v1/credits", headers=headers, timeout=30).json()
     return int(answer["balance"])
 
 

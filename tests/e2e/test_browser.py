@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests import web
 from tests.e2e.conftest import COOLDOWN_SECONDS
 from tests.visitor import CLIP_MS, cancel_all, create_key, generate, sign_up, sign_up_by_hand
 
@@ -218,13 +218,13 @@ def test_an_api_key_is_shown_once_and_copied(new_page: Callable[..., Page], stac
     expect(page.get_by_role("button", name="Copied")).to_be_visible()
     assert page.evaluate("() => navigator.clipboard.readText()") == key
     headers = {"Authorization": f"Bearer {key}"}
-    assert httpx.get(f"{stack.url}/v1/credits", headers=headers, timeout=30).json()["balance"] == 500
+    assert web.get(f"{stack.url}/v1/credits", headers=headers, timeout=30).json()["balance"] == 500
     page.reload()
     assert key not in page.content()
 
 
 def test_pages_about_errors_have_their_looks_too(stack) -> None:
-    answer = httpx.get(f"{stack.url}/nowhere/", timeout=30)
+    answer = web.get(f"{stack.url}/nowhere/", timeout=30)
     assert answer.status_code == 404
     for path in re.findall(r'href="(/static/[^"]+)"', answer.text):
-        assert httpx.get(f"{stack.url}{path}", timeout=30).status_code == 200, path
+        assert web.get(f"{stack.url}{path}", timeout=30).status_code == 200, path

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests import web
 from tests.stack import Stack
 from tests.visitor import CLIP_MS, IN_THE_BOOKS, cancel_all, create_key, generate, order_by_api, sign_up
 
@@ -37,7 +38,7 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 90) ->
 
 def cancel_by_api(stack: Stack, key: str, video: str) -> None:
     headers = {"Authorization": f"Bearer {key}"}
-    answer = httpx.post(f"{stack.url}/v1/videos/{video}/cancel", headers=headers, timeout=60)
+    answer = web.post(f"{stack.url}/v1/videos/{video}/cancel", headers=headers, timeout=60)
     assert answer.status_code == 200, answer.text
 
 
@@ -99,7 +100,7 @@ def _pid_of_web(stack: Stack) -> int | None:
 
 def _answers(stack: Stack) -> bool:
     try:
-        return httpx.get(f"{stack.url}/healthz", timeout=5).status_code == 200
+        return web.get(f"{stack.url}/healthz", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 

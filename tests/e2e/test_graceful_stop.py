@@ -19,6 +19,7 @@ import psutil
 import psycopg
 import pytest
 
+from tests import web
 from tests.bot_api_server import BotApiServer
 from tests.processes import wait_for
 from tests.stack import Stack
@@ -106,7 +107,7 @@ def set_steps(stack: Stack, steps: int) -> None:
 
 
 def submit(stack: Stack, headers: dict[str, str]) -> str:
-    answer = httpx.post(f"{stack.url}/v1/videos", json={"prompt": "a red ball"}, headers=headers, timeout=30)
+    answer = web.post(f"{stack.url}/v1/videos", json={"prompt": "a red ball"}, headers=headers, timeout=30)
     assert answer.status_code == 200, answer.text
     return str(answer.json()["id"])
 
@@ -114,7 +115,7 @@ def submit(stack: Stack, headers: dict[str, str]) -> str:
 def look(stack: Stack, headers: dict[str, str], video: str) -> dict[str, Any]:
     """The video as the API tells it; empty while the site does not answer."""
     try:
-        answer = httpx.get(f"{stack.url}/v1/videos/{video}", headers=headers, timeout=30)
+        answer = web.get(f"{stack.url}/v1/videos/{video}", headers=headers, timeout=30)
     except httpx.TransportError:
         return {}
     return answer.json() if answer.status_code == 200 else {}
@@ -133,7 +134,7 @@ def completed(stack: Stack, headers: dict[str, str], video: str) -> None:
         assert now != "failed", f"{look(stack, headers, video)}\n{stack.log_tail()}"
         return now == "completed"
 
-    wait_for(ended, seconds=120, message="it did not complete")
+    wait_for(ended, seconds=120, message="it did not complete", every=0.2)
 
 
 def entries(stack: Stack, video: str) -> list[str]:
@@ -158,7 +159,7 @@ class Listener:
             time.sleep(0.2)
 
     def _read(self) -> None:
-        with httpx.stream("GET", self._url, headers=self._headers, timeout=60) as answer:
+        with web.stream("GET", self._url, headers=self._headers, timeout=60) as answer:
             self.connections += 1
             for line in answer.iter_lines():
                 if line.startswith("event: "):
@@ -235,14 +236,14 @@ class Load:
                 self._submit(f"person-{number}-{turn}")
             for path in ("/v1/videos", "/v1/credits", "/accounts/login/"):
                 self._twice(
-                    lambda path=path: httpx.get(self.stack.url + path, headers=self.headers, timeout=30)
+                    lambda path=path: web.get(self.stack.url + path, headers=self.headers, timeout=30)
                 )
             self.stop.wait(0.3)
 
     def _submit(self, key: str) -> None:
         headers = self.headers | {"Idempotency-Key": key}
         made = self._twice(
-            lambda: httpx.post(
+            lambda: web.post(
                 f"{self.stack.url}/v1/videos", json={"prompt": "a red ball"}, headers=headers, timeout=30
             )
         )

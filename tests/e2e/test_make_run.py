@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from tests import web
 from tests.stack import COMMANDS, Stack
 from videoplatform.instance import BASE_DIR, Instance, InstanceFailed
 from videoplatform.run import GIVEN_UP
@@ -51,7 +52,7 @@ def server_pid(stack: Stack) -> int | None:
 
 def healthy(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5).status_code == 200
+        return web.get(url, timeout=5).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -66,7 +67,7 @@ def test_every_program_runs_but_a_bot_with_a_wrong_token_which_is_tried_once(sta
 
 
 def test_the_site_and_the_node_answer(stack: Stack) -> None:
-    assert httpx.get(f"{stack.url}/healthz").status_code == 200
+    assert web.get(f"{stack.url}/healthz").status_code == 200
     eventually("the node answers", lambda: healthy(f"{stack.node_url}/health"))
 
 
@@ -95,10 +96,10 @@ def test_the_first_staff_user_signs_in_with_that_password(stack: Stack) -> None:
 
 
 def test_static_files_are_served(stack: Stack) -> None:
-    page = httpx.get(f"{stack.url}/accounts/login/").text
+    page = web.get(f"{stack.url}/accounts/login/").text
     sheet = re.search(r'href="(/static/[^"]+\.css)"', page)
     assert sheet
-    answer = httpx.get(f"{stack.url}{sheet[1]}")
+    answer = web.get(f"{stack.url}{sheet[1]}")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/css")
 
@@ -163,7 +164,7 @@ def test_a_taken_port_is_said_plainly(tmp_path: Path) -> None:
 
 def test_a_site_that_cannot_start_is_given_up_with_its_reason(tmp_path: Path) -> None:
     with pytest.raises(InstanceFailed, match=r"(?s)does not start.*invalid int value: 'many'"):
-        Stack(tmp_path, {"WEB_PROCESSES": "many"}).start()
+        Stack(tmp_path, {"WEB_PROCESSES": "many", "VIDEO_API_URL": "http://127.0.0.1:9"}).start()
 
 
 def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(tmp_path: Path) -> None:
