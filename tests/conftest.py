@@ -17,9 +17,31 @@ from tests.clips import write_clip
 from tests.emptying import Emptying
 from tests.processes import Processes
 
-# Files that take a minute or more by themselves, most of it spent waiting. Begun last, they would keep one process busy
-# while the others have nothing left.
+# Files that are worked off by one process, because they share something that is dear to start.
+TOGETHER = {
+    "one platform and browsers": (
+        "tests/e2e/test_browser_staff.py",
+        "tests/e2e/test_browser.py",
+        "tests/e2e/test_browser_live.py",
+        "tests/e2e/test_pages.py",
+    ),
+    "one platform under fire": ("tests/chaos/test_process_kills.py", "tests/chaos/test_bad_input.py"),
+    "one GPU node": (
+        "tests/gpu_node/test_canceling.py",
+        "tests/gpu_node/test_field_protocol.py",
+        "tests/gpu_node/test_models.py",
+        "tests/gpu_node/test_starting.py",
+        "tests/gpu_node/test_videos_api.py",
+    ),
+}
+# What takes a minute or more by itself, most of it spent waiting; the longest first. Begun last, it would keep one
+# process busy while the others have nothing left. Each is given two at the start, so the fourth waits for the first.
 SLOW = (
+    *TOGETHER["one platform and browsers"],
+    "tests/e2e/test_backup.py",
+    *TOGETHER["one platform under fire"],
+    "tests/e2e/test_telegram.py",
+    "tests/e2e/test_graceful_stop.py",
     "tests/e2e/",
     "tests/chaos/",
     "tests/bot/test_process.py",
@@ -30,7 +52,24 @@ SLOW = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow files first (xdist keeps this order: --no-loadscope-reorder)."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SLOW))
+
+    def place(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(SLOW) if item.nodeid.startswith(start)), len(SLOW))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As --dist=loadfile shares the work out, but for what belongs together."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return next((name for name, files in TOGETHER.items() if file in files), file)
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

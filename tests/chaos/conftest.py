@@ -101,7 +101,7 @@ def _complete_unfenced(*, attempt_id: Any, stored: Any) -> bool:
     return True
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def platform_under_fire(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Everything `make run` starts, with a bot, small clips and no cooldown."""
     with BotApiServer() as telegram, Platform(tmp_path_factory.mktemp("chaos"), telegram) as running:

@@ -1,4 +1,4 @@
-"""A person with a real browser before the whole stack: one platform a process, and one Chromium a file."""
+"""A person with a real browser before the whole stack: one platform for all, and one Chromium a file."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ PATIENCE_MS = 30_000
 expect.set_options(timeout=PATIENCE_MS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """What `make run` starts, with the tiny model on its node."""
     settings = {
