@@ -10,7 +10,9 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
 
 django = get_asgi_application()
 
-from generation.sse import EventStreams  # noqa: E402  (models can be imported only after Django is set up)
+# All pages now, and not while the first visitor waits for theirs.
+import videoplatform.urls  # noqa: E402, F401  (models can be imported only after Django is set up)
+from generation.sse import EventStreams  # noqa: E402
 from videoplatform.body_limit import BodyLimit  # noqa: E402
 
 application = EventStreams(BodyLimit(django))
