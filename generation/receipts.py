@@ -29,12 +29,20 @@ class Receipt:
 
 
 def receipt_of(job: GenerationJob) -> Receipt:
-    """Every job has a hold; its charge or release, and a refund, follow as they come."""
-    account = CreditAccount.objects.get(user_id=job.user_id)
-    entries = list(account.transactions.filter(reference=job.id).exclude(kind=Kind.TRANSFER).order_by("id"))
+    """Every job has a hold; its charge or release, and a refund, follow as they come.
+
+    They are looked for in every wallet: when accounts are joined, entries stay in the one that they were made in.
+    """
+    entries = list(
+        CreditTransaction.objects.filter(reference=job.id).exclude(kind=Kind.TRANSFER).order_by("id")
+    )
     first = entries[0] if entries else None
     return Receipt(
-        balance_before=first.balance_after - first.amount if first else account.balance,
+        balance_before=(
+            first.balance_after - first.amount
+            if first
+            else CreditAccount.objects.get(user_id=job.user_id).balance
+        ),
         lines=[
             Line(
                 kind=entry.kind,

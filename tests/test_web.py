@@ -13,9 +13,9 @@ from django.core.cache import cache
 from django.test import Client
 from django.utils import timezone
 
-from accounts import api_keys, ledger
+from accounts import api_keys, ledger, merging
 from accounts.models import ApiKey, CreditTransaction, User
-from generation import cards, lifecycle
+from generation import cards, lifecycle, ownership
 from generation.models import GenerationJob, JobAttempt, Preset
 
 pytestmark = pytest.mark.django_db
@@ -460,6 +460,18 @@ def test_a_finished_clip_has_a_player_its_facts_and_a_receipt(browser, submit, f
     words = text(page)
     for fact in ("Quick", "42", "16 at 8 per second", "96 × 64", "28.3 s", "2.0 s", "CogVideoX-tiny"):
         assert fact in words
+    receipt = words[words.index("Balance before") :]
+    assert re.search(r"Balance before 500 Reserved .*? −50 450 Charged .*? 50 450", receipt)
+
+
+def test_the_receipt_stays_whole_when_two_accounts_of_one_person_are_joined(
+    browser, user, make_user, submit, finish_job
+):
+    chat = make_user("chat")
+    job = finish_job(submit(owner=chat))
+    merging.merge(source=chat, target=user, reason="One person", actor=user)
+    ownership.hand_over(source=chat, target=user)
+    words = text(browser.get(page_of(job)))
     receipt = words[words.index("Balance before") :]
     assert re.search(r"Balance before 500 Reserved .*? −50 450 Charged .*? 50 450", receipt)
 
