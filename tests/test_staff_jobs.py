@@ -259,7 +259,8 @@ class TestMany:
         self, admin: Client, user: User, start_job: Callable[[Any], Any], make_clip: Callable[..., Any]
     ) -> None:
         done, failed = make_clip(user), lifecycle.submit(user=user, prompt="Two", source="web")
-        lifecycle.attempt_failed(attempt_id=start_job(failed).pk, code="x", message="x", error="x")
+        attempt = start_job(failed)
+        lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="x", error="x")
         for action, job in (("refund", done), ("retry", failed)):
             form = sent(reason="Sorry")
             address = page(f"generation_generationjob_{action}", job.pk)
