@@ -1,5 +1,6 @@
 """More requests than the database has room for: every door says so with 503, and when to come again."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +17,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 WAITERS = """SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
              WHERE NOT granted AND datname = current_database()"""
+
+
+GRACE_SECONDS = 3  # gunicorn's asgi_disconnect_grace_period
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +80,17 @@ def test_who_gets_no_connection_is_told_to_come_again(server, site, user, finish
         error = answer.json()["error"]
         assert (error["code"], error["type"]) == ("unavailable", "server_error")
     assert [site.send(request).status_code for request in (pages[2], api[0])] == [200, 200]
+
+
+def test_a_request_whose_client_has_left_gives_its_connection_back_when_it_is_done(server, site, user):
+    """gunicorn cuts off what goes on for seconds after its client has left; the thread at work knows nothing of it."""
+    key = bearer(user)
+    table = get_user_model()._meta.db_table
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table}")
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{server.url}/v1/credits", headers=key, timeout=1)
+        assert somebody_waits()
+        time.sleep(GRACE_SECONDS + 2)
+        assert site.get("/healthz").status_code == 503, "the one connection is in use"
+    wait_for(lambda: site.get("/v1/credits", headers=key).status_code == 200, seconds=10)

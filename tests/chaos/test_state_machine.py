@@ -23,7 +23,7 @@ from accounts import ledger
 from accounts.audit import audit
 from accounts.errors import LedgerError
 from accounts.models import CreditTransaction, User
-from generation import lifecycle, scheduling, stored_files
+from generation import leases, lifecycle, scheduling, stored_files
 from generation.errors import CannotCancel, GenerationError
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from tests.chaos.conftest import SEED
@@ -174,6 +174,7 @@ class Books(RuleBasedStateMachine):
     def lose(self, data: st.DataObject) -> None:
         attempt = self._any_attempt(data)
         drives = self._is_current(attempt)
+        leases.take(attempt_id=attempt.pk, token=attempt.pk)  # as a worker does that is to store
         lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="silent")
         if drives:
             owner, _ = self.jobs[attempt.job_id]
@@ -184,11 +185,22 @@ class Books(RuleBasedStateMachine):
     def fail(self, data: st.DataObject) -> None:
         attempt = self._any_attempt(data)
         drives = self._is_current(attempt)
+        leases.take(attempt_id=attempt.pk, token=attempt.pk)
         lifecycle.attempt_failed(
             attempt_id=attempt.pk, token=attempt.pk, code="x", message="It broke", error="x", blame_node=False
         )
         if drives:
             self.jobs[attempt.job_id] = (self.jobs[attempt.job_id][0], "failed")
+
+    @precondition(lambda self: self.attempts)
+    @rule(data=st.data())
+    def meddle(self, data: st.DataObject) -> None:
+        """A verdict of somebody who does not hold the lease."""
+        stranger = {"attempt_id": self._any_attempt(data).pk, "token": uuid.uuid4()}
+        lifecycle.attempt_lost(**stranger, error="silent")
+        lifecycle.attempt_failed(**stranger, code="x", message="It broke", error="x")
+        lifecycle.attempt_refused(**stranger, retry_after=-1, why="busy")
+        lifecycle.attempt_stopped(**stranger, stopped_at_step=1)
 
     @precondition(lambda self: self.attempts)
     @rule(data=st.data())
