@@ -23,7 +23,6 @@ PAGES = {
     "home": "/admin/",
     "jobs": "/admin/generation/generationjob/",
     "failed jobs": "/admin/generation/generationjob/?state__exact=failed",
-    "refunded jobs": "/admin/generation/generationjob/?refunded=yes",
     "jobs, page 20": "/admin/generation/generationjob/?p=20",
     "search, all fit": "/admin/generation/generationjob/?q=paper+boat",
     "search, one fits": "/admin/generation/generationjob/?q=boat+777",
