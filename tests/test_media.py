@@ -218,7 +218,10 @@ def cut(path: Path, share: float) -> Path:
         (lambda p: cut(write(p), 0.9), "cut short"),
         (lambda p: cut(write(p), 0.5), "cut short"),
         # The index at its end is gone whole or in part; what is left of it may still tell how many frames there were.
-        (lambda p: cut(write(p, movflags=""), 0.9), "cut short|no video"),
+        (
+            lambda p: cut(write(p, movflags=""), 0.9),
+            "cut short or damaged|cut short: 0 of 16 frames|no video",
+        ),
         (lambda p: write(p, frames=1), "single picture"),
         (lambda p: write(p, codec="png", pix_fmt="rgb24", frames=1, container="mov"), "single picture"),
         (lambda p: write(p, size=(8, 8)), "8x8 pixels is out of bounds"),
