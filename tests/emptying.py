@@ -4,11 +4,13 @@ A flush truncates every table, which gives each of them and each of their indexe
 permissions, roles, presets and packs anew. Here the rows of those tables go that are not as they were.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from django.core.management.sql import emit_post_migrate_signal
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
+from psycopg.errors import LockNotAvailable
 
 GUARDED_TABLES = (
     "accounts_creditaccount",
@@ -16,6 +18,7 @@ GUARDED_TABLES = (
     "accounts_walletmerge",
     "accounts_staffact",
 )
+PATIENCE_SECONDS = 60.0
 Contents = dict[str, str | None]
 
 
@@ -27,9 +30,17 @@ class Emptying:
 
     def __call__(self) -> None:
         """Wait until nobody writes any more, as a flush does, and take out what came since."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while not (done := self._try()) and time.monotonic() < give_up_at:
+            time.sleep(0.05)
+        assert done, f"somebody still wrote into the test database after {PATIENCE_SECONDS:.0f} seconds"
+
+    def _try(self) -> bool:
+        """Every lock at once or none: whoever waits for one while holding others makes deadlocks with the bot."""
         shipped = {table for table, rows in self._first.items() if rows}
         with transaction.atomic():
-            _run(f"LOCK TABLE {', '.join(self._first)}")
+            if not _lock(self._first):
+                return False
             now = contents()
             changed = {table for table, rows in now.items() if rows != self._first[table]}
             spoilt = bool(changed & shipped)
@@ -37,6 +48,7 @@ class Emptying:
         if spoilt:
             emit_post_migrate_signal(verbosity=0, interactive=False, db=connection.alias)
             self._first = contents()
+        return True
 
 
 def contents() -> Contents:
@@ -46,6 +58,17 @@ def contents() -> Contents:
         f"SELECT '{name}', md5(string_agg(r::text, ' ' ORDER BY r::text)) FROM {name} r" for name in tables
     )
     return dict(_run(" UNION ALL ".join(looks)))
+
+
+def _lock(tables: Iterable[str]) -> bool:
+    try:
+        with transaction.atomic():
+            _run(f"LOCK TABLE {', '.join(tables)} NOWAIT")
+    except OperationalError as error:
+        if isinstance(error.__cause__, LockNotAvailable):
+            return False
+        raise
+    return True
 
 
 def _delete(tables: Iterable[str]) -> None:
