@@ -82,14 +82,15 @@ def test_who_gets_no_connection_is_told_to_come_again(server, site, user, finish
     assert [site.send(request).status_code for request in (pages[2], api[0])] == [200, 200]
 
 
-def test_a_request_whose_client_has_left_gives_its_connection_back_when_it_is_done(server, site, user):
+@pytest.mark.parametrize("door", ["/v1/credits", "/", "/balance/"])
+def test_a_request_whose_client_has_left_gives_its_connection_back_when_it_is_done(server, site, user, door):
     """gunicorn cuts off what goes on for seconds after its client has left; the thread at work knows nothing of it."""
-    key = bearer(user)
+    key, session = bearer(user), cookie(user)
     table = get_user_model()._meta.db_table
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(f"LOCK TABLE {table}")
         with pytest.raises(httpx.ReadTimeout):
-            httpx.get(f"{server.url}/v1/credits", headers=key, timeout=1)
+            httpx.get(f"{server.url}{door}", headers=key | session, timeout=1)
         assert somebody_waits()
         time.sleep(GRACE_SECONDS + 2)
         assert site.get("/healthz").status_code == 503, "the one connection is in use"

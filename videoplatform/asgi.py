@@ -14,5 +14,6 @@ django = get_asgi_application()
 import videoplatform.urls  # noqa: E402, F401  (models can be imported only after Django is set up)
 from generation.sse import EventStreams  # noqa: E402
 from videoplatform.body_limit import BodyLimit  # noqa: E402
+from videoplatform.unhurried import Unhurried  # noqa: E402
 
-application = EventStreams(BodyLimit(django))
+application = EventStreams(BodyLimit(Unhurried(django)))
