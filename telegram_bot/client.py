@@ -1,7 +1,6 @@
 """The one connection to the Bot API: one rate limiter for all traffic, and which errors are worth another try."""
 
 import logging
-import re
 from datetime import timedelta
 from typing import Any
 
@@ -14,19 +13,11 @@ from telegram.request import HTTPXRequest
 
 from telegram_bot.lane import LaneRequest
 
-TOKEN = re.compile(r"(\d{1,20}):[\w-]{1,200}", re.ASCII)
 UPDATES = 100
 MEDIA_SECONDS = 300.0
 # Somebody's payment hangs, or their button spins, until these are answered: no flood wait of others holds them up.
 AT_ONCE = {"answerPreCheckoutQuery", "answerCallbackQuery"}
 PERMANENT = (BadRequest, Forbidden, InvalidToken, ChatMigrated)
-
-
-class BadToken(Exception):
-    """The token cannot be one from @BotFather: it has to be digits, a colon and letters. Check TELEGRAM_BOT_TOKEN."""
-
-    def __init__(self) -> None:
-        super().__init__(self.__doc__)
 
 
 class BotClient(ExtBot[int]):
@@ -49,18 +40,6 @@ class BotClient(ExtBot[int]):
         if endpoint in AT_ONCE:
             return await super(ExtBot, self)._do_post(endpoint, data, **timeouts)
         return await super()._do_post(endpoint, data, **timeouts)
-
-
-def bot_id_of(token: str) -> int:
-    """The bot's own id, which its token begins with.
-
-    Raises:
-        BadToken: it has another form.
-    """
-    match = TOKEN.fullmatch(token)
-    if match is None:
-        raise BadToken
-    return int(match[1])
 
 
 def connect_to(*, token: str, base_url: str) -> BotClient:

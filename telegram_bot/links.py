@@ -7,7 +7,7 @@ from django.core import signing
 from django.urls import reverse
 
 from generation.models import GenerationJob
-from telegram_bot.client import bot_id_of
+from telegram_bot.bot_token import bot_id_of
 from telegram_bot.models import CreditPack, KnownBot
 
 # A video that Telegram does not take is fetched within so many seconds of being sent, or by signing in.

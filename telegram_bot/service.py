@@ -9,7 +9,7 @@ from django.conf import settings
 from telegram.error import InvalidToken, TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import backoff, bell, links, menus, notices, refunds, routes, webhook
+from telegram_bot import backoff, bell, links, menus, notice_delivery, refunds, routes, webhook
 from telegram_bot.client import BotClient, wait_asked_for
 from telegram_bot.crew import Crew
 from telegram_bot.delivery import Deliveries
@@ -97,7 +97,7 @@ async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) 
             crew.loop(poll_for_ever(client, bot_id, worker))
         crew.loop(bell.listen_for_ever(called))
         crew.loop(worker.pick_up_for_ever(bot_id))
-        crew.loop(notices.send_for_ever(client, bot_id, notices_called))
+        crew.loop(notice_delivery.send_for_ever(client, bot_id, notices_called))
         crew.loop(refunds.ask_for_ever(client, bot_id, refunds_called))
         crew.loop(worker.prune_for_ever())
         crew.loop(live.follow_events())

@@ -15,7 +15,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 
 from telegram_bot import bell, inbox
-from telegram_bot.client import bot_id_of
+from telegram_bot.bot_token import bot_id_of
 
 logger = logging.getLogger(__name__)
 
