@@ -45,10 +45,7 @@ def run() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop_in_time(main))
     main.start()
-    threading.Thread(
-        target=_watch_sentinel, args=(main.sentinel,), daemon=True, name="watch-sentinel"
-    ).start()
-    main.sentinel.join()
+    _wait_for_sentinel(main.sentinel)
 
 
 def _stop_in_time(main: Cluster) -> Callable[[int, FrameType | None], None]:
@@ -132,7 +129,8 @@ def _begin_child(**_: Any) -> None:
     _die_with_parent(os.getppid())
 
 
-def _watch_sentinel(sentinel: BaseProcess) -> None:
+def _wait_for_sentinel(sentinel: BaseProcess) -> None:
+    """In the main thread: were it elsewhere, the main process could end as if all were well before it is looked at."""
     connection.wait([sentinel.sentinel])
     exitcode = _exitcode(sentinel)
     if exitcode != 0:

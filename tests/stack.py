@@ -1,5 +1,8 @@
 """The whole platform for an end-to-end test: what `make run` starts, in a folder of the test's own, on free ports."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import psutil
 
 from videoplatform.instance import Instance
@@ -18,8 +21,12 @@ COMMANDS = {
 class Stack(Instance):
     """`with Stack(tmp_path, {"VIDEO_COOLDOWN_SECONDS": "0"}) as stack:` then stack.url, .node_url, .manage(…).
 
-    Start it once for a module where that will do: it takes some seconds.
+    Start it once for a module where that will do: it takes some seconds. One web process where `settings` say nothing
+    else, since each takes two seconds of a core to start.
     """
+
+    def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(data_dir, {"WEB_PROCESSES": "1"} | dict(settings or {}))
 
     def pid_of(self, program: str) -> int:
         """The process that leads a program's group. Raises LookupError when it is down."""

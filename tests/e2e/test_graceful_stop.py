@@ -54,6 +54,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, telegram: BotApiServer) -> I
         "NODE_HEALTH_SECONDS": "1",
         "GPU_NODE_MODEL": "tiny-random",
         "GPU_NODE_QUEUE_SIZE": "8",
+        "WEB_PROCESSES": "2",
     }
     with Stack(tmp_path_factory.mktemp("graceful"), settings) as running:
         yield running
