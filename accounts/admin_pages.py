@@ -68,6 +68,11 @@ class ShortPaginator(Paginator):
         rows: QuerySet[Any] = self.object_list  # type: ignore[assignment]
         return rows.order_by()[:MOST_COUNTED].count()
 
+    @property
+    def template_name(self) -> str:
+        """For the foot of the list, as Unfold asks for it; none where its own says what is true."""
+        return "admin/_many.html" if self.count == MOST_COUNTED else ""
+
 
 class FastAdmin(ModelAdmin):
     """A list that takes the same time however many rows there are."""

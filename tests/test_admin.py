@@ -256,6 +256,19 @@ class TestUsers:
         assert queries() == few
 
 
+def test_a_list_that_is_not_counted_to_its_end_says_so(
+    admin: Client, make_user: Callable[..., User], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("accounts.admin_pages.MOST_COUNTED", 3)
+    users = page("accounts_user_changelist")
+    make_user("ada")
+    assert "or more users" not in admin.get(users).content.decode()
+    for number in range(3):
+        make_user(f"u{number}")
+    foot = " ".join(admin.get(users).content.decode().split())
+    assert "3 or more users: the first 3 are listed. Filter or search to see others." in foot
+
+
 class TestLedger:
     def test_entries_can_be_seen_and_not_touched(self, admin: Client, job: GenerationJob) -> None:
         entry = CreditTransaction.objects.get(kind="reserve")

@@ -26,7 +26,9 @@ NO_TOKEN = "from @BotFather: it has to be digits"
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(tmp_path_factory.mktemp("stack"), {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"}) as running:
+    with Stack(
+        tmp_path_factory.mktemp("stack"), {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"}
+    ) as running:
         yield running
 
 
