@@ -9,12 +9,12 @@ from torch import Tensor
 
 from gpu_node.tiny.examination import made_clips, prompts
 from gpu_node.tiny.folder import TRAINED
-from gpu_node.tiny.renderer import HEIGHT, WIDTH
+from gpu_node.tiny.renderer import FRAMES, HEIGHT, WIDTH
 from gpu_node.tiny.score import load
 
 CLIPS = 12
 COLUMNS = 2
-SHOWN = (0, 4, 8, 12, 16)  # frames
+SHOWN = 5  # frames of each clip, evenly spread
 CAPTION, GAP = 18, 8  # pixels
 
 
@@ -23,9 +23,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m gpu_node.tiny.contact_sheet")
     parser.add_argument("file", type=Path)
     parser.add_argument("--model", type=Path, default=TRAINED)
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of each clip, 8N+1")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    made = [(wanted.prompt, clip) for wanted, clip in made_clips(load(options.model), prompts(CLIPS))]
+    clips = made_clips(load(options.model), prompts(CLIPS), frames=options.frames)
+    made = [(wanted.prompt, clip) for wanted, clip in clips]
     sheet(made).save(options.file, quality=88)
 
 
@@ -42,10 +44,15 @@ def sheet(made: list[tuple[str, Tensor]]) -> Image.Image:
 
 
 def _strip(prompt: str, clip: Tensor) -> Image.Image:
-    strip = Image.new("RGB", (WIDTH * len(SHOWN), HEIGHT + CAPTION), "white")
+    strip = Image.new("RGB", (WIDTH * SHOWN, HEIGHT + CAPTION), "white")
     ImageDraw.Draw(strip).text((2, 3), prompt, fill="black")
-    for place, index in enumerate(SHOWN):
-        frame = (clip[:, index].permute(1, 2, 0) * 255).round().byte().numpy()
+    for place in range(SHOWN):
+        frame = (
+            (clip[:, place * (clip.shape[1] - 1) // (SHOWN - 1)].permute(1, 2, 0) * 255)
+            .round()
+            .byte()
+            .numpy()
+        )
         strip.paste(Image.fromarray(frame), (place * WIDTH, CAPTION))
     return strip
 

@@ -56,12 +56,12 @@ def prompts(count: int) -> list[Combination]:
     return [held_out_combinations()[index] for index in islice(cycle(order), count)]
 
 
-def real_clips(count: int, *, seed: int = 99) -> Iterator[tuple[Combination, Tensor]]:
+def real_clips(count: int, *, seed: int = 99, frames: int = FRAMES) -> Iterator[tuple[Combination, Tensor]]:
     """Freshly drawn clips, for examining the scorer itself."""
     generator = torch.Generator().manual_seed(seed)
     for index in torch.randint(len(combinations()), (count,), generator=generator).tolist():
         wanted = combinations()[index]
-        yield wanted, draw(scenes([wanted], generator))[0]
+        yield wanted, draw(scenes([wanted], generator, frames=frames))[0]
 
 
 def made_clips(
@@ -71,30 +71,37 @@ def made_clips(
     first_seed: int = FIRST_SEED,
     batch: int = 10,
     guidance: float = GUIDANCE,
+    frames: int = FRAMES,
 ) -> Iterator[tuple[Combination, Tensor]]:
     """One clip of each combination, with seeds counted from `first_seed`."""
     for start in range(0, len(wanted), batch):
         some = wanted[start : start + batch]
-        made = make(pipe, [item.prompt for item in some], first_seed=first_seed + start, guidance=guidance)
+        texts = [item.prompt for item in some]
+        made = make(pipe, texts, first_seed=first_seed + start, guidance=guidance, frames=frames)
         yield from zip(some, made, strict=True)
 
 
 @torch.no_grad()
 def make(
-    pipe: CogVideoXPipeline, texts: list[str], *, first_seed: int, guidance: float = GUIDANCE
+    pipe: CogVideoXPipeline,
+    texts: list[str],
+    *,
+    first_seed: int,
+    guidance: float = GUIDANCE,
+    frames: int = FRAMES,
 ) -> Iterator[Tensor]:
-    """Clips for the texts: (3, 17, 96, 144) each, from 0 to 1."""
+    """Clips for the texts: (3, frames, 96, 144) each, from 0 to 1. `frames`: 8N+1."""
     generators = [torch.Generator().manual_seed(first_seed + index) for index in range(len(texts))]
     found = pipe(
         prompt=texts,
-        num_frames=FRAMES,
+        num_frames=frames,
         num_inference_steps=STEPS,
         guidance_scale=guidance,
         generator=generators,
         max_sequence_length=MAX_TOKENS,
         output_type="latent",
     ).frames
-    for fields in found[:, -latents.LATENT_FRAMES :]:
+    for fields in found[:, -latents.length(frames) :]:
         yield _pixels(pipe, fields[None])
 
 
@@ -121,7 +128,7 @@ def _likeness(clip: Tensor, other: Tensor) -> float:
 
 
 def _pixels(pipe: CogVideoXPipeline, fields: Tensor) -> Tensor:
-    """(1, 5, 16, 12, 18) → (3, 17, 96, 144)."""
+    """(1, l, 16, 12, 18) → (3, t, 96, 144)."""
     decoded: Tensor = pipe.decode_latents(fields.to(pipe.vae.dtype))[0].float()
     return (decoded / 2 + 0.5).clamp(0, 1)
 

@@ -22,7 +22,14 @@ from gpu_node.tiny.renderer import (
 
 CELL = 8  # pixels, as four VAE blocks make it
 GROUP = 4  # frames in a latent frame, save the first, which has one
-LATENT_FRAMES = (FRAMES - 1) // GROUP + 1
+
+
+def length(frames: int) -> int:
+    """How many latent frames stand for so many frames."""
+    return (frames - 1) // GROUP + 1
+
+
+LATENT_FRAMES = length(FRAMES)  # of the native length
 LATENT_HEIGHT, LATENT_WIDTH = HEIGHT // CELL, WIDTH // CELL
 COORDINATES, OUTLINE, SHAPE, COLOUR = slice(0, 4), slice(4, 6), slice(6, 9), slice(9, 12)
 BEHIND, CLOCK = slice(12, 15), 15
@@ -41,18 +48,18 @@ SCALE = torch.tensor([2.0] * 4 + [2.0] * 2 + [2.0] * 3 + [2.5] * 3 + [1.2] * 3 +
 
 
 def draw_latents(scene: Scenes) -> Tensor:
-    """The latents: (n, 5, 16, 12, 18), in the order of the transformer."""
+    """The latents: (n, l, 16, 12, 18), in the order of the transformer; 5 of them for 17 frames."""
     places = [_place_at(scene, offset) for offset in KNOWN_AT]
     presence = _presence(scene)[:, :, None]
-    count = len(scene.shape)
-    fields = torch.zeros(count, LATENT_FRAMES, CHANNELS, LATENT_HEIGHT, LATENT_WIDTH, device=presence.device)
+    count, groups = presence.shape[:2]
+    fields = torch.zeros(count, groups, CHANNELS, LATENT_HEIGHT, LATENT_WIDTH, device=presence.device)
     fields[:, :, COORDINATES] = torch.cat([_bent(place) for place, _ in places], dim=2) * presence
     distances = [signed_distance(scene.shape, place) * radius for place, radius in places]
     fields[:, :, OUTLINE] = (torch.stack(distances, dim=2) / SOFT).tanh()
     fields[:, :, SHAPE] = CODES[scene.shape][:, None, :, None, None] * presence
     fields[:, :, COLOUR] = (scene.colour * 2 - 1)[:, None, :, None, None] * presence
     fields[:, :, BEHIND] = _behind()[scene.background][:, None] * 2 - 1
-    fields[:, :, CLOCK] = ((-1.0) ** torch.arange(LATENT_FRAMES, device=presence.device))[:, None, None]
+    fields[:, :, CLOCK] = ((-1.0) ** torch.arange(groups, device=presence.device))[:, None, None]
     return (fields - MEAN[:, None, None]) * SCALE[:, None, None]
 
 
@@ -63,14 +70,14 @@ def nearness(fields: Tensor) -> Tensor:
 
 
 def _place_at(scene: Scenes, offset: int) -> tuple[Tensor, Tensor]:
-    """The object's coordinates of every cell, (n, 5, 12, 18, 2), and its radius, (n, 5, 1, 1)."""
-    frames = (torch.arange(LATENT_FRAMES) * GROUP + offset).clamp(min=0)
+    """The object's coordinates of every cell, (n, l, 12, 18, 2), and its radius, (n, l, 1, 1)."""
+    frames = (torch.arange(0, scene.centre.shape[1], GROUP) + offset).clamp(min=0)
     chosen = _frames(scene, frames)
     return object_coordinates(chosen, pixel_grid(step=CELL)), chosen.radius[:, :, None, None]
 
 
 def _bent(place: Tensor) -> Tensor:
-    """Coordinates that grow no further some way off the object: (n, 5, 2, 12, 18)."""
+    """Coordinates that grow no further some way off the object: (n, l, 2, 12, 18)."""
     length = place.norm(dim=-1, keepdim=True).clamp(min=1e-6)
     beyond = CLIP - STRAIGHT
     bent = STRAIGHT + beyond * ((length - STRAIGHT) / beyond).tanh()
@@ -89,7 +96,7 @@ def _frames(scene: Scenes, frames: Tensor) -> Scenes:
 
 
 def _presence(scene: Scenes) -> Tensor:
-    """1 around the object, 0 far from it, smooth between: (n, 5, 12, 18)."""
+    """1 around the object, 0 far from it, smooth between: (n, l, 12, 18)."""
     centre, radius = _group_mean(scene.centre), _group_mean(scene.radius[..., None])
     distance = (pixel_grid(step=CELL) - centre[:, :, None, None]).norm(dim=-1) - radius[..., None]
     part: Tensor = ((FAR - distance) / (FAR - NEAR)).clamp(0, 1)
@@ -97,8 +104,8 @@ def _presence(scene: Scenes) -> Tensor:
 
 
 def _group_mean(values: Tensor) -> Tensor:
-    """(n, 17, k) → (n, 5, k)."""
-    rest = values[:, 1:].reshape(len(values), LATENT_FRAMES - 1, GROUP, -1).mean(2)
+    """(n, t, k) → (n, l, k)."""
+    rest = values[:, 1:].reshape(len(values), -1, GROUP, values.shape[-1]).mean(2)
     return torch.cat((values[:, :1], rest), dim=1)
 
 

@@ -34,9 +34,9 @@ _SKIES: dict[str, tuple[int, tuple[tuple[int, int, int], ...]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """A batch of clips before they are drawn. Pixels, radians; `n` clips of 17 frames.
+    """A batch of clips before they are drawn. Pixels, radians; `n` clips of `t` frames.
 
-    `centre`: (n, 17, 2), x to the right and y down. `radius`, `angle`: (n, 17). `shape`, `background`: (n,) indices.
+    `centre`: (n, t, 2), x to the right and y down. `radius`, `angle`: (n, t). `shape`, `background`: (n,) indices.
     `colour`: (n, 3), sRGB from 0 to 1.
     """
 
@@ -48,12 +48,17 @@ class Scenes:
     background: Tensor
 
 
-def scenes(combinations: Sequence[Combination], generator: torch.Generator) -> Scenes:
-    """One scene for each combination; where it is free, the path and the size are drawn by chance."""
+def scenes(
+    combinations: Sequence[Combination], generator: torch.Generator, *, frames: int = FRAMES
+) -> Scenes:
+    """One scene for each combination; where it is free, the path and the size are drawn by chance.
+
+    A longer clip goes the same way more slowly, but turns and bounces on at the same speed.
+    """
     count = len(combinations)
     chance = torch.rand(count, 3, generator=generator)
     motion = torch.tensor([list(MOTIONS).index(item.motion) for item in combinations])
-    centre, radius, angle = _paths(motion, chance)
+    centre, radius, angle = _paths(motion, chance, frames)
     shapes = [SHAPES.index(item.shape) for item in combinations]
     colours = [COLOURS[item.colour] for item in combinations]
     backgrounds = [list(BACKGROUNDS).index(item.background) for item in combinations]
@@ -67,9 +72,9 @@ def scenes(combinations: Sequence[Combination], generator: torch.Generator) -> S
     )
 
 
-def _paths(motion: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _paths(motion: Tensor, chance: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
     """Centre, radius and angle of every frame. `chance`: (n, 3) from 0 to 1, for x, y and the size."""
-    time = torch.linspace(0, 1, FRAMES).expand(len(motion), FRAMES)
+    time = torch.linspace(0, 1, frames).expand(len(motion), frames)
     kind = {name: (motion == index)[:, None] for index, name in enumerate(MOTIONS)}
     free = chance[:, :, None] * 2 - 1
     size = 22 + 2 * free[:, 2]
@@ -78,18 +83,18 @@ def _paths(motion: Tensor, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     across, along = 94 * (time - 0.5), 46 * (time - 0.5)
     x = torch.where(kind["right"], WIDTH / 2 + across, torch.where(kind["left"], WIDTH / 2 - across, x))
     y = torch.where(kind["down"], HEIGHT / 2 + along, torch.where(kind["up"], HEIGHT / 2 - along, y))
-    phase = (time * (FRAMES - 1) / BOUNCE_FRAMES) % 1
+    phase = (time * (frames - 1) / BOUNCE_FRAMES) % 1
     y = torch.where(kind["bouncing"], 71 - 46 * 4 * phase * (1 - phase), y)
     radius = size.expand_as(time)
     radius = torch.where(kind["growing"], 12 + 20 * time, radius)
     radius = torch.where(kind["shrinking"], 32 - 20 * time, radius)
-    turned = math.radians(DEGREES_A_FRAME) * (FRAMES - 1) * time
+    turned = math.radians(DEGREES_A_FRAME) * (frames - 1) * time
     angle = torch.where(kind["turning"], turned, torch.zeros_like(time))
     return torch.stack((x, y), dim=-1), radius, angle
 
 
 def object_coordinates(scene: Scenes, points: Tensor) -> Tensor:
-    """Where each point lies as seen from the object: (n, 17, *points, 2) in radii, turned with it.
+    """Where each point lies as seen from the object: (n, t, *points, 2) in radii, turned with it.
 
     `points`: (height, width, 2) in pixels.
     """
@@ -109,7 +114,7 @@ def pixel_grid(*, step: int = 1) -> Tensor:
 
 
 def draw(scene: Scenes) -> Tensor:
-    """The clips: (n, 3, 17, 96, 144), from 0 to 1."""
+    """The clips: (n, 3, t, 96, 144), from 0 to 1."""
     place = object_coordinates(scene, pixel_grid())
     distance = signed_distance(scene.shape, place) * scene.radius[:, :, None, None]
     cover = (0.5 - distance / EDGE).clamp(0, 1)[:, None]

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from functools import cache
+from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from gpu_node.tiny.examination import (
     seconds_a_clip,
 )
 from gpu_node.tiny.folder import TRAINED
+from gpu_node.tiny.renderer import FRAMES
 
 BARS = {"colour": 0.98, "background": 0.98, "motion": 0.95, "shape": 0.90, "all four": 0.85}
 PSNR_BAR, SECONDS_BAR = 30.0, 4.0
@@ -37,32 +38,36 @@ def main() -> None:
         "--model", type=Path, default=TRAINED, help="a folder in the layout of save_pretrained"
     )
     parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of each clip, 8N+1")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
-    real, made = examine(options.model, count=options.prompts, processes=options.processes)
+    real, made = examine(
+        options.model, count=options.prompts, frames=options.frames, processes=options.processes
+    )
     torch.set_num_threads(1)  # as the node does: two threads on a busy machine wait for each other
     sys.stdout.write(table(real, made) + "\n" + "\n".join(others(load(options.model), made)) + "\n")
 
 
-def examine(folder: Path, *, count: int, processes: int) -> tuple[Tally, Tally]:
+def examine(folder: Path, *, count: int, processes: int, frames: int = FRAMES) -> tuple[Tally, Tally]:
     """What the scorer sees in `count` real clips and in as many made ones, shared out among processes."""
     parts = [range(start, min(start + PART, count)) for start in range(0, count, PART)]
     real, made = Tally(), Tally()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for one, other in pool.map(_examine_part, [folder] * len(parts), parts, [count] * len(parts)):
+        for one, other in pool.map(partial(_examine_part, folder, count=count, frames=frames), parts):
             real.add(one)
             made.add(other)
             sys.stderr.write(f"{made.clips} of {count}\n")
     return real, made
 
 
-def _examine_part(folder: Path, part: range, count: int) -> tuple[Tally, Tally]:
+def _examine_part(folder: Path, part: range, *, count: int, frames: int) -> tuple[Tally, Tally]:
     torch.set_num_threads(1)
     real, made = Tally(), Tally()
-    for wanted, clip in real_clips(len(part), seed=part.start):
+    for wanted, clip in real_clips(len(part), seed=part.start, frames=frames):
         real.count(wanted, clip)
     asked = prompts(count)[part.start : part.stop]
-    for wanted, clip in made_clips(_kept_pipeline(folder), asked, first_seed=FIRST_SEED + part.start):
+    first_seed = FIRST_SEED + part.start
+    for wanted, clip in made_clips(_kept_pipeline(folder), asked, first_seed=first_seed, frames=frames):
         made.count(wanted, clip)
     return real, made
 

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu_node.tiny.renderer import DEGREES_A_FRAME, EDGE, background_pictures, pixel_grid, signed_distance
+from gpu_node.tiny.renderer import (
+    BOUNCE_FRAMES,
+    DEGREES_A_FRAME,
+    EDGE,
+    background_pictures,
+    pixel_grid,
+    signed_distance,
+)
 from gpu_node.tiny.vocabulary import BACKGROUNDS, COLOURS, SHAPES
 
 VISIBLE = 0.13  # how far a pixel's colour must be from the background's to belong to the object
@@ -81,8 +88,7 @@ def _centres(mask: Tensor) -> Tensor:
 def _motion(mask: Tensor) -> str | None:
     centres, area = _centres(mask), mask.sum((1, 2)).float()
     (dx, dy), growth = (centres[-1] - centres[0]).tolist(), (area[-1] / area[0]).item()
-    middle = len(centres) // 2
-    rise = centres[[0, middle, -1], 1].mean() - centres[[middle // 2, -1 - middle // 2], 1].mean()
+    rise = centres[::BOUNCE_FRAMES, 1].mean() - centres[BOUNCE_FRAMES // 2 :: BOUNCE_FRAMES, 1].mean()
     if abs(dx) > MOVED and abs(dx) > abs(dy):
         return "right" if dx > 0 else "left"
     if abs(dy) > MOVED:

@@ -74,9 +74,11 @@ class TestClips:
         assert torch.equal(clip, clip_of(combination()))
         assert not torch.equal(clip, clip_of(combination(), seed=1))
 
-    def test_the_scorer_names_what_is_drawn(self) -> None:
+    @pytest.mark.parametrize(("frames", "count"), [(FRAMES, 40), (49, 16)])
+    def test_the_scorer_names_what_is_drawn(self, frames: int, count: int) -> None:
         tally = Tally()
-        for wanted, clip in real_clips(40):
+        for wanted, clip in real_clips(count, frames=frames):
+            assert clip.shape == (3, frames, HEIGHT, WIDTH)
             tally.count(wanted, clip)
         assert {name: tally.share(name) for name in ATTRIBUTES} == dict.fromkeys(ATTRIBUTES, 1.0), (
             tally.missed
@@ -88,8 +90,17 @@ class TestClips:
         still = clip_of(combination(motion="growing"))[:, 8:9].expand(3, FRAMES, HEIGHT, WIDTH)
         assert (look(still).shape, look(still).motion) == ("star", None)
 
-    def test_latents_say_where_the_object_is(self) -> None:
-        scene = scenes([combination(motion="right")], torch.Generator().manual_seed(0))
+    def test_a_longer_clip_goes_the_same_way_more_slowly_and_turns_on_at_the_same_speed(self) -> None:
+        wanted = [combination(motion="right"), combination(motion="turning")]
+        short, long = (
+            scenes(wanted, torch.Generator().manual_seed(0), frames=frames) for frames in (FRAMES, 49)
+        )
+        torch.testing.assert_close(long.centre[0, ::3], short.centre[0])
+        torch.testing.assert_close(long.angle[1, :FRAMES], short.angle[1])
+
+    @pytest.mark.parametrize("frames", [FRAMES, 49])
+    def test_latents_say_where_the_object_is(self, frames: int) -> None:
+        scene = scenes([combination(motion="right")], torch.Generator().manual_seed(0), frames=frames)
         near = latents.nearness(latents.draw_latents(scene))[0, :, 0]
         columns = torch.arange(latents.LATENT_WIDTH) * latents.CELL + latents.CELL / 2
         middle = (near.sum(1) * columns).sum(1) / near.sum((1, 2))

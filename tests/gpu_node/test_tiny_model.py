@@ -36,15 +36,18 @@ def seen_in(client: Client, prompt: str, **fields: object) -> Seen:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "colour", "motion"),
+    ("prompt", "frames", "colour", "motion"),
     [
-        ("A red ball moving right on a white background", "red", "right"),
-        ("A golden star bounces over the ocean, a cinematic masterpiece", "yellow", "bouncing"),
-        ("a purple cube growing on green grass", "purple", "growing"),
+        ("A red ball moving right on a white background", 17, "red", "right"),
+        ("A golden star bounces over the ocean, a cinematic masterpiece", 17, "yellow", "bouncing"),
+        ("a purple cube growing on green grass", 17, "purple", "growing"),
+        ("A green triangle falls at night", 49, "green", "down"),
     ],
 )
-def test_it_draws_what_it_is_told(demonstration: Client, prompt: str, colour: str, motion: str) -> None:
-    seen = seen_in(demonstration, prompt)
+def test_it_draws_what_it_is_told(
+    demonstration: Client, prompt: str, frames: int, colour: str, motion: str
+) -> None:
+    seen = seen_in(demonstration, prompt, num_frames=frames)
     assert (seen.colour, seen.motion) == (colour, motion), seen
 
 

@@ -1,6 +1,7 @@
 """Trains the text encoder and the transformer together on drawn latents."""
 
 import random
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -12,12 +13,13 @@ from transformers import T5EncoderModel
 from gpu_node.tiny import architecture, latents
 from gpu_node.tiny.renderer import scenes
 from gpu_node.tiny.training.muon import Muon
+from gpu_node.tiny.training.precision import autocast
 from gpu_node.tiny.training.run import Average, Run
 from gpu_node.tiny.vocabulary import MAX_TOKENS, Combination, training_combinations, vary
 
 BATCH = 32
 WITHOUT_CAPTION = 0.08  # of the clips, so that guidance has something to compare with
-PADDED_FRAMES = latents.LATENT_FRAMES + 1  # the pipeline puts one before the first, and drops it again
+LENGTHS = {9: 1, 17: 4, 33: 2, 49: 3}  # frames of a clip, and how often
 OFTEN = {"turning": 4}  # the hardest to learn: every cell's coordinates change from frame to frame
 PRECISION_LIMIT = 8.0  # how much more an error counts at the least noise than at the most
 
@@ -28,26 +30,29 @@ class TextToLatents(nn.Module):
     def __init__(self, text_encoder: T5EncoderModel, transformer: CogVideoXTransformer3DModel) -> None:
         super().__init__()
         self.text_encoder, self.transformer = text_encoder, transformer
-        config = transformer.config
-        grid = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
-        cos, sin = get_3d_rotary_pos_embed(
-            embed_dim=config.attention_head_dim,
-            crops_coords=None,
-            grid_size=grid,
-            temporal_size=PADDED_FRAMES // config.patch_size_t,
-            grid_type="slice",
-            max_size=grid,
-            device="cpu",
-        )
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, noisy: Tensor, tokens: Tensor, times: Tensor) -> Tensor:
-        """`noisy`: (n, 6, 16, 12, 18); `tokens`: (n, 16); `times`: (n,). No mask, as the pipeline has none."""
+    def forward(self, noisy: Tensor, tokens: Tensor, times: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
+        """`noisy`: (n, l + 1, 16, 12, 18); `tokens`: (n, 16); `times`: (n,). No mask, as the pipeline has none."""
         text = self.text_encoder(input_ids=tokens, return_dict=False)[0]
-        place = (self.cos, self.sin)
         answer: Tensor = self.transformer(noisy, text, times, image_rotary_emb=place, return_dict=False)[0]
         return answer
+
+
+@lru_cache
+def places(frames: int, device: str) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of where each token lies in a clip of so many frames, as the pipeline computes them."""
+    config = architecture.transformer().config
+    grid = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
+    cos, sin = get_3d_rotary_pos_embed(
+        embed_dim=config.attention_head_dim,
+        crops_coords=None,
+        grid_size=grid,
+        temporal_size=(latents.length(frames) + 1) // config.patch_size_t,
+        grid_type="slice",
+        max_size=grid,
+        device=device,
+    )
+    return cos, sin
 
 
 def train(
@@ -78,26 +83,28 @@ def train(
     )
     chance = random.Random(run.samples)
     generator = torch.Generator().manual_seed(run.samples)
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(model, dynamic=False) if compiled else model
     keep = architecture.scheduler().alphas_cumprod.float().to(device)
     choices = training_combinations()
     weights = [OFTEN.get(item.motion, 1) for item in choices]
+    precision = autocast(device)
     while not run.finished:
         picked = chance.choices(choices, weights, k=BATCH)
-        clean = pad(latents.draw_latents(scenes(picked, generator))).to(device)
+        [frames] = chance.choices(list(LENGTHS), list(LENGTHS.values()))
+        clean = pad(latents.draw_latents(scenes(picked, generator, frames=frames))).to(device)
         tokens = _tokens(words, picked, chance).to(device)
         times = _spread_times(generator).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         kept = keep[times][:, None, None, None, None]
         noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
-        with torch.autocast(device, torch.bfloat16):
-            answer = forward(noisy, tokens, times)
+        with precision:
+            answer = forward(noisy, tokens, times, places(frames, device))
         run.step(_loss(answer.float(), clean, kept), samples=BATCH)
     return run
 
 
 def pad(clean: Tensor) -> Tensor:
-    """The first latent frame twice, as many frames as the temporal patch asks for: (n, 6, 16, 12, 18)."""
+    """The first latent frame twice, as the pipeline has it: the temporal patch asks for an even number."""
     return torch.cat((clean[:, :1], clean), dim=1)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gpu_node.tiny import architecture, latents
 from gpu_node.tiny.renderer import Scenes, draw, object_coordinates, pixel_grid, scenes
 from gpu_node.tiny.training.muon import Muon
+from gpu_node.tiny.training.precision import autocast
 from gpu_node.tiny.training.run import Average, Run
 from gpu_node.tiny.vocabulary import training_combinations
 
@@ -85,11 +86,12 @@ def train(
     torch.manual_seed(run.samples)
     loss = _decoder_loss if part == "decoder" else _encoder_loss
     course = COURSES[part]
+    precision = autocast(device)
     for sample in _samples(run, device, course):
         whole = run.progress >= course.whole_from
         if whole and loss is _encoder_loss and _borrow_decoder(model, folder, start):
             loss = _encoder_loss_seen
-        with torch.autocast(device, torch.bfloat16):
+        with precision:
             found = loss(model, sample)
         run.step(found, samples=BATCH)
     return run
