@@ -60,8 +60,8 @@ def load(row_id: int) -> Parcel:
     rows = JobMessage.objects.select_related("job__user").annotate(age=Now() - F("job__finished_at"))
     row = rows.get(pk=row_id)
     balance = CreditAccount.objects.get(user=row.job.user_id).balance
-    language = speech.language_for(row.job.user)
-    return Parcel(row=row, job=row.job, balance=balance, language=language, age=row.age)
+    spoken = speech.language_for(row.job.user)
+    return Parcel(row=row, job=row.job, balance=balance, language=spoken, age=row.age)
 
 
 @in_database

@@ -7,7 +7,7 @@ from django.dispatch import receiver
 from django.utils import translation
 
 from accounts import notices as accounts_notices
-from accounts.models import Notice
+from accounts.models import Notice as UserNotice
 from generation.models import GenerationJob
 from generation.signals import job_retried
 from telegram_bot import notices, speech
@@ -16,7 +16,7 @@ from telegram_bot.texts.parts import escaped
 
 
 @receiver(accounts_notices.made, dispatch_uid="telegram_bot.pass_notice_on")
-def pass_notice_on(notice: Notice, **_: Any) -> None:
+def pass_notice_on(notice: UserNotice, **_: Any) -> None:
     """In the transaction that makes the notice."""
     account = TelegramAccount.objects.select_related("user").filter(user=notice.user, blocked_at=None).first()
     if account is None or not settings.TELEGRAM_BOT_TOKEN:

@@ -17,7 +17,8 @@ from django.test import Client
 from accounts import api_keys, closing, merging, notices
 from accounts.audit import audit
 from accounts.models import ApiKey, Ban, CreditTransaction, Notice, User, UserLimits
-from generation import leaving, lifecycle, sharing, stored_files, tasks
+from generation import leaving as video_privacy
+from generation import lifecycle, sharing, stored_files, tasks
 from generation.models import GenerationJob, SharedLink
 from telegram_bot.models import JobMessage, TelegramAccount
 
@@ -291,11 +292,11 @@ def test_a_video_that_was_just_being_stored_is_forgotten_later(browser, user, su
     stored = lifecycle.StoredVideo("v.mp4", "p.jpg", 96, 64, 16, 2000, 1000)
     stored_files.announce(stored.files)
     assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
-    assert leaving.forget_closed_accounts() == 1
+    assert video_privacy.forget_closed_accounts() == 1
     job.refresh_from_db()
     assert job.deleted_at
     assert job.prompt == ""
-    assert leaving.forget_closed_accounts() == 0
+    assert video_privacy.forget_closed_accounts() == 0
 
 
 def test_the_last_superuser_stays(staff):

@@ -40,7 +40,7 @@ STORED = lifecycle.StoredVideo(
 
 
 @contextmanager
-def locks() -> Iterator[list[str]]:
+def watched_locks() -> Iterator[list[str]]:
     """The tables in which rows are locked, in the order of their first lock."""
     taken: list[str] = []
 
@@ -106,7 +106,7 @@ CLIP = StoredClip(video="videos/b.mp4", poster="posters/b.jpg")
 # What prepares, and what is then watched.
 OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]] = {
     "submission.submit": (lambda w: None, lambda w, _: w.submit()),
-    "nudges.store": (World.storing, lambda w, a: nudges.store(attempt_id=a.pk)),
+    "enqueue.store": (World.storing, lambda w, a: nudges.store(attempt_id=a.pk)),
     "lifecycle.attempt_posted": (
         World.running,
         lambda w, a: lifecycle.attempt_posted(attempt_id=a.pk, token=a.pk, remote_id="r", hand_over=True),
@@ -155,25 +155,25 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         World.finished,
         lambda w, job: lifecycle.refund(job=job, reason="ugly", actor=w.user),
     ),
-    "nudges.dispatch": (lambda w: None, lambda w, _: nudges.dispatch()),
-    "nudges.stop_what_was_lost": (lambda w: None, lambda w, _: nudges.stop_what_was_lost(w.node)),
-    "nudges.remove_files": (lambda w: None, lambda w, _: nudges.remove_files()),
-    "nudges.add_up": (lambda w: None, lambda w, _: nudges.add_up()),
+    "enqueue.dispatch": (lambda w: None, lambda w, _: nudges.dispatch()),
+    "enqueue.stop_what_was_lost": (lambda w: None, lambda w, _: nudges.stop_what_was_lost(w.node)),
+    "enqueue.remove_files": (lambda w: None, lambda w, _: nudges.remove_files()),
+    "enqueue.add_up": (lambda w: None, lambda w, _: nudges.add_up()),
     "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
-    "breaker.count_failure": (
+    "node_health.count_failure": (
         World.running,
         lambda w, a: breaker.count_failure(leases.held(attempt_id=a.pk, token=a.pk), error="e"),
     ),
-    "breaker.count_success": (World.running, lambda w, a: breaker.count_success(attempt_id=a.pk)),
-    "breaker.claim_trial": (World.set_aside, lambda w, node: breaker.claim_trial(node)),
-    "breaker.bring_back": (World.set_aside, lambda w, node: breaker.bring_back(node)),
-    "breaker.note_failed_trial": (
+    "node_health.count_success": (World.running, lambda w, a: breaker.count_success(attempt_id=a.pk)),
+    "node_health.claim_trial": (World.set_aside, lambda w, node: breaker.claim_trial(node)),
+    "node_health.bring_back": (World.set_aside, lambda w, node: breaker.bring_back(node)),
+    "node_health.note_failed_trial": (
         World.set_aside,
         lambda w, node: breaker.note_failed_trial(node, ValueError("no")),
     ),
-    "leases.take": (World.running, lambda w, a: leases.take(attempt_id=a.pk, token=a.pk)),
-    "leases.drop": (World.running, lambda w, a: leases.drop(attempt_id=a.pk, token=a.pk)),
-    "leases.drop_all": (World.running, lambda w, a: leases.drop_all(token=a.pk)),
+    "locks.take": (World.running, lambda w, a: leases.take(attempt_id=a.pk, token=a.pk)),
+    "locks.drop": (World.running, lambda w, a: leases.drop(attempt_id=a.pk, token=a.pk)),
+    "locks.drop_all": (World.running, lambda w, a: leases.drop_all(token=a.pk)),
     "stored_files.announce": (lambda w: None, lambda w, _: stored_files.announce(CLIP)),
     "stored_files.claim": (lambda w: stored_files.announce(CLIP), lambda w, _: stored_files.claim(CLIP)),
     "stored_files.let_go": (lambda w: None, lambda w, _: stored_files.let_go(CLIP)),
@@ -188,9 +188,9 @@ PARTS = {
     "scheduling.open_attempt",
     "scheduling.queue_positions",
     "scheduling.why_not_on",
-    "leases.held",
-    "leases.kept",
-    "leases.until",
+    "locks.held",
+    "locks.kept",
+    "locks.until",
     "stored_files.due",
     "stored_files.held",
 }
@@ -218,7 +218,7 @@ def test_no_operation_is_left_out() -> None:
 def test_an_operation_locks_rows_in_the_one_order(world: World, operation: str) -> None:
     prepare, run = OPERATIONS[operation]
     prepared = prepare(world)
-    with locks() as taken:
+    with watched_locks() as taken:
         run(world, prepared)
     ranks = [ORDER[table] for table in taken]
     assert ranks == sorted(ranks), f"{operation} locks {' → '.join(taken)}"
@@ -226,7 +226,7 @@ def test_an_operation_locks_rows_in_the_one_order(world: World, operation: str) 
 
 def test_the_watch_sees_locks_of_every_kind(world: World) -> None:
     attempt = world.storing()
-    with locks() as taken:
+    with watched_locks() as taken:
         lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
     assert sorted({ORDER[table] for table in taken}) == [1, 2, 3, 4, 5]
 

@@ -21,9 +21,9 @@ STEP = math.log(1.05)
 
 def latest(number: int = DAYS) -> list[DayFigures]:
     """The last `number` days, the running one included, oldest first; without those that `keep` has yet to add up."""
-    today, over = days.today(), days.settled()
-    rows = DayFigures.objects.filter(day__gt=today - timedelta(days=number), day__lt=over)
-    return [*rows.defer("nodes").order_by("day"), *add_up(over, today + timedelta(days=1))]
+    now, over = days.today(), days.settled()
+    rows = DayFigures.objects.filter(day__gt=now - timedelta(days=number), day__lt=over)
+    return [*rows.defer("nodes").order_by("day"), *add_up(over, now + timedelta(days=1))]
 
 
 def keep(number: int = DAYS) -> None:

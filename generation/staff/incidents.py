@@ -23,7 +23,7 @@ from accounts.staff.clerks import Clerk
 from accounts.staff.errors import Refused
 from generation import lifecycle
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
-from generation.staff import refund_limit
+from generation.staff.refund_limit import hold
 from generation.staff.jobs import lock, refunded, why_not_refund
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def start(
         )
     if now != plan:
         raise Refused(f"It has changed meanwhile: {in_words(now)}. Please look at it again.")
-    refund_limit.hold(clerk, now.credits)
+    hold(clerk, now.credits)
     batch = RefundBatch(
         actor=clerk.user,
         reason=reason,

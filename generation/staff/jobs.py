@@ -13,7 +13,7 @@ from accounts.staff.errors import Refused
 from generation import lifecycle
 from generation.errors import BeingStored, GenerationError
 from generation.models import GenerationJob
-from generation.staff import refund_limit
+from generation.staff.refund_limit import hold
 
 State = GenerationJob.State
 
@@ -53,7 +53,7 @@ def refund(*, clerk: Clerk, job: GenerationJob, reason: str, once: uuid.UUID | N
         clerk may refund in a day.
     """
     clerk.must("generation.refund_job")
-    refund_limit.hold(clerk, job.cost)
+    hold(clerk, job.cost)
     job = lock(job)
     if why := why_not_refund(job):
         raise Refused(why)

@@ -66,8 +66,8 @@ def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
 
 @command("history", menu=gettext_lazy("Show your last videos"))
 async def history(request: Request) -> None:
-    jobs = await last_jobs(request.person)
-    await request.reply(answers.history(jobs), reply_markup=buttons.of_history(jobs))
+    latest = await last_jobs(request.person)
+    await request.reply(answers.history(latest), reply_markup=buttons.of_history(latest))
 
 
 @button("resend")
