@@ -1,12 +1,16 @@
-"""Issue, verify and revoke API keys. The key itself is shown once and only its SHA-256 is stored."""
+"""API keys that staff take away."""
 
 import hashlib
 import secrets
+import uuid
 from datetime import timedelta
 
+from django.db import transaction
 from django.utils import timezone
 
 from accounts.models import ApiKey, User
+from accounts.staff import audit_log
+from accounts.staff.actor import Actor
 
 PREFIX = "vk_"
 # Writing last_used_at on every request would lock the row on a busy key: a minute is precise enough.
@@ -45,3 +49,18 @@ def _touch(key: ApiKey) -> None:
     now = timezone.now()
     if key.last_used_at is None or now - key.last_used_at > LAST_USED_PRECISION:
         ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
+
+
+# Issue, verify and revoke API keys. The key itself is shown once and only its SHA-256 is stored.
+
+
+@transaction.atomic
+def revoke_by_staff(*, actor: Actor, key: ApiKey, reason: str, once: uuid.UUID | None = None) -> None:
+    """The key is refused from now on.
+
+    Raises:
+        NotPermitted: the actor may not. DoneBefore: the form was carried out already.
+    """
+    actor.must("accounts.change_apikey")
+    audit_log.record(actor=actor, act="key.revoke", subject=key, reason=reason, once=once)
+    revoke(key=key)

@@ -11,7 +11,7 @@ from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
 
 from accounts import ledger
-from accounts.errors import LedgerError
+from accounts.ledger import LedgerError
 from accounts.models import CreditAccount, CreditTransaction, User, WalletMerge
 
 Kind = CreditTransaction.Kind

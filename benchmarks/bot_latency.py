@@ -139,7 +139,7 @@ def finish_videos(clip: Path, number: int) -> None:
     from django.core.files.storage import default_storage
     from django.utils import timezone
 
-    from generation import lifecycle, scheduling, stored_files
+    from generation.jobs import lifecycle, scheduling, stored_files
     from generation.models import GpuNode
 
     GpuNode.objects.update_or_create(

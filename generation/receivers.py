@@ -8,10 +8,11 @@ from django.db.models.signals import post_migrate, post_save
 from django.dispatch import receiver
 from django.utils.translation import gettext_noop
 
-from accounts.export import Part
 from accounts.models import User
+from accounts.privacy import Part
 from accounts.signals import account_closed, personal_data
-from generation import leaving, lifecycle
+from generation import privacy
+from generation.jobs import lifecycle
 from generation.models import Preset
 
 # cost None: VIDEO_COST
@@ -41,12 +42,12 @@ def cancel_jobs_of_banned(instance: User, created: bool, **_: Any) -> None:
 
 @receiver(account_closed, dispatch_uid="generation.forget_who_left")
 def forget_who_left(user: User, **_: Any) -> None:
-    leaving.forget(user=user)
+    privacy.forget(user=user)
 
 
 @receiver(personal_data, dispatch_uid="generation.personal_data")
 def clips_of(user: User, **_: Any) -> Part:
-    return leaving.part_of(user)
+    return privacy.part_of(user)
 
 
 @receiver(post_migrate, dispatch_uid="generation.first_presets")

@@ -17,24 +17,14 @@ from collections.abc import Iterator
 from django.conf import settings
 from django.db.models.functions import Now
 
-from generation import (
-    breaker,
-    fleet,
-    leases,
-    leaving,
-    lifecycle,
-    media,
-    nudges,
-    scheduling,
-    stored_files,
-    trial,
-)
+from generation import media, privacy
 from generation.database import DATABASE_AWAY, in_database
-from generation.events import JobEvent, hub
-from generation.following import Follower
+from generation.jobs import canary, enqueue, lifecycle, locks, node_health, scheduling, stored_files
+from generation.jobs.events import JobEvent, hub
+from generation.jobs.runner import Follower
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.nodes import NodeError
-from generation.staff import incidents, node_tests
+from generation.staff import bulk_refunds, nodes
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +95,7 @@ class Reconciler:
             "nudging the removal of files": self._nudge_removal,
             "forgetting closed accounts": self._forget_accounts,
             "having figures added up": self._nudge_adding_up,
-            "going on with refunds": in_database(incidents.wake_stalled),
+            "going on with refunds": in_database(bulk_refunds.wake_stalled),
         }
         while True:
             self._wake.clear()
@@ -121,11 +111,11 @@ class Reconciler:
 
     async def _nudge_stores(self) -> None:
         for attempt_id in await in_database(_unstored_attempts)():
-            await in_database(nudges.store)(attempt_id=attempt_id)
+            await in_database(enqueue.store)(attempt_id=attempt_id)
 
     async def _follow_free(self) -> None:
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
-            if await in_database(leases.take)(attempt_id=attempt.pk, token=self._token):
+            if await in_database(locks.take)(attempt_id=attempt.pk, token=self._token):
                 self._follow(attempt)
 
     async def _stop_unwanted(self) -> None:
@@ -137,25 +127,25 @@ class Reconciler:
                     follower.stop_requested.set()
 
     async def _nudge_dispatch(self) -> None:
-        nudged_lately = _elapsed(self._nudged_at) < nudges.NUDGE_SECONDS
+        nudged_lately = _elapsed(self._nudged_at) < enqueue.NUDGE_SECONDS
         if not nudged_lately and await in_database(scheduling.work_is_waiting)():
-            await in_database(nudges.dispatch)()
+            await in_database(enqueue.dispatch)()
             self._nudged_at = time.monotonic()
 
     async def _nudge_removal(self) -> None:
         if _elapsed(self._removed_at) >= REMOVAL_SECONDS:
             if await in_database(stored_files.due)():
-                await in_database(nudges.remove_files)()
+                await in_database(enqueue.remove_files)()
             self._removed_at = time.monotonic()
 
     async def _forget_accounts(self) -> None:
         if _elapsed(self._forgot_at) >= REMOVAL_SECONDS:
-            await in_database(leaving.forget_closed_accounts)()
+            await in_database(privacy.forget_closed_accounts)()
             self._forgot_at = time.monotonic()
 
     async def _nudge_adding_up(self) -> None:
         if _elapsed(self._added_up_at) >= ADDING_UP_SECONDS:
-            await in_database(nudges.add_up)()
+            await in_database(enqueue.add_up)()
             self._added_up_at = time.monotonic()
 
     def _follow(self, attempt: JobAttempt) -> None:
@@ -180,7 +170,7 @@ class Reconciler:
 
     async def _drop_leases(self) -> None:
         try:
-            await in_database(leases.drop_all)(token=self._token)
+            await in_database(locks.drop_all)(token=self._token)
         except DATABASE_AWAY as error:
             logger.warning(
                 "the leases run out by themselves, the database is not there: %s", str(error).strip()
@@ -222,13 +212,13 @@ class Reconciler:
 
     async def _ask_how_it_is(self, node: GpuNode) -> None:
         try:
-            health = await fleet.examine(node)
+            health = await node_health.examine(node)
         except NodeError as error:
-            await in_database(fleet.record_failure)(node, error)
+            await in_database(node_health.record_failure)(node, error)
             return
-        if await in_database(fleet.record_health)(node, health):
+        if await in_database(node_health.record_health)(node, health):
             self._look_again()
-            await in_database(nudges.stop_what_was_lost)(node)
+            await in_database(enqueue.stop_what_was_lost)(node)
         if node.set_aside_at and health.ready and node.pk not in self._trials:
             self._trials[node.pk] = asyncio.create_task(
                 self._try(node, health.protocol), name=f"try-{node.name}"
@@ -237,15 +227,15 @@ class Reconciler:
     async def _try(self, node: GpuNode, protocol: str) -> None:
         """A set-aside node comes back when it makes a clip that plays."""
         try:
-            if not await in_database(breaker.claim_trial)(node):
+            if not await in_database(node_health.claim_trial)(node):
                 return
-            await trial.make_clip(node, protocol=protocol)
-            await in_database(breaker.bring_back)(node)
-            await in_database(node_tests.note_canary)(node, None)
+            await canary.make_clip(node, protocol=protocol)
+            await in_database(node_health.bring_back)(node)
+            await in_database(nodes.note_canary)(node, None)
             self._look_again()
         except (NodeError, media.UnplayableVideo) as error:
-            await in_database(breaker.note_failed_trial)(node, error)
-            await in_database(node_tests.note_canary)(node, error)
+            await in_database(node_health.note_failed_trial)(node, error)
+            await in_database(nodes.note_canary)(node, error)
         except (media.MediaFailure, OSError, *DATABASE_AWAY) as error:
             logger.warning("node %s: the trial could not be made: %s", node.name, error)
         except Exception:

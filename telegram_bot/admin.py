@@ -9,16 +9,89 @@ from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import reverse
-from unfold.decorators import action
+from django.utils.safestring import SafeString
+from unfold.decorators import action, display
 
 from accounts import merging
+from accounts.admin.audit_log import acts_on
+from accounts.admin.base import LoggedAdmin, ReadOnlyAdmin, ask, ask_about_each, row, say_why_not
 from accounts.admin.users import UserAdmin
-from accounts.admin_pages import ReadOnlyAdmin, ask, ask_about_each, row, say_why_not
 from accounts.models import WalletMerge
-from accounts.staff.clerks import Clerk
+from accounts.staff.actor import Actor
 from generation.staff import home
-from telegram_bot import payment_admin, staff
-from telegram_bot.models import JobMessage, LinkRequest, Notice, TelegramAccount, TelegramUpdate
+from telegram_bot import refunds, staff
+from telegram_bot.models import (
+    CreditPack,
+    JobMessage,
+    LinkRequest,
+    Notice,
+    StarPayment,
+    TelegramAccount,
+    TelegramUpdate,
+)
+
+
+@admin.register(CreditPack)
+class CreditPackAdmin(LoggedAdmin):
+    """A change holds from the next invoice on; one that is out already is refused at the checkout."""
+
+    list_display = ("name", "credits", "stars", "credits_per_star", "for_sale", "position")
+    list_editable = (
+        "credits",
+        "stars",
+        "for_sale",
+        "position",
+    )  # a price and a tick, without a page for each
+    list_filter = ("for_sale",)
+    search_fields = ("name",)
+    fields = ("name", "credits", "stars", "for_sale", "position", "acts")
+    readonly_fields = ("acts",)
+
+    @display(description="History")
+    def acts(self, pack: CreditPack) -> SafeString | str:
+        return acts_on(pack)
+
+    @display(description="Credits a Star")
+    def credits_per_star(self, pack: CreditPack) -> str:
+        return f"{pack.credits / pack.stars:.2f}"
+
+
+@admin.register(StarPayment)
+class StarPaymentAdmin(ReadOnlyAdmin):
+    """Credits are taken back first, then Telegram is asked. What it definitely refuses is given back."""
+
+    list_display = ("id", "paid_at", "user", "telegram_id", "stars", "bought", "state", "attempts", "error")
+    list_select_related = ("user", "purchase")
+    list_filter = ("state", "paid_at")
+    search_fields = ("=charge_id", "=telegram_id", "user__username")
+    date_hierarchy = "paid_at"
+    actions_detail = ("refund",)
+
+    @display(description="Credits")
+    def bought(self, payment: StarPayment) -> int:
+        return payment.purchase.posted_delta if payment.purchase else 0
+
+    def has_refund_permission(self, request: HttpRequest, obj: object = None) -> bool:
+        return Actor.of(request).may("telegram_bot.refund_starpayment")
+
+    @action(description="Refund", url_path="refund", permissions=["refund"], icon="undo")
+    def refund(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        payment: StarPayment = row(self, request, object_id)
+        if why := refunds.why_not(payment):
+            return say_why_not(self, request, payment, why)
+
+        def give_back(actor: Actor, wish: dict[str, Any]) -> str:
+            staff.refund_payment(actor=actor, payment=payment, reason=wish["reason"], once=wish["once"])
+            return f"{self.bought(payment)} credits are taken back; Telegram is asked to refund {payment.stars} Stars."
+
+        explanation = (
+            f"{self.bought(payment)} credits of {payment.user} are taken back at once, then Telegram gives "
+            f"{payment.stars} Stars back to {payment.telegram_id}. If it refuses, the credits are given back."
+        )
+        return ask(self, request, payment, title="Refund", explanation=explanation, act=give_back)
+
+
+# For staff: what is for sale for Stars, and what was paid.
 
 
 @admin.register(TelegramAccount)
@@ -39,12 +112,12 @@ class TelegramUpdateAdmin(ReadOnlyAdmin):
     actions = ("handle_again",)
 
     def has_again_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("telegram_bot.change_telegramupdate")
+        return Actor.of(request).may("telegram_bot.change_telegramupdate")
 
     @admin.action(description="Handle again what could not be handled", permissions=["again"])
     def handle_again(self, request: HttpRequest, queryset: "QuerySet[TelegramUpdate]") -> HttpResponse:
-        def again(clerk: Clerk, update: TelegramUpdate, wish: dict[str, Any]) -> None:
-            staff.handle_again(clerk=clerk, update=update, **wish)
+        def again(actor: Actor, update: TelegramUpdate, wish: dict[str, Any]) -> None:
+            staff.handle_again(actor=actor, update=update, **wish)
 
         return ask_about_each(self, request, queryset, title="Handle again", do=again)
 
@@ -69,12 +142,12 @@ class JobMessageAdmin(ReadOnlyAdmin):
             return None
 
     def has_again_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("telegram_bot.change_jobmessage")
+        return Actor.of(request).may("telegram_bot.change_jobmessage")
 
     @admin.action(description="Try to deliver again what could not be delivered", permissions=["again"])
     def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> HttpResponse:
-        def again(clerk: Clerk, message: JobMessage, wish: dict[str, Any]) -> None:
-            staff.deliver_again(clerk=clerk, message=message, **wish)
+        def again(actor: Actor, message: JobMessage, wish: dict[str, Any]) -> None:
+            staff.deliver_again(actor=actor, message=message, **wish)
 
         return ask_about_each(self, request, queryset, title="Deliver again", do=again)
 
@@ -126,7 +199,7 @@ class WalletMergeAdmin(ReadOnlyAdmin):
     actions_detail = ("undo",)
 
     def has_undo_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return Clerk.of(request).may("accounts.undo_walletmerge")
+        return Actor.of(request).may("accounts.undo_walletmerge")
 
     @action(description="Undo", url_path="undo", permissions=["undo"], icon="undo")
     def undo(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -134,8 +207,8 @@ class WalletMergeAdmin(ReadOnlyAdmin):
         if merge.undone_at is not None:
             return say_why_not(self, request, merge, "This merge was undone before.")
 
-        def part(clerk: Clerk, wish: dict[str, Any]) -> str:
-            staff.undo_merge(clerk=clerk, merge=merge, reason=wish["reason"], once=wish["once"])
+        def part(actor: Actor, wish: dict[str, Any]) -> str:
+            staff.undo_merge(actor=actor, merge=merge, reason=wish["reason"], once=wish["once"])
             return f"Undid the merge of {merge} ({wish['reason']})."
 
         explanation = (

@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy, gettext_noop
 
 from accounts import merging
 from accounts.models import CreditAccount, User, UserLimits, WalletMerge
-from generation import ownership
+from generation import privacy
 from telegram_bot import tokens
 from telegram_bot.models import LinkRequest, TelegramAccount
 
@@ -272,16 +272,16 @@ def _join(*, account_id: int, user: User, by: User) -> WalletMerge:
     )
     source = account.user
     _check(user=user, account=account)
-    ownership.lock_videos(of=source)
+    privacy.lock_videos(of=source)
     try:
         merge = merging.merge(source=source, target=user, reason=f"{JOINED}: {account}", actor=by)
     except merging.CreditsAreHeld:
         raise VideoIsMade from None
     # Submitting takes the lock of a wallet, so from here on nothing new begins.
     _check(user=user, account=account)
-    if ownership.is_live(source, user):
+    if privacy.is_live(source, user):
         raise VideoIsMade
-    ownership.hand_over(source=source, target=user)
+    privacy.hand_over(source=source, target=user)
     account.former_user, account.user = source, user
     account.save(update_fields=["former_user", "user"])
     _close_door(source, heir=user)
@@ -317,11 +317,11 @@ def undo(*, merge: WalletMerge, reason: str, actor: User) -> None:
     source, target = merge.source.user, merge.target.user
     rows = TelegramAccount.objects.select_for_update(of=("self",)).select_related("user", "former_user")
     row = rows.filter(user=target, former_user=source).first()
-    ownership.lock_videos(of=target)
+    privacy.lock_videos(of=target)
     merging.undo(merge=merge, reason=reason, actor=actor)
-    if ownership.is_live(source, target):
+    if privacy.is_live(source, target):
         raise VideoIsMade
-    ownership.give_back(source=source, target=target)
+    privacy.give_back(source=source, target=target)
     if row is not None:
         _go_back(row)
 

@@ -7,8 +7,8 @@ from django.core import signing
 from django.urls import reverse
 
 from generation.models import GenerationJob
-from telegram_bot.bot_token import bot_id_of
 from telegram_bot.models import CreditPack, KnownBot
+from telegram_bot.sending.client import bot_id_of
 
 # A video that Telegram does not take is fetched within so many seconds of being sent, or by signing in.
 VIDEO_LIFE = 7 * 24 * 3600

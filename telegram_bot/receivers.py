@@ -1,20 +1,25 @@
-"""A job that ends makes its delivery due in the same transaction, in whichever process it ends. Who leaves is
-unlinked.
-"""
+"""What staff did about somebody's videos reaches their chat as well."""
 
 import uuid
 from typing import Any
 
+from django.conf import settings
 from django.db.models.functions import Now
 from django.db.models.signals import post_migrate
 from django.dispatch import receiver
+from django.utils import translation
 
-from accounts.export import Part
+from accounts import notices as accounts_notices
+from accounts.models import Notice as UserNotice
 from accounts.models import User
+from accounts.privacy import Part
 from accounts.signals import account_closed, account_closing, personal_data
 from generation.models import GenerationJob
-from generation.signals import job_finished
+from generation.signals import job_finished, job_retried
+from telegram_bot import language
 from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, StarPayment, TelegramAccount
+from telegram_bot.sending import notices
+from telegram_bot.texts.parts import escaped
 
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
@@ -67,3 +72,29 @@ def first_packs(sender: Any, using: str = "default", **_: Any) -> None:
         return
     for position, values in enumerate(FIRST_PACKS):
         CreditPack.objects.using(using).create(position=position, **values)
+
+
+# A job that ends makes its delivery due in the same transaction, in whichever process it ends. Who leaves is
+# unlinked.
+#
+
+
+@receiver(accounts_notices.made, dispatch_uid="telegram_bot.pass_notice_on")
+def pass_notice_on(notice: UserNotice, **_: Any) -> None:
+    """In the transaction that makes the notice."""
+    account = TelegramAccount.objects.select_related("user").filter(user=notice.user, blocked_at=None).first()
+    if account is None or not settings.TELEGRAM_BOT_TOKEN:
+        return
+    with translation.override(language.language_of(account)):
+        text = f"ℹ️ {escaped(accounts_notices.words(notice))}"
+    notices.tell(chat_id=account.telegram_id, text=text)
+
+
+@receiver(job_retried, dispatch_uid="telegram_bot.deliver_retried")
+def deliver_retried(original: GenerationJob, job: GenerationJob, **_: Any) -> None:
+    """What was asked for in a chat comes to that chat, also when staff have it made again."""
+    asked = JobMessage.objects.filter(job=original).first()
+    if asked is not None:
+        JobMessage.objects.create(
+            job=job, bot_id=asked.bot_id, chat_id=asked.chat_id, reply_to=asked.reply_to
+        )

@@ -16,13 +16,13 @@ from django.utils.translation import gettext_noop
 from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError
 
 from accounts import ledger
-from accounts.errors import InsufficientBalance
-from accounts.holders import holder_of
+from accounts.ledger import InsufficientBalance, holder_of
 from accounts.models import CreditAccount, User
 from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import backoff, bell, notices, speech
-from telegram_bot.client import BotClient, wait_asked_for
+from telegram_bot import language, wakeup
 from telegram_bot.models import StarPayment, TelegramAccount
+from telegram_bot.sending import notices, retrying
+from telegram_bot.sending.client import BotClient, wait_asked_for
 from telegram_bot.texts import payments as texts
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def begin(*, payment: StarPayment, reason: str, actor: User) -> StarPayment:
     row.state, row.refund_reason, row.refund_by = State.REFUNDING, reason[:200], actor
     row.attempts, row.error, row.next_attempt_at = 0, "", Now()
     row.save()
-    bell.ring(bell.REFUNDS)
+    wakeup.ring(wakeup.REFUNDS)
     return row
 
 
@@ -89,7 +89,7 @@ def refunded(payment_id: int) -> None:
     row.save()
     account = TelegramAccount.objects.select_related("user").filter(telegram_id=row.telegram_id).first()
     if account is not None:
-        with translation.override(speech.language_of(account)):
+        with translation.override(language.language_of(account)):
             notices.tell(chat_id=row.telegram_id, text=texts.refunded(row))
 
 
@@ -156,7 +156,7 @@ async def ask_for_ever(bot: BotClient, bot_id: int, called: asyncio.Event) -> No
         except DATABASE_AWAY as error:
             # What was answered and could not be written down is asked again, and answered as done.
             logger.warning("cannot look for refunds now: %s", error)
-        await bell.called_or_later(called, seconds=LOOK_SECONDS)
+        await wakeup.called_or_later(called, seconds=LOOK_SECONDS)
 
 
 async def _ask(bot: BotClient, row: StarPayment) -> None:
@@ -170,7 +170,7 @@ async def _ask(bot: BotClient, row: StarPayment) -> None:
             await in_database(refused)(row.pk, error=error.message)
             return
     except TelegramError as error:
-        pause = wait_asked_for(error) or backoff.delay(row.attempts + 1, longest=LONGEST_PAUSE)
+        pause = wait_asked_for(error) or retrying.delay(row.attempts + 1, longest=LONGEST_PAUSE)
         logger.warning("no verdict on the refund of %s, again in %.0f s: %s", row.charge_id, pause, error)
         await ask_later(row, error=str(error) or repr(error), seconds=pause)
         return

@@ -1,5 +1,5 @@
 """What staff do about people on Telegram and their payments. As in `accounts.staff`, each act is held against the
-clerk's rights and written down in its own transaction.
+actor's rights and written down in its own transaction.
 """
 
 import uuid
@@ -9,24 +9,23 @@ from django.db.models.functions import Now
 
 from accounts import merging
 from accounts.models import WalletMerge
-from accounts.staff import log
-from accounts.staff.clerks import Clerk
-from accounts.staff.errors import Refused
-from telegram_bot import bell, linking, refunds
+from accounts.staff import audit_log
+from accounts.staff.actor import Actor, Refused
+from telegram_bot import linking, refunds, wakeup
 from telegram_bot.models import JobMessage, StarPayment, TelegramUpdate
 
 
 @transaction.atomic
-def undo_merge(*, clerk: Clerk, merge: WalletMerge, reason: str, once: uuid.UUID | None = None) -> None:
+def undo_merge(*, actor: Actor, merge: WalletMerge, reason: str, once: uuid.UUID | None = None) -> None:
     """Two accounts that were joined are two again: credits and videos go back.
 
     Raises:
-        NotPermitted: the clerk may not. Refused, LedgerError: it cannot be undone now; nothing has changed.
+        NotPermitted: the actor may not. Refused, LedgerError: it cannot be undone now; nothing has changed.
     """
-    clerk.must("accounts.undo_walletmerge")
+    actor.must("accounts.undo_walletmerge")
     back = merging.net_moved(merge)
-    log.record(
-        clerk=clerk,
+    audit_log.record(
+        actor=actor,
         act="merge.undo",
         subject=merge,
         reason=reason,
@@ -35,55 +34,57 @@ def undo_merge(*, clerk: Clerk, merge: WalletMerge, reason: str, once: uuid.UUID
         once=once,
     )
     try:
-        linking.undo(merge=merge, reason=reason, actor=clerk.user)
+        linking.undo(merge=merge, reason=reason, actor=actor.user)
     except linking.LinkError as error:
         raise Refused(str(error)) from error
 
 
 @transaction.atomic
-def handle_again(*, clerk: Clerk, update: TelegramUpdate, reason: str, once: uuid.UUID | None = None) -> None:
+def handle_again(*, actor: Actor, update: TelegramUpdate, reason: str, once: uuid.UUID | None = None) -> None:
     """Have a message that could not be handled looked at again; what was done already is found done.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: it did not fail.
+        NotPermitted: the actor may not. Refused: it did not fail.
     """
-    clerk.must("telegram_bot.change_telegramupdate")
+    actor.must("telegram_bot.change_telegramupdate")
     failed = TelegramUpdate.objects.filter(pk=update.pk, state=TelegramUpdate.State.FAILED)
     if not failed.update(state=TelegramUpdate.State.RECEIVED, error="", settled_at=None):
         raise Refused("Only what could not be handled is handled again.")
     before = {"error": update.error}
-    log.record(clerk=clerk, act="update.again", subject=update, reason=reason, before=before, once=once)
-    bell.ring(bell.INBOX)
+    audit_log.record(actor=actor, act="update.again", subject=update, reason=reason, before=before, once=once)
+    wakeup.ring(wakeup.INBOX)
 
 
 @transaction.atomic
-def deliver_again(*, clerk: Clerk, message: JobMessage, reason: str, once: uuid.UUID | None = None) -> None:
+def deliver_again(*, actor: Actor, message: JobMessage, reason: str, once: uuid.UUID | None = None) -> None:
     """Try anew to bring somebody a result that Telegram did not take.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: it was delivered, or is being tried.
+        NotPermitted: the actor may not. Refused: it was delivered, or is being tried.
     """
-    clerk.must("telegram_bot.change_jobmessage")
+    actor.must("telegram_bot.change_jobmessage")
     failed = JobMessage.objects.filter(pk=message.pk, state=JobMessage.State.FAILED)
     if not failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now()):
         raise Refused("Only what could not be delivered is delivered again.")
     before = {"error": message.error}
-    log.record(clerk=clerk, act="delivery.again", subject=message, reason=reason, before=before, once=once)
+    audit_log.record(
+        actor=actor, act="delivery.again", subject=message, reason=reason, before=before, once=once
+    )
 
 
 @transaction.atomic
 def refund_payment(
-    *, clerk: Clerk, payment: StarPayment, reason: str, once: uuid.UUID | None = None
+    *, actor: Actor, payment: StarPayment, reason: str, once: uuid.UUID | None = None
 ) -> StarPayment:
     """Take back the credits of a payment, and have Telegram give the Stars back.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: the credits were spent, or it was refunded before.
+        NotPermitted: the actor may not. Refused: the credits were spent, or it was refunded before.
     """
-    clerk.must("telegram_bot.refund_starpayment")
+    actor.must("telegram_bot.refund_starpayment")
     taken = payment.purchase.posted_delta if payment.purchase else 0
-    log.record(
-        clerk=clerk,
+    audit_log.record(
+        actor=actor,
         act="payment.refund",
         subject=payment,
         reason=reason,
@@ -93,6 +94,6 @@ def refund_payment(
         once=once,
     )
     try:
-        return refunds.begin(payment=payment, reason=reason, actor=clerk.user)
+        return refunds.begin(payment=payment, reason=reason, actor=actor.user)
     except refunds.CannotRefund as error:
         raise Refused(str(error)) from error

@@ -1,13 +1,14 @@
-"""Connecting an account on the web with somebody on Telegram, and disconnecting them.
+"""Ways in from a chat: signing in by a one-time link, and watching one video by a signed one."""
 
-What is asked here is asked of somebody who is signed in, and done by POST.
-"""
+from typing import TypeVar, cast
 
-from typing import cast
-
+from allauth.account.internal.flows.login import record_authentication
+from allauth.account.utils import perform_login
 from django.contrib import messages
 from django.contrib.auth.decorators import login_required
+from django.core import signing
 from django.http import Http404, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import translation
@@ -17,10 +18,13 @@ from django.views.decorators.http import require_http_methods, require_POST, req
 from telegram import InlineKeyboardButton
 
 from accounts.models import CreditAccount, User
-from telegram_bot import linking, links, notices, speech
-from telegram_bot.models import LinkRequest, TelegramAccount
+from generation.models import GenerationJob
+from generation.web.streaming import filename_for, serve_file
+from telegram_bot import language, linking, links, tokens
+from telegram_bot.models import LinkRequest, LoginLink, TelegramAccount
+from telegram_bot.sending import notices
 from telegram_bot.texts import accounts as texts
-from telegram_bot.texts.buttons import data
+from telegram_bot.texts.jobs import data
 
 MINUTES = round(linking.LIFE.total_seconds() / 60)
 
@@ -129,7 +133,7 @@ def _ask_the_chat(row: LinkRequest) -> None:
     """Who answered on the web, in the chat that began it."""
     assert row.account is not None
     assert row.user is not None
-    with translation.override(speech.language_of(row.account)):
+    with translation.override(language.language_of(row.account)):
         yes = InlineKeyboardButton(texts.yes(), callback_data=data("join", str(row.pk)))
         no = InlineKeyboardButton(texts.no(), callback_data=data("joinno", str(row.pk)))
         words = texts.asks_to_join(
@@ -141,7 +145,7 @@ def _ask_the_chat(row: LinkRequest) -> None:
 def _tell_joined(user: User) -> None:
     account = TelegramAccount.objects.filter(user=user).first()
     if account is not None:
-        with translation.override(speech.language_of(account)):
+        with translation.override(language.language_of(account)):
             words = texts.joined(user, balance=CreditAccount.objects.get(user=user).balance)
             notices.tell(chat_id=account.telegram_id, text=words)
 
@@ -162,7 +166,7 @@ def disconnect(request: HttpRequest) -> HttpResponse:
     except linking.LinkError as error:
         messages.error(request, str(error))
         return redirect("account")
-    with translation.override(speech.language_of(account)):
+    with translation.override(language.language_of(account)):
         notices.tell(chat_id=account.telegram_id, text=texts.parted(_user(request).username))
     messages.success(request, _("Telegram is disconnected."))
     return redirect("account")
@@ -170,3 +174,87 @@ def disconnect(request: HttpRequest) -> HttpResponse:
 
 def _user(request: HttpRequest) -> User:
     return cast("User", request.user)
+
+
+# Connecting an account on the web with somebody on Telegram, and disconnecting them.
+#
+# What is asked here is asked of somebody who is signed in, and done by POST.
+#
+
+
+Answer = TypeVar("Answer", bound=HttpResponseBase)
+
+
+@require_http_methods(["GET", "HEAD", "POST"])
+@never_cache
+def login(request: HttpRequest, token: str) -> HttpResponse:
+    """GET asks, so that a preview burns nothing; POST signs in, once. A second step is asked for as ever."""
+    if request.method != "POST":
+        link = tokens.find(token)
+        return _too_late(request) if link is None else _unlisted(_asks(request, link, token))
+    user = tokens.redeem(token)
+    if user is None:
+        return _too_late(request)
+    record_authentication(request, user, method="telegram")
+    response: HttpResponse = perform_login(request, user)
+    return response
+
+
+def _asks(request: HttpRequest, link: LoginLink, token: str) -> HttpResponse:
+    return render(request, "telegram/login.html", {"link": link, "token": token})
+
+
+def _too_late(request: HttpRequest) -> HttpResponse:
+    why = _("This link was used or is too old. Send /login to the bot for a new one.")
+    return _unlisted(render(request, "telegram/gone.html", {"why": why}, status=410))
+
+
+@require_safe
+@never_cache
+def video(request: HttpRequest, signed: str) -> HttpResponse:
+    """A video that was too large for Telegram, for whoever has the link."""
+    try:
+        job = _shown(signed)
+    except signing.SignatureExpired:
+        why = _("This link is too old. Send /login to the bot: your video is there.")
+        return _unlisted(render(request, "telegram/gone.html", {"why": why}, status=410))
+    return _unlisted(render(request, "telegram/video.html", {"job": job, "signed": signed}))
+
+
+@require_safe
+def video_file(request: HttpRequest, signed: str) -> HttpResponseBase:
+    """The MP4, in ranges when asked for; `?download` makes browsers save it."""
+    try:
+        job = _shown(signed)
+    except signing.SignatureExpired:
+        raise Http404 from None
+    return _unlisted(
+        serve_file(
+            request,
+            str(job.video),
+            filename=filename_for(job.prompt),
+            as_attachment="download" in request.GET,
+        )
+    )
+
+
+def _shown(signed: str) -> GenerationJob:
+    """Raises Http404, signing.SignatureExpired."""
+    try:
+        job_id = links.video_behind(signed)
+    except signing.SignatureExpired:
+        raise
+    except (signing.BadSignature, ValueError):
+        raise Http404 from None
+    shown = GenerationJob.objects.filter(deleted_at=None, user__is_active=True)
+    job = shown.filter(pk=job_id, state=GenerationJob.State.COMPLETED).first()
+    if job is None:
+        raise Http404
+    return job
+
+
+def _unlisted(response: Answer) -> Answer:
+    response["X-Robots-Tag"] = "noindex, nofollow"
+    # The address is a secret: it must not travel on to where a link on the page leads.
+    response["Referrer-Policy"] = "no-referrer"
+    return response

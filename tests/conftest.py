@@ -188,7 +188,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start_job(node: Any) -> Callable[[Any], Any]:
     """Bring a queued job onto the node; returns its open attempt, whose lease is held by the attempt's own id."""
-    from generation import scheduling
+    from generation.jobs import scheduling
     from generation.models import GpuNode
 
     def start(job: Any) -> Any:
@@ -205,7 +205,8 @@ def start_job(node: Any) -> Callable[[Any], Any]:
 @pytest.fixture
 def finish_job(start_job: Callable[[Any], Any], clip: Path) -> Callable[[Any], Any]:
     """Bring a queued job to COMPLETED with a real clip in the storage, as the tasks would."""
-    from generation import lifecycle, media, stored_files
+    from generation import media
+    from generation.jobs import lifecycle, stored_files
     from generation.models import GenerationJob
 
     def finish(job: GenerationJob) -> GenerationJob:

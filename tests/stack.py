@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 
-from videoplatform.instance import Instance
+from videoplatform.process import Instance
 
 # A word of the command line by which each program of supervisord.conf is known.
 COMMANDS = {

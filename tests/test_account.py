@@ -14,11 +14,12 @@ from django.core.cache import cache
 from django.core.files.storage import default_storage
 from django.test import Client
 
-from accounts import api_keys, closing, merging, notices
-from accounts.audit import audit
+from accounts import api_keys, merging, notices, privacy
+from accounts.ledger_check import audit
 from accounts.models import ApiKey, Ban, CreditTransaction, Notice, User, UserLimits
-from generation import leaving as video_privacy
-from generation import lifecycle, sharing, stored_files, tasks
+from generation import privacy as video_privacy
+from generation import sharing
+from generation.jobs import lifecycle, stored_files, tasks
 from generation.models import GenerationJob, SharedLink
 from telegram_bot.models import JobMessage, TelegramAccount
 
@@ -308,9 +309,9 @@ def test_the_last_superuser_stays(staff):
 
 
 def test_leaving_twice_is_harmless(user):
-    closing.close(user=user)
+    privacy.close(user=user)
     name = User.objects.get(pk=user.pk).username
-    closing.close(user=User.objects.get(pk=user.pk))
+    privacy.close(user=User.objects.get(pk=user.pk))
     assert User.objects.get(pk=user.pk).username != name
     assert audit().discrepancies == []
 

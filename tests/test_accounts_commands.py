@@ -10,7 +10,7 @@ from django.db import connection
 
 from accounts import api_keys, ledger
 from accounts.models import CreditAccount, User
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from tests.emptying import GUARDED_TABLES
 

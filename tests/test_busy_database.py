@@ -9,7 +9,8 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 
-from generation import lifecycle, sharing
+from generation import sharing
+from generation.jobs import lifecycle
 from tests.processes import wait_for
 from tests.test_sse import Server, bearer, cookie, serving
 

@@ -12,15 +12,17 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from django_q.conf import Conf
 
-from generation import breaker, fleet, leases, lifecycle, running_totals, scheduling
-from generation.broker import NotifiedBroker
 from generation.errors import CooldownActive
+from generation.jobs import catalog, lifecycle, locks, node_health, scheduling
+from generation.jobs.queue import NotifiedBroker
 from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 from generation.nodes import NodeHealth
 from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored_attempts
-from telegram_bot import inbox, linking, notices, outbox, signing_in
+from telegram_bot import linking, tokens
 from telegram_bot.models import JobMessage, LinkRequest, LoginLink, TelegramUpdate
-from telegram_bot.people import open_account
+from telegram_bot.receiving import inbox
+from telegram_bot.receiving.context import open_account
+from telegram_bot.sending import notices, outbox
 from videoplatform.metrics import PlatformCollector
 
 pytestmark = pytest.mark.django_db
@@ -55,16 +57,16 @@ def submit(user: Any) -> GenerationJob:
 def test_a_lease_that_is_held_is_nobody_elses_and_one_that_ran_out_is_anybodys(user, start_job, host, off):
     attempt = start_job(submit(user))
     with host(off):
-        assert not leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+        assert not locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
         assert _unfollowed_attempts([]) == []
     JobAttempt.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
     with host(off):
         assert [found.pk for found in _unfollowed_attempts([])] == [attempt.pk]
-        assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
-    assert not leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+        assert locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
+    assert not locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
     with host(off):
-        leases.drop(attempt_id=attempt.pk, token=JobAttempt.objects.get().lease_token)
-    assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+        locks.drop(attempt_id=attempt.pk, token=JobAttempt.objects.get().lease_token)
+    assert locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
 
 
 def test_a_deadline_is_as_long_as_it_should_be_wherever_it_was_set_and_is_looked_at(user, host, off):
@@ -86,7 +88,7 @@ def test_a_deadline_is_as_long_as_it_should_be_wherever_it_was_set_and_is_looked
 def test_a_node_that_was_just_heard_of_gets_work_and_one_that_was_not_gets_none(user, node, host, off):
     submit(user)
     with host(off):
-        fleet.record_health(node, NodeHealth(ready=True, status="ready", protocol="videos", capacity=1))
+        node_health.record_health(node, NodeHealth(ready=True, status="ready", protocol="videos", capacity=1))
     assert scheduling.work_is_waiting()
     with host(off):
         assert scheduling.work_is_waiting()
@@ -136,11 +138,11 @@ def test_the_cooldown_is_a_minute_for_every_host(user, host, off):
 def test_a_trial_is_due_when_it_is(node, host, off):
     GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() + timedelta(seconds=60))
     with host(off):
-        assert not breaker.claim_trial(node)
+        assert not node_health.claim_trial(node)
     GpuNode.objects.update(next_trial_at=Now() - timedelta(seconds=1))
     with host(off):
-        assert breaker.claim_trial(node)
-    assert not breaker.claim_trial(node)
+        assert node_health.claim_trial(node)
+    assert not node_health.claim_trial(node)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -203,8 +205,8 @@ def test_links_between_the_chat_and_the_web_live_as_long_as_they_say(host, off):
     account = open_account(telegram_id=77)
     with host(off):
         linking.begin_in_telegram(account=account)
-        signing_in.issue(account=account)
-    for model, life in ((LinkRequest, linking.LIFE), (LoginLink, signing_in.LIFE)):
+        tokens.issue(account=account)
+    for model, life in ((LinkRequest, linking.LIFE), (LoginLink, tokens.LIFE)):
         left = model.objects.get().expires_at - timezone.now()
         assert life - timedelta(minutes=1) < left <= life
 
@@ -214,4 +216,4 @@ def test_what_metrics_keep_ends_before_now_whatever_a_host_takes_for_now(host, o
         list(PlatformCollector().collect())
     kept = RunningTotal.objects.values_list("until", flat=True)
     assert len(kept) == 2
-    assert all(abs(timezone.now() - running_totals.SETTLED - until) < timedelta(minutes=1) for until in kept)
+    assert all(abs(timezone.now() - catalog.SETTLED - until) < timedelta(minutes=1) for until in kept)

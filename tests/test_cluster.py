@@ -11,7 +11,7 @@ from django.db import transaction
 from django_q.models import OrmQ
 from django_q.tasks import async_task
 
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from tests.processes import Processes, wait_for
 
@@ -46,7 +46,7 @@ def pick(role: str, main_pid: int) -> psutil.Process:
 
 def done(user: Any) -> Any:
     """Something the worker visibly does: it takes a task out of the queue."""
-    async_task("generation.tasks.dispatch")
+    async_task("generation.jobs.tasks.dispatch")
     return lambda: not OrmQ.objects.exists()
 
 

@@ -14,7 +14,6 @@ from django.utils import timezone
 
 from accounts import ledger
 from accounts.models import CreditTransaction
-from generation import leases, lifecycle, scheduling, stored_files
 from generation.errors import (
     AccountInactive,
     CannotCancel,
@@ -28,6 +27,7 @@ from generation.errors import (
     PromptTooLong,
     UnknownPreset,
 )
+from generation.jobs import lifecycle, locks, scheduling, stored_files
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
 from generation.signals import job_finished
 
@@ -212,10 +212,10 @@ def test_an_old_attempt_cannot_move_a_job_that_went_on_without_it(user, start_jo
 def test_only_the_holder_of_the_lease_moves_an_attempt(user, start_job):
     attempt = start_job(submit(user))
     thief = uuid.uuid4()
-    assert not leases.take(attempt_id=attempt.pk, token=thief)
+    assert not locks.take(attempt_id=attempt.pk, token=thief)
     assert not lifecycle.record_progress(attempt_id=attempt.pk, token=thief, step=5)
     JobAttempt.objects.filter(pk=attempt.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    assert leases.take(attempt_id=attempt.pk, token=thief)
+    assert locks.take(attempt_id=attempt.pk, token=thief)
     assert not lifecycle.record_progress(attempt_id=attempt.pk, token=attempt.pk, step=5)
 
 
@@ -232,7 +232,7 @@ def test_a_verdict_that_comes_after_the_lease_went_on_changes_nothing(user, star
     """A dispatcher or a worker that slept too long, while somebody else drives the attempt."""
     attempt = start_job(submit(user))
     JobAttempt.objects.filter(pk=attempt.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+    assert locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
     verdict({"attempt_id": attempt.pk, "token": attempt.pk})
     attempt.refresh_from_db()
     node.refresh_from_db()

@@ -1,4 +1,4 @@
-"""Rows are locked in one order (generation/locking.py), so that transitions never wait for each other in a circle."""
+"""Rows are locked in one order (generation/jobs/locks.py), so that transitions never wait for each other in a circle."""
 
 import inspect
 import random
@@ -14,8 +14,8 @@ import pytest
 from django.db import OperationalError, connection
 from django.db.models.functions import Now
 
-from generation import breaker, leases, lifecycle, nudges, scheduling, stored_files, submission
 from generation.errors import GenerationError
+from generation.jobs import enqueue, lifecycle, locks, node_health, scheduling, stored_files, submission
 from generation.media import StoredClip
 from generation.models import GenerationJob, GpuNode, JobAttempt
 
@@ -106,7 +106,7 @@ CLIP = StoredClip(video="videos/b.mp4", poster="posters/b.jpg")
 # What prepares, and what is then watched.
 OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]] = {
     "submission.submit": (lambda w: None, lambda w, _: w.submit()),
-    "enqueue.store": (World.storing, lambda w, a: nudges.store(attempt_id=a.pk)),
+    "enqueue.store": (World.storing, lambda w, a: enqueue.store(attempt_id=a.pk)),
     "lifecycle.attempt_posted": (
         World.running,
         lambda w, a: lifecycle.attempt_posted(attempt_id=a.pk, token=a.pk, remote_id="r", hand_over=True),
@@ -155,25 +155,25 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         World.finished,
         lambda w, job: lifecycle.refund(job=job, reason="ugly", actor=w.user),
     ),
-    "enqueue.dispatch": (lambda w: None, lambda w, _: nudges.dispatch()),
-    "enqueue.stop_what_was_lost": (lambda w: None, lambda w, _: nudges.stop_what_was_lost(w.node)),
-    "enqueue.remove_files": (lambda w: None, lambda w, _: nudges.remove_files()),
-    "enqueue.add_up": (lambda w: None, lambda w, _: nudges.add_up()),
+    "enqueue.dispatch": (lambda w: None, lambda w, _: enqueue.dispatch()),
+    "enqueue.stop_what_was_lost": (lambda w: None, lambda w, _: enqueue.stop_what_was_lost(w.node)),
+    "enqueue.remove_files": (lambda w: None, lambda w, _: enqueue.remove_files()),
+    "enqueue.add_up": (lambda w: None, lambda w, _: enqueue.add_up()),
     "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
     "node_health.count_failure": (
         World.running,
-        lambda w, a: breaker.count_failure(leases.held(attempt_id=a.pk, token=a.pk), error="e"),
+        lambda w, a: node_health.count_failure(locks.held(attempt_id=a.pk, token=a.pk), error="e"),
     ),
-    "node_health.count_success": (World.running, lambda w, a: breaker.count_success(attempt_id=a.pk)),
-    "node_health.claim_trial": (World.set_aside, lambda w, node: breaker.claim_trial(node)),
-    "node_health.bring_back": (World.set_aside, lambda w, node: breaker.bring_back(node)),
+    "node_health.count_success": (World.running, lambda w, a: node_health.count_success(attempt_id=a.pk)),
+    "node_health.claim_trial": (World.set_aside, lambda w, node: node_health.claim_trial(node)),
+    "node_health.bring_back": (World.set_aside, lambda w, node: node_health.bring_back(node)),
     "node_health.note_failed_trial": (
         World.set_aside,
-        lambda w, node: breaker.note_failed_trial(node, ValueError("no")),
+        lambda w, node: node_health.note_failed_trial(node, ValueError("no")),
     ),
-    "locks.take": (World.running, lambda w, a: leases.take(attempt_id=a.pk, token=a.pk)),
-    "locks.drop": (World.running, lambda w, a: leases.drop(attempt_id=a.pk, token=a.pk)),
-    "locks.drop_all": (World.running, lambda w, a: leases.drop_all(token=a.pk)),
+    "locks.take": (World.running, lambda w, a: locks.take(attempt_id=a.pk, token=a.pk)),
+    "locks.drop": (World.running, lambda w, a: locks.drop(attempt_id=a.pk, token=a.pk)),
+    "locks.drop_all": (World.running, lambda w, a: locks.drop_all(token=a.pk)),
     "stored_files.announce": (lambda w: None, lambda w, _: stored_files.announce(CLIP)),
     "stored_files.claim": (lambda w: stored_files.announce(CLIP), lambda w, _: stored_files.claim(CLIP)),
     "stored_files.let_go": (lambda w: None, lambda w, _: stored_files.let_go(CLIP)),
@@ -209,7 +209,7 @@ def test_no_operation_is_left_out() -> None:
         }
 
     everything = set().union(
-        *map(public, (submission, lifecycle, nudges, scheduling, breaker, leases, stored_files))
+        *map(public, (submission, lifecycle, enqueue, scheduling, node_health, locks, stored_files))
     )
     assert everything == OPERATIONS.keys() | PARTS
 

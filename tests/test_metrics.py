@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 
 pytestmark = pytest.mark.django_db

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from generation import nodes
-from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client, parsing
+from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client, protocol
 from generation.nodes.transport import Answer, Transport, error_for_status, message_of, retry_after
 from tests import web
 from tests.field_node import FieldNode
@@ -815,7 +815,7 @@ def test_a_nodes_words_are_found_in_any_usual_shape(body: bytes, words: str) -> 
     ],
 )
 def test_a_path_is_cut_down_to_its_name(path: str, name: str) -> None:
-    assert parsing.file_name(path) == name
+    assert protocol.file_name(path) == name
 
 
 # --- Finding out the protocol ----------------------------------------------------------------------------------

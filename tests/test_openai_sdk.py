@@ -13,7 +13,7 @@ from pytest_django.live_server_helper import LiveServer
 
 from accounts import api_keys
 from accounts.models import User
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GenerationJob, GpuNode
 
 pytestmark = [

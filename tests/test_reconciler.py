@@ -16,10 +16,10 @@ from django.db.models.functions import Now
 from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 
-from generation import lifecycle, scheduling, stored_files
 from generation.database import in_database
-from generation.events import CHANNEL
-from generation.following import Follower
+from generation.jobs import lifecycle, scheduling, stored_files
+from generation.jobs.events import CHANNEL
+from generation.jobs.runner import Follower
 from generation.media import StoredClip
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.reconciler import Reconciler
@@ -86,7 +86,7 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
     OrmQ.objects.all().delete()
     return {
         "deadlines": Duty(
-            "generation.lifecycle.expire",
+            "generation.jobs.lifecycle.expire",
             lambda: GenerationJob.objects.get(pk=overdue.pk).state == "failed",
             named=overdue.id.hex,
         ),
@@ -95,8 +95,8 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
             "generation.reconciler._unfollowed_attempts",
             lambda: JobAttempt.objects.get(pk=running.pk).lease_token != running.pk,
         ),
-        "dispatch": Duty("generation.scheduling.work_is_waiting", lambda: nudged("dispatch")),
-        "files": Duty("generation.stored_files.due", lambda: nudged("remove_files")),
+        "dispatch": Duty("generation.jobs.scheduling.work_is_waiting", lambda: nudged("dispatch")),
+        "files": Duty("generation.jobs.stored_files.due", lambda: nudged("remove_files")),
         "nodes": Duty(
             "generation.reconciler.fleet.examine",
             lambda: GpuNode.objects.get(name="unheard").status == "unreachable",
@@ -111,7 +111,7 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
 
 def nudged(task: str, *args: uuid.UUID) -> bool:
     """Such a task is in the queue."""
-    wanted = (f"generation.tasks.{task}", tuple(str(arg) for arg in args))
+    wanted = (f"generation.jobs.tasks.{task}", tuple(str(arg) for arg in args))
     tasks = [SignedPackage.loads(row.payload) for row in OrmQ.objects.all()]
     return wanted in [(found["func"], tuple(found["args"])) for found in tasks]
 
@@ -238,7 +238,7 @@ def test_a_cancel_that_no_event_told_of_reaches_the_node_all_the_same(
 
     def cancel_unheard() -> None:
         with monkeypatch.context() as nobody_hears:
-            nobody_hears.setattr("generation.events.publish", lambda job: None)
+            nobody_hears.setattr("generation.jobs.events.publish", lambda job: None)
             lifecycle.cancel(job=running_one.job)
 
     async def live_through_it() -> None:

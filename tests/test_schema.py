@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from accounts import api_keys
 from accounts.models import User
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GpuNode
 
 pytestmark = pytest.mark.django_db

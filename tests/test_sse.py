@@ -26,10 +26,10 @@ from django.utils import timezone
 
 from accounts import api_keys
 from accounts.models import User
-from generation import lifecycle
-from generation.events import JobEvent
+from generation.jobs import lifecycle
+from generation.jobs.events import JobEvent
 from generation.models import GenerationJob
-from generation.sse import Inbox, frame
+from generation.sse.streams import Inbox, frame
 from tests import web
 from tests.environment import REPOSITORY
 

@@ -15,9 +15,10 @@ from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models.functions import Now
 
-from generation import lifecycle, media, stored_files, tasks
+from generation import media
+from generation.jobs import lifecycle, stored_files, tasks
+from generation.media.folders import work_folder
 from generation.models import GenerationJob, GpuNode, UnclaimedFile
-from generation.work_folders import work_folder
 from tests.processes import Processes, wait_for
 from tests.videos_server import VideosServer
 
@@ -149,7 +150,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     settings.WORK_DIR = tmp_path / "work"
     program = (
         "import django, time; django.setup()\n"
-        "from generation.work_folders import work_folder\n"
+        "from generation.media.folders import work_folder\n"
         "with work_folder() as folder: print(folder, flush=True); time.sleep(60)"
     )
     environment = os.environ | {

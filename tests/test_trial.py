@@ -9,7 +9,8 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.management import CommandError, call_command
 
-from generation import media, trial
+from generation import media
+from generation.jobs import canary
 from generation.models import GpuNode
 from generation.nodes import NodeTimeout
 from tests.field_node import FieldNode
@@ -22,16 +23,16 @@ def server(request: pytest.FixtureRequest) -> Iterator[VideosServer]:
         yield running
 
 
-def make(server: VideosServer, settings: Any, folder: Path) -> trial.TrialClip:
+def make(server: VideosServer, settings: Any, folder: Path) -> canary.TrialClip:
     settings.WORK_DIR = folder
-    return async_to_sync(trial.make_clip)(GpuNode(base_url=server.url), protocol="videos")
+    return async_to_sync(canary.make_clip)(GpuNode(base_url=server.url), protocol="videos")
 
 
 @pytest.mark.parametrize("server", [1.0], indirect=True)
 def test_a_server_that_answers_each_question_at_once_is_not_flooded(
     server: VideosServer, settings: Any, tmp_path: Path
 ) -> None:
-    assert make(server, settings, tmp_path).facts.frames == trial.FRAMES
+    assert make(server, settings, tmp_path).facts.frames == canary.FRAMES
     questions = [asked for asked in server.requests() if asked["path"].startswith("/v1/videos/video_gen_")]
     assert 2 <= len(questions) < 15
 

@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts import ledger
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GenerationJob, Preset
 from telegram_bot import links
 from telegram_bot.models import CreditPack, TelegramAccount

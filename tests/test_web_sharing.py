@@ -9,8 +9,9 @@ from django.db import connection
 from django.test import Client
 
 from accounts.models import User
-from generation import lifecycle, sharing
+from generation import sharing
 from generation.errors import VideoNotReady
+from generation.jobs import lifecycle
 from generation.models import SharedLink
 
 pytestmark = pytest.mark.django_db

@@ -18,7 +18,7 @@ import av
 import httpx
 from tqdm import tqdm
 
-from videoplatform.instance import BASE_DIR, Instance, InstanceFailed
+from videoplatform.process import BASE_DIR, Instance, InstanceFailed
 
 PROMPT = "A golden star flies right at night"
 JOB_SECONDS = 300.0

@@ -1,8 +1,4 @@
-"""`/metrics` for Prometheus: how the platform stands, read from the database when it is asked.
-
-Every process and host gives the same answer, because nothing is counted in memory. What grows for ever is not counted
-anew each time (`running_totals`). Names and meanings are in docs/operations.md.
-"""
+"""What a phone needs to know to put the site among its apps."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +6,14 @@ from datetime import timedelta
 from ipaddress import ip_address
 
 from django.conf import settings
+from django.db import DatabaseError, InterfaceError
 from django.db.models import Count, F, Max, Min, QuerySet, Sum
 from django.db.models.functions import Abs, Greatest, Now
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.templatetags.static import static
+from django.urls import reverse
 from django.utils.crypto import constant_time_compare
+from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from django_q.models import OrmQ
@@ -22,13 +22,30 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from accounts.models import CreditAccount, CreditTransaction
-from generation import running_totals
 from generation.database import DATABASE_AWAY, RETRY_AFTER
+from generation.jobs import catalog
 from generation.models import GenerationJob, GpuNode, JobAttempt, UnclaimedFile
 from telegram_bot.models import BotTraffic, JobMessage, TelegramUpdate
-from telegram_bot.traffic import UPDATE
+from telegram_bot.sending.client import UPDATE
 
 logger = logging.getLogger(__name__)
+
+
+@never_cache
+def healthz(request: HttpRequest) -> JsonResponse:
+    """200 when the database answers, else 503. When a GPU node was last heard of says whether the reconciler runs."""
+    try:
+        heard = GpuNode.objects.aggregate(ago=Now() - Max("last_seen_at"))["ago"]
+    except (DatabaseError, InterfaceError) as error:
+        logger.error("the database does not answer: %s", error)
+        return JsonResponse({"status": "failed", "database": "failed"}, status=503, headers=RETRY_AFTER)
+    age = None if heard is None else round(heard.total_seconds(), 1)
+    return JsonResponse({"status": "ok", "database": "ok", "node_heard_seconds_ago": age})
+
+
+# `/healthz`: whether this process can serve, and whether the others seem to be at work.
+
+
 State = GenerationJob.State
 
 
@@ -86,7 +103,7 @@ class PlatformCollector(Collector):
             "Jobs that have ended, by state and error code.",
             labels=["state", "code"],
         )
-        over = running_totals.add_up(
+        over = catalog.add_up(
             "jobs_ended",
             GenerationJob.objects.filter(finished_at__isnull=False),
             moment="finished_at",
@@ -141,7 +158,7 @@ class PlatformCollector(Collector):
         moved = CounterMetricFamily(
             "videoplatform_credits_moved", "Credits in entries of the ledger, by kind.", labels=["kind"]
         )
-        kinds = running_totals.add_up(
+        kinds = catalog.add_up(
             "credits_moved",
             CreditTransaction.objects.all(),
             moment="created_at",
@@ -215,3 +232,35 @@ def _oldest(rows: "QuerySet", moment: str) -> float:
     """Seconds since the first of these moments; 0 when there are none."""
     age: timedelta | None = rows.aggregate(age=Now() - Min(moment))["age"]
     return 0.0 if age is None else max(0.0, age.total_seconds())
+
+
+# `/metrics` for Prometheus: how the platform stands, read from the database when it is asked.
+#
+# Every process and host gives the same answer, because nothing is counted in memory. What grows for ever is not counted
+# anew each time (`running_totals`). Names and meanings are in docs/operations.md.
+#
+
+
+@require_safe
+def manifest(request: HttpRequest) -> JsonResponse:
+    icons = [
+        {
+            "src": static(f"icon-{size}.png"),
+            "sizes": f"{size}x{size}",
+            "type": "image/png",
+            "purpose": purpose,
+        }
+        for size in (192, 512)
+        for purpose in ("any", "maskable")
+    ]
+    facts = {
+        "name": "Video platform",
+        "short_name": _("Videos"),
+        "description": _("Write a sentence, get a video. Credits are charged only for a clip that plays."),
+        "start_url": reverse("dashboard"),
+        "display": "standalone",
+        "background_color": "#fafaf9",
+        "theme_color": "#5244d6",
+        "icons": icons,
+    }
+    return JsonResponse(facts, content_type="application/manifest+json")

@@ -32,7 +32,7 @@ from supervisor.medusa import asyncore_25 as asyncore
 from supervisor.options import ServerOptions
 from supervisor.supervisord import Supervisor
 
-from videoplatform.first_run import write_secrets
+from videoplatform.bootstrap import write_secrets
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 PORTS = validate.Range(min=1, max=65535)
@@ -160,7 +160,7 @@ def check_port(host: str, port: int, variable: str) -> None:
 
 def prepare_installation() -> str:
     """Migrate and so on, in a process of its own. Returns its words for the person."""
-    command = [sys.executable, "-m", "videoplatform.first_run"]
+    command = [sys.executable, "-m", "videoplatform.bootstrap"]
     result = subprocess.run(command, cwd=BASE_DIR, stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode != 0:
         raise CannotRun(f"{result.stdout}The database could not be prepared; see above.")

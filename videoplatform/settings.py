@@ -86,7 +86,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
-    "videoplatform.unreadable.RefuseUnreadable",
+    "videoplatform.hardening.RefuseUnreadable",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -95,7 +95,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
-    "accounts.staff.second_factor.RequireSecondFactor",
+    "accounts.auth.RequireSecondFactor",
     "django_htmx.middleware.HtmxMiddleware",
 ]
 
@@ -109,7 +109,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-                "generation.context_processors.wallet",
+                "generation.web.request.wallet",
                 "accounts.notices.for_pages",
                 "telegram_bot.context_processors.bot",
             ],
@@ -152,8 +152,8 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
-SESSION_ENGINE = "accounts.sessions"
-ACCOUNT_ADAPTER = "accounts.adapter.AccountAdapter"
+SESSION_ENGINE = "accounts.auth"
+ACCOUNT_ADAPTER = "accounts.auth.AccountAdapter"
 LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "dashboard"
 LOGOUT_REDIRECT_URL = "dashboard"
@@ -225,7 +225,7 @@ _QUEUE_LIMIT = WORKER_PROCESSES
 Q_CLUSTER = {
     "name": "videoplatform",
     "orm": "default",
-    "broker_class": "generation.broker.NotifiedBroker",
+    "broker_class": "generation.jobs.queue.NotifiedBroker",
     "workers": WORKER_PROCESSES,
     "timeout": _TASK_TIMEOUT,
     # The retry clock starts when a task is prefetched: shorter than this and tasks run twice
@@ -317,17 +317,17 @@ CONTENT_SECURITY_POLICY = {
 
 # --- REST -------------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK: dict[str, Any] = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api_auth.ApiKeyAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api.auth.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api_formats.AnyAccept",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api.errors.AnyAccept",
     "DEFAULT_PARSER_CLASSES": [
-        "generation.api_formats.PlainJSONParser",
+        "generation.api.errors.PlainJSONParser",
         "rest_framework.parsers.MultiPartParser",
         "rest_framework.parsers.FormParser",
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "EXCEPTION_HANDLER": "generation.api_errors.handle",
+    "EXCEPTION_HANDLER": "generation.api.errors.handle",
 }
 # Live event streams: a comment every so often keeps proxies from cutting them; a session or key is looked at again.
 EVENTS_HEARTBEAT_SECONDS = env.float("EVENTS_HEARTBEAT_SECONDS", 15.0, validate=POSITIVE)
@@ -379,7 +379,7 @@ UNFOLD = {
         }
     },
     "DASHBOARD_CALLBACK": "generation.staff.home.context",
-    "LOGIN": {"form": "accounts.staff_sign_in.StaffSignInForm"},
+    "LOGIN": {"form": "accounts.auth.StaffSignInForm"},
 }
 
 LOGGING: dict[str, Any] = {

@@ -2,8 +2,8 @@
 
 from django.contrib import admin
 
-from accounts.admin import acts, api_keys, audits, authenticators, groups, transactions, users
+from accounts.admin import access, audit_log, ledger, users
 
 admin.site.index_title = "Home"
 
-__all__ = ["acts", "api_keys", "audits", "authenticators", "groups", "transactions", "users"]
+__all__ = ["access", "audit_log", "ledger", "users"]

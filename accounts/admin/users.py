@@ -22,12 +22,12 @@ from unfold.widgets import (
 )
 
 from accounts import ledger
-from accounts.admin.acts import acts_on
-from accounts.admin.transactions import link_to_job
-from accounts.admin_pages import WHY, LoggedAdmin, Reasoned, ReasonForm, ask, row, say_why_not
+from accounts.admin.audit_log import acts_on
+from accounts.admin.base import WHY, LoggedAdmin, Reasoned, ReasonForm, ask, row, say_why_not
+from accounts.admin.ledger import link_to_job
 from accounts.models import CreditTransaction, User, UserLimits
-from accounts.staff import bans, terms, wallets
-from accounts.staff.clerks import Clerk
+from accounts.staff import operations
+from accounts.staff.actor import Actor
 
 LATEST = 10
 # Who may edit addresses could give somebody else's account one of their own and reset its password.
@@ -148,7 +148,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         fields: tuple[str, ...] = self.shown
-        if not Clerk.of(request).may("accounts.manage_staff"):
+        if not Actor.of(request).may("accounts.manage_staff"):
             fields += ("is_staff", "groups")
         return fields if _is_superuser(request) else (*fields, "is_superuser")
 
@@ -161,16 +161,16 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         return False
 
     def has_grant_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("accounts.grant_credits")
+        return Actor.of(request).may("accounts.grant_credits")
 
     def has_adjust_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("accounts.adjust_credits")
+        return Actor.of(request).may("accounts.adjust_credits")
 
     def has_limit_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("accounts.limit_user")
+        return Actor.of(request).may("accounts.limit_user")
 
     def has_ban_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("accounts.ban_user")
+        return Actor.of(request).may("accounts.ban_user")
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """What is impossible just now is not offered."""
@@ -220,7 +220,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
 
     @display(description="Limits")
     def agreed(self, user: User) -> str:
-        limits = terms.of(user)
+        limits = operations.of(user)
         named = [(field.verbose_name, getattr(limits, field.name)) for field in UserLimits._meta.fields]
         lines = [f"{name}: {value:g}" for name, value in named[2:] if value is not None]
         return ", ".join(lines) or "as for everybody"
@@ -262,9 +262,9 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     def set_limits(self, request: HttpRequest, object_id: str) -> HttpResponse:
         user: User = row(self, request, object_id)
 
-        def agree(clerk: Clerk, wish: dict[str, Any]) -> str:
-            wanted = cast(terms.Terms, {name: wish[name] for name in TERMS})
-            terms.agree(clerk=clerk, user=user, terms=wanted, reason=wish["reason"], once=wish["once"])
+        def agree(actor: Actor, wish: dict[str, Any]) -> str:
+            wanted = cast(operations.Terms, {name: wish[name] for name in TERMS})
+            operations.agree(actor=actor, user=user, terms=wanted, reason=wish["reason"], once=wish["once"])
             return f"The limits of {user} are set ({wish['reason']})."
 
         return ask(
@@ -275,7 +275,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
             explanation=f"What holds for {user} alone. Empty: as for everybody.",
             act=agree,
             form_class=TermsForm,
-            initial=model_to_dict(terms.of(user), fields=TERMS),
+            initial=model_to_dict(operations.of(user), fields=TERMS),
         )
 
     @action(description="Ban", url_path="ban", permissions=["ban"], icon="block")
@@ -284,8 +284,8 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         if not user.is_active:
             return say_why_not(self, request, user, f"{user} is banned already.")
 
-        def shut_out(clerk: Clerk, wish: dict[str, Any]) -> str:
-            bans.ban(clerk=clerk, user=user, **wish)
+        def shut_out(actor: Actor, wish: dict[str, Any]) -> str:
+            operations.ban(actor=actor, user=user, **wish)
             return f"{user} is banned ({wish['reason']})."
 
         explanation = (
@@ -299,8 +299,8 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         if user.is_active:
             return say_why_not(self, request, user, f"{user} is not banned.")
 
-        def let_in(clerk: Clerk, wish: dict[str, Any]) -> str:
-            bans.lift(clerk=clerk, user=user, **wish)
+        def let_in(actor: Actor, wish: dict[str, Any]) -> str:
+            operations.lift(actor=actor, user=user, **wish)
             return f"{user} may sign in again ({wish['reason']})."
 
         return ask(self, request, user, title="Lift the ban", explanation=self.standing(user), act=let_in)
@@ -308,8 +308,8 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     def _grant(
         self, request: HttpRequest, subject: Model | QuerySet[Any], users: list[User], explanation: str
     ) -> HttpResponse:
-        def give(clerk: Clerk, wish: dict[str, Any]) -> str:
-            wallets.grant(clerk=clerk, users=users, **wish)
+        def give(actor: Actor, wish: dict[str, Any]) -> str:
+            operations.grant(actor=actor, users=users, **wish)
             return f"Gave {_whom(users)} {wish['amount']} credits ({wish['reason']}).{_balance_now(users)}"
 
         return ask(
@@ -325,8 +325,8 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     def _adjust(
         self, request: HttpRequest, subject: Model | QuerySet[Any], users: list[User], explanation: str
     ) -> HttpResponse:
-        def correct(clerk: Clerk, wish: dict[str, Any]) -> str:
-            wallets.adjust(clerk=clerk, users=users, **wish)
+        def correct(actor: Actor, wish: dict[str, Any]) -> str:
+            operations.adjust(actor=actor, users=users, **wish)
             return f"Adjusted {_whom(users)} by {wish['amount']:+d} ({wish['reason']}).{_balance_now(users)}"
 
         return ask(
@@ -348,7 +348,7 @@ def _may_touch(request: HttpRequest, user: User) -> bool:
     """Whether the row of `user` may be edited at all; a member of the staff may edit their own."""
     if user.is_superuser and not _is_superuser(request):
         return False
-    return not user.is_staff or user == request.user or Clerk.of(request).may("accounts.manage_staff")
+    return not user.is_staff or user == request.user or Actor.of(request).may("accounts.manage_staff")
 
 
 def _in_one_line(entry: CreditTransaction) -> str:

@@ -1,23 +1,28 @@
-"""What must not be asked for, and what people report, for staff."""
+"""Background tasks that failed, for staff."""
 
 from typing import Any
 
 from django import forms
 from django.contrib import admin
+from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import Truncator
+from django_q.models import Failure, OrmQ, Schedule, Success
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminTextareaWidget
 
-from accounts.admin_pages import LoggedAdmin, ReadOnlyAdmin, ask, row, say_why_not
-from accounts.staff.clerks import Clerk
-from generation import rules
-from generation.models import BlockedPrompt, Report
-from generation.staff import reports
-from generation.staff.reports import why_not_remove
+from accounts.admin.audit_log import acts_on
+from accounts.admin.base import LoggedAdmin, ReadOnlyAdmin, ask, ask_about_each, row, say_why_not
+from accounts.staff.actor import Actor
+from generation.jobs import queue, submission
+from generation.models import BlockedPrompt, Preset, Report
+from generation.staff import moderation
+from generation.staff.moderation import why_not_remove
 
 
 class RuleForm(forms.ModelForm):
@@ -30,10 +35,10 @@ class RuleForm(forms.ModelForm):
         text = wish.get("text", "")
         if wish.get("kind") == BlockedPrompt.Kind.PATTERN:
             try:
-                rules.compiled(text)
-            except rules.BadPattern as error:
+                submission.compiled(text)
+            except submission.BadPattern as error:
                 self.add_error("text", f"This is no pattern that can be used: {error}")
-        elif text and not rules.WORD.search(rules.normal(text)):
+        elif text and not submission.WORD.search(submission.normal(text)):
             self.add_error("text", "There is no word in it.")
         return wish
 
@@ -53,7 +58,7 @@ class BlockedPromptAdmin(LoggedAdmin):
     actions_list = ("try_out",)
 
     def has_try_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.view_blockedprompt")
+        return Actor.of(request).may("generation.view_blockedprompt")
 
     @action(description="Try a prompt", url_path="try", permissions=["try"], icon="science")
     def try_out(self, request: HttpRequest) -> HttpResponse:
@@ -66,7 +71,7 @@ class BlockedPromptAdmin(LoggedAdmin):
             "title": "Try a prompt",
             "form": form,
             "tried": tried,
-            "broken": rules.matching(form.cleaned_data["prompt"]) if tried else [],
+            "broken": submission.matching(form.cleaned_data["prompt"]) if tried else [],
         }
         return TemplateResponse(request, "admin/try_prompt.html", context)
 
@@ -102,7 +107,7 @@ class ReportAdmin(ReadOnlyAdmin):
         return report.job.prompt
 
     def has_settle_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.remove_video")
+        return Actor.of(request).may("generation.remove_video")
 
     def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """What is settled is settled."""
@@ -116,8 +121,8 @@ class ReportAdmin(ReadOnlyAdmin):
         if request.method != "POST" and (why := why_not_remove(report.job)):
             return say_why_not(self, request, report, why)
 
-        def take_away(clerk: Clerk, wish: dict[str, Any]) -> str:
-            reports.remove(clerk=clerk, job=report.job, **wish)
+        def take_away(actor: Actor, wish: dict[str, Any]) -> str:
+            moderation.remove(actor=actor, job=report.job, **wish)
             return f"{report.job.public_id} is removed ({wish['reason']}). Its owner is told."
 
         explanation = (
@@ -129,8 +134,95 @@ class ReportAdmin(ReadOnlyAdmin):
     def dismiss(self, request: HttpRequest, object_id: str) -> HttpResponse:
         report: Report = row(self, request, object_id)
 
-        def leave(clerk: Clerk, wish: dict[str, Any]) -> str:
-            reports.dismiss(clerk=clerk, report=report, **wish)
+        def leave(actor: Actor, wish: dict[str, Any]) -> str:
+            moderation.dismiss(actor=actor, report=report, **wish)
             return f"The reports of {report.job.public_id} are dismissed ({wish['reason']})."
 
         return ask(self, request, report, title="Dismiss", explanation="The video stays as it is.", act=leave)
+
+
+# What is on offer, for staff.
+
+
+class PresetForm(forms.ModelForm):
+    class Meta:
+        model = Preset
+        fields = (
+            "name",
+            "label",
+            "num_frames",
+            "fps",
+            "num_inference_steps",
+            "guidance_scale",
+            "cost",
+            "position",
+            "is_default",
+            "enabled",
+        )
+
+    def _get_validation_exclusions(self) -> set[str]:
+        # One default at most is a constraint; choosing another default takes it from the one that was (save_model).
+        excluded: set[str] = super()._get_validation_exclusions()  # type: ignore[misc]  # Django's, not in its stubs
+        return excluded | {"is_default"}
+
+
+@admin.register(Preset)
+class PresetAdmin(LoggedAdmin):
+    """What is on offer. A change is for new jobs only; what was used is switched off rather than deleted."""
+
+    form = PresetForm
+    list_display = (
+        "label",
+        "name",
+        "num_frames",
+        "fps",
+        "num_inference_steps",
+        "cost",
+        "position",
+        "is_default",
+        "enabled",
+    )
+    list_filter = ("enabled",)
+    readonly_fields = ("acts",)
+
+    @display(description="History")
+    def acts(self, preset: Preset) -> SafeString | str:
+        return acts_on(preset)
+
+    @transaction.atomic
+    def save_model(self, request: HttpRequest, obj: Preset, form: forms.ModelForm, change: bool) -> None:
+        if obj.is_default:
+            Preset.objects.exclude(pk=obj.pk).update(is_default=False)
+        super().save_model(request, obj, form, change)
+
+
+# What must not be asked for, and what people report, for staff.
+
+
+# Nothing is scheduled here, successes are not kept, and a queued task is a name that would be called.
+for unused in (Schedule, Success, OrmQ, Failure):
+    admin.site.unregister(unused)
+
+
+@admin.register(Failure)
+class FailureAdmin(ReadOnlyAdmin):
+    """What broke, and why. Tasks are safe to repeat."""
+
+    list_display = ("stopped", "func", "args", "error")
+    fields = ("func", "args", "kwargs", "started", "stopped", "result")
+    search_fields = ("func", "name")
+    actions = ("run_again",)
+
+    @display(description="Error")
+    def error(self, task: Failure) -> str:
+        return Truncator(str(task.result)).chars(100)
+
+    def has_rerun_permission(self, request: HttpRequest, _: object = None) -> bool:
+        return Actor.of(request).may("django_q.change_failure")
+
+    @admin.action(description="Run these again", permissions=["rerun"])
+    def run_again(self, request: HttpRequest, queryset: "QuerySet[Failure]") -> HttpResponse:
+        def again(actor: Actor, task: Failure, wish: dict[str, Any]) -> None:
+            queue.run_again(actor=actor, task=task, **wish)
+
+        return ask_about_each(self, request, queryset, title="Run again", do=again)

@@ -1,13 +1,18 @@
 """Jobs, for staff."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cached_property
 from typing import Any
+from uuid import UUID
 
 from django import forms
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.core.paginator import Paginator
+from django.core.paginator import Page, Paginator
+from django.db import connection, transaction
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -19,10 +24,12 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminSelectWidget
 
-from accounts.admin.acts import acts_on
-from accounts.admin_pages import (
+from accounts.admin.audit_log import acts_on
+from accounts.admin.base import (
+    MOST_COUNTED,
     ReadOnlyAdmin,
     ReasonForm,
+    ShortPaginator,
     ask,
     ask_about_each,
     badge,
@@ -31,17 +38,109 @@ from accounts.admin_pages import (
     state_now,
 )
 from accounts.models import User
-from accounts.staff.clerks import Clerk
-from generation import lifecycle, public_ids
-from generation.admin.incidents import refund_chosen
-from generation.admin.job_search import FoundJobs
-from generation.models import GenerationJob, GpuNode, JobAttempt
-from generation.staff import jobs, moves, reports, retries, search
-from generation.staff.jobs import why_not_cancel, why_not_refund
-from generation.staff.moves import why_not_move
-from generation.staff.reports import why_not_remove
-from generation.staff.retries import why_not_retry
-from generation.streaming import serve_file
+from accounts.staff.actor import Actor
+from generation.admin.bulk_refunds import refund_chosen
+from generation.jobs import lifecycle
+from generation.models import GenerationJob, GpuNode, JobAttempt, fields
+from generation.staff import jobs, moderation
+from generation.staff.jobs import why_not_cancel, why_not_move, why_not_refund, why_not_retry
+from generation.staff.moderation import why_not_remove
+from generation.web.streaming import serve_file
+
+# As the index `job_listed` has it.
+ORDER = ("-created_at", "-pk")
+# So many of the newest jobs tell whether many fit. To read one takes a hundredth of a millisecond at most.
+SAMPLE = 2_000
+# With no more than so many of the sample, all that fit are few enough for the index of words.
+FEW = 20
+# No more are read one by one. So fewer than one in ten fit where these were not enough for all that are counted.
+FARTHEST = 10_000
+
+
+class FoundJobs(ShortPaginator):
+    """For a search by words, in the order of the list: by creation, the newest first."""
+
+    object_list: "QuerySet[GenerationJob]"
+
+    @classmethod
+    def suits(cls, rows: "QuerySet[Any]") -> bool:
+        return jobs.is_by_words(rows) and rows.query.order_by == ORDER
+
+    @cached_property
+    def count(self) -> int:
+        """Up to MOST_COUNTED, as in every list."""
+        if self._few:
+            return len(self._all)
+        return MOST_COUNTED if self._since_when(MOST_COUNTED) else super().count
+
+    def page(self, number: int | str) -> "Page[Any]":
+        number = self.validate_number(number)
+        first, last = (number - 1) * self.per_page, min(number * self.per_page, self.count)
+        if self._few:
+            found = self.object_list.filter(pk__in=self._all[first:last])
+        elif since := self._since_when(last):
+            found = self._newer(since)[first:last]
+        else:
+            found = self.object_list.filter(pk__in=self._by_index(first, last))
+        with _without("bitmapscan"):
+            return Page(list(found), number, self)
+
+    @cached_property
+    def _few(self) -> bool:
+        return max(self._fit_since.values(), default=0) <= FEW
+
+    @cached_property
+    def _all(self) -> list[UUID]:
+        """All that fit, as far as they are counted: so the index is asked once."""
+        return self._by_index(0, MOST_COUNTED)
+
+    def _by_index(self, first: int, last: int) -> list[UUID]:
+        """From the index of words, which is read whole for it, and put in order."""
+        with _without("indexscan"):
+            return list(self.object_list.values_list("pk", flat=True)[first:last])
+
+    def _since_when(self, wanted: int) -> datetime | None:
+        """A moment since which at least `wanted` fit; None when it is too long ago for one by one."""
+        return next((since for since, fit in self._fit_since.items() if fit >= wanted), None)
+
+    @cached_property
+    def _fit_since(self) -> dict[datetime, int]:
+        """How many fit, as far as they are counted: of the sample, and where that leaves it open, of the farthest."""
+        found: dict[datetime, int] = {}
+        moments = _moments()
+        with _without("bitmapscan"):
+            for since in moments:
+                found[since] = self._newer(since).order_by()[:MOST_COUNTED].count()
+                if not FEW < found[since] < MOST_COUNTED:
+                    break
+        return found
+
+    def _newer(self, since: datetime) -> "QuerySet[GenerationJob]":
+        return self.object_list.filter(created_at__gte=since)
+
+
+def _moments() -> list[datetime]:
+    """Of the last job of the sample and the last that is read, as far as there are that many."""
+    jobs = GenerationJob.objects.order_by(*ORDER).values_list("created_at", flat=True)
+    sample, farthest = (jobs[number - 1 : number] for number in (SAMPLE, FARTHEST))
+    return list(sample.union(farthest, all=True).order_by("-created_at"))
+
+
+@contextmanager
+def _without(way: str) -> Iterator[None]:
+    """PostgreSQL takes another way, until the end of the transaction. It would choose wrongly: of words that begin so
+    it cannot know how many jobs have them. Without bitmaps it reads job by job, without the others it asks the index.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"SET LOCAL enable_{way} = off")
+        yield
+
+
+# A page of the jobs that have certain words, the newest first, in the same time whether one of a million has them or
+# all. The index of words knows no order: it gives every job that fits, of which all but a page are thrown away. That is
+# quick while few fit. When many do, the newest jobs are read one by one instead, until there are enough.
+#
+
 
 State = GenerationJob.State
 STATE_COLOURS = {
@@ -153,19 +252,19 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     )
 
     def has_cancel_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.cancel_job")
+        return Actor.of(request).may("generation.cancel_job")
 
     def has_refund_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.refund_job")
+        return Actor.of(request).may("generation.refund_job")
 
     def has_retry_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.retry_job")
+        return Actor.of(request).may("generation.retry_job")
 
     def has_move_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.move_job")
+        return Actor.of(request).may("generation.move_job")
 
     def has_remove_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.remove_video")
+        return Actor.of(request).may("generation.remove_video")
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[GenerationJob]":
         found: QuerySet[GenerationJob] = super().get_queryset(request)
@@ -189,12 +288,12 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
-        if job_id := public_ids.parse(term):
+        if job_id := fields.parse(term):
             return queryset.filter(pk=job_id), False
         people = User.objects.filter(Q(username=term) | Q(email=term)).values_list("pk", flat=True)
         if found := list(people):
             return queryset.filter(user__in=found), False
-        return search.with_words(queryset, term), False
+        return jobs.with_words(queryset, term), False
 
     def get_paginator(
         self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", *args: Any, **kwargs: Any
@@ -293,8 +392,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             f"{job.public_id} of {job.user} is {job.state}. It stops, and {job.cost} credits are given back."
         )
 
-        def stop(clerk: Clerk, wish: dict[str, Any]) -> str:
-            jobs.cancel(clerk=clerk, job=job, **wish)
+        def stop(actor: Actor, wish: dict[str, Any]) -> str:
+            jobs.cancel(actor=actor, job=job, **wish)
             return f"Canceled {job.public_id} ({wish['reason']}). {job.cost} credits were given back."
 
         return self._ask_if_possible(request, job, "cancel", "Cancel", explanation, stop)
@@ -306,8 +405,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             f"{job.user} gets back the {job.cost} credits that {job.public_id} cost. The video stays theirs."
         )
 
-        def give_back(clerk: Clerk, wish: dict[str, Any]) -> str:
-            back = jobs.refund(clerk=clerk, job=job, **wish)
+        def give_back(actor: Actor, wish: dict[str, Any]) -> str:
+            back = jobs.refund(actor=actor, job=job, **wish)
             return f"Refunded {job.public_id}: {back} credits to {job.user} ({wish['reason']})."
 
         return self._ask_if_possible(request, job, "refund", "Refund", explanation, give_back)
@@ -319,8 +418,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             f"The same video is made again for {job.user}, who pays nothing for it: nobody asked them."
         )
 
-        def again(clerk: Clerk, wish: dict[str, Any]) -> str:
-            fresh = retries.retry(clerk=clerk, job=job, **wish)
+        def again(actor: Actor, wish: dict[str, Any]) -> str:
+            fresh = jobs.retry(actor=actor, job=job, **wish)
             return f"{job.public_id} is made again as {fresh.public_id} ({wish['reason']})."
 
         return self._ask_if_possible(request, job, "retry", "Retry", explanation, again)
@@ -333,8 +432,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             f"{job.public_id} is on {where}, at step {job.step}. It begins afresh on the other node."
         )
 
-        def take_over(clerk: Clerk, wish: dict[str, Any]) -> str:
-            moves.move(clerk=clerk, job=job, **wish)
+        def take_over(actor: Actor, wish: dict[str, Any]) -> str:
+            jobs.move(actor=actor, job=job, **wish)
             return f"{job.public_id} is on {wish['target']} now ({wish['reason']})."
 
         return self._ask_if_possible(request, job, "move", "Move", explanation, take_over, MoveForm)
@@ -346,8 +445,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             f"“{job.prompt}” is taken away from {job.user} for good, who is told why. Nothing is refunded."
         )
 
-        def take_away(clerk: Clerk, wish: dict[str, Any]) -> str:
-            reports.remove(clerk=clerk, job=job, **wish)
+        def take_away(actor: Actor, wish: dict[str, Any]) -> str:
+            moderation.remove(actor=actor, job=job, **wish)
             return f"{job.public_id} is removed ({wish['reason']}). Its owner is told."
 
         return self._ask_if_possible(request, job, "remove_video", "Remove the video", explanation, take_away)
@@ -358,11 +457,11 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Make again what failed of these", permissions=["retry"])
     def retry_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
-        return self._each(request, queryset, "Retry", why_not_retry, retries.retry)
+        return self._each(request, queryset, "Retry", why_not_retry, jobs.retry)
 
     @admin.action(description="Move what runs of these to another node", permissions=["move"])
     def move_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
-        return self._each(request, queryset, "Move", why_not_move, moves.move, MoveForm)
+        return self._each(request, queryset, "Move", why_not_move, jobs.move, MoveForm)
 
     @admin.action(description="Refund what was charged of these", permissions=["refund"])
     def refund_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
@@ -375,7 +474,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         name: str,
         title: str,
         explanation: str,
-        act: Callable[[Clerk, dict[str, Any]], str],
+        act: Callable[[Actor, dict[str, Any]], str],
         form_class: type[forms.Form] = ReasonForm,
     ) -> HttpResponse:
         if request.method != "POST" and (why := IMPOSSIBLE[name](job)):
@@ -391,8 +490,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         operation: Callable[..., object],
         form_class: type[forms.Form] = ReasonForm,
     ) -> HttpResponse:
-        def do(clerk: Clerk, job: GenerationJob, wish: dict[str, Any]) -> None:
-            operation(clerk=clerk, job=job, **wish)
+        def do(actor: Actor, job: GenerationJob, wish: dict[str, Any]) -> None:
+            operation(actor=actor, job=job, **wish)
 
         rows = chosen.select_related("user")
         return ask_about_each(self, request, rows, title=title, do=do, why_not=why_not, form_class=form_class)

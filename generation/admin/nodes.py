@@ -12,11 +12,11 @@ from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from accounts.admin.acts import acts_on
-from accounts.admin_pages import WHY, LoggedAdmin, ask, found_once, row, state_now
-from accounts.staff.clerks import Clerk
+from accounts.admin.audit_log import acts_on
+from accounts.admin.base import WHY, LoggedAdmin, ask, found_once, row, state_now
+from accounts.staff.actor import Actor
 from generation.models import GpuNode, GpuNodeQuerySet, NodeTrial
-from generation.staff import node_tests, nodes
+from generation.staff import nodes
 
 TRIALS = 5
 # Of a node that is not there yet nothing else is known.
@@ -216,17 +216,17 @@ class GpuNodeAdmin(LoggedAdmin):
     # --- What is done ---
 
     def has_manage_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.change_gpunode")
+        return Actor.of(request).may("generation.change_gpunode")
 
     def has_refund_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.refund_job")
+        return Actor.of(request).may("generation.refund_job")
 
     @action(description="Test", url_path="test", permissions=["manage"], icon="network_check")
     def test(self, request: HttpRequest, object_id: str) -> HttpResponse:
         node: GpuNode = row(self, request, object_id)
 
-        def begin(clerk: Clerk, wish: dict[str, Any]) -> str:
-            node_tests.start(clerk=clerk, node=node, **wish)
+        def begin(actor: Actor, wish: dict[str, Any]) -> str:
+            nodes.start(actor=actor, node=node, **wish)
             return f"{node} is being tested ({wish['reason']}). The steps appear here as they are made."
 
         explanation = (
@@ -274,8 +274,8 @@ class GpuNodeAdmin(LoggedAdmin):
     ) -> HttpResponse:
         node: GpuNode = row(self, request, object_id)
 
-        def act(clerk: Clerk, wish: dict[str, Any]) -> str:
-            operation(clerk=clerk, node=node, **fixed, **wish)
+        def act(actor: Actor, wish: dict[str, Any]) -> str:
+            operation(actor=actor, node=node, **fixed, **wish)
             return f"{node} {done} ({wish['reason']})."
 
         return ask(self, request, node, title=title, explanation=f"{node}: {explanation}", act=act)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from generation.whole_files import whole_or_nothing
+from generation.media.folders import whole_or_nothing
 
 # Started by its own name from this folder, so that nothing else of ours is imported with it.
 _DECODER = ("-m", "decoder")

@@ -3,7 +3,7 @@
 import django.core.validators
 import django.db.models.deletion
 import django.db.models.functions.datetime
-import generation.secret_field
+import generation.models.fields
 from decimal import Decimal
 from django.conf import settings
 from django.db import migrations, models
@@ -46,7 +46,7 @@ class Migration(migrations.Migration):
         migrations.AlterField(
             model_name='gpunode',
             name='api_key',
-            field=generation.secret_field.SecretField(blank=True),
+            field=generation.models.fields.SecretField(blank=True),
         ),
         migrations.CreateModel(
             name='NodeTrial',

@@ -9,11 +9,15 @@ async with open_client(NodeEndpoint(base_url=…, api_key=…, protocol="videos"
 
 from generation.nodes.client import NodeClient
 from generation.nodes.detection import detect_protocol
-from generation.nodes.errors import (
+from generation.nodes.generate_video import GenerateVideoClient
+from generation.nodes.protocol import (
+    GenerationRequest,
     NodeAnsweredNonsense,
     NodeBusy,
     NodeCannot,
+    NodeEndpoint,
     NodeError,
+    NodeHealth,
     NodeMisconfigured,
     NodeNotReached,
     NodeRejected,
@@ -22,20 +26,14 @@ from generation.nodes.errors import (
     NodeUnauthorized,
     NodeUnreachable,
     PermanentNodeError,
+    Protocol,
+    RemoteJob,
     RemoteJobLost,
+    RemoteState,
     ResultTooLarge,
     TransientNodeError,
 )
-from generation.nodes.generate_video import GenerateVideoClient
 from generation.nodes.transport import checked_url
-from generation.nodes.types import (
-    GenerationRequest,
-    NodeEndpoint,
-    NodeHealth,
-    Protocol,
-    RemoteJob,
-    RemoteState,
-)
 from generation.nodes.videos import VideosClient
 
 __all__ = [

@@ -8,9 +8,15 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from generation.nodes.download import DownloadLimits, download_file
-from generation.nodes.errors import NodeCannot
+from generation.nodes.protocol import (
+    GenerationRequest,
+    NodeCannot,
+    NodeEndpoint,
+    NodeHealth,
+    Protocol,
+    RemoteJob,
+)
 from generation.nodes.transport import Transport
-from generation.nodes.types import GenerationRequest, NodeEndpoint, NodeHealth, Protocol, RemoteJob
 
 HEALTH_TIMEOUT = 5.0
 SUBMIT_TIMEOUT = 30.0

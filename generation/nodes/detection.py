@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from generation.nodes import errors
+from generation.nodes import protocol
 from generation.nodes.client import HEALTH_TIMEOUT
+from generation.nodes.protocol import NodeEndpoint, Protocol
 from generation.nodes.transport import Answer, Transport
-from generation.nodes.types import NodeEndpoint, Protocol
 
 
 async def detect_protocol(endpoint: NodeEndpoint) -> Protocol:
@@ -26,7 +26,7 @@ async def _said(transport: Transport) -> Protocol | None:
         raise transport.refuse(answer)
     try:
         protocols = answer.json_object().get("protocols")
-    except errors.NodeAnsweredNonsense:
+    except protocol.NodeAnsweredNonsense:
         return None
     if not isinstance(protocols, list):
         return None
@@ -40,7 +40,7 @@ async def _probed(transport: Transport) -> Protocol:
     field = await transport.call("GET", "/generate_video", timeout=HEALTH_TIMEOUT)
     if _is_there(field) or await _is_healthy(transport):
         return "generate_video"
-    raise errors.NodeAnsweredNonsense("Nothing at this address speaks /v1/videos or /generate_video.")
+    raise protocol.NodeAnsweredNonsense("Nothing at this address speaks /v1/videos or /generate_video.")
 
 
 def _is_there(answer: Answer) -> bool:
@@ -57,5 +57,5 @@ async def _is_healthy(transport: Transport) -> bool:
     answer = await transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
     try:
         return answer.status == 200 and isinstance(answer.json_object().get("status"), str)
-    except errors.NodeAnsweredNonsense:
+    except protocol.NodeAnsweredNonsense:
         return False

@@ -10,9 +10,9 @@ from typing import IO
 
 import httpx
 
-from generation.nodes import errors
+from generation.media.folders import whole_or_nothing
+from generation.nodes import protocol
 from generation.nodes.transport import Answer, Transport
-from generation.whole_files import whole_or_nothing
 
 ATTEMPTS = 5
 FIRST_PAUSE = 0.2
@@ -57,7 +57,7 @@ class _Progress:
     def check_magic(self) -> None:
         """MP4 begins with a `ftyp` box, WebM with the EBML mark; an error page with neither."""
         if self.head[4:8] != b"ftyp" and self.head[:4] != b"\x1aE\xdf\xa3":
-            raise errors.NodeAnsweredNonsense("The node sent a file that is no video.")
+            raise protocol.NodeAnsweredNonsense("The node sent a file that is no video.")
 
     @property
     def whole(self) -> bool:
@@ -83,7 +83,7 @@ async def download_file(transport: Transport, path: str, destination: Path, *, l
             async with asyncio.timeout(limits.seconds):
                 await _persist(transport, path, progress, limits.max_bytes)
         except TimeoutError:
-            raise errors.NodeTimeout(f"The clip did not arrive within {limits.seconds:g} s.") from None
+            raise protocol.NodeTimeout(f"The clip did not arrive within {limits.seconds:g} s.") from None
     return progress.received
 
 
@@ -94,10 +94,10 @@ async def _persist(transport: Transport, path: str, progress: _Progress, max_byt
         try:
             await _receive(transport, path, progress, max_bytes)
             return
-        except errors.TransientNodeError as error:
+        except protocol.TransientNodeError as error:
             if attempt == ATTEMPTS:
                 raise
-            asked = error.retry_after if isinstance(error, errors.NodeBusy) else 0.0
+            asked = error.retry_after if isinstance(error, protocol.NodeBusy) else 0.0
         await asyncio.sleep(min(max(pause, asked), LONGEST_PAUSE))
         pause *= 2
 
@@ -114,10 +114,10 @@ async def _receive(transport: Transport, path: str, progress: _Progress, max_byt
         _note(response, progress, max_bytes)
         async for chunk in response.aiter_raw():
             if progress.received + len(chunk) > max_bytes:
-                raise errors.ResultTooLarge(f"The clip has more than {max_bytes} bytes.")
+                raise protocol.ResultTooLarge(f"The clip has more than {max_bytes} bytes.")
             progress.add(chunk)
     if progress.total is not None and progress.received < progress.total:
-        raise errors.NodeUnreachable(
+        raise protocol.NodeUnreachable(
             f"The clip broke off after {progress.received} of {progress.total} bytes."
         )
     # Shorter than the mark itself, the empty file included.
@@ -131,10 +131,10 @@ def _settle_unsatisfiable(response: httpx.Response, progress: _Progress) -> None
         progress.total = progress.received
     if not progress.whole:
         progress.start_over()
-        raise errors.NodeUnreachable("The clip changed on the node while it was fetched.")
+        raise protocol.NodeUnreachable("The clip changed on the node while it was fetched.")
 
 
-async def _refusal(transport: Transport, response: httpx.Response) -> errors.NodeError:
+async def _refusal(transport: Transport, response: httpx.Response) -> protocol.NodeError:
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -151,21 +151,21 @@ def _place(response: httpx.Response, progress: _Progress) -> None:
     found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     if not progress.received or not found or found[1] != str(progress.received):
         progress.start_over()
-        raise errors.NodeUnreachable("The node sent another part of the clip than was asked for.")
+        raise protocol.NodeUnreachable("The node sent another part of the clip than was asked for.")
     if progress.total is not None and found[3] not in ("*", str(progress.total)):
         progress.start_over()
-        raise errors.NodeUnreachable("The clip changed on the node while it was fetched.")
+        raise protocol.NodeUnreachable("The clip changed on the node while it was fetched.")
 
 
 def _note(response: httpx.Response, progress: _Progress, max_bytes: int) -> None:
     """Learn the whole size and the validator, and refuse by the declared size before a byte is read."""
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise errors.NodeAnsweredNonsense("The node sent the clip compressed, which was not asked for.")
+        raise protocol.NodeAnsweredNonsense("The node sent the clip compressed, which was not asked for.")
     length = response.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and len(length) <= 18:
         progress.total = progress.received + int(length)
     if progress.total is not None and progress.total > max_bytes:
-        raise errors.ResultTooLarge(f"The clip has {progress.total} bytes; {max_bytes} are allowed.")
+        raise protocol.ResultTooLarge(f"The clip has {progress.total} bytes; {max_bytes} are allowed.")
     etag = response.headers.get("etag", "")
     # If-Range takes strong validators only.
     progress.validator = etag if etag.startswith('"') else response.headers.get("last-modified")

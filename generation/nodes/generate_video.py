@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from generation.nodes import errors, parsing
+from generation.nodes import protocol
 from generation.nodes.client import HEALTH_TIMEOUT, NodeClient
+from generation.nodes.protocol import GenerationRequest, NodeHealth, RemoteJob
 from generation.nodes.transport import Answer
-from generation.nodes.types import GenerationRequest, NodeHealth, RemoteJob
 
 
 class GenerateVideoClient(NodeClient):
@@ -17,7 +17,7 @@ class GenerateVideoClient(NodeClient):
         answer = await self.transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
         if answer.status != 200:
             raise self.transport.refuse(answer)
-        return parsing.node_health(answer.json_object(), self.protocol)
+        return protocol.node_health(answer.json_object(), self.protocol)
 
     async def generate(self, request: GenerationRequest, *, timeout: float = 90.0) -> RemoteJob:
         """Run the job within one request.
@@ -33,7 +33,7 @@ class GenerateVideoClient(NodeClient):
         }
         answer = await self.transport.call("POST", "/generate_video", json_body=body, timeout=timeout)
         if answer.status == 404:
-            raise errors.NodeAnsweredNonsense("The node has no /generate_video.")
+            raise protocol.NodeAnsweredNonsense("The node has no /generate_video.")
         if answer.status != 200:
             raise self.transport.refuse(answer)
         return self._outcome(answer)
@@ -41,16 +41,16 @@ class GenerateVideoClient(NodeClient):
     def _outcome(self, answer: Answer) -> RemoteJob:
         body = answer.json_object()
         if body.get("status") == "error":
-            said = parsing.text(body.get("error")) or "The node gave no reason."
+            said = protocol.text(body.get("error")) or "The node gave no reason."
             return RemoteJob(state="failed", error=self.transport.clean(said))
         if body.get("status") != "ok":
-            raise errors.NodeAnsweredNonsense("The node answered with neither ok nor error.")
+            raise protocol.NodeAnsweredNonsense("The node answered with neither ok nor error.")
         return RemoteJob(
             state="completed",
             progress=100,
-            file_name=parsing.file_name(body.get("video_path")),
-            generation_ms=parsing.whole_number(body.get("generation_time_ms")),
+            file_name=protocol.file_name(body.get("video_path")),
+            generation_ms=protocol.whole_number(body.get("generation_time_ms")),
         )
 
     def content_path(self, job: RemoteJob) -> str:
-        return f"/get_video/{parsing.file_name(job.file_name)}"
+        return f"/get_video/{protocol.file_name(job.file_name)}"

@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 
-from generation.nodes import errors
-from generation.nodes.types import NodeEndpoint
+from generation.nodes import protocol
+from generation.nodes.protocol import NodeEndpoint
 
 MAX_JSON_BYTES = 1024 * 1024
 MAX_MESSAGE = 400
@@ -40,9 +40,11 @@ class Answer:
         try:
             value = storable(json.loads(self.body))
         except (ValueError, RecursionError):
-            raise errors.NodeAnsweredNonsense(f"The node answered {self._kind()} instead of JSON.") from None
+            raise protocol.NodeAnsweredNonsense(
+                f"The node answered {self._kind()} instead of JSON."
+            ) from None
         if not isinstance(value, dict):
-            raise errors.NodeAnsweredNonsense("The node answered JSON that is not an object.")
+            raise protocol.NodeAnsweredNonsense("The node answered JSON that is not an object.")
         return value
 
     def _kind(self) -> str:
@@ -90,7 +92,7 @@ class Transport:
                 method, path, headers=headers, json=json_body, files=files, timeout=self._timeout(timeout)
             )
         except UnicodeEncodeError:
-            raise errors.NodeRejected("The request holds characters that cannot be sent.") from None
+            raise protocol.NodeRejected("The request holds characters that cannot be sent.") from None
         async with self._guard(timeout), self._sent(request) as response:
             return Answer(response.status_code, response.headers, await _bounded_body(response))
 
@@ -105,7 +107,7 @@ class Transport:
         async with self._guard(None), self._sent(request) as response:
             yield response
 
-    def refuse(self, answer: Answer) -> errors.NodeError:
+    def refuse(self, answer: Answer) -> protocol.NodeError:
         """The error that an answer with a status other than 2xx stands for."""
         return error_for_status(answer, said=self.clean(message_of(answer)))
 
@@ -135,16 +137,18 @@ class Transport:
             async with asyncio.timeout(seconds):
                 yield
         except (httpx.ConnectTimeout, httpx.ConnectError) as error:
-            raise errors.NodeNotReached(f"No connection to the node ({_reason(error)}).") from None
+            raise protocol.NodeNotReached(f"No connection to the node ({_reason(error)}).") from None
         except (TimeoutError, httpx.TimeoutException):
             within = "in time" if seconds is None else f"within {seconds:g} s"
-            raise errors.NodeTimeout(f"The node did not answer {within}.") from None
+            raise protocol.NodeTimeout(f"The node did not answer {within}.") from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError):
-            raise errors.NodeMisconfigured("The node's address or key cannot be used in a request.") from None
+            raise protocol.NodeMisconfigured(
+                "The node's address or key cannot be used in a request."
+            ) from None
         except httpx.DecodingError:
-            raise errors.NodeAnsweredNonsense("The node's answer could not be decoded.") from None
+            raise protocol.NodeAnsweredNonsense("The node's answer could not be decoded.") from None
         except httpx.HTTPError as error:
-            raise errors.NodeUnreachable(
+            raise protocol.NodeUnreachable(
                 f"The connection to the node broke off ({_reason(error)})."
             ) from None
 
@@ -160,26 +164,26 @@ def storable(value: Any) -> Any:
     return value
 
 
-def error_for_status(answer: Answer, *, said: str) -> errors.NodeError:
+def error_for_status(answer: Answer, *, said: str) -> protocol.NodeError:
     """The error for a status other than 2xx; `said` is the node's own message, already cleaned."""
     status, suffix = answer.status, f": {said}" if said else "."
     if status in (401, 403):
-        return errors.NodeUnauthorized("The node does not accept the key.")
+        return protocol.NodeUnauthorized("The node does not accept the key.")
     if status in (404, 410):
-        return errors.RemoteJobLost(f"The node answered {status}{suffix}")
+        return protocol.RemoteJobLost(f"The node answered {status}{suffix}")
     if status == 429 or (status == 503 and "retry-after" in answer.headers):
-        return errors.NodeBusy(f"The node is busy{suffix}", retry_after=retry_after(answer.headers))
+        return protocol.NodeBusy(f"The node is busy{suffix}", retry_after=retry_after(answer.headers))
     if status in (408, 425):
-        return errors.NodeTimeout(f"The node answered {status}{suffix}")
+        return protocol.NodeTimeout(f"The node answered {status}{suffix}")
     if status >= 500:
-        return errors.NodeServerError(f"The node answered {status}{suffix}")
+        return protocol.NodeServerError(f"The node answered {status}{suffix}")
     if 300 <= status < 400:
-        return errors.NodeAnsweredNonsense("The node answered with a redirect, which is not followed.")
+        return protocol.NodeAnsweredNonsense("The node answered with a redirect, which is not followed.")
     if status in (405, 501):
-        return errors.NodeAnsweredNonsense("The node does not speak this protocol.")
+        return protocol.NodeAnsweredNonsense("The node does not speak this protocol.")
     if status >= 400:
-        return errors.NodeRejected(said or f"The node refused the request ({status}).")
-    return errors.NodeAnsweredNonsense(f"The node answered with status {status}.")
+        return protocol.NodeRejected(said or f"The node refused the request ({status}).")
+    return protocol.NodeAnsweredNonsense(f"The node answered with status {status}.")
 
 
 def message_of(answer: Answer) -> str:
@@ -239,7 +243,7 @@ async def _bounded_body(response: httpx.Response) -> bytes:
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > MAX_JSON_BYTES:
-            raise errors.NodeAnsweredNonsense("The node's answer is too long.")
+            raise protocol.NodeAnsweredNonsense("The node's answer is too long.")
     return bytes(body)
 
 
@@ -260,13 +264,13 @@ def checked_url(base_url: str) -> httpx.URL:
     try:
         url = httpx.URL(base_url.strip())
     except httpx.InvalidURL:
-        raise errors.NodeMisconfigured("The node's address is not a web address.") from None
+        raise protocol.NodeMisconfigured("The node's address is not a web address.") from None
     if url.port is not None and not 0 < url.port < 65536:
-        raise errors.NodeMisconfigured("The port in the node's address is out of range.")
+        raise protocol.NodeMisconfigured("The port in the node's address is out of range.")
     if url.scheme not in ("http", "https") or not url.host:
-        raise errors.NodeMisconfigured("The node's address must begin with http:// or https://.")
+        raise protocol.NodeMisconfigured("The node's address must begin with http:// or https://.")
     if "%" in url.host and ":" not in url.host:  # httpx has quoted what no name has; an IPv6 zone is no name
-        raise errors.NodeMisconfigured("The node's address has characters that no host name has.")
+        raise protocol.NodeMisconfigured("The node's address has characters that no host name has.")
     # Whoever pastes an address with a query or a fragment means the part before it.
     return url.copy_with(query=None, fragment=None)
 
@@ -276,7 +280,7 @@ def _auth_headers(key: str) -> dict[bytes, bytes]:
     if not key:
         return headers
     if any(c.isspace() or not c.isprintable() for c in key):
-        raise errors.NodeMisconfigured("The node's key has a space or a control character in it.")
+        raise protocol.NodeMisconfigured("The node's key has a space or a control character in it.")
     encoded = key.encode("utf-8", "surrogatepass")
     return headers | {b"x-api-key": encoded, b"Authorization": b"Bearer " + encoded}
 

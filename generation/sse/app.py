@@ -17,13 +17,21 @@ from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
 
-from generation import public_ids
-from generation.api_errors import API_PREFIX, Problem, describe
+from generation.api.errors import API_PREFIX, Problem, describe
 from generation.database import DATABASE_AWAY
-from generation.sse.board import Board
-from generation.sse.reading import in_thread, owner_of_video, user_of_session
-from generation.sse.streams import BrowserStream, Stream, VideoStream
-from generation.sse.wire import HEADERS, HEARTBEAT, RETRY
+from generation.models import fields
+from generation.sse.streams import (
+    HEADERS,
+    HEARTBEAT,
+    RETRY,
+    Board,
+    BrowserStream,
+    Stream,
+    VideoStream,
+    in_thread,
+    owner_of_video,
+    user_of_session,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +88,7 @@ class EventStreams:
             user = await in_thread(user_of_session, request)
             return BrowserStream(request, user=user) if user is not None else None
         match = VIDEO_EVENTS.fullmatch(request.path_info)
-        if match and (job := public_ids.parse(match[1])):
+        if match and (job := fields.parse(match[1])):
             header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
             owner = await in_thread(owner_of_video, header, job)
             return VideoStream(user=owner, job=job, key=header) if owner is not None else None

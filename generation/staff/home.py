@@ -17,9 +17,9 @@ from django.utils.timesince import timesince
 from django_q.models import Failure
 
 from accounts.models import AuditRun
-from accounts.staff.clerks import Clerk
+from accounts.staff.actor import Actor
 from generation.models import DayFigures, GenerationJob, GpuNode, JobAttempt
-from generation.staff import day_figures
+from generation.staff import stats
 
 State = GenerationJob.State
 RECENT = timedelta(days=1)
@@ -62,9 +62,9 @@ def add_card(card: Callable[[], Card]) -> Callable[[], Card]:
 
 def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     """unfold's DASHBOARD_CALLBACK. Who may not see jobs sees no figures."""
-    if not Clerk.of(request).may("generation.view_generationjob"):
+    if not Actor.of(request).may("generation.view_generationjob"):
         return context
-    figures = day_figures.latest()
+    figures = stats.latest()
     return context | {
         "now_cards": [*_queue(), _audit(), _failed_tasks(), *(card() for card in _others)],
         "day_cards": _work(figures),
@@ -91,17 +91,17 @@ def _queue() -> list[Card]:
 
 def _work(figures: Sequence[DayFigures]) -> list[Card]:
     today = figures[-1]
-    midnight, month = _midnight(), _midnight(day_figures.DAYS - 1)
+    midnight, month = _midnight(), _midnight(stats.DAYS - 1)
     return [
         Card(
             "Success today",
-            _percent(day_figures.success_rate([today])),
+            _percent(stats.success_rate([today])),
             _jobs(state__exact=State.FAILED, finished_at__gte=midnight),
             f"{today.completed} made, {today.failed} failed",
         ),
         Card(
             "Success, 30 days",
-            _percent(day_figures.success_rate(figures)) if _whole(figures) else "…",
+            _percent(stats.success_rate(figures)) if _whole(figures) else "…",
             _jobs(state__exact=State.FAILED, finished_at__gte=month),
             _month(
                 figures,
@@ -110,9 +110,9 @@ def _work(figures: Sequence[DayFigures]) -> list[Card]:
         ),
         Card(
             "Median time today",
-            _seconds(day_figures.median_seconds([today])),
+            _seconds(stats.median_seconds([today])),
             _jobs(state__exact=State.COMPLETED, finished_at__gte=midnight),
-            _month(figures, f"30 days: {_seconds(day_figures.median_seconds(figures))}"),
+            _month(figures, f"30 days: {_seconds(stats.median_seconds(figures))}"),
         ),
         Card(
             "Active users today",
@@ -132,7 +132,7 @@ def _credits(figures: Sequence[DayFigures]) -> list[Card]:
             _listed(
                 "accounts_credittransaction",
                 kind__exact=kind,
-                created_at__gte=_midnight(day_figures.DAYS - 1),
+                created_at__gte=_midnight(stats.DAYS - 1),
             ),
             _month(figures, f"30 days: {sum(getattr(row, name) for row in figures):,}"),
         )
@@ -141,7 +141,7 @@ def _credits(figures: Sequence[DayFigures]) -> list[Card]:
 
 
 def _whole(figures: Sequence[DayFigures]) -> bool:
-    return len(figures) == day_figures.DAYS
+    return len(figures) == stats.DAYS
 
 
 def _month(figures: Sequence[DayFigures], words: str) -> str:
@@ -203,7 +203,7 @@ def _chart(figures: Sequence[DayFigures]) -> dict[str, Any]:
     """For Chart.js: clips of each day as stacked bars; days that are not added up yet are gaps."""
     rows = {row.day: row for row in figures}
     today = figures[-1].day
-    days = [today - timedelta(days=ago) for ago in reversed(range(day_figures.DAYS))]
+    days = [today - timedelta(days=ago) for ago in reversed(range(stats.DAYS))]
     return {
         "labels": [f"{day:%d %b}" for day in days],
         "datasets": [

@@ -8,17 +8,17 @@ from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 from accounts.merging import Plan
 from accounts.models import CreditAccount, User
 from generation.database import in_database
-from telegram_bot import linking, links, signing_in
+from telegram_bot import linking, links, tokens
 from telegram_bot.models import LinkRequest, TelegramAccount
-from telegram_bot.requests import Press, Request
-from telegram_bot.routes import button, command, deep_link
+from telegram_bot.receiving.context import Press, Request
+from telegram_bot.receiving.routes import button, command, deep_link
 from telegram_bot.texts import accounts as texts
-from telegram_bot.texts.buttons import data
+from telegram_bot.texts.jobs import data
 
 begin = in_database(linking.begin_in_telegram)
 decline = in_database(linking.decline)
 part = in_database(linking.part)
-issue_login = in_database(signing_in.issue)
+issue_login = in_database(tokens.issue)
 
 
 @in_database
@@ -167,10 +167,10 @@ async def login(request: Request) -> None:
         return
     try:
         token = await issue_login(account=request.account)
-    except signing_in.CannotSignIn as error:
+    except tokens.CannotSignIn as error:
         await request.refuse(str(error))
         return
-    minutes = _minutes(signing_in.LIFE.total_seconds())
+    minutes = _minutes(tokens.LIFE.total_seconds())
     await request.reply(texts.login(links.login_page(token), account=request.account, minutes=minutes))
 
 

@@ -8,13 +8,13 @@ from telegram import ForceReply
 from generation.database import in_database
 from generation.errors import JobNotFound
 from generation.models import GenerationJob
-from telegram_bot import posts
 from telegram_bot.commands.video import Wish, make
-from telegram_bot.marks import written
 from telegram_bot.models import JobPost, TelegramAccount
-from telegram_bot.requests import Asked, Press, Request
-from telegram_bot.routes import button, message
-from telegram_bot.texts import answers
+from telegram_bot.receiving.context import Asked, Press, Request
+from telegram_bot.receiving.routes import button, message
+from telegram_bot.sending import outbox
+from telegram_bot.sending.retrying import written
+from telegram_bot.texts import jobs
 from telegram_bot.texts.parts import shortened
 
 # Telegram's limit for what stands in the empty input field.
@@ -34,7 +34,7 @@ def own_job(account: TelegramAccount, hex_id: str) -> GenerationJob:
         own = GenerationJob.objects.select_related("preset").filter(user=account.user_id, deleted_at=None)
         return own.get(pk=hex_id)
     except (GenerationJob.DoesNotExist, ValueError, ValidationError):
-        raise JobNotFound(answers.not_yours()) from None
+        raise JobNotFound(jobs.not_yours()) from None
 
 
 @in_database
@@ -42,9 +42,9 @@ def meant_by(request: Request) -> JobPost | None:
     """The job that a message replies to; otherwise the last one, in a private chat."""
     chat = {"bot_id": request.bot.id, "chat_id": request.chat.id}
     replied = request.message.reply_to_message
-    if replied and (post := posts.find(**chat, message_id=replied.message_id)):
+    if replied and (post := outbox.find(**chat, message_id=replied.message_id)):
         return post
-    return posts.last_in(**chat) if request.in_private else None
+    return outbox.last_in(**chat) if request.in_private else None
 
 
 @message("text")
@@ -73,7 +73,7 @@ async def retry(press: Press) -> None:
     job = await own_job(press.account, press.argument)
     wish = replace(same(job, key=f"retry-{job.id.hex}"), seed=job.seed)
     accepted = await make(press, wish)
-    await press.answer("" if accepted.job.is_live else answers.retried_before())
+    await press.answer("" if accepted.job.is_live else jobs.retried_before())
 
 
 @button("remix")
@@ -83,14 +83,14 @@ async def remix(press: Press) -> None:
     placeholder = shortened(job.prompt, MAX_PLACEHOLDER)
     asks = ForceReply(selective=True, input_field_placeholder=placeholder)
     mention = "" if press.in_private else press.query.from_user.mention_html()
-    sent = await press.reply(answers.changed_prompt(job.prompt, mention=mention), reply_markup=asks)
+    sent = await press.reply(jobs.changed_prompt(job.prompt, mention=mention), reply_markup=asks)
     await written(lambda: remember_question(press, job, sent.message_id), about=f"the question {press.key}")
 
 
 @in_database
 def remember_question(asked: Asked, job: GenerationJob, message_id: int) -> None:
     chat_id, bot_id = asked.chat.id, asked.bot.id
-    posts.remember(job=job, bot_id=bot_id, chat_id=chat_id, message_id=message_id, asks_for_prompt=True)
+    outbox.remember(job=job, bot_id=bot_id, chat_id=chat_id, message_id=message_id, asks_for_prompt=True)
 
 
 def same(job: GenerationJob, *, key: str) -> Wish:

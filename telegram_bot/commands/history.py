@@ -1,4 +1,4 @@
-"""/history: the last videos and what became of them, each to be had again."""
+"""Stopping a video that is being made."""
 
 import logging
 from functools import partial
@@ -9,17 +9,18 @@ from django.utils.translation import gettext_lazy
 from telegram.error import BadRequest
 
 from accounts.models import CreditAccount, User
-from generation import events
+from generation import sharing
 from generation.database import in_database
-from generation.errors import VideoNotReady
+from generation.errors import CannotCancel, VideoNotReady
+from generation.jobs import events, lifecycle
 from generation.models import GenerationJob
-from telegram_bot import posts
 from telegram_bot.commands.again import own_job
-from telegram_bot.marks import written
 from telegram_bot.models import JobMessage
-from telegram_bot.requests import Press, Request
-from telegram_bot.routes import button, command
-from telegram_bot.texts import answers, buttons
+from telegram_bot.receiving.context import Press, Request
+from telegram_bot.receiving.routes import button, command
+from telegram_bot.sending import outbox
+from telegram_bot.sending.retrying import written
+from telegram_bot.texts import jobs
 from telegram_bot.texts import jobs as words
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
 @command("history", menu=gettext_lazy("Show your last videos"))
 async def history(request: Request) -> None:
     latest = await last_jobs(request.person)
-    await request.reply(answers.history(latest), reply_markup=buttons.of_history(latest))
+    await request.reply(jobs.history(latest), reply_markup=jobs.of_history(latest))
 
 
 @button("resend")
@@ -80,7 +81,7 @@ async def resend(press: Press) -> None:
     if file_id and await _sent(press, job, file_id):
         return
     await deliver_here(job, place={"bot_id": press.bot.id, "chat_id": press.chat.id, "reply_to": press.about})
-    await press.answer(answers.on_its_way())
+    await press.answer(jobs.on_its_way())
 
 
 async def _sent(press: Press, job: GenerationJob, file_id: str) -> bool:
@@ -91,7 +92,7 @@ async def _sent(press: Press, job: GenerationJob, file_id: str) -> bool:
             press.chat.id,
             file_id,
             caption=await caption_of(job),
-            reply_markup=buttons.of_job(job),
+            reply_markup=jobs.of_job(job),
             reply_parameters=press.reply_to_asker,
         )
     except BadRequest as error:
@@ -103,4 +104,73 @@ async def _sent(press: Press, job: GenerationJob, file_id: str) -> bool:
 
 @in_database
 def remember_post(press: Press, job: GenerationJob, message_id: int) -> None:
-    posts.remember(job=job, bot_id=press.bot.id, chat_id=press.chat.id, message_id=message_id)
+    outbox.remember(job=job, bot_id=press.bot.id, chat_id=press.chat.id, message_id=message_id)
+
+
+# Share: a link by which anybody may watch the video, until it is taken back.
+
+
+@in_database
+def address_of(job: GenerationJob) -> str:
+    return sharing.address(sharing.share(job=job))
+
+
+@in_database
+def revoke(job: GenerationJob) -> None:
+    sharing.revoke(job=job)
+
+
+@button("share")
+async def share(press: Press) -> None:
+    """The link, in a message that can be passed on."""
+    job = await own_job(press.account, press.argument)
+    address = await address_of(job)
+    await press.reply(jobs.shared(job.prompt, address=address), reply_markup=jobs.of_share(job))
+
+
+@button("unshare")
+async def unshare(press: Press) -> None:
+    """The link works no more; its message says so."""
+    job = await own_job(press.account, press.argument)
+    await revoke(job)
+    await press.show(jobs.not_shared(job.prompt))
+
+
+# /history: the last videos and what became of them, each to be had again.
+
+
+REASON = "Canceled in Telegram"
+
+
+@in_database
+def cancel_newest(person: User) -> GenerationJob | None:
+    """The job that was canceled; None when none is live.
+
+    Raises:
+        CannotCancel: all that are live are being stored.
+    """
+    refused: CannotCancel | None = None
+    live = GenerationJob.objects.filter(user=person, state__in=GenerationJob.LIVE)
+    for job in live.order_by("-created_at"):
+        try:
+            return lifecycle.cancel(job=job, actor=person, reason=REASON)
+        except CannotCancel as error:
+            refused = error
+    if refused is not None:
+        raise refused
+    return None
+
+
+@command("cancel", menu=gettext_lazy("Cancel the video being made"))
+async def cancel(request: Request) -> None:
+    """Stop the newest video that is being made."""
+    job = await cancel_newest(request.person)
+    await request.reply(jobs.nothing_to_cancel() if job is None else jobs.canceled(job.prompt))
+
+
+@button("cancel")
+async def cancel_this(press: Press) -> None:
+    """Stop the video that the message is about. The message itself says so then: see `delivery`."""
+    job = await own_job(press.account, press.argument)
+    await in_database(lifecycle.cancel)(job=job, actor=press.person, reason=REASON)
+    await press.answer(jobs.was_canceled())

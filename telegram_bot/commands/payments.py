@@ -2,19 +2,23 @@
 
 import logging
 
+from django.db.models import F
 from django.utils import translation
 from django.utils.translation import gettext_lazy
 from telegram import InlineKeyboardMarkup, LabeledPrice, PreCheckoutQuery
 from telegram.error import BadRequest
 
+from accounts import ledger
+from accounts.models import CreditAccount, CreditTransaction, User
 from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import payments, refunds, speech
+from telegram_bot import language, payments, refunds
 from telegram_bot.commands.welcome import is_anything_for_sale, wallet_of
 from telegram_bot.models import StarPayment
 from telegram_bot.payments import Charge
-from telegram_bot.requests import Asked, Incoming, Press, Request
-from telegram_bot.routes import button, command, deep_link, message, update
+from telegram_bot.receiving.context import Asked, Incoming, Press, Request
+from telegram_bot.receiving.routes import button, command, deep_link, message, update
 from telegram_bot.texts import accounts as account_texts
+from telegram_bot.texts import jobs
 from telegram_bot.texts import payments as texts
 
 logger = logging.getLogger(__name__)
@@ -101,7 +105,7 @@ async def checkout(incoming: Incoming) -> None:
     """The last moment to say no. Telegram waits ten seconds for it, and takes silence for a no."""
     query = incoming.update.pre_checkout_query
     assert query is not None
-    with translation.override(speech.spoken(query.from_user.language_code or "")):
+    with translation.override(language.spoken(query.from_user.language_code or "")):
         why_not = await _why_not(query)
     try:
         await incoming.bot.answer_pre_checkout_query(query.id, ok=not why_not, error_message=why_not or None)
@@ -163,3 +167,24 @@ async def support(request: Request) -> None:
 @command("terms", menu=gettext_lazy("Terms"))
 async def terms(request: Request) -> None:
     await request.reply(texts.terms())
+
+
+# /balance: what is there to spend, and how it came to that.
+
+
+LAST_LINES = 5
+
+
+@in_database
+def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
+    """The wallet and the last entries that changed what is free to spend: a charge of what was held does not."""
+    wallet = ledger.open_account(user=person)
+    moved = wallet.transactions.exclude(posted_delta=F("held_delta"))
+    return wallet, list(moved.order_by("-id")[:LAST_LINES])
+
+
+@command("balance", menu=gettext_lazy("Show your credits"))
+async def balance(request: Request) -> None:
+    wallet, entries = await statement_of(request.person)
+    text = jobs.balance(free=wallet.balance, held=wallet.held, entries=entries)
+    await request.reply(text, reply_markup=await way_to_buy(request))

@@ -7,27 +7,28 @@ from django.utils.translation import gettext_lazy
 from telegram import BotCommandScopeChat
 
 from accounts import languages
-from generation import pricing
 from generation.database import in_database
-from telegram_bot import menus, speech
+from generation.jobs import catalog
+from telegram_bot import language
 from telegram_bot.models import TelegramAccount
-from telegram_bot.requests import Asked, Press, Request
-from telegram_bot.routes import button, command
-from telegram_bot.texts import preferences as words
+from telegram_bot.receiving import routes
+from telegram_bot.receiving.context import Asked, Press, Request
+from telegram_bot.receiving.routes import button, command
+from telegram_bot.texts import accounts as words
 
 
 @in_database
 def offer_for(account: TelegramAccount) -> words.Offer:
     """The presets with what they cost this person, and the one that is used for them."""
-    quotes = pricing.quotes(user=account.user)
+    quotes = catalog.quotes(user=account.user)
     chosen = account.preset if account.preset is not None and account.preset.enabled else None
-    return words.Offer(quotes, chosen or pricing.default_preset())
+    return words.Offer(quotes, chosen or catalog.default_preset())
 
 
 @in_database
 def choose_preset(account: TelegramAccount, name: str) -> None:
     """Raises UnknownPreset: staff withdrew it meanwhile."""
-    account.preset = pricing.find_preset(name)
+    account.preset = catalog.find_preset(name)
     account.save(update_fields=["preset"])
 
 
@@ -79,7 +80,7 @@ async def set_language(press: Press) -> None:
         await press.refuse(words.unknown_language())
         return
     await choose_language(press.account, press.argument)
-    with translation.override(speech.language_of(press.account)):
+    with translation.override(language.language_of(press.account)):
         await _show_menu(press)
         await press.show(**await _settings(press))
 
@@ -91,7 +92,7 @@ async def _show_menu(press: Press) -> None:
     scope = BotCommandScopeChat(press.chat.id)
     await press.acknowledge()
     if press.argument:
-        await press.bot.set_my_commands(menus.menu(press.argument), scope=scope)
+        await press.bot.set_my_commands(routes.menu(press.argument), scope=scope)
     else:
         await press.bot.delete_my_commands(scope=scope)
 

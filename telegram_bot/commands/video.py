@@ -9,17 +9,17 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy
 from telegram.error import BadRequest
 
-from generation import lifecycle
 from generation.database import in_database
+from generation.jobs import lifecycle
 from generation.models import GenerationJob, Preset
-from telegram_bot import posts
 from telegram_bot.commands.welcome import quote_for
-from telegram_bot.live import Status, status_of
-from telegram_bot.marks import written
 from telegram_bot.models import JobMessage, TelegramAccount
-from telegram_bot.requests import Asked, Press, Request, quoting
-from telegram_bot.routes import button, command
-from telegram_bot.texts import answers
+from telegram_bot.receiving.context import Asked, Press, Request, quoting
+from telegram_bot.receiving.routes import button, command
+from telegram_bot.sending import outbox
+from telegram_bot.sending.progress import Status, status_of
+from telegram_bot.sending.retrying import written
+from telegram_bot.texts import jobs
 from telegram_bot.texts.parts import example
 
 Pending = JobMessage.State.PENDING
@@ -86,7 +86,7 @@ def remember_status(row: JobMessage, *, message_id: int, text: str) -> bool:
     pending = JobMessage.objects.filter(pk=row.pk, state=Pending)
     if not pending.update(status_message_id=message_id, last_text=text):
         return False
-    posts.remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=message_id)
+    outbox.remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=message_id)
     return True
 
 
@@ -96,7 +96,7 @@ async def video(request: Request) -> None:
     if request.argument:
         await make(request, Wish(prompt=request.argument, key=request.key))
     else:
-        await request.reply(answers.video_usage(await quote_for(request.account)))
+        await request.reply(jobs.video_usage(await quote_for(request.account)))
 
 
 @button("sample")

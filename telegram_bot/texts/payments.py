@@ -7,7 +7,7 @@ from django.utils.translation import ngettext
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment
-from telegram_bot.texts.buttons import data
+from telegram_bot.texts.jobs import data
 from telegram_bot.texts.parts import credits_of, escaped
 
 State = StarPayment.State

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from telegram_bot.models import JobMessage
 from tests.bot.bot_process import NASTY, Bot, job_of, labels, the_status, the_video, user_of

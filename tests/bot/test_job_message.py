@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GpuNode
 from telegram_bot.models import JobMessage, TelegramUpdate
 from tests.bot.bot_process import (

@@ -13,14 +13,14 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from accounts import closing, ledger
-from accounts.audit import audit
+from accounts import ledger, privacy
+from accounts.ledger_check import audit
 from accounts.models import User, WalletMerge
-from generation import lifecycle
+from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from telegram_bot import linking, links
 from telegram_bot.models import LinkRequest, LoginLink, TelegramAccount
-from telegram_bot.people import open_account
+from telegram_bot.receiving.context import open_account
 from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, people
 from tests.bot_api_server import Message, PressOfButton
 from tests.processes import wait_for
@@ -394,7 +394,7 @@ def test_everything_that_belongs_to_a_user_was_thought_of():
 
 def test_closing_the_account_forgets_the_person_on_telegram_and_who_they_were(web, chat):
     linking.confirm(agreed(web, chat), by=web)
-    closing.close(user=web)
+    privacy.close(user=web)
     assert not TelegramAccount.objects.exists()
     former = User.objects.get(pk=chat.user_id)
     assert former.username.startswith("deleted_")

@@ -6,7 +6,7 @@ import pytest
 
 from accounts import notices
 from accounts.models import Notice, User
-from generation import lifecycle
+from generation.jobs import lifecycle
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
 from tests.bot.bot_process import NASTY, Bot, user_of
 

@@ -8,8 +8,8 @@ import django
 def main() -> None:
     django.setup()
     from accounts.models import User
-    from generation import lifecycle
     from generation.errors import InsufficientCredits
+    from generation.jobs import lifecycle
 
     user, accepted = User.objects.get(username=sys.argv[1]), 0
     sys.stdin.readline()  # all start at once

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
-from generation import lifecycle, media
+from generation import media
+from generation.jobs import lifecycle
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from tests.field_node import FieldNode
 from tests.processes import Processes, wait_for

@@ -20,11 +20,11 @@ from hypothesis.stateful import (
 )
 
 from accounts import ledger
-from accounts.audit import audit
-from accounts.errors import LedgerError
+from accounts.ledger import LedgerError
+from accounts.ledger_check import audit
 from accounts.models import CreditTransaction, User
-from generation import leases, lifecycle, scheduling, stored_files
 from generation.errors import CannotCancel, GenerationError
+from generation.jobs import lifecycle, locks, scheduling, stored_files
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from tests.chaos.conftest import SEED
 
@@ -174,7 +174,7 @@ class Books(RuleBasedStateMachine):
     def lose(self, data: st.DataObject) -> None:
         attempt = self._any_attempt(data)
         drives = self._is_current(attempt)
-        leases.take(attempt_id=attempt.pk, token=attempt.pk)  # as a worker does that is to store
+        locks.take(attempt_id=attempt.pk, token=attempt.pk)  # as a worker does that is to store
         lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="silent")
         if drives:
             owner, _ = self.jobs[attempt.job_id]
@@ -185,7 +185,7 @@ class Books(RuleBasedStateMachine):
     def fail(self, data: st.DataObject) -> None:
         attempt = self._any_attempt(data)
         drives = self._is_current(attempt)
-        leases.take(attempt_id=attempt.pk, token=attempt.pk)
+        locks.take(attempt_id=attempt.pk, token=attempt.pk)
         lifecycle.attempt_failed(
             attempt_id=attempt.pk, token=attempt.pk, code="x", message="It broke", error="x", blame_node=False
         )

@@ -9,7 +9,7 @@ import av
 import psutil
 import pytest
 
-from videoplatform.instance import BASE_DIR
+from videoplatform.process import BASE_DIR
 from videoplatform.run import MARK
 
 pytestmark = pytest.mark.e2e

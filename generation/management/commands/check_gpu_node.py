@@ -8,8 +8,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from generation import media, pricing, trial
-from generation.fleet import examine, sync_environment_node
+from generation import media
+from generation.jobs import canary, catalog
+from generation.jobs.node_health import examine, sync_environment_node
 from generation.models import GpuNode, Preset
 from generation.nodes import NodeError, NodeHealth
 
@@ -30,7 +31,7 @@ class Command(BaseCommand):
             nodes = nodes.filter(name=name) if name.isprintable() else nodes.none()
         if not nodes:
             raise CommandError("There is no such node: set VIDEO_API_URL, or add one in the admin.")
-        preset = pricing.default_preset()
+        preset = catalog.default_preset()
         failed = [node.name for node in nodes if not self._check(node, preset, options)]
         if failed:
             raise CommandError(f"Not usable: {', '.join(failed)}")
@@ -57,7 +58,7 @@ class Command(BaseCommand):
     def _generate(self, node: GpuNode, health: NodeHealth, preset: Preset, options: dict[str, Any]) -> None:
         with tqdm(total=preset.num_inference_steps, unit="step", leave=False) as bar:
             made = asyncio.run(
-                trial.make_clip(
+                canary.make_clip(
                     node,
                     protocol=health.protocol,
                     prompt=options["generate"],

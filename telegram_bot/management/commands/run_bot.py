@@ -11,8 +11,7 @@ from django.core.checks import Tags
 from django.core.management.base import BaseCommand, CommandError
 from telegram.error import InvalidToken
 
-from telegram_bot.bot_token import BadToken, bot_id_of
-from telegram_bot.client import connect_to, hide_token_in_logs
+from telegram_bot.sending.client import BadToken, bot_id_of, connect_to, hide_token_in_logs
 from telegram_bot.service import run
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,152 @@
+"""What django-q2 runs.
+
+Short, by id, safe to repeat: the job table is the truth and a lost task is healed by the reconciler.
+"""
+
+import logging
+import time
+import uuid
+from pathlib import Path
+
+from asgiref.sync import async_to_sync
+from django.conf import settings
+from django.utils.translation import gettext_noop
+
+from generation import media
+from generation.jobs import lifecycle, locks, scheduling, stored_files
+from generation.jobs.node_health import endpoint_of
+from generation.jobs.runner import Follower
+from generation.media.folders import work_folder
+from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.nodes import (
+    NodeError,
+    RemoteJob,
+    RemoteJobLost,
+    ResultTooLarge,
+    TransientNodeError,
+    open_client,
+)
+
+logger = logging.getLogger(__name__)
+
+DOWNLOAD_FAILED = gettext_noop(
+    "Video generated but download failed. No credits were deducted. Please try again."
+)
+# Each download already resumes and retries by itself; this is how often a whole one is tried, and how long
+# between.
+DOWNLOADS = 3
+DOWNLOAD_PAUSE_SECONDS = 2.0
+
+
+def dispatch() -> None:
+    """Claim queued jobs while nodes have free slots, and hand each to its node.
+
+    Field nodes are driven by the reconciler.
+    """
+    while (attempt := scheduling.claim_next()) is not None:
+        logger.info("job %s: attempt %s on %s", attempt.job_id.hex, attempt.pk.hex, attempt.node)
+        if attempt.protocol != GpuNode.Protocol.GENERATE_VIDEO:
+            async_to_sync(Follower(attempt, token=attempt.pk).post_once)()
+
+
+def store(attempt_id: str) -> None:
+    """Fetch the finished file, check and mend it, store it with its poster, and charge for it.
+
+    A fault of our own (a full disk, a storage that is away) is raised: the lease runs out and the task is
+    repeated.
+    """
+    attempt = JobAttempt.objects.select_related("job", "node").filter(pk=attempt_id).first()
+    token = uuid.uuid4()
+    if attempt is None or attempt.job.state != GenerationJob.State.STORING:
+        return
+    if not locks.take(attempt_id=attempt.pk, token=token):
+        return
+    with locks.kept(attempt_id=attempt.pk, token=token), work_folder() as folder:
+        try:
+            stored = _fetch_and_store(attempt, folder)
+        except (NodeError, media.UnplayableVideo) as error:
+            _nothing_to_store(attempt, token, error)
+            return
+    if lifecycle.complete(attempt_id=attempt.pk, stored=stored):
+        logger.info("job %s completed: %s", attempt.job_id.hex, stored.video)
+    else:
+        logger.warning("job %s ended before its file was stored: the file is discarded", attempt.job_id.hex)
+        stored_files.discard(stored.files)
+
+
+def remove_files() -> None:
+    """Remove stored files that no job names: deleted videos, and what a killed worker left."""
+    while stored_files.remove_due():
+        pass
+
+
+def _fetch_and_store(attempt: JobAttempt, folder: Path) -> lifecycle.StoredVideo:
+    raw, clip, poster = folder / "raw.mp4", folder / "clip.mp4", folder / "poster.jpg"
+    _download(attempt, raw)
+    facts = media.prepare(raw, clip, poster)
+    names = media.new_names(attempt.job_id)
+    stored_files.announce(names)
+    media.store(clip, poster, names)
+    return lifecycle.StoredVideo(
+        video=names.video,
+        poster=names.poster,
+        width=facts.width,
+        height=facts.height,
+        frames=facts.frames,
+        duration_ms=facts.duration_ms,
+        size_bytes=facts.size_bytes,
+    )
+
+
+def _download(attempt: JobAttempt, destination: Path) -> None:
+    for left in reversed(range(DOWNLOADS)):
+        try:
+            async_to_sync(_download_once)(attempt, destination)
+            return
+        except TransientNodeError as error:
+            if not left:
+                raise
+            logger.info("job %s: download: %s, trying again", attempt.job_id.hex, error)
+            time.sleep(DOWNLOAD_PAUSE_SECONDS)
+
+
+async def _download_once(attempt: JobAttempt, destination: Path) -> None:
+    remote = RemoteJob(
+        state="completed", remote_id=attempt.remote_id or None, file_name=attempt.file_name or None
+    )
+    async with open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
+        await client.download(
+            remote,
+            destination,
+            max_bytes=settings.MAX_VIDEO_BYTES,
+            timeout=settings.DOWNLOAD_TIMEOUT_SECONDS / DOWNLOADS,
+        )
+
+
+def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -> None:
+    """No playable file came of it. Another attempt may do better, while there are any left."""
+    logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
+    if isinstance(error, ResultTooLarge):
+        lifecycle.attempt_failed(
+            attempt_id=attempt.pk,
+            token=token,
+            code="result_too_large",
+            message=gettext_noop("The video is too large."),
+            error=str(error),
+        )
+    elif isinstance(error, RemoteJobLost | TransientNodeError):
+        lifecycle.attempt_lost(
+            attempt_id=attempt.pk,
+            token=token,
+            error=str(error),
+            code="download_failed",
+            message=DOWNLOAD_FAILED,
+        )
+    else:
+        lifecycle.attempt_lost(
+            attempt_id=attempt.pk,
+            token=token,
+            error=str(error),
+            code="unplayable",
+            message=gettext_noop("The video could not be played."),
+        )
