@@ -216,6 +216,3 @@ class WalletMergeAdmin(ReadOnlyAdmin):
             f"and so do the videos that {merge.source.user} paid for. Their Telegram is their own again."
         )
         return ask(self, request, merge, title="Undo", explanation=explanation, act=part)
-
-
-__all__ = ["payment_admin"]  # registered by being imported

@@ -1,4 +1,4 @@
-"""Rows are locked in one order (generation/jobs/locks.py), so that transitions never wait for each other in a circle."""
+"""Rows are locked in one order (generation/jobs/locks.py), so transitions never wait for each other in a circle."""
 
 import inspect
 import random

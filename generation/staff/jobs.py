@@ -58,7 +58,7 @@ def check_refund_limit(actor: Actor, credits: int) -> None:  # noqa: A002  (cred
 
 
 # Jobs found by words of their prompt or error. An index of PostgreSQL's own text search answers it (`job_words`), so
-# that it takes no longer with a million jobs; what every PostgreSQL has is enough for it: parts within a word, which are
+# that it takes no longer with a million jobs; what every PostgreSQL has is enough: parts within a word, which are
 # not found, would want an extension (pg_trgm) that the embedded server does not bring. Ids, names and addresses are no
 # words: the list of jobs looks for these itself.
 

@@ -126,7 +126,8 @@ WHERE entry.kind = 'refund' AND entry.created_at >= %(first)s
 
 
 # What happened day by day, in UTC. Days that are over are added up once, in the background (`keep`, which the
-# reconciler has done every hour), and kept (`DayFigures`), so that the staff's home page takes the same time whatever the
+# reconciler has done every hour), and kept (`DayFigures`), so that the staff's home page takes the same time whatever
+# the
 # service has behind it. Only the running day, and for an hour the one before, is added up each time it is looked at.
 
 
