@@ -1,4 +1,4 @@
-"""People, their wallets and the ledger, API keys, and what staff do. The guards are in 0002."""
+"""Users, wallets, the ledger, API keys, and the records of staff. The guards are in 0002."""
 
 from decimal import Decimal
 from uuid import uuid4

@@ -1,4 +1,4 @@
-"""Guards of the ledger and of the staff's log, in the database: no page, shell or script gets around them with SQL.
+"""Guards of the ledger and of the staff's log, in the database: no page or script gets around them with ordinary SQL.
 
 - An entry moves the balance itself, in the same statement, after it was checked against the entry it resolves.
 - A balance cannot be changed in any other way; an entry cannot be changed, deleted or truncated.

@@ -1,4 +1,4 @@
-"""Presets, GPU nodes, jobs and their attempts, and what staff do with them."""
+"""Presets, GPU nodes, jobs and their attempts, reports, bulk refunds and daily figures."""
 
 from decimal import Decimal
 from uuid import uuid4
