@@ -3,7 +3,7 @@ once.
 
 All functions are atomic and take the account's row lock first, so two of them on one wallet run one after
 the other. Amounts are whole credits. Repeating a resolution is harmless: the entry that exists is returned.
-The database holds the same rules in constraints and triggers (migrations 0002 and 0004), so a mistake here is an
+The database holds the same rules in constraints and triggers (migrations 0001 and 0002), so a mistake here is an
 IntegrityError and never a wrong balance.
 """
 

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 
 
 class StaffAct(models.Model):
-    """One thing that a member of the staff did. Written once; the database refuses changes (its migration)."""
+    """One thing that a member of the staff did. Written once; the database refuses changes (migration 0002)."""
 
     at = models.DateTimeField(db_default=Now(), editable=False)
     actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
