@@ -21,7 +21,7 @@ from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored
 from telegram_bot import linking, tokens
 from telegram_bot.models import JobMessage, LinkRequest, LoginLink, TelegramUpdate
 from telegram_bot.receiving import inbox
-from telegram_bot.receiving.context import open_account
+from telegram_bot.users import open_account
 from telegram_bot.sending import notices, outbox
 from videoplatform.metrics import PlatformCollector
 

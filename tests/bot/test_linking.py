@@ -20,7 +20,7 @@ from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from telegram_bot import linking, links
 from telegram_bot.models import LinkRequest, LoginLink, TelegramAccount
-from telegram_bot.receiving.context import open_account
+from telegram_bot.users import open_account
 from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, people
 from tests.bot_api_server import Message, PressOfButton
 from tests.processes import wait_for
