@@ -172,7 +172,7 @@ def node(db: None) -> Any:
         name="node-1",
         base_url="http://127.0.0.1:9",
         api_key="node-key",
-        detected_protocol=GpuNode.Protocol.VIDEOS,
+        detected_protocol="videos",
         status="ready",
         backend="CogVideoX-tiny",
         last_seen_at=timezone.now(),

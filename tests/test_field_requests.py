@@ -25,7 +25,7 @@ def field_node() -> Iterator[FieldNode]:
 @pytest.fixture
 def attempt(user: Any, node: GpuNode, field_node: FieldNode) -> JobAttempt:
     GpuNode.objects.update(
-        base_url=field_node.url, api_key=field_node.key, detected_protocol=GpuNode.Protocol.GENERATE_VIDEO
+        base_url=field_node.url, api_key=field_node.key, detected_protocol="generate_video"
     )
     lifecycle.submit(user=user, prompt="a red ball", source="api")
     opened = scheduling.claim_next()
@@ -59,7 +59,7 @@ def test_the_answer_waits_for_the_database_and_the_lease_is_renewed_after_it(
     token = uuid.uuid4()
     assert locks.take(attempt_id=attempt.pk, token=token)
     monkeypatch.setattr("generation.jobs.runner.lifecycle.begin_storing", write)
-    monkeypatch.setattr("generation.jobs.runner.leases.take", renew)
+    monkeypatch.setattr("generation.jobs.runner.locks.take", renew)
     async_to_sync(Follower(attempt, token=token).run)()
     job = GenerationJob.objects.get()
     assert (job.state, job.attempt_count, write.calls) == ("storing", 1, 4)
