@@ -44,7 +44,8 @@ class OutboxRow(models.Model):
     def due(cls) -> "QuerySet[Self]":
         """Rows to be worked on now, oldest first."""
         rows = cls._default_manager.filter(cls.OPEN, next_attempt_at__lte=Now())
-        return rows.annotate(age=Now() - F(cls.SINCE)).order_by("next_attempt_at", "pk")
+        aged: QuerySet[Self] = rows.annotate(age=Now() - F(cls.SINCE))  # type: ignore[assignment]
+        return aged.order_by("next_attempt_at", "pk")
 
     def put_off(self, *, seconds: float, error: str, counts: bool = True) -> None:
         """Try again after so many seconds; `counts` as a failed try."""
@@ -94,9 +95,9 @@ class Outbox:
         *,
         start: Callable[[Coroutine[Any, Any, None]], object],
         wakeup: asyncio.Event,
-        fatal: tuple[type[Exception], ...] = (),
+        fatal: type[Exception] | tuple[()] = (),
     ) -> None:
-        """`start` runs a task; errors in `fatal` are left to it."""
+        """`start` runs a task; `fatal` is the error that is left to it."""
         self._channels = [(channel, asyncio.Semaphore(channel.at_once)) for channel in channels]
         self._start, self._wakeup, self._fatal = start, wakeup, fatal
         self._active: set[OutboxRow] = set()
@@ -136,7 +137,9 @@ class Outbox:
     async def _try(self, channel: Channel[R], row: R) -> None:
         try:
             await channel.deliver(row)
-        except (*self._fatal, *DATABASE_AWAY):
+        except DATABASE_AWAY:
+            raise
+        except self._fatal:
             raise
         except TryLater as error:
             pause = error.wait or delay(row.attempts + 1, longest=channel.longest_pause)

@@ -98,7 +98,7 @@ async def _serve(client: BotClient, lock: psycopg.AsyncConnection) -> None:
         [Results(client, live), Notices(client), Refunds(client)],
         start=tasks.job,
         wakeup=wakeups[wakeup.OUTBOX],
-        fatal=(InvalidToken,),
+        fatal=InvalidToken,
     )
     loops = [
         _watch(lock),

@@ -1,4 +1,4 @@
-"""Pages for people on Telegram: connecting an account, signing in by a one-time link, watching a video by a signed one."""
+"""Pages for people on Telegram: connecting an account, signing in by a one-time link, one video by a signed link."""
 
 from typing import TypeVar, cast
 

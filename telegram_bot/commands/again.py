@@ -1,5 +1,7 @@
 """Again, Remix and Retry: another video like one that was made, by a button or by a reply to its message."""
 
+from functools import partial
+
 from django.core.exceptions import ValidationError
 from django.utils.translation import gettext as _
 from telegram import ForceReply
@@ -94,7 +96,12 @@ async def remix(press: Press) -> None:
     asks = ForceReply(selective=True, input_field_placeholder=placeholder)
     mention = "" if press.in_private else press.query.from_user.mention_html()
     sent = await press.reply(texts.changed_prompt(job.prompt, mention=mention), reply_markup=asks)
-    place = {"bot_id": press.bot.id, "chat_id": press.chat.id, "message_id": sent.message_id}
-    await written(
-        lambda: remember(job=job, asks_for_prompt=True, **place), about=f"the question {press.key}"
+    mark = partial(
+        remember,
+        job=job,
+        bot_id=press.bot.id,
+        chat_id=press.chat.id,
+        message_id=sent.message_id,
+        asks_for_prompt=True,
     )
+    await written(mark, about=f"the question {press.key}")

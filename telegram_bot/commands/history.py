@@ -98,8 +98,10 @@ async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) ->
     except BadRequest as error:
         logger.info("job %s cannot be sent again by its file_id: %s", job.id.hex, error)
         return False
-    place = {"bot_id": press.bot.id, "chat_id": press.chat.id, "message_id": message.message_id}
-    await written(partial(remember, job=job, **place), about=f"the video of {press.key}")
+    mark = partial(
+        remember, job=job, bot_id=press.bot.id, chat_id=press.chat.id, message_id=message.message_id
+    )
+    await written(mark, about=f"the video of {press.key}")
     return True
 
 

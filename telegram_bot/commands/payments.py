@@ -65,14 +65,18 @@ async def balance(request: Request) -> None:
 async def buy(request: Request) -> None:
     """The packs for sale."""
     if request.in_private:
-        await offers(request)
+        await _show_offers(request)
     else:
         await request.reply(parts.only_in_private(), reply_markup=await way_to_buy(request))
 
 
 @button("offers")
-async def offers(asked: Asked) -> None:
+async def offers(press: Press) -> None:
     """The same, from the button below a message that speaks of credits."""
+    await _show_offers(press)
+
+
+async def _show_offers(asked: Asked) -> None:
     packs = await for_sale()
     if not packs:
         await asked.reply(texts.nothing_for_sale())

@@ -87,7 +87,7 @@ class TelegramUpdate(models.Model):
 class JobMessage(OutboxRow):
     """A job that was asked for in Telegram: its status message while it is made, and the delivery of its result.
 
-    `next_attempt_at` is empty until the job ends. After the result is sent, it is the time to remove the status message.
+    `next_attempt_at` is empty until the job ends. After the result is sent, the status message is removed then.
     """
 
     class State(models.TextChoices):

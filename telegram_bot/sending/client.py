@@ -152,7 +152,9 @@ class OrderedRequest(HTTPXRequest):
         try:
             status, payload = await super().do_request(url, method, request_data, *args, **kwargs)
         finally:
-            outcome = OUTCOMES.get(status, "refused" if status < 500 else "error") if status else "unreachable"
+            outcome = (
+                OUTCOMES.get(status, "refused" if status < 500 else "error") if status else "unreachable"
+            )
             traffic.count(name, outcome, seconds=monotonic() - began)
             if mine is not None and status != 200:
                 mine.end()

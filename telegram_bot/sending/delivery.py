@@ -65,9 +65,7 @@ class Notices(TelegramChannel[Notice]):
     async def send(self, row: Notice) -> None:
         markup = InlineKeyboardMarkup.de_json({"inline_keyboard": row.keyboard}, self._bot)
         async with client.turn():
-            await self._bot.send_message(
-                row.chat_id, row.text, reply_markup=markup if row.keyboard else None
-            )
+            await self._bot.send_message(row.chat_id, row.text, reply_markup=markup if row.keyboard else None)
             mark = partial(in_database(outbox.mark_notice_sent), row)
             await written(mark, about=str(row))
 
@@ -97,5 +95,3 @@ class Refunds(TelegramChannel[StarPayment]):
 
     async def fail(self, row: StarPayment, error: Exception) -> None:
         await in_database(refunds.refused)(row.pk, error=str(error))
-
-

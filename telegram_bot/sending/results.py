@@ -144,7 +144,9 @@ class Results(TelegramChannel[JobMessage]):
         """
         row = parcel.row
         await self._bot.send_chat_action(row.chat_id, ChatAction.UPLOAD_VIDEO)
-        clip = row.file_id or await asyncio.to_thread(_read, row.job.video.name or "")
+        clip: bytes | str = row.file_id
+        if not clip:
+            clip = await asyncio.to_thread(_read, row.job.video.name or "")
         if row.upload_began_at is not None and row.status_message_id is not None:
             try:
                 return await self._put_into_status(parcel, clip, row.status_message_id)
