@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,7 +32,7 @@ class _InThreads(SyncToAsync[P, R]):
     single_thread_executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix="database")
 
 
-def in_database(function: Callable[P, R]) -> Callable[P, Awaitable[R]]:
+def in_database(function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make ORM code awaitable. Connections that died are dropped around each call.
 
     Without that, asynchronous code never recovers from a restart of the database: nothing else here would do it.

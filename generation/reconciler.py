@@ -1,6 +1,6 @@
 """The level-triggered loop that heals the loss of a task, a worker, a reconciler or a node from what the rows say.
 
-Each sweep follows open attempts with a free lease, stops those whose job has ended, has files stored, ends overdue jobs,
+Each sweep follows attempts with a free lease, stops those whose job has ended, has files stored, ends overdue jobs,
 and wakes the dispatch when jobs wait and slots are free. NOTIFY only makes it come sooner. Two reconcilers may run: the
 leases divide the attempts between them.
 """

@@ -160,7 +160,7 @@ class Surroundings:
     positions: place in line of the queued ones, 1 is next. waits: expected seconds by preset, of the live ones.
     """
 
-    catalog: catalog.Offer
+    offer: catalog.Offer
     positions: Mapping[uuid.UUID, int]
     waits: Mapping[int, int]
 

@@ -43,7 +43,7 @@ def cooldown_left(user: User, agreed: UserLimits | None = None) -> int:
     if user.is_staff:
         return 0
     counted = GenerationJob.objects.filter(user=user).exclude(state=State.FAILED).order_by("-created_at")
-    age = counted.values_list(Now() - F("created_at"), flat=True).first()
+    age: timedelta | None = counted.values_list(Now() - F("created_at"), flat=True).first()
     if age is None:
         return 0
     own = (agreed or UserLimits.of(user)).cooldown_seconds

@@ -51,7 +51,7 @@ EXPECTED_EXITS = (0, -signal.SIGTERM)
 
 
 class NotifiedBroker(ORM):
-    """The ORM broker, with another wait, and with PostgreSQL's clock instead of the host's: a task put in by a host with
+    """The ORM broker, with another wait and with PostgreSQL's clock, not the host's: a task put in by a host with
     a fast clock would wait until the others' clocks are there.
     """
 

@@ -22,7 +22,7 @@ def claim_next() -> JobAttempt | None:
     """Give the fairest queued job to the least loaded healthy node with a free slot.
 
     The node's row is locked while its slots are counted, the job's row while it is claimed, skipping jobs that others
-    have locked, so any number of dispatchers may run. Returns the opened attempt, whose lease its own id holds, or None.
+    have locked, so any number of dispatchers may run. Returns the opened attempt, which holds its own lease, or None.
     """
     for node in _nodes_with_a_free_slot():
         attempt = _claim_for(node)

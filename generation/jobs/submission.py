@@ -161,7 +161,7 @@ def _job(user: User, agreed: UserLimits, request: VideoRequest) -> GenerationJob
 
 
 def _queue(job: GenerationJob, wallet: CreditAccount, *, reason: str) -> None:
-    ledger.reserve(account=wallet, amount=job.cost, reference=job.id, reason=reason)
+    ledger.reserve(user=job.user, account=wallet, amount=job.cost, reference=job.id, reason=reason)
     job.save(force_insert=True)
     job.refresh_from_db(fields=["deadline_at"])  # set by PostgreSQL's clock
     events.publish(job)

@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -112,13 +113,12 @@ async def _download_once(attempt: JobAttempt, destination: Path) -> None:
 def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -> None:
     """Close an attempt without a playable file. Another one may do better, while there are any left."""
     logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
-    end, code, message = lifecycle.attempt_lost, "unplayable", gettext_noop("The video could not be played.")
+    held: dict[str, Any] = {"attempt_id": attempt.pk, "token": token, "error": str(error)}
     if isinstance(error, ResultTooLarge):
-        end, code, message = (
-            lifecycle.attempt_failed,
-            "result_too_large",
-            gettext_noop("The video is too large."),
-        )
+        message = gettext_noop("The video is too large.")
+        lifecycle.attempt_failed(code="result_too_large", message=message, **held)
     elif isinstance(error, RemoteJobLost | TransientNodeError):
-        code, message = "download_failed", DOWNLOAD_FAILED
-    end(attempt_id=attempt.pk, token=token, code=code, message=message, error=str(error))
+        lifecycle.attempt_lost(code="download_failed", message=DOWNLOAD_FAILED, **held)
+    else:
+        message = gettext_noop("The video could not be played.")
+        lifecycle.attempt_lost(code="unplayable", message=message, **held)
