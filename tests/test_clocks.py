@@ -20,8 +20,8 @@ from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored
 from telegram_bot import linking, tokens
 from telegram_bot.models import JobMessage, LinkRequest, LoginLink, Notice, TelegramUpdate
 from telegram_bot.receiving import inbox
-from telegram_bot.users import open_account
 from telegram_bot.sending import outbox
+from telegram_bot.users import open_account
 from videoplatform.metrics import PlatformCollector
 
 pytestmark = pytest.mark.django_db
