@@ -72,7 +72,7 @@ def _links(job: GenerationJob) -> list[dict[str, Any]]:
 
 def _facts(job: GenerationJob) -> dict[str, Any]:
     return {
-        "id": fields.of(job.id),
+        "id": fields.public_id(job.id),
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
         "preset": job.preset.name,
@@ -80,7 +80,7 @@ def _facts(job: GenerationJob) -> dict[str, Any]:
         "frames": job.stored_frames or job.num_frames,
         "frames_per_second": job.fps,
         "steps": job.num_inference_steps,
-        "remix_of": job.remixed_from_id and fields.of(job.remixed_from_id),
+        "remix_of": job.remixed_from_id and fields.public_id(job.remixed_from_id),
         "ordered_by": job.source,
         "state": job.state,
         "error": job.error_message,

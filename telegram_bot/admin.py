@@ -1,4 +1,4 @@
-"""For staff: who writes, what could not be handled, what could not be delivered. Nothing here is edited by hand."""
+"""Staff pages: people on Telegram, updates, deliveries, requests to join, credit packs and payments."""
 
 from datetime import timedelta
 from typing import Any
@@ -91,9 +91,6 @@ class StarPaymentAdmin(ReadOnlyAdmin):
         return ask(self, request, payment, title="Refund", explanation=explanation, act=give_back)
 
 
-# For staff: what is for sale for Stars, and what was paid.
-
-
 @admin.register(TelegramAccount)
 class TelegramAccountAdmin(ReadOnlyAdmin):
     list_display = (
@@ -162,7 +159,7 @@ def failed_deliveries() -> home.Card:
     return home.Card("Failed deliveries", str(failed), href, "of 24 hours", alarm=bool(failed))
 
 
-# Who looks for a person may know them by what Telegram calls them.
+# A person may be known to staff by their name on Telegram alone.
 UserAdmin.search_fields = (
     *UserAdmin.search_fields,
     "=telegram_account__telegram_id",
@@ -179,7 +176,7 @@ class NoticeAdmin(ReadOnlyAdmin):
 
 @admin.register(LinkRequest)
 class LinkRequestAdmin(ReadOnlyAdmin):
-    """Who wanted to be joined with whom, and what came of it."""
+    """Requests to join an account on the web with a person on Telegram."""
 
     list_display = ("id", "began_on", "user", "account", "state", "created_at", "answered_at", "settled_at")
     list_select_related = ("user", "account")

@@ -1,5 +1,5 @@
-"""What payments say about the books: each charge is credited once and at its invoice's worth, and a refund of Stars has
-its refund of credits.
+"""Checks of payments against the ledger: each charge is credited once and at its invoice's worth, and a refund of
+Stars has its refund of credits.
 """
 
 from collections.abc import Iterable

@@ -52,7 +52,7 @@ def handle_again(*, actor: Actor, update: TelegramUpdate, reason: str, once: uui
         raise Refused("Only what could not be handled is handled again.")
     before = {"error": update.error}
     audit_log.record(actor=actor, act="update.again", subject=update, reason=reason, before=before, once=once)
-    wakeup.ring(wakeup.INBOX)
+    wakeup.call(wakeup.INBOX)
 
 
 @transaction.atomic
@@ -70,6 +70,7 @@ def deliver_again(*, actor: Actor, message: JobMessage, reason: str, once: uuid.
     audit_log.record(
         actor=actor, act="delivery.again", subject=message, reason=reason, before=before, once=once
     )
+    wakeup.call(wakeup.OUTBOX)
 
 
 @transaction.atomic

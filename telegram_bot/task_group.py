@@ -1,53 +1,53 @@
-"""The tasks of a bot at work: loops that run until the end, and errands that are finished first when there is time."""
+"""The tasks of the bot's process: loops that run until the end, and jobs that are finished first when there is time.
+
+asyncio's own TaskGroup cancels everything at once, which would cut off an upload that is under way.
+"""
 
 import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
+Work = Coroutine[Any, Any, None]
 
-class Crew:
+
+class TaskGroup:
     """Tasks that stop together. The first one that fails is the failure of all."""
 
     def __init__(self) -> None:
         self._loops: set[asyncio.Task[None]] = set()
-        self._errands: set[asyncio.Task[None]] = set()
+        self._jobs: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.stopping = False
 
-    def loop(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Something that is simply cut off at the end."""
-        return self._start(work, self._loops)
+    def loop(self, work: Work) -> None:
+        """Run something that is simply cut off at the end."""
+        self._start(work, self._loops)
 
-    def errand(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Something that should be brought to its end, such as an upload."""
-        return self._start(work, self._errands)
+    def job(self, work: Work) -> None:
+        """Run something that should be brought to its end, such as an upload."""
+        self._start(work, self._jobs)
 
     async def first_failure(self) -> None:
         """Wait until a task fails, and raise what it raised."""
         await self._failure
 
     async def stop(self, *, grace: float) -> None:
-        """End everything; errands get `grace` seconds to finish."""
-        self.stopping = True
+        """End everything; jobs get `grace` seconds to finish, loops none."""
         await self._cancel(self._loops)
-        if self._errands and grace:
-            await asyncio.wait(self._errands, timeout=grace)
-        await self._cancel(self._errands)
+        if self._jobs and grace:
+            await asyncio.wait(self._jobs, timeout=grace)
+        await self._cancel(self._jobs)
         if self._failure.done() and not self._failure.cancelled():
             self._failure.exception()  # seen: without this asyncio would complain about it
         self._failure.cancel()
 
-    def _start(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    def _start(self, work: Work, group: set[asyncio.Task[None]]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         group.add(task)
         task.add_done_callback(group.discard)
-        task.add_done_callback(self._notice)
-        return task
+        task.add_done_callback(self._note)
 
-    def _notice(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or (error := task.exception()) is None:
-            return
-        if not self._failure.done():
+    def _note(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
             self._failure.set_exception(error)
 
     @staticmethod

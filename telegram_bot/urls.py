@@ -1,4 +1,4 @@
-"""Where the chat and the web meet."""
+"""Pages for people on Telegram, and the webhook."""
 
 from django.urls import path
 

@@ -7,22 +7,21 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
 from django.db.models.functions import Now
 from django.utils import timezone
 from django_q.conf import Conf
 
 from generation.errors import CooldownActive
-from generation.jobs import catalog, lifecycle, locks, node_health, scheduling
+from generation.jobs import catalog, lifecycle, locks, node_health, scheduling, submission
 from generation.jobs.queue import NotifiedBroker
 from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 from generation.nodes import NodeHealth
 from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored_attempts
 from telegram_bot import linking, tokens
-from telegram_bot.models import JobMessage, LinkRequest, LoginLink, TelegramUpdate
+from telegram_bot.models import JobMessage, LinkRequest, LoginLink, Notice, TelegramUpdate
 from telegram_bot.receiving import inbox
-from telegram_bot.receiving.context import open_account
-from telegram_bot.sending import notices, outbox
+from telegram_bot.sending import outbox
+from telegram_bot.users import open_account
 from videoplatform.metrics import PlatformCollector
 
 pytestmark = pytest.mark.django_db
@@ -51,7 +50,7 @@ def off(request: pytest.FixtureRequest) -> timedelta:
 
 
 def submit(user: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt="a red ball", source="api")
+    return submission.submit(user=user, prompt="a red ball", source="api")
 
 
 def test_a_lease_that_is_held_is_nobody_elses_and_one_that_ran_out_is_anybodys(user, start_job, host, off):
@@ -138,11 +137,11 @@ def test_the_cooldown_is_a_minute_for_every_host(user, host, off):
 def test_a_trial_is_due_when_it_is(node, host, off):
     GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() + timedelta(seconds=60))
     with host(off):
-        assert not node_health.claim_trial(node)
+        assert not node_health.claim_canary(node)
     GpuNode.objects.update(next_trial_at=Now() - timedelta(seconds=1))
     with host(off):
-        assert node_health.claim_trial(node)
-    assert not node_health.claim_trial(node)
+        assert node_health.claim_canary(node)
+    assert not node_health.claim_canary(node)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -160,44 +159,43 @@ def test_a_nudge_of_a_host_with_another_clock_is_taken_at_once_and_once(host, of
 
 @pytest.mark.django_db(transaction=True)
 def test_a_result_is_sent_when_its_time_has_come_wherever_its_job_ended(user, host, off):
-    due, load, try_later = map(async_to_sync, (outbox.due, outbox.load, outbox.try_later))
     with host(off):
         job = submit(user)
         row = JobMessage.objects.create(job=job, bot_id=1, chat_id=1)
         lifecycle.cancel(job=job)
-    assert due(1, besides=set()) == [(row.pk, job.pk)]
+    assert list(JobMessage.due()) == [row]
     with host(off):
-        assert due(1, besides=set()) == [(row.pk, job.pk)]
-        assert load(row.pk).age < timedelta(minutes=1)
-        try_later(row, error="busy", seconds=60, counts=True)
-        assert due(1, besides=set()) == []
-    assert due(1, besides=set()) == []
+        [due] = JobMessage.due()
+        assert due == row
+        assert due.age < timedelta(minutes=1)
+        row.put_off(seconds=60, error="busy")
+        assert not JobMessage.due()
+    assert not JobMessage.due()
     JobMessage.objects.update(next_attempt_at=Now() - timedelta(seconds=1))
     with host(off):
-        assert due(1, besides=set()) == [(row.pk, job.pk)]
+        assert list(JobMessage.due()) == [row]
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_notice_is_sent_at_once_and_again_when_its_time_has_come(settings, host, off):
     settings.TELEGRAM_BOT_TOKEN = "1:for-tests-only"
-    due, try_later = async_to_sync(notices.due), async_to_sync(notices.try_later)
     with host(off):
-        notices.tell(chat_id=1, text="Hello")
-    [row] = due(1)
+        outbox.tell(chat_id=1, text="Hello")
+    [row] = Notice.due()
     with host(off):
-        assert due(1) == [row]
-        try_later(row, error="busy", seconds=60)
-        assert due(1) == []
-    assert due(1) == []
+        assert list(Notice.due()) == [row]
+        row.put_off(seconds=60, error="busy")
+        assert not Notice.due()
+    assert not Notice.due()
 
 
 def test_an_update_has_waited_as_long_as_it_has(host, off):
     with host(off):
-        [stored] = inbox.store_now(1, [{"update_id": 5}])
+        [stored] = inbox.store(1, [{"update_id": 5}])
     assert stored.waited < 60
     TelegramUpdate.objects.update(received_at=Now() - timedelta(seconds=100))
     with host(off):
-        [stored] = inbox.store_now(1, [{"update_id": 5}])
+        [stored] = inbox.store(1, [{"update_id": 5}])
     assert stored.waited == pytest.approx(100, abs=30)
 
 

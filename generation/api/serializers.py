@@ -160,7 +160,7 @@ class Surroundings:
     positions: place in line of the queued ones, 1 is next. waits: expected seconds by preset, of the live ones.
     """
 
-    catalog: catalog.Offer
+    offer: catalog.Offer
     positions: Mapping[uuid.UUID, int]
     waits: Mapping[int, int]
 
@@ -275,7 +275,7 @@ class VideoSerializer(serializers.Serializer):
         return dict(VideoError(job).data) if STATUSES[State(job.state)] == "failed" else None
 
     def get_remixed_from_video_id(self, job: GenerationJob) -> str | None:
-        return fields.of(job.remixed_from_id) if job.remixed_from_id else None
+        return fields.public_id(job.remixed_from_id) if job.remixed_from_id else None
 
     def get_queue_position(self, job: GenerationJob) -> int | None:
         return self._around.positions.get(job.pk)

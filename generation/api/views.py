@@ -36,7 +36,7 @@ from generation.api.serializers import (
     with_what_is_shown,
 )
 from generation.errors import JobNotFound, VideoGone, VideoNotReady
-from generation.jobs import catalog, lifecycle
+from generation.jobs import catalog, lifecycle, submission
 from generation.models import GenerationJob
 from generation.sse.streams import MEDIA_TYPE, video_frame
 from generation.web.gallery import page_of
@@ -93,8 +93,8 @@ class Videos(APIView):
         _check_offer(wish)
         chosen = None
         if wish.get("preset") or wish.get("seconds"):
-            chosen = catalog.choose_preset(preset=wish.get("preset"), seconds=wish.get("seconds")).name
-        job = lifecycle.submit(
+            chosen = catalog.choose_preset(preset=wish.get("preset"), seconds=wish.get("seconds"))
+        job = submission.submit(
             user=caller(request),
             prompt=wish["prompt"],
             source=GenerationJob.Source.API,
@@ -204,17 +204,13 @@ class Remix(APIView):
         original = find_job(request, video_id)
         body = NewRemix(data=request.data)
         body.is_valid(raise_exception=True)
-        job = lifecycle.submit(
+        remix = submission.same_again(original)
+        remix["prompt"], remix["remixed_from"] = body.validated_data["prompt"], original
+        job = submission.submit(
             user=caller(request),
-            prompt=body.validated_data["prompt"],
             source=GenerationJob.Source.API,
-            preset=original.preset.name,
-            seed=original.seed,
-            negative_prompt=original.negative_prompt,
-            model=original.model,
-            size=original.size,
             idempotency_key=request.headers.get("Idempotency-Key"),
-            remixed_from=original,
+            **remix,
         )
         return Response(video_json(job))
 

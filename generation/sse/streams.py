@@ -10,15 +10,12 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
 
 from django.conf import settings
 from django.contrib.auth import get_user
 from django.core.handlers.asgi import ASGIRequest
-from django.db import connections
 from django.db.models import Q
 from django.utils import timezone, translation
 
@@ -26,7 +23,8 @@ from accounts.languages import language_for
 from accounts.models import User
 from generation.api.auth import key_of_header
 from generation.api.serializers import video_json, with_what_is_shown
-from generation.jobs.events import JobEvent, hub
+from generation.database import in_database
+from generation.jobs.events import JobEvent, event_of, hub
 from generation.models import GenerationJob
 from generation.web.presenters import render_card
 
@@ -169,24 +167,8 @@ def _shortens_the_line(event: JobEvent) -> bool:
 # What streams read from the database: in a thread, with no connection kept while they wait.
 
 
-T = TypeVar("T")
-
 # How many jobs a stream begins with at most.
 SNAPSHOT_JOBS = 24
-
-_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sse")
-
-
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Run a function that uses the ORM; its connection is given back before this returns."""
-
-    def run() -> T:
-        try:
-            return function(*args)
-        finally:
-            connections.close_all()
-
-    return await asyncio.get_running_loop().run_in_executor(_threads, run)
 
 
 def user_of_session(request: ASGIRequest) -> User | None:
@@ -211,19 +193,13 @@ def recent_events(user: int, since: datetime) -> list[JobEvent]:
     recent = jobs.filter(Q(finished_at=None) | Q(finished_at__gte=since)).order_by("-created_at")[
         :SNAPSHOT_JOBS
     ]
-    return [_as_event(job) for job in recent]
+    return [event_of(job) for job in recent]
 
 
 def frame_of_video(job: uuid.UUID, user: int) -> tuple[JobEvent, bytes, bool] | None:
     """How it stands, the same as the API's stream says it, and whether that is the last; None when it was deleted."""
     row = with_what_is_shown(GenerationJob.objects.filter(pk=job, user=user, deleted_at=None)).first()
-    return None if row is None else (_as_event(row), video_frame(row), not row.is_live)
-
-
-def _as_event(job: GenerationJob) -> JobEvent:
-    return JobEvent(
-        job=job.id.hex, user=job.user_id, state=job.state, step=job.step, steps=job.num_inference_steps
-    )
+    return None if row is None else (event_of(row), video_frame(row), not row.is_live)
 
 
 # Server-sent events as bytes (https://html.spec.whatwg.org/multipage/server-sent-events.html).
@@ -267,12 +243,12 @@ class BrowserStream(Stream):
         self._language = language_for(request, user)
 
     async def still_allowed(self) -> bool:
-        user = await in_thread(user_of_session, self._request)
+        user = await in_database(user_of_session)(self._request)
         return user is not None and user.pk == self.inbox.user
 
     async def snapshot(self) -> list[bytes]:
         since = min(_last_seen(self._request), timezone.now() - SNAPSHOT_WINDOW)
-        events = await in_thread(recent_events, self.inbox.user, since)
+        events = await in_database(recent_events)(self.inbox.user, since)
         for event in events:
             self.inbox.note(event)
         return await self.news(events)
@@ -299,10 +275,10 @@ class VideoStream(Stream):
         self._sent = b""
 
     async def still_allowed(self) -> bool:
-        return await in_thread(owner_of_video, self._key, self._job) == self.inbox.user
+        return await in_database(owner_of_video)(self._key, self._job) == self.inbox.user
 
     async def snapshot(self) -> list[bytes]:
-        found = await in_thread(frame_of_video, self._job, self.inbox.user)
+        found = await in_database(frame_of_video)(self._job, self.inbox.user)
         if found is None:
             self.ended = True
             return []
@@ -327,7 +303,7 @@ class Cards:
         wanted = (event, language)
         task = self._under_way.get(wanted)
         if task is None:
-            task = asyncio.create_task(in_thread(_render, uuid.UUID(event.job), language))
+            task = asyncio.create_task(in_database(_render)(uuid.UUID(event.job), language))
             self._under_way[wanted] = task
             task.add_done_callback(functools.partial(self._forget, wanted))
         return await asyncio.shield(task)

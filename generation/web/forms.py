@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 
 from accounts.models import User
 from generation.errors import GenerationError
-from generation.jobs import lifecycle, submission
+from generation.jobs import catalog, submission
 from generation.models import GenerationJob
 
 
@@ -52,11 +52,11 @@ class ComposerForm(forms.Form):
             return None
         asked = self.cleaned_data
         try:
-            return lifecycle.submit(
+            return submission.submit(
                 user=user,
                 prompt=asked["prompt"],
                 source=GenerationJob.Source.WEB,
-                preset=asked["preset"] or None,
+                preset=catalog.find_preset(asked["preset"]),
                 seed=asked["seed"],
                 negative_prompt=asked["negative_prompt"],
                 idempotency_key=self._idempotency_key(),

@@ -11,13 +11,13 @@ from generation.web import public_views, views
 class VideoId:
     """The name the API has for a video; anything else is a page that does not exist."""
 
-    regex = fields.PATTERN
+    regex = fields.PUBLIC_ID
 
     def to_python(self, value: str) -> uuid.UUID | None:
-        return fields.parse(value)
+        return fields.job_id(value)
 
     def to_url(self, value: uuid.UUID) -> str:
-        return fields.of(value)
+        return fields.public_id(value)
 
 
 register_converter(VideoId, "video_id")

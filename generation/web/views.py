@@ -15,7 +15,7 @@ from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 
 from generation import sharing
 from generation.errors import GenerationError
-from generation.jobs import catalog, lifecycle, submission
+from generation.jobs import catalog, lifecycle, limits, submission
 from generation.jobs.receipts import receipt_of
 from generation.models import GenerationJob
 from generation.web import gallery
@@ -106,7 +106,7 @@ def composer(
         "queue": queue,
         "expected": expected,
         "before_it": queue.seconds_to_join(expected),
-        "cooldown": submission.cooldown_left(request.user),
+        "cooldown": limits.cooldown_left(request.user),
         "key": uuid.uuid4().hex,
         "max_prompt": settings.MAX_PROMPT_LENGTH,
     }
@@ -205,14 +205,11 @@ def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """The same wish again, as a new clip; a second click finds the same one."""
     job = own_job(request, job_id)
     try:
-        again = lifecycle.submit(
+        again = submission.submit(
             user=request.user,
-            prompt=job.prompt,
             source=GenerationJob.Source.WEB,
-            preset=job.preset.name,
-            seed=job.seed,
-            negative_prompt=job.negative_prompt,
             idempotency_key=f"retry-{job.id.hex}",
+            **submission.same_again(job),
         )
     except GenerationError as error:
         messages.error(request, error.message)

@@ -1,4 +1,4 @@
-"""The commands and buttons, a module a subject. Importing this package registers them all (see `routes`)."""
+"""The commands and buttons, a module for each subject. Importing this package registers them all (see `routes`)."""
 
 from telegram_bot.commands import accounts, again, history, payments, preferences, video, welcome
 

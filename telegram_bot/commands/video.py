@@ -1,7 +1,6 @@
-"""/video: from a wish to the message that is the job."""
+"""/video: from a prompt to the message that is the job."""
 
 import contextlib
-from dataclasses import dataclass
 from functools import partial
 
 from django.db import transaction
@@ -10,79 +9,51 @@ from django.utils.translation import gettext_lazy
 from telegram.error import BadRequest
 
 from generation.database import in_database
-from generation.jobs import lifecycle
-from generation.models import GenerationJob, Preset
+from generation.jobs import submission
+from generation.jobs.submission import VideoRequest
+from generation.models import GenerationJob
+from generation.retrying import written
 from telegram_bot.commands.welcome import quote_for
 from telegram_bot.models import JobMessage, TelegramAccount
-from telegram_bot.receiving.context import Asked, Press, Request, quoting
+from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.receiving.routes import button, command
 from telegram_bot.sending import outbox
+from telegram_bot.sending.client import quoting
 from telegram_bot.sending.progress import Status, status_of
-from telegram_bot.sending.retrying import written
-from telegram_bot.texts import jobs
+from telegram_bot.texts import jobs as texts
 from telegram_bot.texts.parts import example
 
 Pending = JobMessage.State.PENDING
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What somebody wants to see. The same `key` is the same job; without `preset` it is the one they chose."""
-
-    prompt: str
-    key: str
-    preset: Preset | None = None
-    seed: int | None = None
-    negative_prompt: str = ""
-    remixed_from: GenerationJob | None = None
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A job, its row in the outbox, and what its status message says first."""
-
-    job: GenerationJob
-    row: JobMessage
-    status: Status
-
-    @property
-    def is_shown(self) -> bool:
-        """Its status message was sent before, or has nothing to say any more."""
-        return self.row.status_message_id is not None or self.row.state != Pending
-
-
 @in_database
-def submit(account: TelegramAccount, wish: Wish, *, place: dict[str, int | None]) -> Accepted:
-    """The job and its row in the outbox, in one transaction.
+def submit(
+    account: TelegramAccount, request: VideoRequest, *, key: str, place: dict[str, int | None]
+) -> tuple[JobMessage, Status]:
+    """Make the job and its row in the outbox, in one transaction; returns the row, and the first status to show.
 
-    `place` is where the result goes: bot_id, chat_id, reply_to.
+    The same `key` is the same job. `place` is where the result goes: bot_id, chat_id, reply_to.
 
     Raises:
         GenerationError: it was refused.
     """
-    chosen = wish.preset or account.preset
+    preset = request.get("preset") or account.preset
+    request["preset"] = preset if preset is not None and preset.enabled else None
+    source = GenerationJob.Source.TELEGRAM
     with transaction.atomic():
-        job = lifecycle.submit(
-            user=account.user,
-            prompt=wish.prompt,
-            source=GenerationJob.Source.TELEGRAM,
-            preset=chosen.name if chosen is not None and chosen.enabled else None,
-            seed=wish.seed,
-            negative_prompt=wish.negative_prompt,
-            idempotency_key=wish.key,
-            remixed_from=wish.remixed_from,
-        )
+        job = submission.submit(user=account.user, source=source, idempotency_key=key, **request)
         row, _ = JobMessage.objects.get_or_create(job=job, defaults=place)
     # A job that was there before may have ended without a row to be delivered by.
     missed = JobMessage.objects.filter(pk=row.pk, state=Pending, next_attempt_at=None)
     missed.filter(job__finished_at__isnull=False).update(next_attempt_at=Now())
-    return Accepted(job, row, status_of(job))
+    row.job = job
+    return row, status_of(job)
 
 
 @in_database
 @transaction.atomic
 def remember_status(row: JobMessage, *, message_id: int, text: str) -> bool:
-    """False when the result is out already, so that the status message is to be removed at once."""
+    """Store the status message. False when the result is out already, so that it is to be removed at once."""
     pending = JobMessage.objects.filter(pk=row.pk, state=Pending)
     if not pending.update(status_message_id=message_id, last_text=text):
         return False
@@ -92,38 +63,37 @@ def remember_status(row: JobMessage, *, message_id: int, text: str) -> bool:
 
 @command("video", menu=gettext_lazy("Generate AI video"))
 async def video(request: Request) -> None:
-    """Make a video, or say how."""
+    """Make a video, or explain how to."""
     if request.argument:
-        await make(request, Wish(prompt=request.argument, key=request.key))
+        await make(request, {"prompt": request.argument})
     else:
-        await request.reply(jobs.video_usage(await quote_for(request.account)))
+        await request.reply(texts.video_usage(await quote_for(request.account)))
 
 
 @button("sample")
 async def sample(press: Press) -> None:
     """The example of /start, by one tap."""
-    await make(press, Wish(prompt=example(), key=press.key))
+    await make(press, {"prompt": example()})
 
 
-async def make(asked: Asked, wish: Wish) -> Accepted:
-    """Accept a wish and answer with the message that is the job, unless it stands there already."""
+async def make(asked: Asked, request: VideoRequest, *, key: str = "") -> GenerationJob:
+    """Submit a job and answer with its status message, unless that was sent before or the job is settled.
+
+    Without a `key` of its own, an update that is handled again finds its job.
+    """
     place = {"bot_id": asked.bot.id, "chat_id": asked.chat.id, "reply_to": asked.about}
-    accepted = await submit(asked.account, wish, place=place)
-    if not accepted.is_shown:
-        await _show_status(asked, accepted)
-    return accepted
-
-
-async def _show_status(asked: Asked, accepted: Accepted) -> None:
-    row, status = accepted.row, accepted.status
+    row, status = await submit(asked.account, request, key=key or asked.key, place=place)
+    if row.status_message_id is not None or row.state != Pending:
+        return row.job
     await asked.acknowledge()
     sent = await asked.bot.send_message(
         row.chat_id, status.text, reply_markup=status.buttons, reply_parameters=quoting(asked.about)
     )
     mark = partial(remember_status, row, message_id=sent.message_id, text=status.text)
-    if await written(mark, about=f"the status message of job {accepted.job.id.hex}"):
-        asked.live.track(job_id=accepted.job.id, chat_id=row.chat_id)
+    if await written(mark, about=f"the status message of job {row.job_id.hex}"):
+        asked.live.track(job_id=row.job_id, chat_id=row.chat_id)
     else:
         # A quick node: the result overtook the message that announces it.
-        with contextlib.suppress(BadRequest):  # and somebody else was quicker still
+        with contextlib.suppress(BadRequest):  # it is removed already
             await asked.bot.delete_message(row.chat_id, sent.message_id)
+    return row.job

@@ -1,4 +1,4 @@
-"""Who writes to the bot, what they wrote (the inbox), and which message shows which job (the outbox)."""
+"""People on Telegram, the inbox of updates, job results to deliver, and the messages that are about a job."""
 
 from django.conf import settings
 from django.db import models
@@ -6,10 +6,11 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from generation.models import GenerationJob, Preset
+from generation.outbox import OutboxRow
 
 
 class TelegramAccount(models.Model):
-    """A person on Telegram and the user they are here. The chat with the bot has the same id as the person."""
+    """A person on Telegram and their user here. The chat with the bot has the same id as the person."""
 
     telegram_id = models.BigIntegerField(unique=True)
     user = models.OneToOneField(
@@ -48,7 +49,7 @@ class TelegramAccount(models.Model):
 
 
 class TelegramUpdate(models.Model):
-    """The inbox: an update exactly as it came, stored before anything is done about it and before it is acknowledged.
+    """The inbox: an update exactly as it came, stored before it is handled and before it is acknowledged.
 
     RECEIVED → DONE, or FAILED with the reason; a repeated update finds its row and changes nothing.
     """
@@ -83,16 +84,19 @@ class TelegramUpdate(models.Model):
         return f"update {self.update_id} ({self.state})"
 
 
-class JobMessage(models.Model):
+class JobMessage(OutboxRow):
     """A job that was asked for in Telegram: its status message while it is made, and the delivery of its result.
 
-    `next_attempt_at` is empty until the job ends. After the result is out, it says when to remove the status message.
+    `next_attempt_at` is empty until the job ends. After the result is sent, the status message is removed then.
     """
 
     class State(models.TextChoices):
         PENDING = "pending", "Pending"  # the person still waits for the result
         SENT = "sent", "Sent"
         FAILED = "failed", "Failed"  # it can never be delivered: the bot is blocked, the chat is gone
+
+    OPEN = Q(state=State.PENDING) | Q(state=State.SENT, status_message_id__isnull=False)
+    SINCE = "job__finished_at"
 
     job = models.OneToOneField(GenerationJob, on_delete=models.CASCADE, related_name="telegram_message")
     bot_id = models.BigIntegerField(
@@ -103,15 +107,12 @@ class JobMessage(models.Model):
     status_message_id = models.BigIntegerField(null=True, blank=True)
     last_text = models.TextField(blank=True, help_text="What the status message shows.")
     state = models.CharField(max_length=10, choices=State, default=State.PENDING)
-    attempts = models.PositiveIntegerField(default=0, help_text="Tries that failed.")
-    next_attempt_at = models.DateTimeField(null=True, blank=True)
     upload_began_at = models.DateTimeField(
         null=True, blank=True, help_text="An upload that nobody knows the end of: it may have arrived."
     )
     file_id = models.CharField(
         max_length=250, blank=True, help_text="Sends the same file again without an upload."
     )
-    error = models.CharField(max_length=500, blank=True)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     sent_at = models.DateTimeField(null=True, blank=True)
 
@@ -152,7 +153,7 @@ class JobPost(models.Model):
 
 
 class BotTraffic(models.Model):
-    """Figures of all time, for `/metrics`: requests to Telegram by method, and updates, each by outcome."""
+    """Totals for `/metrics`: requests to Telegram by method, and updates, each by outcome."""
 
     what = models.CharField(max_length=40)
     outcome = models.CharField(max_length=20)
@@ -165,23 +166,3 @@ class BotTraffic(models.Model):
 
     def __str__(self) -> str:
         return f"{self.what}: {self.outcome}"
-
-
-# Models of modules of their own.
-from telegram_bot.models.links import KnownBot, LinkRequest, LoginLink, Notice  # noqa: E402
-from telegram_bot.models.payments import CreditPack, StarInvoice, StarPayment  # noqa: E402
-
-__all__ = [
-    "BotTraffic",
-    "CreditPack",
-    "JobMessage",
-    "JobPost",
-    "KnownBot",
-    "LinkRequest",
-    "LoginLink",
-    "Notice",
-    "StarInvoice",
-    "StarPayment",
-    "TelegramAccount",
-    "TelegramUpdate",
-]

@@ -1,6 +1,6 @@
-"""What joins a person on Telegram with an account on the web: requests to be joined, and one-time ways in.
+"""Links between Telegram and the web: requests to join accounts, sign-in links, and notices from the site to a chat.
 
-Of every token only a SHA-256 is kept: who reads the table cannot use it.
+Of every token only a SHA-256 is kept, so reading the table is not enough to use it.
 """
 
 from django.conf import settings
@@ -8,9 +8,11 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from generation.outbox import OutboxRow
+
 
 class KnownBot(models.Model):
-    """What Telegram calls the bot of a token. The bot's process writes it down, the pages make links of it."""
+    """The username of a bot. The bot's process stores it, the site makes links of it."""
 
     bot_id = models.BigIntegerField(primary_key=True)
     username = models.CharField(max_length=64)
@@ -24,10 +26,10 @@ class KnownBot(models.Model):
 
 
 class LinkRequest(models.Model):
-    """The wish to join an account on the web with a person on Telegram.
+    """A request to join an account on the web with a person on Telegram.
 
-    Whoever began it does not know who answers, and the other way round; so each side is shown the other, and both have
-    to agree. OPEN → JOINED | DECLINED; what is past `expires_at` is nothing any more.
+    Neither side knows the other at first, so each is shown the other and both have to agree. OPEN → JOINED | DECLINED;
+    a request past `expires_at` is void.
     """
 
     class Side(models.TextChoices):
@@ -37,7 +39,7 @@ class LinkRequest(models.Model):
     class State(models.TextChoices):
         OPEN = "open", "Open"
         JOINED = "joined", "Joined"
-        DECLINED = "declined", "Declined"  # by either side, or by a newer request of whoever began it
+        DECLINED = "declined", "Declined"  # by either side, or by a newer request of the side that began it
 
     digest = models.CharField(max_length=64, unique=True, editable=False)
     began_on = models.CharField(max_length=10, choices=Side)
@@ -87,7 +89,7 @@ class LinkRequest(models.Model):
 
 
 class LoginLink(models.Model):
-    """A one-time way into the account of somebody who asked for it in their chat."""
+    """A one-time link, asked for in the chat, that signs in on the web."""
 
     digest = models.CharField(max_length=64, unique=True, editable=False)
     account = models.ForeignKey(
@@ -106,8 +108,8 @@ class LoginLink(models.Model):
         return f"for {self.user}, {'used' if self.used_at else 'not used'}"
 
 
-class Notice(models.Model):
-    """A message that something outside the bot's process has for somebody: part of the outbox.
+class Notice(OutboxRow):
+    """A message to a chat, written by a process that does not speak to Telegram.
 
     PENDING → SENT, or FAILED when it can never be delivered.
     """
@@ -117,6 +119,9 @@ class Notice(models.Model):
         SENT = "sent", "Sent"
         FAILED = "failed", "Failed"
 
+    OPEN = Q(state=State.PENDING)
+    SINCE = "created_at"
+
     bot_id = models.BigIntegerField()
     chat_id = models.BigIntegerField()
     text = models.TextField(help_text="In Telegram's HTML.")
@@ -124,9 +129,7 @@ class Notice(models.Model):
         default=list, blank=True, help_text="Rows of buttons as the Bot API has them."
     )
     state = models.CharField(max_length=10, choices=State, default=State.PENDING)
-    attempts = models.PositiveIntegerField(default=0, help_text="Tries that failed.")
     next_attempt_at = models.DateTimeField(db_default=Now())
-    error = models.CharField(max_length=500, blank=True)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     sent_at = models.DateTimeField(null=True, blank=True)
 

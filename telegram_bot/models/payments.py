@@ -1,4 +1,4 @@
-"""Credits for Telegram Stars: what is for sale, what was offered to whom, and what was paid."""
+"""Credits for Telegram Stars: packs for sale, invoices, and payments with their refunds."""
 
 import uuid
 
@@ -7,13 +7,15 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 
+from generation.outbox import OutboxRow
+
 # Telegram's limit for an invoice in Stars (core.telegram.org/bots/payments-stars).
 MAX_STARS = 10_000
 MAX_CREDITS = 10_000_000
 
 
 class CreditPack(models.Model):
-    """Credits for sale. Staff edit the rows; an invoice keeps what was for sale when it was made."""
+    """Credits for sale. Staff edit the rows; an invoice keeps the price and the credits of its time."""
 
     name = models.CharField(max_length=32, help_text="What the invoice is headed with, such as “Starter”.")
     credits = models.PositiveIntegerField(validators=[MinValueValidator(1), MaxValueValidator(MAX_CREDITS)])
@@ -38,7 +40,7 @@ class CreditPack(models.Model):
 
 
 class StarInvoice(models.Model):
-    """What somebody was offered, at the price of that moment. Its id is the invoice's payload."""
+    """An offer to one person, at the price of that moment. Its id is the payload of Telegram's invoice."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     account = models.ForeignKey(
@@ -61,10 +63,10 @@ class StarInvoice(models.Model):
         return f"{self.credits} credits for {self.stars} Stars"
 
 
-class StarPayment(models.Model):
-    """Stars that were paid, as Telegram told it, once for each charge; and how far their refund is.
+class StarPayment(OutboxRow):
+    """Stars that were paid, once for each charge; while a refund is asked for, a row of the outbox.
 
-    PAID → REFUNDING (the credits are taken back, Telegram is asked) → REFUNDED, or PAID again when Telegram surely
+    PAID → REFUNDING (the credits are taken back, Telegram is asked) → REFUNDED, or PAID again when Telegram definitely
     refused and the credits are given back. UNKNOWN: paid for something that was never offered here; staff look at it.
     """
 
@@ -73,6 +75,9 @@ class StarPayment(models.Model):
         REFUNDING = "refunding", "Refunding"
         REFUNDED = "refunded", "Refunded"
         UNKNOWN = "unknown", "Paid for something unknown"
+
+    OPEN = Q(state=State.REFUNDING)
+    SINCE = "paid_at"
 
     id = models.BigAutoField(primary_key=True)
     bot_id = models.BigIntegerField(help_text="The bot that was paid; only it can refund.")

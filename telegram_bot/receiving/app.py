@@ -1,4 +1,4 @@
-"""From an update to the handler that answers it, in the language of whoever asked."""
+"""From an update to the handler that answers it, in the language of the sender."""
 
 import logging
 import re
@@ -6,18 +6,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.utils import translation
+from django.utils.translation import gettext
 from telegram import CallbackQuery, Chat, Message, Update
 from telegram.error import TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
 from generation.errors import GenerationError, InsufficientCredits
-from telegram_bot import commands, language
+from telegram_bot import commands, language, users
 from telegram_bot.commands.payments import way_to_buy
-from telegram_bot.receiving import context, routes
-from telegram_bot.receiving.context import Asked, Incoming, Press, Request
+from telegram_bot.errors import Refusal
+from telegram_bot.receiving import routes
+from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.sending.client import BotClient, is_transient
 from telegram_bot.sending.progress import LiveStatus
-from telegram_bot.texts import jobs
+from telegram_bot.texts import jobs as texts
 from telegram_bot.texts.parts import escaped
 
 logger = logging.getLogger(__name__)
@@ -29,12 +31,12 @@ COMMAND = re.compile(r"/(?P<name>\w{1,32})(?:@(?P<bot>\w+))?(?:\s+(?P<argument>.
 DEEP_LINK = re.compile(r"(?P<prefix>[a-z]+)_(?P<argument>[\w-]+)", re.ASCII)
 HELP, TEXT = "help", "text"
 
-account_of = in_database(context.account_of)
+account_of = in_database(users.account_of)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Who handles a message, and with what."""
+    """The handler of a message, and what it gets."""
 
     handler: routes.RequestHandler
     argument: str = ""
@@ -42,10 +44,10 @@ class Choice:
 
 
 class Dispatcher:
-    """Finds the handler of an update. Whatever a person writes that has none gets the help."""
+    """Finds the handler of an update. A message that has none gets the help."""
 
-    def __init__(self, *, bot: BotClient, bot_id: int, live: LiveStatus) -> None:
-        self._bot, self._bot_id, self._live = bot, bot_id, live
+    def __init__(self, *, bot: BotClient, live: LiveStatus) -> None:
+        self._bot, self._live = bot, live
         self._mention = re.compile(rf"(?<!\w)@{re.escape(bot.username)}(?!\w)", re.ASCII | re.IGNORECASE)
 
     async def handle(self, update: Update) -> None:
@@ -55,36 +57,34 @@ class Dispatcher:
             TelegramError, database errors: it may be handled again, with the same outcome.
         """
         if update.message is not None:
-            await self._hear(update, update.message)
+            await self._hear(update.message, **self._common(update))
         elif update.callback_query is not None:
-            await self._press(update, update.callback_query)
+            await self._press(update.callback_query, **self._common(update))
         else:
             for kind, handler in routes.UPDATES.items():
-                if getattr(update, kind, None) is not None:
-                    await handler(Incoming(**self._common(update)))
+                if (part := getattr(update, kind, None)) is not None:
+                    await handler(self._bot, part)
 
     def _common(self, update: Update) -> dict[str, Any]:
-        key = f"telegram:{self._bot_id}:{update.update_id}"
-        return {"bot": self._bot, "live": self._live, "update": update, "key": key}
+        key = f"telegram:{self._bot.id}:{update.update_id}"
+        return {"bot": self._bot, "live": self._live, "key": key}
 
     # --- Messages -----------------------------------------------------------------------------------------------------
 
-    async def _hear(self, update: Update, message: Message) -> None:
+    async def _hear(self, message: Message, **common: Any) -> None:
         sender = message.from_user
         if sender is None or sender.is_bot or (choice := self._choose(message)) is None:
             return
-        account = await account_of(sender)
         request = Request(
-            **self._common(update),
-            account=account,
+            **common,
+            account=await account_of(sender),
             chat=message.chat,
             about=message.message_id,
             argument=choice.argument,
             addressed=choice.addressed,
             message=message,
-            sender=sender,
         )
-        with translation.override(language.language_of(account)):
+        with translation.override(language.language_of(request.account)):
             await _run(choice.handler, request)
 
     def _choose(self, message: Message) -> Choice | None:
@@ -92,91 +92,78 @@ class Dispatcher:
         for field, handler in routes.MESSAGES.items():
             if field != TEXT and getattr(message, field, None):
                 return Choice(handler)
-        in_private = message.chat.type == Chat.PRIVATE
         match = COMMAND.fullmatch(message.text or "")
         if match is None:
-            return self._choose_talk(message, in_private)
+            return self._choose_talk(message)
         addressed = match["bot"] is not None
         if addressed and match["bot"].lower() != self._bot.username.lower():
             return None
-        return _choose_command(match) or (_help() if in_private or addressed else None)
+        if choice := _choose_command(match["name"].lower(), (match["argument"] or "").strip()):
+            return choice
+        return Choice(routes.COMMANDS[HELP]) if addressed or message.chat.type == Chat.PRIVATE else None
 
-    def _choose_talk(self, message: Message, in_private: bool) -> Choice | None:
+    def _choose_talk(self, message: Message) -> Choice | None:
         text, mentions = self._mention.subn(" ", message.text or "")
-        addressed = in_private or bool(mentions)
+        addressed = message.chat.type == Chat.PRIVATE or bool(mentions)
         replied = message.reply_to_message
-        to_us = replied is not None and replied.from_user is not None and replied.from_user.id == self._bot_id
-        # A forwarded text is somebody else's, and would be paid for.
+        to_us = replied is not None and replied.from_user is not None and replied.from_user.id == self._bot.id
+        # A forwarded text is another person's, and would be paid for.
         is_talk = text.strip() and not text.startswith("/") and not message.forward_origin
         if is_talk and (addressed or to_us):
             return Choice(routes.MESSAGES[TEXT], text.strip(), addressed)
-        return _help() if addressed and not _is_service(message) else None
+        # Joins, pins and the like are written by nobody.
+        is_service = message.effective_attachment is None and message.text is None
+        return Choice(routes.COMMANDS[HELP]) if addressed and not is_service else None
 
     # --- Buttons ------------------------------------------------------------------------------------------------------
 
-    async def _press(self, update: Update, query: CallbackQuery) -> None:
-        account = await account_of(query.from_user)
+    async def _press(self, query: CallbackQuery, **common: Any) -> None:
         name, _, argument = (query.data or "").partition(":")
         message = query.message
         press = Press(
-            **self._common(update),
-            account=account,
+            **common,
+            account=await account_of(query.from_user),
             chat=message.chat if message else Chat(query.from_user.id, Chat.PRIVATE),
             about=message.message_id if message else None,
             argument=argument,
             query=query,
         )
-        with translation.override(language.language_of(account)):
+        with translation.override(language.language_of(press.account)):
             await _run(routes.BUTTONS.get(name, _unknown_button), press)
             await press.answer()
 
 
-def _choose_command(match: re.Match[str]) -> Choice | None:
-    name, argument = match["name"].lower(), (match["argument"] or "").strip()
+def _choose_command(name: str, argument: str) -> Choice | None:
     if name == "start" and (link := DEEP_LINK.fullmatch(argument)) and link["prefix"] in routes.DEEP_LINKS:
         return Choice(routes.DEEP_LINKS[link["prefix"]], link["argument"])
-    known = routes.COMMANDS.get(name)
-    return Choice(known.handler, argument) if known else None
-
-
-def _help() -> Choice:
-    return Choice(routes.COMMANDS[HELP].handler)
+    return Choice(routes.COMMANDS[name], argument) if name in routes.COMMANDS else None
 
 
 async def _unknown_button(press: Press) -> None:
-    await press.refuse(jobs.unknown_button())
+    await press.refuse(gettext("This button does not work any more. /help shows what does."))
 
 
 async def _run(handler: Any, asked: Asked) -> None:
+    """Run a handler; a refusal is said, and an unexpected error is apologised for."""
     try:
         await handler(asked)
-    except InsufficientCredits as error:
-        await _offer_more(asked, jobs.refusal(error))
+    except Refusal as error:
+        await asked.refuse(str(error))
     except GenerationError as error:
-        await asked.refuse(jobs.refusal(error))
+        refusal = texts.refusal(error)
+        # With a way to buy credits, as a message: words over the chat have no button.
+        if isinstance(error, InsufficientCredits) and (markup := await way_to_buy(asked)):
+            await asked.reply(escaped(refusal), reply_markup=markup)
+        else:
+            await asked.refuse(refusal)
     except (TelegramError, *DATABASE_AWAY):
         raise
     except Exception:
-        await _apologise(asked)
+        try:
+            await asked.refuse(
+                gettext("⚠️ Something went wrong here, and we were told. Please try again in a moment.")
+            )
+        except TelegramError as error:
+            if is_transient(error):
+                logger.warning("not even an apology was sent: %s", error)
         raise
-
-
-async def _offer_more(asked: Asked, refusal: str) -> None:
-    """A refusal with the way out of it, where there is one. As a message then: words over the chat have no button."""
-    if button := await way_to_buy(asked):
-        await asked.reply(escaped(refusal), reply_markup=button)
-    else:
-        await asked.refuse(refusal)
-
-
-async def _apologise(asked: Asked) -> None:
-    try:
-        await asked.refuse(jobs.trouble())
-    except TelegramError as error:
-        if is_transient(error):
-            logger.warning("not even an apology went through: %s", error)
-
-
-def _is_service(message: Message) -> bool:
-    """Joins, pins and the like: nobody wrote them."""
-    return message.effective_attachment is None and message.text is None

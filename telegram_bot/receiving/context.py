@@ -1,88 +1,22 @@
-"""What somebody asked of the bot: by a message, by a button, or by an update of another kind.
+"""Requests: a message, or a button that was pressed, as its handler gets it.
 
-A handler gets one of these. It may be handled again after a crash or an error: what it does has to come out the same,
-for which `key` is there, and one message is sent at most, inside the turn that the inbox opens around it.
+A request may be handled again after a crash or an error: the outcome has to be the same, for which `key` is there, and
+one message is sent at most, inside the turn that the inbox opens around it.
 """
 
 import logging
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
-import telegram
-from django.db import IntegrityError, transaction
-from django.db.models.functions import Now
-from django.utils import timezone
-from telegram import CallbackQuery, Chat, Message, ReplyParameters, Update
+from telegram import CallbackQuery, Chat, Message, ReplyParameters
 from telegram.error import BadRequest
 
 from accounts.models import User
+from telegram_bot.errors import Refusal
 from telegram_bot.models import TelegramAccount
-from telegram_bot.sending.client import BotClient, is_unmodified
+from telegram_bot.sending.client import BotClient, is_unmodified, quoting
 from telegram_bot.sending.progress import LiveStatus
-from telegram_bot.texts.parts import escaped, shortened
-
-# A row that is written at every message would cost each answer a commit.
-SEEN_EVERY = timedelta(minutes=1)
-
-
-def account_of(person: telegram.User) -> TelegramAccount:
-    """The account of whoever wrote, opened at their first message and kept up to date."""
-    account = _find(person.id) or open_account(telegram_id=person.id)
-    now = timezone.now()
-    facts: dict[str, object] = {
-        "username": _storable(person.username, 64),
-        "first_name": _storable(person.first_name, 128),
-        "language_code": _storable(person.language_code, 16),
-        "blocked_at": None,
-    }
-    lately = account.last_seen_at is not None and now - account.last_seen_at < SEEN_EVERY
-    if lately and all(getattr(account, name) == value for name, value in facts.items()):
-        return account
-    for name, value in (facts | {"last_seen_at": now}).items():
-        setattr(account, name, value)
-    account.save(update_fields=[*facts, "last_seen_at"])
-    return account
-
-
-def open_account(*, telegram_id: int) -> TelegramAccount:
-    """The account with that Telegram id, with a new user `tg_<id>` behind it when there is none yet."""
-    if account := _find(telegram_id):
-        return account
-    try:
-        with transaction.atomic():
-            user = User.objects.create_user(username=_free_username(telegram_id))
-            return TelegramAccount.objects.create(telegram_id=telegram_id, user=user)
-    except IntegrityError:
-        # Another process opened it at the same moment.
-        return TelegramAccount.objects.select_related("user", "preset").get(telegram_id=telegram_id)
-
-
-def mark_blocked(*, chat_id: int) -> None:
-    """The person blocked the bot: a private chat has the id of the person."""
-    TelegramAccount.objects.filter(telegram_id=chat_id, blocked_at=None).update(blocked_at=Now())
-
-
-def _find(telegram_id: int) -> TelegramAccount | None:
-    return TelegramAccount.objects.select_related("user", "preset").filter(telegram_id=telegram_id).first()
-
-
-def _free_username(telegram_id: int) -> str:
-    """`tg_<id>`, unless somebody signed up under that name on the web: their account is not to be taken over."""
-    name, number = f"tg_{telegram_id}", 1
-    while User.objects.filter(username=name).exists():
-        number += 1
-        name = f"tg_{telegram_id}_{number}"
-    return name
-
-
-def _storable(text: str | None, length: int) -> str:
-    """Text that PostgreSQL can hold: without NUL and lone surrogates."""
-    return (text or "").replace("\x00", "").encode("utf-8", "ignore").decode()[:length]
-
-
-# Telegram users as users of this service.
-
+from telegram_bot.texts.parts import escaped, only_in_private, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -91,22 +25,16 @@ MAX_ANSWER = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Incoming:
-    """Any update. `key` is the same when it is handled again, and no other update's."""
+class Asked:
+    """A request in a chat. `account` is the sender's, whose language is the active one.
+
+    `key` is the same when the update is handled again, and no other update's. `about` is the message that asks: the
+    sender's own, or the one that the button belongs to.
+    """
 
     bot: BotClient
     live: LiveStatus
-    update: Update
     key: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked(Incoming):
-    """Somebody wants something, in a chat. `account` is theirs; their language is the active one.
-
-    `about` is the message that says so: their own, or the one that the button belongs to.
-    """
-
     account: TelegramAccount
     chat: Chat
     about: int | None = None
@@ -120,18 +48,23 @@ class Asked(Incoming):
     def in_private(self) -> bool:
         return self.chat.type == Chat.PRIVATE
 
+    def must_be_private(self) -> None:
+        """Raises Refusal in a group."""
+        if not self.in_private:
+            raise Refusal(only_in_private())
+
     @property
     def reply_to_asker(self) -> ReplyParameters | None:
         """In a group, an answer names what it answers."""
         return None if self.in_private else quoting(self.about)
 
     async def reply(self, text: str, **how: Any) -> Message:
-        """An answer in Telegram's HTML; `how` as send_message has it, a keyboard for instance."""
+        """Answer in Telegram's HTML; `how` as send_message has it, a keyboard for instance."""
         await self.acknowledge()
         return await self.bot.send_message(self.chat.id, text, reply_parameters=self.reply_to_asker, **how)
 
     async def acknowledge(self) -> None:
-        """Nothing is to be sent before this."""
+        """Called before anything is sent."""
 
     async def refuse(self, words: str) -> None:
         """Say why not; `words` are plain text."""
@@ -140,14 +73,13 @@ class Asked(Incoming):
 
 @dataclass(frozen=True, kw_only=True)
 class Request(Asked):
-    """A message; `argument` is what follows its command, or all of it but the bot's name.
+    """A message; `argument` is the text after its command, or all of it but the bot's name.
 
     `addressed` to the bot without doubt: in private, by a command, or by its name. In a group a reply to one of its
     messages may be meant for others.
     """
 
     message: Message
-    sender: telegram.User
     addressed: bool = True
 
 
@@ -155,15 +87,15 @@ class Request(Asked):
 class Press(Asked):
     """A button that was pressed; `argument` is what it carries.
 
-    The button shows that it works until the press is answered: this happens before anything else is sent, and at the
-    end at the latest.
+    The button spins until the press is answered, which happens before anything else is sent, and at the end at the
+    latest.
     """
 
     query: CallbackQuery
     _answers: list[str] = field(default_factory=list)
 
     async def answer(self, words: str = "", *, alert: bool = False) -> None:
-        """Once: words over the chat for a moment, as plain text; with `alert` until they are tapped away."""
+        """Show words over the chat for a moment, as plain text; with `alert` until they are tapped away. Only once."""
         if self._answers:
             return
         self._answers.append(words)
@@ -180,7 +112,7 @@ class Press(Asked):
         await self.answer()
 
     async def show(self, text: str, **how: Any) -> None:
-        """In place of the message that the button belongs to."""
+        """Replace the message that the button belongs to."""
         await self.acknowledge()
         try:
             await self.bot.edit_message_text(text, chat_id=self.chat.id, message_id=self.about, **how)
@@ -189,12 +121,5 @@ class Press(Asked):
                 await self.reply(text, **how)  # it was deleted, or is no text
 
     async def refuse(self, words: str) -> None:
-        """Only the one who pressed sees it."""
+        """Say why not, to the person who pressed alone."""
         await self.answer(words, alert=True)
-
-
-def quoting(message_id: int | None) -> ReplyParameters | None:
-    """A reply to that message, or a plain message when it is gone."""
-    if message_id is None:
-        return None
-    return ReplyParameters(message_id, allow_sending_without_reply=True)

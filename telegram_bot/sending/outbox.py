@@ -1,25 +1,128 @@
-"""The outbox: a row for each job that was asked for in a chat, due from the transaction that ended the job on."""
+"""The tables of what is sent: job results and notices to deliver, and which message is about which job.
 
-import uuid
+ORM code without python-telegram-bot: other processes write notices. The bot's process calls it through `in_database`.
+"""
+
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
+from django.conf import settings
 from django.db import transaction
-from django.db.models import F, Q
 from django.db.models.functions import Now
-from telegram import ReplyParameters
 
 from accounts.models import CreditAccount
-from generation.database import in_database
 from generation.models import GenerationJob
-from telegram_bot import language
-from telegram_bot.models import JobMessage, JobPost
-from telegram_bot.receiving import context
+from telegram_bot import language, users, wakeup
+from telegram_bot.links import bot_id_of
+from telegram_bot.models import JobMessage, JobPost, Notice
+
+if TYPE_CHECKING:
+    from telegram import InlineKeyboardMarkup
+
+KEEP_NOTICES = timedelta(days=7)
+
+
+# --- Notices --------------------------------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def tell(*, chat_id: int, text: str, markup: "InlineKeyboardMarkup | None" = None) -> None:
+    """Have the bot send a text in Telegram's HTML when the current transaction commits."""
+    keyboard = markup.to_dict()["inline_keyboard"] if markup else []
+    bot_id = bot_id_of(settings.TELEGRAM_BOT_TOKEN)
+    Notice.objects.create(bot_id=bot_id, chat_id=chat_id, text=text, keyboard=keyboard)
+    wakeup.call(wakeup.OUTBOX)
+
+
+def mark_notice_sent(row: Notice) -> None:
+    Notice.objects.filter(pk=row.pk).update(state=Notice.State.SENT, error="", sent_at=Now())
+
+
+def prune() -> int:
+    """Delete notices that were settled and are a week old."""
+    old = Notice.objects.filter(created_at__lt=Now() - KEEP_NOTICES).exclude(state=Notice.State.PENDING)
+    return old.delete()[0]
+
+
+# --- Results of jobs ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A row that is due with what is needed to send it. balance: in credits. language: a code."""
+
+    row: JobMessage
+    balance: int
+    language: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A result that was sent; `in_status` when the status message shows it now and so has to stay."""
+
+    message_id: int
+    file_id: str = ""
+    in_status: bool = False
+
+
+def load(row_id: int) -> Parcel:
+    row = JobMessage.objects.select_related("job__user").get(pk=row_id)
+    balance = CreditAccount.objects.get(user=row.job.user_id).balance
+    return Parcel(row, balance, language.language_for(row.job.user))
+
+
+def mark_upload(row_id: int, *, began: bool) -> None:
+    """From its beginning on, the video may be in the chat, whatever becomes of this process."""
+    JobMessage.objects.filter(pk=row_id).update(upload_began_at=Now() if began else None)
+
+
+@transaction.atomic
+def mark_sent(row: JobMessage, sent: Sent) -> int | None:
+    """Settle a row whose result is sent. Returns the status message that is still to be removed."""
+    rows = JobMessage.objects.filter(pk=row.pk)
+    values = {"status_message_id": None} if sent.in_status else {}
+    rows.update(
+        state=JobMessage.State.SENT, sent_at=Now(), file_id=sent.file_id, error="", attempts=0, **values
+    )
+    remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=sent.message_id)
+    status = rows.values_list("status_message_id", flat=True).get()
+    rows.update(next_attempt_at=None if status is None else Now())
+    return status
+
+
+@transaction.atomic
+def mark_failed(row: JobMessage | Notice, *, error: str, blocked: bool = False) -> None:
+    """Settle a row that can never be delivered."""
+    if isinstance(row, JobMessage):
+        JobMessage.objects.filter(pk=row.pk).update(
+            state=JobMessage.State.FAILED, error=error[:500], next_attempt_at=None
+        )
+    else:
+        Notice.objects.filter(pk=row.pk).update(state=Notice.State.FAILED, error=error[:500])
+    if blocked:
+        users.mark_blocked(chat_id=row.chat_id)
+
+
+def forget_status(row_id: int) -> None:
+    """The status message is gone: nothing is left to do."""
+    JobMessage.objects.filter(pk=row_id).update(status_message_id=None, next_attempt_at=None)
+
+
+def move_chat(row: JobMessage, chat_id: int) -> None:
+    """The group became a supergroup; its old messages are out of reach."""
+    JobMessage.objects.filter(chat_id=row.chat_id).update(
+        chat_id=chat_id, status_message_id=None, reply_to=None
+    )
+
+
+# --- Messages about jobs --------------------------------------------------------------------------------------------
 
 
 def remember(
     *, job: GenerationJob, bot_id: int, chat_id: int, message_id: int, asks_for_prompt: bool = False
 ) -> None:
+    """Store which job a message is about, so that a reply to it is understood."""
     JobPost.objects.get_or_create(
         bot_id=bot_id,
         chat_id=chat_id,
@@ -29,7 +132,7 @@ def remember(
 
 
 def find(*, bot_id: int, chat_id: int, message_id: int) -> JobPost | None:
-    """What a message is about: one of the bot's, or the one by which somebody asked for a video."""
+    """The job that a message is about: one of the bot's messages, or the one by which a video was asked for."""
     post = JobPost.objects.filter(bot_id=bot_id, chat_id=chat_id, message_id=message_id)
     if found := post.filter(job__deleted_at=None).select_related("job__preset").first():
         return found
@@ -41,127 +144,3 @@ def last_in(*, bot_id: int, chat_id: int, **asked: int) -> JobPost | None:
     rows = JobMessage.objects.filter(bot_id=bot_id, chat_id=chat_id, job__deleted_at=None, **asked)
     row = rows.select_related("job__preset").order_by("-id").first()
     return JobPost(job=row.job, bot_id=bot_id, chat_id=chat_id, message_id=0) if row else None
-
-
-# Which of the bot's messages is about which job. ORM code: called from within `in_database`.
-
-
-Delivery = JobMessage.State
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A row that is due, with all that is needed to send it.
-
-    balance: in credits. language: a code. age: since the job ended, None while it has not.
-    """
-
-    row: JobMessage
-    job: GenerationJob
-    balance: int
-    language: str
-    age: timedelta | None
-
-    @property
-    def reply(self) -> ReplyParameters | None:
-        if self.row.reply_to is None:
-            return None
-        return ReplyParameters(self.row.reply_to, allow_sending_without_reply=True)
-
-
-@dataclass(frozen=True)
-class Sent:
-    """What was sent; `in_status` when the status message shows it now and so has to stay."""
-
-    message_id: int
-    file_id: str = ""
-    in_status: bool = False
-
-
-@in_database
-def due(bot_id: int, *, besides: set[int]) -> list[tuple[int, uuid.UUID]]:
-    """Rows to be worked on now, oldest first: results to send, and status messages to remove after them."""
-    open_ends = Q(state=Delivery.PENDING) | Q(state=Delivery.SENT, status_message_id__isnull=False)
-    rows = JobMessage.objects.filter(open_ends, bot_id=bot_id, next_attempt_at__lte=Now())
-    return list(rows.exclude(pk__in=besides).order_by("next_attempt_at").values_list("pk", "job_id"))
-
-
-@in_database
-def load(row_id: int) -> Parcel:
-    rows = JobMessage.objects.select_related("job__user").annotate(age=Now() - F("job__finished_at"))
-    row = rows.get(pk=row_id)
-    balance = CreditAccount.objects.get(user=row.job.user_id).balance
-    spoken = language.language_for(row.job.user)
-    return Parcel(row=row, job=row.job, balance=balance, language=spoken, age=row.age)
-
-
-@in_database
-def begin_upload(row_id: int) -> None:
-    """From here on the video may be in the chat, whatever becomes of this process."""
-    JobMessage.objects.filter(pk=row_id).update(upload_began_at=Now())
-
-
-@in_database
-def forget_upload(row_id: int) -> None:
-    """It surely did not arrive."""
-    JobMessage.objects.filter(pk=row_id).update(upload_began_at=None)
-
-
-@in_database
-@transaction.atomic
-def mark_sent(row: JobMessage, sent: Sent) -> int | None:
-    """The result is out. Returns the status message that is still to be removed."""
-    rows = JobMessage.objects.filter(pk=row.pk)
-    values = {"status_message_id": None} if sent.in_status else {}
-    rows.update(
-        state=Delivery.SENT,
-        sent_at=Now(),
-        file_id=sent.file_id,
-        error="",
-        attempts=0,
-        **values,
-    )
-    remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=sent.message_id)
-    status = rows.values_list("status_message_id", flat=True).get()
-    rows.update(next_attempt_at=None if status is None else Now())
-    return status
-
-
-@in_database
-@transaction.atomic
-def mark_failed(row: JobMessage, *, error: str, blocked: bool = False) -> None:
-    """It can never be delivered."""
-    JobMessage.objects.filter(pk=row.pk).update(
-        state=Delivery.FAILED, error=error[:500], next_attempt_at=None
-    )
-    if blocked:
-        context.mark_blocked(chat_id=row.chat_id)
-
-
-@in_database
-def try_later(row: JobMessage, *, error: str, seconds: float, counts: bool) -> None:
-    JobMessage.objects.filter(pk=row.pk).update(
-        attempts=row.attempts + counts,
-        next_attempt_at=Now() + timedelta(seconds=seconds),
-        error=error[:500],
-    )
-
-
-@in_database
-def put_off(row_id: int, *, error: str, seconds: float) -> None:
-    when = Now() + timedelta(seconds=seconds)
-    JobMessage.objects.filter(pk=row_id).update(next_attempt_at=when, error=error[:500])
-
-
-@in_database
-def forget_status(row_id: int) -> None:
-    """Nothing is left to do."""
-    JobMessage.objects.filter(pk=row_id).update(status_message_id=None, next_attempt_at=None)
-
-
-@in_database
-def move_chat(row: JobMessage, chat_id: int) -> None:
-    """The group became a supergroup; its old messages are out of reach."""
-    JobMessage.objects.filter(chat_id=row.chat_id).update(
-        chat_id=chat_id, status_message_id=None, reply_to=None
-    )

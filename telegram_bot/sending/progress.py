@@ -1,5 +1,6 @@
-"""The status message of a job follows the job: its place in line, then the steps. All truth is in the rows, so that a
-restarted bot goes on where it was; events only say when to look.
+"""Status messages that follow their jobs: the place in line, then the steps.
+
+All truth is in the rows, so that a restarted bot goes on where it was; events only say when to look.
 """
 
 import asyncio
@@ -22,9 +23,8 @@ from generation.web.presenters import cards
 from telegram_bot import language
 from telegram_bot.models import JobMessage
 from telegram_bot.sending.client import BotClient, is_unmodified, wait_asked_for
-from telegram_bot.task_group import Crew
-from telegram_bot.texts import jobs
-from telegram_bot.texts import jobs as words
+from telegram_bot.task_group import TaskGroup
+from telegram_bot.texts import jobs as texts
 
 logger = logging.getLogger(__name__)
 
@@ -39,54 +39,33 @@ FOLLOWED_IN_LINE = 100
 
 @dataclass(frozen=True)
 class Status:
-    """What a status message shows: its text says when its buttons change, too."""
+    """The content of a status message. Its buttons change only when its text does."""
 
     text: str
-    jobs: InlineKeyboardMarkup | None
-
-
-@dataclass(frozen=True)
-class StatusView:
-    """A status message and what it should say now."""
-
-    row_id: int
-    chat_id: int
-    message_id: int
-    status: Status
-    is_shown: bool
+    buttons: InlineKeyboardMarkup | None
 
 
 def status_of(job: GenerationJob) -> Status:
-    """What the status message of a live job says now, in the active language. Reads the database."""
+    """The status of a live job now, in the active language. Reads the database."""
     expected = catalog.expected_seconds(job.preset)
     [card] = cards([job], expected={job.preset_id: expected})
-    return Status(words.generating(card, expected_seconds=expected), jobs.of_job(job))
+    return Status(texts.generating(card, expected_seconds=expected), texts.of_job(job))
 
 
 @in_database
-def view_of(job_id: uuid.UUID) -> StatusView | None:
-    """None when there is nothing to edit: no message, or the job has ended."""
-    row = (
-        JobMessage.objects.select_related("job__preset", "job__user")
-        .filter(job=job_id, state=JobMessage.State.PENDING)
-        .first()
-    )
+def message_of(job_id: uuid.UUID) -> tuple[JobMessage, Status] | None:
+    """The row of a job and what its message should show; None when there is no message, or the job has ended."""
+    rows = JobMessage.objects.select_related("job__preset", "job__user")
+    row = rows.filter(job=job_id, state=JobMessage.State.PENDING).first()
     if row is None or row.status_message_id is None or not row.job.is_live:
         return None
     with translation.override(language.language_for(row.job.user)):
-        status = status_of(row.job)
-    is_shown = status.text == row.last_text
-    return StatusView(row.pk, row.chat_id, row.status_message_id, status, is_shown)
+        return row, status_of(row.job)
 
 
 @in_database
-def remember_text(row_id: int, text: str) -> None:
-    JobMessage.objects.filter(pk=row_id).update(last_text=text)
-
-
-@in_database
-def forget_message(row_id: int) -> None:
-    JobMessage.objects.filter(pk=row_id).update(status_message_id=None)
+def update_row(row: JobMessage, **values: object) -> None:
+    JobMessage.objects.filter(pk=row.pk).update(**values)
 
 
 @in_database
@@ -103,8 +82,8 @@ def jobs_being_made(bot_id: int, *, only_queued: bool = False) -> list[tuple[uui
 class LiveStatus:
     """Edits status messages: each at most once in EDIT_SECONDS, all of them together slower than answers are sent."""
 
-    def __init__(self, *, bot: BotClient, crew: Crew) -> None:
-        self._bot, self._crew = bot, crew
+    def __init__(self, *, bot: BotClient, tasks: TaskGroup) -> None:
+        self._bot, self._tasks = bot, tasks
         self._limit = AsyncLimiter(EDITS_PER_SECOND, 1)
         self._chats: dict[uuid.UUID, int] = {}
         self._edited_at: dict[uuid.UUID, float] = {}
@@ -114,17 +93,17 @@ class LiveStatus:
         self._line_moved = asyncio.Event()
 
     def lock(self, job_id: uuid.UUID) -> asyncio.Lock:
-        """Held by whoever writes about the job, so that no late edit follows its result."""
+        """The lock under which the job is written about, so that no late edit follows its result."""
         return self._locks.setdefault(job_id, asyncio.Lock())
 
     def track(self, *, job_id: uuid.UUID, chat_id: int) -> None:
-        """A status message was sent just now."""
+        """Keep a status message up to date from now on."""
         self._chats[job_id] = chat_id
         self._edited_at[job_id] = monotonic()
         self._touch(job_id)
 
     async def follow_events(self) -> None:
-        """Look again at every job of ours that something happened to."""
+        """Look again at every job that changes."""
         with hub.subscribe() as events:
             await self._look_at_all()
             while True:
@@ -137,7 +116,7 @@ class LiveStatus:
                 self._touch(uuid.UUID(event.job))
 
     async def follow_the_line(self) -> None:
-        """When a job leaves the line, those behind it move up, and no event says so."""
+        """Look at queued jobs when one leaves the line: those behind it move up, and no event says so."""
         while True:
             await self._line_moved.wait()
             self._line_moved.clear()
@@ -162,7 +141,7 @@ class LiveStatus:
         self._changed.add(job_id)
         if job_id not in self._editing:
             self._editing.add(job_id)
-            self._crew.loop(self._edit(job_id))
+            self._tasks.loop(self._edit(job_id))
 
     async def _edit(self, job_id: uuid.UUID) -> None:
         try:
@@ -188,41 +167,39 @@ class LiveStatus:
 
     async def _bring_up_to_date(self, job_id: uuid.UUID) -> None:
         async with self.lock(job_id):
-            view = await view_of(job_id)
-            if view is None:
+            if (found := await message_of(job_id)) is None:
                 self._forget(job_id)
-            elif not view.is_shown:
+                return
+            row, status = found
+            if status.text != row.last_text:
                 async with self._limit:
-                    await self._show(job_id, view)
+                    await self._show(row, status)
 
-    async def _show(self, job_id: uuid.UUID, view: StatusView) -> None:
-        self._edited_at[job_id] = monotonic()
+    async def _show(self, row: JobMessage, status: Status) -> None:
+        self._edited_at[row.job_id] = monotonic()
         try:
             await self._bot.edit_message_text(
-                view.status.text,
-                chat_id=view.chat_id,
-                message_id=view.message_id,
-                reply_markup=view.status.buttons,
+                status.text,
+                chat_id=row.chat_id,
+                message_id=row.status_message_id,
+                reply_markup=status.buttons,
             )
         except InvalidToken:
             raise
-        except BadRequest as error:
+        except (BadRequest, Forbidden) as error:
             if not is_unmodified(error):
-                # Deleted by the person, or too old: the result will come as a new message anyway.
-                logger.info("the status message of job %s cannot be edited: %s", job_id.hex, error)
-                await forget_message(view.row_id)
-                self._forget(job_id)
+                logger.info("the status message of job %s cannot be edited: %s", row.job_id.hex, error)
+                if isinstance(error, BadRequest):
+                    # Deleted by the person, or too old: the result will come as a new message anyway.
+                    await update_row(row, status_message_id=None)
+                self._forget(row.job_id)
                 return
-        except Forbidden as error:
-            logger.info("the status message of job %s cannot be edited: %s", job_id.hex, error)
-            self._forget(job_id)
-            return
         except TelegramError as error:
-            logger.info("the status message of job %s stays as it is for now: %s", job_id.hex, error)
-            self._edited_at[job_id] += wait_asked_for(error) or EDIT_SECONDS
-            self._changed.add(job_id)
+            logger.info("the status message of job %s stays as it is for now: %s", row.job_id.hex, error)
+            self._edited_at[row.job_id] += wait_asked_for(error) or EDIT_SECONDS
+            self._changed.add(row.job_id)
             return
-        await remember_text(view.row_id, view.status.text)
+        await update_row(row, last_text=status.text)
 
     def _forget(self, job_id: uuid.UUID) -> None:
         self._chats.pop(job_id, None)

@@ -1,4 +1,4 @@
-"""The message that is the job: its status while it is made, and what became of it."""
+"""Messages about jobs: replies to commands, the status while a video is made, and its result, with their buttons."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from django.contrib.humanize.templatetags.humanize import ordinal
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.utils.translation import pgettext
-from telegram import BotCommand, InlineKeyboardButton, InlineKeyboardMarkup
+from telegram import BotCommand, InlineKeyboardMarkup
 
 from accounts.models import CreditTransaction
 from accounts.templatetags.accounts import reason_words
@@ -14,6 +14,7 @@ from generation.errors import CooldownActive, DailyLimitReached, GenerationError
 from generation.jobs.catalog import Quote
 from generation.models import GenerationJob
 from generation.web.presenters import Card
+from telegram_bot.texts.buttons import button, row
 from telegram_bot.texts.parts import (
     PROMPT_UNITS,
     about_seconds,
@@ -26,82 +27,51 @@ from telegram_bot.texts.parts import (
 )
 
 State = GenerationJob.State
-# What Telegram lets a button carry, in bytes.
-MAX_DATA = 64
+LINE_UNITS = 60
+BAR_CELLS = 10
+MARKS = {
+    State.QUEUED: "⏳",
+    State.RUNNING: "🎬",
+    State.STORING: "🎬",
+    State.COMPLETED: "✅",
+    State.FAILED: "❌",
+    State.CANCELED: "🚫",
+}
 
-
-def data(name: str, argument: str = "") -> str:
-    """What a button carries, for `@button(name)`.
-
-    Raises:
-        ValueError: more than Telegram lets a button carry.
-    """
-    carried = f"{name}:{argument}"
-    if len(carried.encode()) > MAX_DATA:
-        raise ValueError(f"a button cannot carry {carried!r}")
-    return carried
+# --- Buttons --------------------------------------------------------------------------------------------------------
 
 
 def of_job(job: GenerationJob) -> InlineKeyboardMarkup | None:
-    """What may be done about a job as it is now; None for nothing."""
+    """The actions on a job in its state of now; None when there is none."""
     match job.state:
         case State.QUEUED | State.RUNNING:
-            return row(about(job, "cancel", _("✖️ Cancel")))
+            return row((_("✖️ Cancel"), "cancel"), argument=job.id.hex)
         case State.COMPLETED:
-            return row(
-                about(job, "again", _("🔁 Again")),
-                about(job, "remix", _("✏️ Remix")),
-                about(job, "share", _("🔗 Share")),
-            )
+            actions = (_("🔁 Again"), "again"), (_("✏️ Remix"), "remix"), (_("🔗 Share"), "share")
+            return row(*actions, argument=job.id.hex)
         case State.FAILED:
-            return row(about(job, "retry", _("🔁 Retry")))
+            return row((_("🔁 Retry"), "retry"), argument=job.id.hex)
         case State.CANCELED:
-            return row(about(job, "again", _("🔁 Again")))
+            return row((_("🔁 Again"), "again"), argument=job.id.hex)
     return None
 
 
 def of_history(jobs: list[GenerationJob]) -> InlineKeyboardMarkup | None:
-    """A button for each video that can be had again, by its number in the list."""
+    """A button for each video that can be sent again, by its number in the list."""
     done = [
-        about(job, "resend", f"▶️ {number}")
+        button(f"▶️ {number}", "resend", job.id.hex)
         for number, job in enumerate(jobs, 1)
         if job.state == State.COMPLETED
     ]
-    return row(*done) if done else None
+    return InlineKeyboardMarkup.from_row(done) if done else None
 
 
 def of_sample(*, cost: int) -> InlineKeyboardMarkup:
     """Makes the example, at its price."""
-    label = _("🎬 Make it · %(credits)s") % {"credits": credits_of(cost)}
-    return row(InlineKeyboardButton(label, callback_data=data("sample")))
+    return row((_("🎬 Make it · %(credits)s") % {"credits": credits_of(cost)}, "sample"))
 
 
-def of_share(job: GenerationJob) -> InlineKeyboardMarkup:
-    return row(about(job, "unshare", _("Stop sharing")))
-
-
-def about(job: GenerationJob, name: str, label: str) -> InlineKeyboardButton:
-    """A button that carries the job."""
-    return InlineKeyboardButton(label, callback_data=data(name, job.id.hex))
-
-
-def row(*buttons: InlineKeyboardButton) -> InlineKeyboardMarkup:
-    return InlineKeyboardMarkup.from_row(buttons)
-
-
-# Answers to commands and to what is none.
-
-
-LINE_UNITS = 60
-
-MARKS = {
-    GenerationJob.State.QUEUED: "⏳",
-    GenerationJob.State.RUNNING: "🎬",
-    GenerationJob.State.STORING: "🎬",
-    GenerationJob.State.COMPLETED: "✅",
-    GenerationJob.State.FAILED: "❌",
-    GenerationJob.State.CANCELED: "🚫",
-}
+# --- Replies to commands --------------------------------------------------------------------------------------------
 
 
 def welcome(*, name: str, balance: int) -> str:
@@ -122,12 +92,12 @@ def welcome(*, name: str, balance: int) -> str:
 
 
 def sample() -> str:
-    """Something to tap and send."""
+    """A command to tap and send."""
     return f"<code>/video {example()}</code>"
 
 
 def command_list(quote: Quote, menu: Sequence[BotCommand]) -> str:
-    """`menu` is what there is besides /video."""
+    """`menu` lists the commands besides /video."""
     facts = {"cost": credits_of(quote.cost), "seconds": quote.expected_seconds}
     return "\n".join(
         [
@@ -185,26 +155,26 @@ def history(jobs: list[GenerationJob]) -> str:
 
 
 def history_line(number: int, job: GenerationJob) -> str:
-    """`number` is what the button says that brings the video again."""
-    state = GenerationJob.State(job.state)
+    """`number` is also on the button that sends the video again."""
+    state = State(job.state)
     line = f"{number}. {MARKS[state]} {escaped(shortened(job.prompt, LINE_UNITS))}\n{state_word(state)}"
-    if state == GenerationJob.State.COMPLETED:
+    if state == State.COMPLETED:
         return f"{line} · {credits_of(job.cost)} · {date_format(job.created_at, 'j E Y, H:i')} UTC"
-    if state == GenerationJob.State.FAILED:
+    if state == State.FAILED:
         return f"{line} · {escaped(_(job.error_message))}"
-    if state == GenerationJob.State.RUNNING:
+    if state == State.RUNNING:
         return f"{line} · {step_of(job)}"
     return line
 
 
-def state_word(state: GenerationJob.State) -> str:
+def state_word(state: State) -> str:
     return {
-        GenerationJob.State.QUEUED: pgettext("one video", "Queued"),
-        GenerationJob.State.RUNNING: pgettext("one video", "Being made"),
-        GenerationJob.State.STORING: pgettext("one video", "Almost done"),
-        GenerationJob.State.COMPLETED: pgettext("one video", "Completed"),
-        GenerationJob.State.FAILED: pgettext("one video", "Failed"),
-        GenerationJob.State.CANCELED: pgettext("one video", "Canceled"),
+        State.QUEUED: pgettext("one video", "Queued"),
+        State.RUNNING: pgettext("one video", "Being made"),
+        State.STORING: pgettext("one video", "Almost done"),
+        State.COMPLETED: pgettext("one video", "Completed"),
+        State.FAILED: pgettext("one video", "Failed"),
+        State.CANCELED: pgettext("one video", "Canceled"),
     }[state]
 
 
@@ -216,33 +186,10 @@ def canceled(prompt: str) -> str:
     return "\n".join([_("🚫 Video canceled"), prompt_line(prompt), nothing_deducted()])
 
 
-def was_canceled() -> str:
-    """Plain text."""
-    return _("Canceled. No credits were deducted.")
-
-
-def nothing_to_cancel() -> str:
-    return _("There is nothing to cancel: no video of yours is being made.")
-
-
 def refusal(error: GenerationError) -> str:
     """Plain text, as it may be shown over the chat too."""
     mark = "⏳" if isinstance(error, CooldownActive | DailyLimitReached | TooManyAtOnce) else "❌"
     return f"{mark} {error.message}"
-
-
-def unknown_button() -> str:
-    return _("This button does not work any more. /help shows what does.")
-
-
-def not_yours() -> str:
-    """Plain text."""
-    return _("This video is not yours, or it was deleted.")
-
-
-def retried_before() -> str:
-    """Plain text."""
-    return _("You tried this one again already: see below.")
 
 
 def changed_prompt(prompt: str, *, mention: str) -> str:
@@ -262,23 +209,11 @@ def not_shared(prompt: str) -> str:
     return "\n".join([_("🔗 The link does not work any more."), prompt_line(prompt)])
 
 
-def on_its_way() -> str:
-    """Plain text."""
-    return _("The video is on its way.")
-
-
-def trouble() -> str:
-    return _("⚠️ Something went wrong here, and we were told. Please try again in a moment.")
-
-
-# The buttons below the bot's messages, and what each carries. `routes.button` says who handles a press.
-
-
-BAR_CELLS = 10
+# --- The message that is the job -----------------------------------------------------------------------------------
 
 
 def generating(card: Card, *, expected_seconds: int) -> str:
-    """What the status message says of a live job; `expected_seconds` is what a clip of its preset takes."""
+    """The status message of a live job; `expected_seconds` is how long a clip of its preset takes."""
     wait = _("⏱ This takes ~%(seconds)s. Please wait...") % {"seconds": in_words(expected_seconds)}
     lines = [_("🎬 Generating video..."), prompt_line(card.job.prompt), wait]
     if stage := _stage(card):
@@ -288,11 +223,11 @@ def generating(card: Card, *, expected_seconds: int) -> str:
 
 def _stage(card: Card) -> str:
     job = card.job
-    if job.state == GenerationJob.State.QUEUED:
+    if job.state == State.QUEUED:
         return _place(card)
-    if job.state == GenerationJob.State.RUNNING and job.step:
+    if job.state == State.RUNNING and job.step:
         return _and_left(f"{_bar(job.step, job.num_inference_steps)} {step_of(job)}", card)
-    if job.state == GenerationJob.State.STORING:
+    if job.state == State.STORING:
         return " ".join([_bar(1, 1), _("almost done")])
     return ""
 

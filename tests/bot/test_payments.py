@@ -14,7 +14,7 @@ from accounts.models import CreditTransaction, StaffAct, User
 from telegram_bot import linking, payments, refunds
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAccount, TelegramUpdate
 from telegram_bot.payments import Charge
-from telegram_bot.receiving.context import open_account
+from telegram_bot.users import open_account
 from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, labels, people, user_of
 from tests.bot_api_server import Message
 from tests.processes import wait_for

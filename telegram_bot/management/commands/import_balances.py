@@ -13,7 +13,7 @@ from django.utils.translation import gettext_noop
 
 from accounts import ledger
 from accounts.models import CreditTransaction
-from telegram_bot.receiving.context import open_account
+from telegram_bot.users import open_account
 
 COLUMNS = ["telegram_id", "credits"]
 # Telegram promises ids of at most 52 significant bits.

@@ -1,4 +1,4 @@
-"""Writing down what has been done already, however long the database is away: to forget it would be to do it twice."""
+"""Trying again: the pauses between tries, and writing down what is done however long the database is away."""
 
 import asyncio
 import logging
@@ -7,6 +7,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from typing import TypeVar
 
 from generation.database import DATABASE_AWAY
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 
 def delay(failures: int, *, longest: float = 60.0) -> float:
@@ -22,16 +26,11 @@ def delays(*, longest: float = 60.0) -> Iterator[float]:
         yield delay(failures, longest=longest)
 
 
-# How long to wait before something is tried again.
-
-
-logger = logging.getLogger(__name__)
-
-R = TypeVar("R")
-
-
 async def written(operation: Callable[[], Awaitable[R]], *, about: str) -> R:
-    """The result of `operation`, a database function, as soon as it went through; `about` names the row in the log."""
+    """Repeat `operation` until the database takes it: what is done and not written down would be done twice.
+
+    `about` names the row in the log.
+    """
     for pause in delays(longest=5.0):
         try:
             return await operation()
