@@ -27,14 +27,14 @@ def check(user: User) -> None:
     Raises:
         TooManyAtOnce, DailyLimitReached: they may not.
     """
-    agreed = operations.of(user)
+    agreed = operations.limits_of(user)
     _check_concurrent(user, agreed)
     _check_day(user, agreed)
 
 
 def price_factor(user: User) -> Decimal:
     """What prices are multiplied by for `user`."""
-    agreed = operations.of(user).price_factor
+    agreed = operations.limits_of(user).price_factor
     return Decimal(1) if agreed is None else agreed
 
 
