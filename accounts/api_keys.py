@@ -2,15 +2,13 @@
 
 import hashlib
 import secrets
-import uuid
 from datetime import timedelta
 
-from django.db import transaction
 from django.utils import timezone
 
 from accounts.models import ApiKey, User
-from accounts.staff import audit_log
-from accounts.staff.actor import Actor
+from accounts.staff.actor import refuse
+from accounts.staff.audit_log import Operation, operation
 
 PREFIX = "vk_"
 # Writing last_used_at on every request would lock the row on a busy key: a minute is precise enough.
@@ -54,13 +52,18 @@ def _touch(key: ApiKey) -> None:
 # Issue, verify and revoke API keys. The key itself is shown once and only its SHA-256 is stored.
 
 
-@transaction.atomic
-def revoke_by_staff(*, actor: Actor, key: ApiKey, reason: str, once: uuid.UUID | None = None) -> None:
-    """The key is refused from now on.
+@operation("accounts.change_apikey", "key.revoke")
+def revoke_by_staff(op: Operation, key: ApiKey) -> None:
+    """Refuse the key from now on.
 
     Raises:
-        NotPermitted: the actor may not. DoneBefore: the form was carried out already.
+        Refused: it was revoked before.
     """
-    actor.must("accounts.change_apikey")
-    audit_log.record(actor=actor, act="key.revoke", subject=key, reason=reason, once=once)
+    key = ApiKey.objects.select_for_update().get(pk=key.pk)
+    refuse(why_not_revoke(key))
+    op.record(key)
     revoke(key=key)
+
+
+def why_not_revoke(key: ApiKey) -> str | None:
+    return None if key.revoked_at is None else "This key was revoked before."

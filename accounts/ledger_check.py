@@ -2,7 +2,6 @@
 
 import logging
 import time
-import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,8 +11,7 @@ from django.db.models.functions import Now
 from django_q.tasks import async_task
 
 from accounts.models import AuditRun, CreditAccount, CreditTransaction
-from accounts.staff import audit_log
-from accounts.staff.actor import Actor
+from accounts.staff.audit_log import Operation, operation
 
 Check = Callable[[], Iterable[str]]
 _checks: list[Check] = []
@@ -194,14 +192,8 @@ GROUP BY merge.id HAVING sum(entry.posted_delta) <> 0
 #
 
 
-@transaction.atomic
-def begin(*, actor: Actor, reason: str, once: uuid.UUID | None = None) -> None:
-    """Have the books added up in the background. In the log it is about the audit that was the latest until then.
-
-    Raises:
-        NotPermitted: the actor may not. DoneBefore: the form was carried out already.
-    """
-    actor.must("accounts.run_audit")
-    latest = AuditRun.objects.first() or actor.user
-    audit_log.record(actor=actor, act="books.audit", subject=latest, reason=reason, once=once)
+@operation("accounts.run_audit", "books.audit")
+def begin(op: Operation) -> None:
+    """Have the books added up in the background. The entry in the audit log names the audit that was the latest."""
+    op.record(AuditRun.objects.first() or op.actor.user)
     async_task("accounts.ledger_check.audit_and_keep")

@@ -6,15 +6,22 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import reverse
 from django.utils.safestring import SafeString
-from unfold.decorators import action, display
+from unfold.decorators import display
 
 from accounts import merging
-from accounts.admin.audit_log import acts_on
-from accounts.admin.base import LoggedAdmin, ReadOnlyAdmin, ask, ask_about_each, row, say_why_not
+from accounts.admin.audit_log import history_of
+from accounts.admin.base import (
+    LoggedAdmin,
+    Question,
+    ReadOnlyAdmin,
+    allowed,
+    ask_about_each,
+    row_action,
+)
 from accounts.admin.users import UserAdmin
 from accounts.models import WalletMerge
 from accounts.staff.actor import Actor
@@ -44,12 +51,12 @@ class CreditPackAdmin(LoggedAdmin):
     )  # a price and a tick, without a page for each
     list_filter = ("for_sale",)
     search_fields = ("name",)
-    fields = ("name", "credits", "stars", "for_sale", "position", "acts")
-    readonly_fields = ("acts",)
+    fields = ("name", "credits", "stars", "for_sale", "position", "history")
+    readonly_fields = ("history",)
 
     @display(description="History")
-    def acts(self, pack: CreditPack) -> SafeString | str:
-        return acts_on(pack)
+    def history(self, pack: CreditPack) -> SafeString | str:
+        return history_of(pack)
 
     @display(description="Credits a Star")
     def credits_per_star(self, pack: CreditPack) -> str:
@@ -66,29 +73,23 @@ class StarPaymentAdmin(ReadOnlyAdmin):
     search_fields = ("=charge_id", "=telegram_id", "user__username")
     date_hierarchy = "paid_at"
     actions_detail = ("refund",)
+    has_refund_permission = allowed("telegram_bot.refund_starpayment")
 
     @display(description="Credits")
     def bought(self, payment: StarPayment) -> int:
         return payment.purchase.posted_delta if payment.purchase else 0
 
-    def has_refund_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return Actor.of(request).may("telegram_bot.refund_starpayment")
-
-    @action(description="Refund", url_path="refund", permissions=["refund"], icon="undo")
-    def refund(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        payment: StarPayment = row(self, request, object_id)
-        if why := refunds.why_not(payment):
-            return say_why_not(self, request, payment, why)
-
-        def give_back(actor: Actor, wish: dict[str, Any]) -> str:
-            staff.refund_payment(actor=actor, payment=payment, reason=wish["reason"], once=wish["once"])
+    @row_action("Refund", "refund", icon="undo", why_not=refunds.why_not)
+    def refund(self, payment: StarPayment) -> Question:
+        def act(actor: Actor, values: dict[str, Any]) -> str:
+            staff.refund_payment(payment, actor=actor, **values)
             return f"{self.bought(payment)} credits are taken back; Telegram is asked to refund {payment.stars} Stars."
 
         explanation = (
             f"{self.bought(payment)} credits of {payment.user} are taken back at once, then Telegram gives "
             f"{payment.stars} Stars back to {payment.telegram_id}. If it refuses, the credits are given back."
         )
-        return ask(self, request, payment, title="Refund", explanation=explanation, act=give_back)
+        return explanation, act
 
 
 @admin.register(TelegramAccount)
@@ -107,16 +108,11 @@ class TelegramUpdateAdmin(ReadOnlyAdmin):
     list_filter = ("state", "received_at")
     search_fields = ("=update_id", "error")
     actions = ("handle_again",)
-
-    def has_again_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Actor.of(request).may("telegram_bot.change_telegramupdate")
+    has_again_permission = allowed("telegram_bot.change_telegramupdate")
 
     @admin.action(description="Handle again what could not be handled", permissions=["again"])
-    def handle_again(self, request: HttpRequest, queryset: "QuerySet[TelegramUpdate]") -> HttpResponse:
-        def again(actor: Actor, update: TelegramUpdate, wish: dict[str, Any]) -> None:
-            staff.handle_again(actor=actor, update=update, **wish)
-
-        return ask_about_each(self, request, queryset, title="Handle again", do=again)
+    def handle_again(self, request: HttpRequest, queryset: "QuerySet[TelegramUpdate]") -> HttpResponseBase:
+        return ask_about_each(self, request, queryset, title="Handle again", do=staff.handle_again)
 
 
 @admin.register(JobMessage)
@@ -126,6 +122,7 @@ class JobMessageAdmin(ReadOnlyAdmin):
     list_filter = ("state",)
     search_fields = ("=chat_id", "=job__id", "error")
     actions = ("deliver_again",)
+    has_again_permission = allowed("telegram_bot.change_jobmessage")
 
     def response_action(
         self, request: HttpRequest, queryset: "QuerySet[JobMessage]"
@@ -138,25 +135,19 @@ class JobMessageAdmin(ReadOnlyAdmin):
             self.message_user(request, "There are no such rows.", messages.ERROR)
             return None
 
-    def has_again_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Actor.of(request).may("telegram_bot.change_jobmessage")
-
     @admin.action(description="Try to deliver again what could not be delivered", permissions=["again"])
-    def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> HttpResponse:
-        def again(actor: Actor, message: JobMessage, wish: dict[str, Any]) -> None:
-            staff.deliver_again(actor=actor, message=message, **wish)
-
-        return ask_about_each(self, request, queryset, title="Deliver again", do=again)
+    def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> HttpResponseBase:
+        return ask_about_each(self, request, queryset, title="Deliver again", do=staff.deliver_again)
 
 
-@home.add_card
-def failed_deliveries() -> home.Card:
+@home.add_stat
+def failed_deliveries() -> home.Stat:
     """Results of the last day that Telegram never took."""
     since = Now() - timedelta(days=1)
     failed = JobMessage.objects.filter(state=JobMessage.State.FAILED, created_at__gt=since).count()
     page = reverse("admin:telegram_bot_jobmessage_changelist")
     href = f"{page}?state__exact={JobMessage.State.FAILED}"
-    return home.Card("Failed deliveries", str(failed), href, "of 24 hours", alarm=bool(failed))
+    return home.Stat("Failed deliveries", str(failed), href, "of 24 hours", alarm=bool(failed))
 
 
 # A person may be known to staff by their name on Telegram alone.
@@ -185,6 +176,10 @@ class LinkRequestAdmin(ReadOnlyAdmin):
     exclude = ("digest",)
 
 
+def _why_not_undo(merge: WalletMerge) -> str | None:
+    return "This merge was undone before." if merge.undone_at is not None else None
+
+
 @admin.register(WalletMerge)
 class WalletMergeAdmin(ReadOnlyAdmin):
     """Accounts that became one. A mistake is undone by entries of its own; nothing is rewritten."""
@@ -194,22 +189,16 @@ class WalletMergeAdmin(ReadOnlyAdmin):
     list_filter = ("made_at", ("undone_at", admin.EmptyFieldListFilter))
     search_fields = ("source__user__username", "target__user__username", "reason")
     actions_detail = ("undo",)
+    has_undo_permission = allowed("accounts.undo_walletmerge")
 
-    def has_undo_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return Actor.of(request).may("accounts.undo_walletmerge")
-
-    @action(description="Undo", url_path="undo", permissions=["undo"], icon="undo")
-    def undo(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        merge: WalletMerge = row(self, request, object_id)
-        if merge.undone_at is not None:
-            return say_why_not(self, request, merge, "This merge was undone before.")
-
-        def part(actor: Actor, wish: dict[str, Any]) -> str:
-            staff.undo_merge(actor=actor, merge=merge, reason=wish["reason"], once=wish["once"])
-            return f"Undid the merge of {merge} ({wish['reason']})."
+    @row_action("Undo", "undo", icon="undo", why_not=_why_not_undo)
+    def undo(self, merge: WalletMerge) -> Question:
+        def act(actor: Actor, values: dict[str, Any]) -> str:
+            staff.undo_merge(merge, actor=actor, **values)
+            return f"Undid the merge of {merge} ({values['reason']})."
 
         explanation = (
             f"{merging.net_moved(merge)} credits go back from {merge.target.user} to {merge.source.user}, "
             f"and so do the videos that {merge.source.user} paid for. Their Telegram is their own again."
         )
-        return ask(self, request, merge, title="Undo", explanation=explanation, act=part)
+        return explanation, act

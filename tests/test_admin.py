@@ -208,8 +208,10 @@ class TestUsers:
         assert api_keys.verify(secret) is None
         assert "banned since" in response.content.decode()
         assert "by grace: Spam" in response.content.decode()
-        again = admin.post(page("accounts_user_ban", user.pk), sent(reason="Spam"), follow=True)
-        assert said(again) == "ada is banned already."
+        again = admin.post(page("accounts_user_ban", user.pk), sent(reason="Spam"))
+        assert "ada is banned already." in again.content.decode()
+        asked = admin.get(page("accounts_user_ban", user.pk), follow=True)
+        assert said(asked) == "ada is banned already."
 
     def test_somebody_new_gets_a_wallet(self, admin: Client) -> None:
         form = {

@@ -63,10 +63,10 @@ def test_one_clip_is_refunded_once_one_form_granted_once_one_batch_carried_out_o
     assert sum(isinstance(result, DoneBefore) for result in results) == HANDS - 1
 
     charged = bulk_refunds.not_refunded(type(second).objects.filter(pk=second.pk))
-    plan = bulk_refunds.dry_run(charged)
+    total = bulk_refunds.total_of(charged)
     again = uuid.uuid4()
     results = at_once(
-        lambda _: bulk_refunds.start(actor=owner, jobs=charged, plan=plan, reason="Night", once=again)
+        lambda _: bulk_refunds.start(actor=owner, jobs=charged, expected=total, reason="Night", once=again)
     )
     assert sum(isinstance(result, RefundBatch) for result in results) == 1
     at_once(lambda _: bulk_refunds.carry_on(str(RefundBatch.objects.get().pk)))

@@ -186,8 +186,8 @@ def test_what_was_paid_before_two_accounts_became_one_is_refunded_to_the_one(
     one.refresh_from_db()
     jobs.refund(actor=owner, job=one, reason="Grey")
     charged = bulk_refunds.not_refunded(GenerationJob.objects.filter(pk=two.pk))
-    plan = bulk_refunds.dry_run(charged)
-    batch = bulk_refunds.start(actor=owner, jobs=charged, plan=plan, reason="Grey", once=sent()["once"])
+    total = bulk_refunds.total_of(charged)
+    batch = bulk_refunds.start(actor=owner, jobs=charged, expected=total, reason="Grey", once=sent()["once"])
     bulk_refunds.carry_on(str(batch.pk))
     assert balance(user) == before + 100
     assert bulk_refunds.progress(batch)["refunded"] == 1
@@ -302,7 +302,7 @@ class TestMany:
         assert [balance(user) for user in people] == [500, 500]
 
 
-class TestIncident:
+class TestBulkRefund:
     @pytest.fixture
     def night(
         self, make_user: MakeUser, make_clip: Callable[..., GenerationJob]
@@ -314,7 +314,12 @@ class TestIncident:
         now = timezone.now()
         window = {"node": node, "since": now - timedelta(hours=1), "until": now + timedelta(hours=1)}
         charged = bulk_refunds.charged_on(**window)
-        wish = {"actor": actor, "jobs": charged, "plan": bulk_refunds.dry_run(charged), "reason": "Bad night"}
+        wish = {
+            "actor": actor,
+            "jobs": charged,
+            "expected": bulk_refunds.total_of(charged),
+            "reason": "Bad night",
+        }
         return bulk_refunds.start(**wish | window | {"once": sent()["once"]} | changes)
 
     def test_the_desk_looks_first_then_refunds_everything_once_and_tells_everybody(
@@ -451,7 +456,7 @@ class TestIncident:
     ) -> None:
         owner = in_role(make_user, "owner")
         with pytest.raises(Refused, match="changed meanwhile: 3 videos of 2 users, 150 credits"):
-            self.start(owner, node, plan=bulk_refunds.Plan(jobs=2, people=2, credits=100))
+            self.start(owner, node, expected=bulk_refunds.Total(jobs=2, people=2, credits=100))
         assert not StaffAct.objects.exists()
 
 

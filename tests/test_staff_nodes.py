@@ -137,7 +137,7 @@ class TestWhatItCosts:
         GpuNode.objects.update(cost_per_hour=Decimal("2.40"))
         node.refresh_from_db()
         jobs.refund(actor=in_role(make_user, "owner"), job=first, reason="x")
-        account = nodes.account(node)
+        account = stats.of_node(node)
         assert (account.clips, account.hours, account.cost_per_clip) == (2, 1.0, Decimal("1.2000"))
         assert account.refund_rate == 0.5
 
@@ -154,11 +154,11 @@ class TestWhatItCosts:
         JobAttempt.objects.update(generation_ms=7_200_000)
         finish_job(submission.submit(user=user, prompt="Two", source="web"))
         JobAttempt.objects.exclude(job=old).update(generation_ms=1_800_000)
-        assert nodes.account(node) == nodes.Account(clips=2, hours=1.5, cost_per_clip=None, refund_rate=0.0)
+        assert stats.of_node(node) == stats.NodeStats(clips=2, hours=1.5, cost_per_clip=None, refund_rate=0.0)
         jobs.refund(actor=in_role(make_user, "owner"), job=old, reason="x")
-        assert nodes.account(node).refund_rate == 0.5
+        assert stats.of_node(node).refund_rate == 0.5
         other = GpuNode.objects.create(name="other", base_url="http://127.0.0.1:10")
-        assert nodes.account(other) == nodes.Account(0, 0.0, None, None)
+        assert stats.of_node(other) == stats.NodeStats(0, 0.0, None, None)
 
     def test_days_kept_before_nodes_were_counted_are_counted_now_and_later_kept(
         self, node: GpuNode, user: User, finish_job: Callable[[Any], Any]
@@ -167,10 +167,10 @@ class TestWhatItCosts:
         JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=3))
         stats.keep()
         DayFigures.objects.update(nodes=None)
-        assert nodes.account(node).clips == 1
+        assert stats.of_node(node).clips == 1
         stats.keep()
         assert not DayFigures.objects.filter(nodes__isnull=True).exists()
-        assert nodes.account(node).clips == 1
+        assert stats.of_node(node).clips == 1
 
     def test_what_is_older_than_thirty_days_does_not_count(
         self, node: GpuNode, user: User, finish_job: Callable[[Any], Any]
@@ -178,7 +178,7 @@ class TestWhatItCosts:
         finish_job(submission.submit(user=user, prompt="One", source="web"))
         JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=31))
         stats.keep()
-        assert nodes.account(node).clips == 0
+        assert stats.of_node(node).clips == 0
 
     def test_its_page_asks_for_each_thing_once(self, admin: Client, node: GpuNode) -> None:
         nodes.note_canary(node, None)
@@ -220,11 +220,11 @@ class TestTrials:
         assert StaffAct.objects.get(act="node.test").reason == usual
         row = NodeTrial.objects.get()
         assert row.passed is None
-        nodes.run(row.pk)
+        nodes.run_test(row.pk)
         row.refresh_from_db()
         assert [step["state"] for step in row.steps] == ["failed", "waiting", "waiting"]
         assert row.passed is False
-        nodes.run(row.pk)
+        nodes.run_test(row.pk)
         assert "✗" in admin.get(page("generation_gpunode_change", node.pk)).content.decode()
 
     def test_what_became_of_trial_clips_stays_on_the_page(self, admin: Client, node: GpuNode) -> None:

@@ -1,4 +1,4 @@
-"""People, their credits and keys, and what staff did, for staff."""
+"""Users, credits, access and the audit log, for staff."""
 
 from django.contrib import admin
 

@@ -1,4 +1,4 @@
-"""The log of what staff did, to be looked at."""
+"""The audit log of the staff, as a list and on the pages of the rows it is about."""
 
 import json
 from collections import defaultdict
@@ -8,14 +8,13 @@ from operator import or_
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Model, Q, QuerySet
-from django.urls import NoReverseMatch, reverse
-from django.utils.html import format_html, format_html_join
+from django.db.models import Model, Q
+from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import display
 
-from accounts.admin.base import ReadOnlyAdmin
+from accounts.admin.base import ReadOnlyAdmin, bullets, link
 from accounts.models import StaffAct
 
 LATEST = 10
@@ -23,7 +22,7 @@ LATEST = 10
 
 @admin.register(StaffAct)
 class StaffActAdmin(ReadOnlyAdmin):
-    """Who did what to whom, when, from where and why."""
+    """The audit log: actor, operation, subject, time, address and reason."""
 
     list_display = ("at", "actor", "act", "subject", "reason", "credits", "address")
     list_select_related = ("actor",)
@@ -34,7 +33,7 @@ class StaffActAdmin(ReadOnlyAdmin):
 
     @display(description="About")
     def subject(self, entry: StaffAct) -> SafeString | str:
-        return link_to_subject(entry)
+        return _link_to_subject(entry)
 
     @display(description="Before")
     def was(self, entry: StaffAct) -> str:
@@ -45,38 +44,36 @@ class StaffActAdmin(ReadOnlyAdmin):
         return json.dumps(entry.after, ensure_ascii=False, sort_keys=True)
 
 
-# By label of a model: which acts on other rows concern one of its rows, too. Other apps add theirs.
-_concerning: dict[str, list[Callable[[Any], Q]]] = defaultdict(list)
+# By label of a model: queries for entries about other rows that belong on the page of one of its rows.
+_related: dict[str, list[Callable[[Any], Q]]] = defaultdict(list)
 
 
-def concerning(model: type[Model]) -> Callable[[Callable[[Any], Q]], Callable[[Any], Q]]:
-    """Have acts on other rows named on the pages of `model` as well; the function says which, for one row."""
+def related_to(model: type[Model]) -> Callable[[Callable[[Any], Q]], Callable[[Any], Q]]:
+    """Show entries about other rows on the pages of `model`; the function says which, for one row."""
 
     def add(which: Callable[[Any], Q]) -> Callable[[Any], Q]:
-        _concerning[model._meta.label_lower].append(which)
+        _related[model._meta.label_lower].append(which)
         return which
 
     return add
 
 
-def acts_on(subject: Model) -> SafeString | str:
-    """What staff did to one row, or to others that concern it, the latest first, for that row's own page."""
+def history_of(subject: Model) -> SafeString | str:
+    """The latest entries about a row or related to it, for that row's own page."""
     kind = subject._meta.label_lower
     own = Q(subject_kind=kind, subject_id=str(subject.pk))
-    which = reduce(or_, (find(subject) for find in _concerning[kind]), own)
-    acts: QuerySet[StaffAct] = StaffAct.objects.filter(which)
-    lines = [(line_of(entry, subject),) for entry in acts.select_related("actor")[:LATEST]]
-    return format_html("<ul>{}</ul>", format_html_join("", "<li>{}</li>", lines)) if lines else "-"
+    entries = StaffAct.objects.filter(reduce(or_, (find(subject) for find in _related[kind]), own))
+    return bullets(_line(entry, subject) for entry in entries.select_related("actor")[:LATEST])
 
 
-def line_of(entry: StaffAct, page: Model) -> SafeString:
-    """One act in a line; a link to its subject, where that is not the row whose `page` shows it."""
+def _line(entry: StaffAct, page: Model) -> SafeString:
+    """One entry in a line, with a link to its subject unless that is the row of the page."""
     elsewhere = entry.subject_kind != page._meta.label_lower or entry.subject_id != str(page.pk)
     parts = [
         f"{entry.at:%Y-%m-%d %H:%M}",
         entry.actor,
         entry.act,
-        link_to_subject(entry) if elsewhere else "",
+        _link_to_subject(entry) if elsewhere else "",
         ", ".join(_changes(entry)),
         entry.reason,
     ]
@@ -91,11 +88,5 @@ def _changes(entry: StaffAct) -> Iterator[str]:
             yield f"{name} {value}"
 
 
-def link_to_subject(entry: StaffAct) -> SafeString | str:
-    """What the act was done to; its name alone where it has no page."""
-    app, _, model = entry.subject_kind.partition(".")
-    try:
-        page = reverse(f"admin:{app}_{model}_change", args=[entry.subject_id])
-    except NoReverseMatch:
-        return entry.subject_name
-    return format_html('<a href="{}" class="text-link">{}</a>', page, entry.subject_name)
+def _link_to_subject(entry: StaffAct) -> SafeString | str:
+    return link(entry.subject_kind.replace(".", "_"), entry.subject_id, entry.subject_name)

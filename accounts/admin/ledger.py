@@ -1,48 +1,47 @@
-"""Whether the books are right: each time they were added up, and a button to have it done now."""
+"""The ledger and its checks, for staff: rows to look at, a CSV export, and a button that has the books added up."""
 
 import csv
 import io
-import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
+from operator import attrgetter
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib import admin, messages
 from django.contrib.admin.options import IncorrectLookupParameters
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponseRedirect, StreamingHttpResponse
 from django.http.response import HttpResponseBase
-from django.urls import NoReverseMatch, URLPattern, path, reverse
+from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import action, display
 
 from accounts import ledger_check
-from accounts.admin.base import MOST_COUNTED, ReadOnlyAdmin, ReasonForm, ask, badge, page_that_asks
+from accounts.admin.base import MOST_COUNTED, ReadOnlyAdmin, allowed, ask, badge, bullets, link
 from accounts.models import AuditRun, CreditTransaction
-from accounts.staff import audit_log
+from accounts.staff import operations
 from accounts.staff.actor import Actor, DoneBefore
 
 ROWS_AT_ONCE = 2000
-COLUMNS = (
-    "id",
-    "time",
-    "user",
-    "kind",
-    "amount",
-    "balance_after",
-    "posted_delta",
-    "held_delta",
-    "posted_after",
-    "held_after",
-    "reason",
-    "actor",
-    "reference",
-    "external_id",
-)
+COLUMNS: dict[str, Callable[[CreditTransaction], Any]] = {
+    "id": attrgetter("pk"),
+    "time": lambda entry: entry.created_at.isoformat(),
+    "user": attrgetter("account.user.username"),
+    "kind": attrgetter("kind"),
+    "amount": attrgetter("amount"),
+    "balance_after": attrgetter("balance_after"),
+    "posted_delta": attrgetter("posted_delta"),
+    "held_delta": attrgetter("held_delta"),
+    "posted_after": attrgetter("posted_after"),
+    "held_after": attrgetter("held_after"),
+    "reason": attrgetter("reason"),
+    "actor": lambda entry: entry.actor.username if entry.actor else "",
+    "reference": attrgetter("reference"),
+    "external_id": attrgetter("external_id"),
+}
 # A cell that begins so is a formula to a spreadsheet.
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -82,17 +81,12 @@ class CreditTransactionAdmin(ReadOnlyAdmin):
         return lookup in allowed or super().lookup_allowed(lookup, value, request)
 
     @display(description="User", ordering="account__user__username")
-    def owner(self, entry: CreditTransaction) -> SafeString:
-        user = entry.account.user
-        page = reverse("admin:accounts_user_change", args=[user.pk])
-        return format_html('<a href="{}" class="text-link">{}</a>', page, user)
+    def owner(self, entry: CreditTransaction) -> SafeString | str:
+        return link("accounts_user", entry.account.user_id, entry.account.user)
 
     @display(description="By")
     def by(self, entry: CreditTransaction) -> SafeString | str:
-        if entry.actor is None:
-            return "the service"
-        page = reverse("admin:accounts_user_change", args=[entry.actor.pk])
-        return format_html('<a href="{}" class="text-link">{}</a>', page, entry.actor)
+        return link("accounts_user", entry.actor.pk, entry.actor) if entry.actor else "the service"
 
     @display(description="Amount")
     def amount(self, entry: CreditTransaction) -> str:
@@ -113,9 +107,8 @@ class CreditTransactionAdmin(ReadOnlyAdmin):
         return [export, *super().get_urls()]
 
     def export(self, request: HttpRequest) -> HttpResponseBase:
-        """Asks why; then the entries that the list's filters show, all of them, the latest first."""
-        actor = Actor.of(request)
-        actor.must("accounts.export_transactions")
+        """Ask for a reason, then download all entries that the list's filters show, the latest first."""
+        Actor.of(request).must("accounts.export_transactions")
         back = f"{reverse('admin:accounts_credittransaction_changelist')}?{request.GET.urlencode()}"
         try:
             rows = self.get_changelist_instance(request).get_queryset(request)
@@ -125,48 +118,21 @@ class CreditTransactionAdmin(ReadOnlyAdmin):
         if latest is None:
             messages.error(request, "No transaction fits these filters, so there is nothing to export.")
             return HttpResponseRedirect(back)
-        form = ReasonForm(request.POST) if request.method == "POST" else ReasonForm()
-        if form.is_valid():
-            _note_export(actor, latest, dict(request.GET.items()), **form.cleaned_data)
+
+        def act(actor: Actor, values: dict[str, Any]) -> HttpResponseBase:
+            with suppress(DoneBefore):  # the button pressed twice: the file twice, one entry in the audit log
+                operations.export_transactions(latest, dict(request.GET.items()), actor=actor, **values)
             return _download(rows)
-        return page_that_asks(
-            self,
-            request,
-            rows.none(),
-            form=form,
-            title="Export",
-            explanation=f"{_how_many(rows)}, as the list's filters show them, are downloaded as a CSV file.",
-            back=back,
-        )
+
+        explanation = f"{_how_many(rows)}, as the list's filters show them, are downloaded as a CSV file."
+        return ask(self, request, rows.none(), "Export", explanation, act, back=back)
 
 
 def link_to_job(entry: CreditTransaction) -> SafeString | str:
-    """What the reference names is another app's; where that has a page, link to it."""
+    """A link to the job that the reference names, which belongs to another app."""
     if entry.reference is None or entry.kind == CreditTransaction.Kind.TRANSFER:
         return "-"
-    try:
-        page = reverse("admin:generation_generationjob_change", args=[entry.reference])
-    except NoReverseMatch:
-        return entry.reference.hex
-    return format_html('<a href="{}" class="text-link">{}…</a>', page, entry.reference.hex[:8])
-
-
-# --- Export -----------------------------------------------------------------------------------------------------------
-
-
-def _note_export(
-    actor: Actor, latest: CreditTransaction, filters: dict[str, Any], *, reason: str, once: uuid.UUID
-) -> None:
-    """Whoever presses the button twice gets the file all the same, and one line in the log."""
-    with suppress(DoneBefore):
-        audit_log.record(
-            actor=actor,
-            act="transactions.export",
-            subject=latest,
-            reason=reason,
-            after=filters,
-            once=once,
-        )
+    return link("generation_generationjob", entry.reference, f"{entry.reference.hex[:8]}…")
 
 
 def _how_many(rows: "QuerySet[CreditTransaction]") -> str:
@@ -179,18 +145,18 @@ def _how_many(rows: "QuerySet[CreditTransaction]") -> str:
 def _download(rows: "QuerySet[CreditTransaction]") -> StreamingHttpResponse:
     name = f"transactions-{timezone.now():%Y%m%d-%H%M}.csv"
     return StreamingHttpResponse(
-        csv_lines(rows),
+        _csv_lines(rows),
         content_type="text/csv; charset=utf-8",
         headers={"Content-Disposition": f'attachment; filename="{name}"'},
     )
 
 
-async def csv_lines(rows: "QuerySet[CreditTransaction]") -> AsyncIterator[str]:
-    """A header and a line for each entry. A page at a time, so that neither memory nor a cursor is held for long."""
+async def _csv_lines(rows: "QuerySet[CreditTransaction]") -> AsyncIterator[str]:
+    """A header and a line for each entry, read page by page, so that neither memory nor a cursor is held for long."""
     yield _line(COLUMNS)
     last: int | None = None
     while page := await sync_to_async(_page_below)(rows, last):
-        yield "".join(_line(_cells(entry)) for entry in page)
+        yield "".join(_line(cell(entry) for cell in COLUMNS.values()) for entry in page)
         last = page[-1].pk
 
 
@@ -199,26 +165,8 @@ def _page_below(rows: "QuerySet[CreditTransaction]", last: int | None) -> list[C
     return list(rest.select_related("account__user", "actor").order_by("-pk")[:ROWS_AT_ONCE])
 
 
-def _cells(entry: CreditTransaction) -> list[object]:
-    return [
-        entry.pk,
-        entry.created_at.isoformat(),
-        entry.account.user.username,
-        entry.kind,
-        entry.amount,
-        entry.balance_after,
-        entry.posted_delta,
-        entry.held_delta,
-        entry.posted_after,
-        entry.held_after,
-        entry.reason,
-        entry.actor.username if entry.actor else "",
-        entry.reference or "",
-        entry.external_id or "",
-    ]
-
-
 def _line(cells: Iterable[object]) -> str:
+    """One line of CSV; None is an empty cell."""
     line = io.StringIO()
     csv.writer(line).writerow(
         f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in cells
@@ -226,14 +174,14 @@ def _line(cells: Iterable[object]) -> str:
     return line.getvalue()
 
 
-# The ledger, for staff: to be looked at and exported.
-
-
 @admin.register(AuditRun)
 class AuditRunAdmin(ReadOnlyAdmin):
+    """Checks of the ledger: each time the books were added up."""
+
     list_display = ("at", "verdict", "accounts", "entries", "seconds")
     fields = ("at", "verdict", "sentences", "accounts", "entries", "seconds")
     actions_list = ("run_now",)
+    has_run_permission = allowed("accounts.run_audit")
 
     @display(description="Result")
     def verdict(self, run: AuditRun) -> SafeString:
@@ -242,25 +190,21 @@ class AuditRunAdmin(ReadOnlyAdmin):
 
     @display(description="Discrepancies")
     def sentences(self, run: AuditRun) -> SafeString | str:
-        lines = format_html_join("", "<li>{}</li>", ((sentence,) for sentence in run.discrepancies))
-        return format_html("<ul>{}</ul>", lines) if run.found else "none"
-
-    def has_run_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Actor.of(request).may("accounts.run_audit")
+        return bullets(run.discrepancies, empty="none")
 
     @action(description="Add the books up now", url_path="run", permissions=["run"], icon="calculate")
-    def run_now(self, request: HttpRequest) -> HttpResponse:
-        def begin(actor: Actor, wish: dict[str, Any]) -> str:
-            ledger_check.begin(actor=actor, **wish)
+    def run_now(self, request: HttpRequest) -> HttpResponseBase:
+        def act(actor: Actor, values: dict[str, Any]) -> str:
+            ledger_check.begin(actor=actor, **values)
             return "The books are being added up. The result appears here when it is done."
 
         return ask(
             self,
             request,
             AuditRun.objects.none(),
-            title="Add the books up",
-            explanation="Every wallet is added up again, from the entries alone. It only reads.",
-            act=begin,
+            "Add the books up",
+            "Every wallet is added up again, from the entries alone. It only reads.",
+            act,
             initial={"reason": "Are they right?"},
             back=reverse("admin:accounts_auditrun_changelist"),
         )

@@ -1,4 +1,4 @@
-"""Who of the staff acts, and from where; and what they are refused."""
+"""A member of the staff at work: identity, permissions, and the reasons why an operation is refused."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -19,9 +19,6 @@ class Refused(Exception):
 
 class DoneBefore(Refused):
     """This form was sent before, and what it asks for is done."""
-
-
-# Why an act of the staff was not carried out. The message is what the actor reads.
 
 
 class NotPermitted(PermissionDenied):
@@ -47,6 +44,12 @@ class Actor:
         """Raises NotPermitted unless the actor may."""
         if not self.may(permission):
             raise NotPermitted(f"{self.user} has no right to this ({permission}).")
+
+
+def refuse(why: str | None) -> None:
+    """Raise Refused with this message; do nothing where there is none."""
+    if why:
+        raise Refused(why)
 
 
 def address_of(request: HttpRequest) -> str:

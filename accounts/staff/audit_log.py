@@ -1,13 +1,89 @@
-"""The log of what staff did. Entries are added in the transaction of the act itself, and never changed."""
+"""The audit log of the staff, and the decorator that makes a function an operation of theirs.
 
+Entries are added in the transaction of the change itself, and the database refuses to alter them.
+"""
+
+import functools
 import uuid
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
 
 from accounts.models import StaffAct
 from accounts.staff.actor import Actor, DoneBefore
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Operation:
+    """One call of an operation. The function itself writes the entry, because it alone knows before and after."""
+
+    actor: Actor
+    act: str
+    reason: str
+    once: uuid.UUID | None
+    recorded: bool = False
+
+    def record(
+        self,
+        subject: models.Model,
+        *,
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+        credits: int = 0,  # noqa: A002  (the column's name)
+        one_of_many: bool = False,
+    ) -> None:
+        """Add the entry. Call it before the change: a second call with the same form waits for the first here.
+
+        one_of_many: the operation writes an entry for each of several subjects.
+        """
+        once = uuid.uuid5(self.once, str(subject.pk)) if one_of_many and self.once else self.once
+        record(
+            actor=self.actor,
+            act=self.act,
+            subject=subject,
+            reason=self.reason,
+            before=before,
+            after=after,
+            credits=credits,
+            once=once,
+        )
+        self.recorded = True
+
+
+def operation(
+    permission: str, act: str
+) -> Callable[[Callable[Concatenate[Operation, P], R]], Callable[..., R]]:
+    """Make a function an operation of the staff: permission, transaction and entry in the audit log.
+
+    The caller passes `actor`, `reason` and `once`, the id of the form if there is one; the function gets an
+    Operation instead.
+
+    permission: as `app.codename`. act: the name in the log, such as `user.ban`.
+
+    Raises:
+        NotPermitted: the actor may not. DoneBefore: the form was carried out already.
+    """
+
+    def decorate(function: Callable[Concatenate[Operation, P], R]) -> Callable[..., R]:
+        @functools.wraps(function)
+        @transaction.atomic
+        def run(*args: Any, actor: Actor, reason: str, once: uuid.UUID | None = None, **kwargs: Any) -> R:
+            actor.must(permission)
+            running = Operation(actor, act, reason, once)
+            result = function(running, *args, **kwargs)
+            if not running.recorded:
+                raise RuntimeError(f"{act} wrote no entry in the audit log")
+            return result
+
+        return run
+
+    return decorate
 
 
 def record(
@@ -20,13 +96,11 @@ def record(
     after: dict[str, Any] | None = None,
     credits: int = 0,  # noqa: A002  (the column's name)
     once: uuid.UUID | None = None,
-) -> StaffAct:
-    """Write one act down. Must be called inside the transaction that makes the change.
-
-    once: the id of the form. Record it before the change: a second one with the same id waits for the first.
+) -> None:
+    """Add one entry. Must be called inside the transaction that makes the change.
 
     Raises:
-        DoneBefore: the form with this id was carried out already.
+        DoneBefore: the form with the id `once` was carried out already.
     """
     entry = StaffAct(
         actor=actor.user,
@@ -48,16 +122,15 @@ def record(
         if once is not None and carried_out(once):
             raise DoneBefore from error
         raise
-    return entry
 
 
 def carried_out(once: uuid.UUID) -> bool:
-    """Whether the form with this id was."""
+    """Whether the form with this id was carried out."""
     return StaffAct.objects.filter(once=once).exists()
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As JSON holds it: rows by their names, sets of rows as lists of names, NULs left out."""
+    """The values as JSON holds them: rows by their names, sets of rows as lists of names, without NULs."""
     return {name: _plain(value) for name, value in values.items()}
 
 
@@ -72,10 +145,3 @@ def _plain(value: Any) -> Any:
         case str() | models.Model():
             return str(value).replace("\x00", "")
     return DjangoJSONEncoder().encode(value).strip('"')
-
-
-def changed(before: dict[str, Any], after: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both, without what is the same in them."""
-    before, after = plain(before), plain(after)
-    names = [name for name in after if before.get(name) != after[name]]
-    return {name: before.get(name) for name in names}, {name: after[name] for name in names}

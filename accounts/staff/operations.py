@@ -1,72 +1,70 @@
-"""Credits that staff give and take, to one person or to many: all of them or none."""
+"""Operations of the staff on accounts: bans, limits of one user, credits given and taken."""
 
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import TypedDict
+from typing import Any, TypedDict
 
-from django.db import transaction
 from django.forms import model_to_dict
 
 from accounts import ledger
 from accounts.ledger import InsufficientBalance
-from accounts.models import Ban, User, UserLimits
-from accounts.staff import audit_log
-from accounts.staff.actor import Actor, NotPermitted, Refused
+from accounts.models import Ban, CreditTransaction, User, UserLimits
+from accounts.staff.actor import Actor, NotPermitted, Refused, refuse
+from accounts.staff.audit_log import Operation, operation, plain
 
 
-@transaction.atomic
-def ban(*, actor: Actor, user: User, reason: str, once: uuid.UUID | None = None) -> None:
-    """From now on nobody comes in as `user`, by any door; credits held for them are free again.
+class Limits(TypedDict):
+    """Limits of one user; None: the same as for all users."""
+
+    daily_clips: int | None
+    concurrent_jobs: int | None
+    cooldown_seconds: int | None
+    price_factor: Decimal | None
+
+
+@operation("accounts.ban_user", "user.ban")
+def ban(op: Operation, user: User) -> None:
+    """Sign `user` out of every door for good; their live jobs are canceled (generation.receivers).
 
     Raises:
-        NotPermitted: the actor may not, or not with a member of the staff. Refused: is banned, or is the actor.
+        NotPermitted: `user` is a member of the staff, and the actor may not manage staff.
+        Refused: `user` is banned already, or is the actor.
     """
-    actor.must("accounts.ban_user")
-    user = _locked(actor, user)
-    if user.pk == actor.user.pk:
+    user = _locked(op.actor, user)
+    if user.pk == op.actor.user.pk:
         raise Refused("You cannot ban yourself.")
-    if not user.is_active:
-        raise Refused(f"{user} is banned already.")
-    audit_log.record(
-        actor=actor,
-        act="user.ban",
-        subject=user,
-        reason=reason,
-        before={"active": True},
-        after={"active": False},
-        once=once,
-    )
-    Ban.objects.update_or_create(user=user, defaults={"reason": reason[:500], "by": actor.user})
+    refuse(why_not_ban(user))
+    op.record(user, before={"active": True}, after={"active": False})
+    Ban.objects.update_or_create(user=user, defaults={"reason": op.reason[:500], "by": op.actor.user})
     user.is_active = False
     user.save(update_fields=["is_active"])
 
 
-@transaction.atomic
-def lift(*, actor: Actor, user: User, reason: str, once: uuid.UUID | None = None) -> None:
-    """Let somebody back in.
+@operation("accounts.ban_user", "user.unban")
+def lift_ban(op: Operation, user: User) -> None:
+    """Let `user` sign in again.
 
     Raises:
-        NotPermitted: as `ban`. Refused: nobody banned them, or the account was closed for good.
+        NotPermitted: as `ban`. Refused: `user` is not banned, or closed the account.
     """
-    actor.must("accounts.ban_user")
-    user = _locked(actor, user)
-    if user.is_active:
-        raise Refused(f"{user} is not banned.")
-    if user.anonymised_at is not None:
-        raise Refused("This account was closed by its owner, and nobody can sign in to it again.")
-    audit_log.record(
-        actor=actor,
-        act="user.unban",
-        subject=user,
-        reason=reason,
-        before={"active": False},
-        after={"active": True},
-        once=once,
-    )
+    user = _locked(op.actor, user)
+    refuse(why_not_lift_ban(user))
+    op.record(user, before={"active": False}, after={"active": True})
     Ban.objects.filter(user=user).delete()
     user.is_active = True
     user.save(update_fields=["is_active"])
+
+
+def why_not_ban(user: User) -> str | None:
+    return None if user.is_active else f"{user} is banned already."
+
+
+def why_not_lift_ban(user: User) -> str | None:
+    if user.is_active:
+        return f"{user} is not banned."
+    if user.anonymised_at is not None:
+        return "This account was closed by its owner, and nobody can sign in to it again."
+    return None
 
 
 def _locked(actor: Actor, user: User) -> User:
@@ -78,84 +76,73 @@ def _locked(actor: Actor, user: User) -> User:
     return locked
 
 
-# The limits of one person: how much, how often, at what price.
-
-
-class Terms(TypedDict):
-    """None: as for everybody."""
-
-    daily_clips: int | None
-    concurrent_jobs: int | None
-    cooldown_seconds: int | None
-    price_factor: Decimal | None
-
-
-@transaction.atomic
-def agree(*, actor: Actor, user: User, terms: Terms, reason: str, once: uuid.UUID | None = None) -> None:
-    """Set all limits of `user` to these.
+@operation("accounts.limit_user", "user.limit")
+def set_limits(op: Operation, user: User, limits: Limits) -> None:
+    """Replace all limits of `user`.
 
     Raises:
-        NotPermitted: the actor may not. Refused: they are these already.
+        Refused: they are these already.
     """
-    actor.must("accounts.limit_user")
     row, _ = UserLimits.objects.select_for_update().get_or_create(user=user)
-    before, after = audit_log.changed(model_to_dict(row, fields=list(terms)), dict(terms))
-    if not after:
+    before, after = plain(model_to_dict(row, fields=list(limits))), plain(dict(limits))
+    changed = [name for name in after if before[name] != after[name]]
+    if not changed:
         raise Refused("These are the limits already.")
-    audit_log.record(
-        actor=actor, act="user.limit", subject=user, reason=reason, before=before, after=after, once=once
+    op.record(
+        user,
+        before={name: before[name] for name in changed},
+        after={name: after[name] for name in changed},
     )
-    UserLimits.objects.filter(pk=row.pk).update(**terms)
+    UserLimits.objects.filter(pk=row.pk).update(**limits)
 
 
-# Who may not come in, and why. What is being made for somebody who is banned is canceled (generation.receivers).
-
-
-@transaction.atomic
-def grant(*, actor: Actor, users: Sequence[User], amount: int, reason: str, once: uuid.UUID) -> None:
-    """Give each of them `amount` credits.
+@operation("accounts.grant_credits", "user.grant")
+def grant(op: Operation, users: Sequence[User], amount: int) -> None:
+    """Give each of `users` `amount` credits: all of them or none.
 
     Raises:
-        NotPermitted: the actor may not. DoneBefore: the form was carried out already. LedgerError: a bad amount.
+        LedgerError: a bad amount.
     """
-    actor.must("accounts.grant_credits")
-    for user in _in_order(users):
-        _write_down(actor, "user.grant", user, amount, reason, once)
-        ledger.grant(user=user, amount=amount, reason=reason, actor=actor.user)
+    for user in _recorded(op, users, amount):
+        ledger.grant(user=user, amount=amount, reason=op.reason, actor=op.actor.user)
 
 
-@transaction.atomic
-def adjust(*, actor: Actor, users: Sequence[User], amount: int, reason: str, once: uuid.UUID) -> None:
-    """Add `amount` credits to each of them, or take them away where it is less than 0.
+@operation("accounts.adjust_credits", "user.adjust")
+def adjust(op: Operation, users: Sequence[User], amount: int) -> None:
+    """Add `amount` credits to the balance of each of `users`, or take them away where it is less than 0.
 
     Raises:
-        NotPermitted, DoneBefore: as `grant`. Refused: somebody has fewer free; nobody's balance changes then.
+        Refused: one of them has fewer credits free; no balance changes then.
     """
-    actor.must("accounts.adjust_credits")
-    for user in _in_order(users):
-        _write_down(actor, "user.adjust", user, amount, reason, once)
+    for user in _recorded(op, users, amount):
         try:
-            ledger.adjust(user=user, amount=amount, reason=reason, actor=actor.user)
+            ledger.adjust(user=user, amount=amount, reason=op.reason, actor=op.actor.user)
         except InsufficientBalance as error:
             raise Refused(
                 f"{user} has only {error.balance} credits free. Nobody's balance was changed."
             ) from error
 
 
-def _in_order(users: Sequence[User]) -> list[User]:
-    """Wallets are locked in one order, so that two acts on the same people do not wait for each other."""
-    return sorted(users, key=lambda user: user.pk)
+def _recorded(op: Operation, users: Sequence[User], amount: int) -> Iterator[User]:
+    """Each user, with the wallet locked and the change recorded.
+
+    Wallets are locked in one order, so that two operations on the same users do not wait for each other.
+    """
+    if not users:
+        raise Refused("Please choose at least one user.")
+    for user in sorted(users, key=lambda user: user.pk):
+        balance = ledger.lock_account(user=user).balance
+        op.record(
+            user,
+            before={"balance": balance},
+            after={"balance": balance + amount},
+            credits=amount,
+            one_of_many=True,
+        )
+        yield user
 
 
-def _write_down(actor: Actor, act: str, user: User, amount: int, reason: str, once: uuid.UUID) -> None:
-    account = ledger.lock_account(user=user)
-    audit_log.record(
-        actor=actor,
-        act=act,
-        subject=user,
-        reason=reason,
-        before={"balance": account.balance},
-        after={"balance": account.balance + amount},
-        credits=amount,
-        once=uuid.uuid5(once, str(user.pk)),
-    )
+@operation("accounts.export_transactions", "transactions.export")
+def export_transactions(op: Operation, latest: CreditTransaction, filters: dict[str, Any]) -> None:
+    """Record that the transactions up to `latest` that these filters show are downloaded."""
+    op.record(latest, after=filters)

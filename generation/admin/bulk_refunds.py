@@ -1,12 +1,13 @@
-"""The incident desk: what a node charged for in a bad time is refunded in one go, after a look at what it would be."""
+"""Bulk refunds, for staff: the total of a bad time of a node or of chosen jobs, then the decision and its progress."""
 
 from datetime import timedelta
 from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import QuerySet
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
@@ -16,14 +17,16 @@ from unfold.admin import ModelAdmin
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminSplitDateTimeWidget
 
-from accounts.admin.base import ReadOnlyAdmin, ReasonForm, ask, badge, state_now
+from accounts.admin.audit_log import LATEST, related_to
+from accounts.admin.base import ReadOnlyAdmin, ReasonForm, allowed, ask, badge, state_now
+from accounts.models import User
 from accounts.staff.actor import Actor
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
 from generation.staff import bulk_refunds, jobs
 
 
 class WindowForm(forms.Form):
-    """Which node, and when it was bad."""
+    """The node, and the time in which its videos were bad."""
 
     node = forms.ModelChoiceField(queryset=GpuNode.objects.all(), widget=UnfoldAdminSelectWidget)
     since = forms.SplitDateTimeField(
@@ -34,15 +37,15 @@ class WindowForm(forms.Form):
     until = forms.SplitDateTimeField(label="Until", widget=UnfoldAdminSplitDateTimeWidget, help_text="UTC")
 
     def clean(self) -> dict[str, Any]:
-        wish = super().clean() or {}
-        since, until = wish.get("since"), wish.get("until")
+        values = super().clean() or {}
+        since, until = values.get("since"), values.get("until")
         if since and until and since >= until:
             raise forms.ValidationError("“From” must be before “until”.")
-        return wish
+        return values
 
 
-class PlanForm(ReasonForm):
-    """The reason, and the plan that the actor read, so that nothing else is carried out."""
+class TotalForm(ReasonForm):
+    """The reason, and the total that the actor read, so that nothing else is carried out."""
 
     jobs = forms.IntegerField(widget=forms.HiddenInput)
     people = forms.IntegerField(widget=forms.HiddenInput)
@@ -51,7 +54,7 @@ class PlanForm(ReasonForm):
 
 @admin.register(RefundBatch)
 class RefundBatchAdmin(ReadOnlyAdmin):
-    """Refunds of many jobs: how far they are, and a new one."""
+    """Bulk refunds with their progress, and the way to a new one."""
 
     class Media:
         js = ("admin_live.js",)
@@ -74,6 +77,7 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         "created_at",
         "finished_at",
     )
+    has_begin_permission = allowed("generation.refund_job")
 
     @display(description="State")
     def status(self, batch: RefundBatch) -> SafeString:
@@ -88,18 +92,14 @@ class RefundBatchAdmin(ReadOnlyAdmin):
     def how_far(self, batch: RefundBatch) -> SafeString:
         counts = bulk_refunds.progress(batch)
         waiting = counts[BatchedRefund.State.WAITING]
-        over = counts[BatchedRefund.State.PASSED_OVER]
         return format_html(
             '<progress max="{}" value="{}"></progress> {} refunded, {} waiting, {} passed over (refunded before)',
             batch.jobs,
             batch.jobs - waiting,
             counts[BatchedRefund.State.REFUNDED],
             waiting,
-            over,
+            counts[BatchedRefund.State.PASSED_OVER],
         )
-
-    def has_begin_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Actor.of(request).may("generation.refund_job")
 
     def get_urls(self) -> list[URLPattern]:
         plan = path("plan/", self.admin_site.admin_view(self.plan), name="generation_refundbatch_plan")
@@ -109,9 +109,11 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         description="Refund a bad time of a node", url_path="begin", permissions=["begin"], icon="healing"
     )
     def begin(self, request: HttpRequest) -> HttpResponse:
-        """First step: which node (`of` proposes one) and when. It only asks, and leads to `plan`."""
+        """First step: ask for the node (`of` proposes one) and the time, then redirect to `plan`."""
         sent = "node" in request.GET
-        proposed = _until_now() | {"node": request.GET.get("of")}
+        # The last twelve hours. They end with the minute that has begun: its videos count, too.
+        end = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
+        proposed = {"since": end - timedelta(hours=12), "until": end, "node": request.GET.get("of")}
         form = WindowForm(request.GET) if sent else WindowForm(initial=proposed)
         if sent and form.is_valid():
             if bulk_refunds.charged_on(**form.cleaned_data).exists():
@@ -124,28 +126,24 @@ class RefundBatchAdmin(ReadOnlyAdmin):
             "title": "Refund a bad time of a node",
             "form": form,
         }
-        return TemplateResponse(request, "admin/incident.html", context)
+        return TemplateResponse(request, "admin/bulk_refund.html", context)
 
-    def plan(self, request: HttpRequest) -> HttpResponse:
-        """Second step: what it would come to, the reason, and the decision."""
+    def plan(self, request: HttpRequest) -> HttpResponseBase:
+        """Second step: show the total, ask for the reason, and start the bulk refund."""
         Actor.of(request).must("generation.refund_job")
-        window = WindowForm(request.GET)
-        if not window.is_valid():
+        form = WindowForm(request.GET)
+        if not form.is_valid():
             return HttpResponseRedirect(reverse("admin:generation_refundbatch_begin"))
-        chosen = window.cleaned_data
-        where = f"{chosen['node']}, {chosen['since']:%Y-%m-%d %H:%M} to {chosen['until']:%Y-%m-%d %H:%M} UTC"
-        return _decide(self, request, bulk_refunds.charged_on(**chosen), where, **chosen)
+        window = form.cleaned_data
+        where = f"{window['node']}, {window['since']:%Y-%m-%d %H:%M} to {window['until']:%Y-%m-%d %H:%M} UTC"
+        return _decide(self, request, bulk_refunds.charged_on(**window), where, **window)
 
 
-def _until_now() -> dict[str, Any]:
-    """The last twelve hours. They end with the minute that has begun: its videos count, too."""
-    end = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
-    return {"since": end - timedelta(hours=12), "until": end}
-
-
-def refund_chosen(page: ModelAdmin, request: HttpRequest, chosen: "QuerySet[GenerationJob]") -> HttpResponse:
-    """The same for videos that were chosen in a list."""
-    return _decide(page, request, bulk_refunds.not_refunded(chosen), "the chosen videos", selection=chosen)
+def refund_chosen(
+    page: ModelAdmin, request: HttpRequest, chosen: "QuerySet[GenerationJob]"
+) -> HttpResponseBase:
+    """The second step for videos that were chosen in a list."""
+    return _decide(page, request, bulk_refunds.not_refunded(chosen), "the chosen videos", chosen=chosen)
 
 
 def _decide(
@@ -153,34 +151,44 @@ def _decide(
     request: HttpRequest,
     charged: "QuerySet[GenerationJob]",
     where: str,
-    selection: "QuerySet[GenerationJob] | None" = None,
+    chosen: "QuerySet[GenerationJob] | None" = None,
     **window: Any,
-) -> HttpResponse:
-    plan = bulk_refunds.dry_run(charged)
+) -> HttpResponseBase:
+    total = bulk_refunds.total_of(charged)
     left = jobs.refund_limit_left(Actor.of(request))
 
-    def begin(actor: Actor, wish: dict[str, Any]) -> str:
-        seen = bulk_refunds.Plan(jobs=wish["jobs"], people=wish["people"], credits=wish["credits"])
-        batch = bulk_refunds.start(
-            actor=actor, jobs=charged, plan=seen, reason=wish["reason"], once=wish["once"], **window
-        )
+    def act(actor: Actor, values: dict[str, Any]) -> str:
+        read = bulk_refunds.Total(**{name: values.pop(name) for name in ("jobs", "people", "credits")})
+        batch = bulk_refunds.start(charged, read, actor=actor, **window, **values)
         return f"{batch.jobs} videos are being refunded, {batch.credits} credits. Everybody is told when it is done."
 
-    lines = [
-        f"Charged and not refunded yet on {where}:",
-        f"{bulk_refunds.in_words(plan)}.",
-    ]
-    if left is not None and plan.credits > left:
+    lines = [f"Charged and not refunded yet on {where}:", f"{total}."]
+    if left is not None and total.credits > left:
         lines.append(f"You may refund {left} more credits today: please ask finance or an owner.")
-    subject = selection if selection is not None else RefundBatch.objects.none()
     return ask(
         page,
         request,
-        subject,
-        title="Refund",
-        explanation="\n".join(lines),
-        act=begin,
-        form_class=PlanForm,
-        initial={"jobs": plan.jobs, "people": plan.people, "credits": plan.credits},
+        RefundBatch.objects.none() if chosen is None else chosen,
+        "Refund",
+        "\n".join(lines),
+        act,
+        form_class=TotalForm,
+        initial={"jobs": total.jobs, "people": total.people, "credits": total.credits},
         back=reverse("admin:generation_refundbatch_changelist"),
     )
+
+
+@related_to(User)
+def refunds_of_user(user: User) -> Q:
+    return _one_of(RefundBatch.objects.filter(items__job__user=user))
+
+
+@related_to(GenerationJob)
+def refunds_of_job(job: GenerationJob) -> Q:
+    return _one_of(RefundBatch.objects.filter(items__job=job))
+
+
+def _one_of(batches: "QuerySet[RefundBatch]") -> Q:
+    """Entries about the latest of these: no page shows more entries than that."""
+    latest = batches.order_by("-created_at").values_list("pk", "created_at").distinct()[:LATEST]
+    return Q(subject_kind=RefundBatch._meta.label_lower, subject_id__in=[str(pk) for pk, _ in latest])

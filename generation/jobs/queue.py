@@ -14,7 +14,6 @@ import os
 import signal
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing import connection
@@ -23,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 import psycopg
-from django.db import connections, transaction
+from django.db import connections
 from django.db.models.functions import Now
 from django.dispatch import receiver
 from django_q import cluster as django_q_cluster
@@ -34,8 +33,7 @@ from django_q.models import Failure
 from django_q.signals import post_spawn
 from django_q.tasks import async_task
 
-from accounts.staff import audit_log
-from accounts.staff.actor import Actor
+from accounts.staff.audit_log import Operation, operation
 from generation.database import listen_parameters
 
 logger = logging.getLogger(__name__)
@@ -209,15 +207,9 @@ def _fail_fast(why: str) -> None:
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
-@transaction.atomic
-def run_again(*, actor: Actor, task: Failure, reason: str, once: uuid.UUID | None = None) -> None:
-    """Queue a failed task anew; the failure is forgotten, and if it fails again it comes back.
-
-    Raises:
-        NotPermitted: the actor may not. DoneBefore: the form was carried out already.
-    """
-    actor.must("django_q.change_failure")
-    before = {"task": task.func, "error": str(task.result)[:500]}
-    audit_log.record(actor=actor, act="task.run_again", subject=task, reason=reason, before=before, once=once)
+@operation("django_q.change_failure", "task.run_again")
+def run_again(op: Operation, task: Failure) -> None:
+    """Queue a failed task anew; the failure is deleted, and if it fails again it comes back."""
+    op.record(task, before={"task": task.func, "error": str(task.result)[:500]})
     if Failure.objects.filter(pk=task.pk).delete()[0]:
         async_task(task.func, *task.args or (), **task.kwargs or {})

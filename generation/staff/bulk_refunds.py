@@ -1,12 +1,11 @@
-"""A bad night of a node: everything it charged for in that time is given back, in one decision.
+"""Bulk refunds: credits of many jobs given back in one decision, such as all that a node charged for in a bad night.
 
 The decision is one transaction (`start`); it is carried out in the background, one job a transaction, so that it can be
-cut off anywhere and gone on with: what is refunded is refunded once, whoever did it. Only compensating entries undo it.
+cut off anywhere and gone on with. A job is refunded once, by whichever operation comes first.
 """
 
 import logging
 import time
-import uuid
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,8 +17,8 @@ from django_q.tasks import async_task
 
 from accounts import notices
 from accounts.models import Notice, User
-from accounts.staff import audit_log
-from accounts.staff.actor import Actor, Refused
+from accounts.staff.actor import Refused
+from accounts.staff.audit_log import Operation, operation
 from generation.jobs import lifecycle
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
 from generation.staff.jobs import check_refund_limit, lock, refunded, why_not_refund
@@ -34,89 +33,71 @@ TASK = "generation.staff.bulk_refunds.carry_on"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a refund of these jobs would come to."""
+class Total:
+    """The size of a bulk refund."""
 
     jobs: int
     people: int
     credits: int
 
-
-def in_words(plan: Plan) -> str:
-    """For the staff, e.g. `3 videos of 1 user, 150 credits`."""
-    videos = "1 video" if plan.jobs == 1 else f"{plan.jobs} videos"
-    users = "1 user" if plan.people == 1 else f"{plan.people} users"
-    return f"{videos} of {users}, {plan.credits} credits"
+    def __str__(self) -> str:
+        """For example `3 videos of 1 user, 150 credits`."""
+        videos = "1 video" if self.jobs == 1 else f"{self.jobs} videos"
+        users = "1 user" if self.people == 1 else f"{self.people} users"
+        return f"{videos} of {users}, {self.credits} credits"
 
 
 def charged_on(*, node: GpuNode, since: datetime, until: datetime) -> "QuerySet[GenerationJob]":
-    """Videos that `node` made, whose making ended in that time and that were not refunded yet."""
+    """Videos that `node` finished in that time and that are charged and not refunded."""
     ended = GenerationJob.objects.filter(finished_at__gte=since, finished_at__lt=until)
     return not_refunded(ended.filter(current_attempt__node=node))
 
 
 def not_refunded(jobs: "QuerySet[GenerationJob]") -> "QuerySet[GenerationJob]":
-    """Of these, the ones that were charged and are not refunded."""
+    """Those of `jobs` that are charged and not refunded."""
     return jobs.filter(state=GenerationJob.State.COMPLETED, cost__gt=0).exclude(refunded())
 
 
-def dry_run(jobs: "QuerySet[GenerationJob]") -> Plan:
-    """What `start` would do with these jobs now."""
+def total_of(jobs: "QuerySet[GenerationJob]") -> Total:
+    """The total that `start` would refund now."""
     found = jobs.order_by().aggregate(
         jobs=Count("pk"), people=Count("user", distinct=True), credits=Sum("cost")
     )
-    return Plan(jobs=found["jobs"], people=found["people"], credits=found["credits"] or 0)
+    return Total(jobs=found["jobs"], people=found["people"], credits=found["credits"] or 0)
 
 
-@transaction.atomic
+@operation("generation.refund_job", "batch.refund")
 def start(
-    *,
-    actor: Actor,
+    op: Operation,
     jobs: "QuerySet[GenerationJob]",
-    plan: Plan,
-    reason: str,
-    once: uuid.UUID,
+    expected: Total,
     node: GpuNode | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> RefundBatch:
     """Decide to refund these jobs and have it carried out.
 
-    plan: what the actor was shown; nothing is done when it would be something else by now.
+    expected: the total that the actor was shown.
 
     Raises:
-        NotPermitted: the actor may not. Refused: nothing is left to refund, the plan has changed, or it is more than
-        the actor may refund (BeyondLimit).
+        Refused: nothing is left to refund, the total has changed, or it is more than the actor may refund
+        (BeyondLimit).
     """
-    actor.must("generation.refund_job")
-    now = dry_run(jobs)
-    if not now.jobs:
+    total = total_of(jobs)
+    if not total.jobs:
         raise Refused("There is nothing left to refund.")
-    if now.jobs > MOST_JOBS:
+    if total.jobs > MOST_JOBS:
         raise Refused(
-            f"These are {now.jobs} videos. Please choose a shorter time: at most {MOST_JOBS} at once."
+            f"These are {total.jobs} videos. Please choose a shorter time: at most {MOST_JOBS} at once."
         )
-    if now != plan:
-        raise Refused(f"It has changed meanwhile: {in_words(now)}. Please look at it again.")
-    check_refund_limit(actor, now.credits)
+    if total != expected:
+        raise Refused(f"It has changed meanwhile: {total}. Please look at it again.")
+    check_refund_limit(op.actor, total.credits)
+    window = {"node": node, "since": since, "until": until}
     batch = RefundBatch(
-        actor=actor.user,
-        reason=reason,
-        node=node,
-        since=since,
-        until=until,
-        jobs=now.jobs,
-        credits=now.credits,
+        actor=op.actor.user, reason=op.reason, jobs=total.jobs, credits=total.credits, **window
     )
-    audit_log.record(
-        actor=actor,
-        act="batch.refund",
-        subject=batch,
-        reason=reason,
-        after={"node": node, "since": since, "until": until, "videos": now.jobs, "users": now.people},
-        credits=now.credits,
-        once=once,
-    )
+    op.record(batch, after=window | {"videos": total.jobs, "users": total.people}, credits=total.credits)
     batch.save(force_insert=True)
     items = [BatchedRefund(batch=batch, job_id=pk) for pk in jobs.order_by().values_list("pk", flat=True)]
     BatchedRefund.objects.bulk_create(items, batch_size=1000)
@@ -126,11 +107,8 @@ def start(
 
 def carry_on(batch_id: str) -> None:
     """A task: refund what still waits, for SECONDS_A_TASK. Safe to repeat, and to run twice at the same time."""
-    batch = (
-        RefundBatch.objects.select_related("actor")
-        .filter(pk=batch_id, state=RefundBatch.State.RUNNING)
-        .first()
-    )
+    running = RefundBatch.objects.select_related("actor").filter(state=RefundBatch.State.RUNNING)
+    batch = running.filter(pk=batch_id).first()
     if batch is None:
         return
     end = time.monotonic() + SECONDS_A_TASK
@@ -142,17 +120,17 @@ def carry_on(batch_id: str) -> None:
 
 
 def wake_stalled() -> None:
-    """For the reconciler: a batch whose task was lost with its worker goes on."""
+    """Queue a new task for each bulk refund whose task was lost with its worker. The reconciler calls it."""
     stalled = RefundBatch.objects.filter(state=RefundBatch.State.RUNNING, moved_at__lt=Now() - STALLED)
     for pk in stalled.values_list("pk", flat=True):
         if stalled.filter(pk=pk).update(moved_at=Now()):
-            logger.warning("refund %s goes on: its task was lost", pk.hex)
+            logger.warning("bulk refund %s goes on: its task was lost", pk.hex)
             async_task(TASK, str(pk))
 
 
 @transaction.atomic
 def _refund_next(batch: RefundBatch) -> bool:
-    """One job of the batch; False when none waits that nobody else is at."""
+    """Refund one job; False when none waits that is not locked by another task."""
     waiting = batch.items.filter(state=BatchedRefund.State.WAITING).select_related("job")
     item = waiting.select_for_update(skip_locked=True, of=("self",)).order_by("pk").first()
     if item is None:
@@ -169,7 +147,7 @@ def _refund_next(batch: RefundBatch) -> bool:
 
 @transaction.atomic
 def _finish(batch: RefundBatch) -> None:
-    """Once, by whoever finds that nothing waits any more: everybody is told, each of them once."""
+    """Close the bulk refund and notify each user once. Of several tasks that find nothing left, one does it."""
     if batch.items.filter(state=BatchedRefund.State.WAITING).exists():
         return  # another task is at the last of them, and finishes
     running = RefundBatch.objects.filter(pk=batch.pk, state=RefundBatch.State.RUNNING)
@@ -186,7 +164,6 @@ def _finish(batch: RefundBatch) -> None:
 
 
 def progress(batch: RefundBatch) -> dict[str, int]:
-    """How many of the batch's jobs are in which state."""
-    counts = batch.items.order_by().values("state").annotate(number=Count("pk"))
-    found = {row["state"]: row["number"] for row in counts}
-    return {state: found.get(state, 0) for state in BatchedRefund.State.values}
+    """The number of jobs in each state."""
+    counts = dict(batch.items.order_by().values_list("state").annotate(number=Count("pk")))
+    return {state: counts.get(state, 0) for state in BatchedRefund.State.values}

@@ -1,67 +1,58 @@
-"""Reports of shared videos, from whoever saw them to what staff make of them; and videos that staff remove."""
+"""Reports of shared videos, and videos that staff remove."""
 
-import uuid
-
-from django.db import transaction
 from django.db.models.functions import Now
+from django.utils.text import Truncator
 
 from accounts import notices
 from accounts.models import Notice
-from accounts.staff import audit_log
-from accounts.staff.actor import Actor, Refused
+from accounts.staff.actor import refuse
+from accounts.staff.audit_log import Operation, operation
 from generation import sharing
 from generation.jobs import lifecycle
 from generation.models import GenerationJob, Report
+from generation.staff.jobs import lock
 
 PROMPT_SHOWN = 100
 
 
 def report(*, job: GenerationJob, about: str, words: str, address: str) -> Report:
-    """Write down what somebody has against a video. One address has one open report of it, the first."""
+    """Store a visitor's report of a video. One address has one open report of it, the first."""
     values = {"about": about, "words": words[:1000]}
     return Report.objects.get_or_create(job=job, address=address, outcome="", defaults=values)[0]
 
 
-@transaction.atomic
-def remove(*, actor: Actor, job: GenerationJob, reason: str, once: uuid.UUID | None = None) -> None:
-    """Take a video away from everybody, its owner included, who is told why. Its reports are settled by it.
+@operation("generation.remove_video", "job.remove_video")
+def remove(op: Operation, job: GenerationJob) -> None:
+    """Delete a video for all users, its owner included, notify the owner, and settle its reports.
 
     Raises:
-        NotPermitted: the actor may not. Refused: it is being made, or nothing is there to remove.
+        Refused: it is being made, or there is no file.
     """
-    actor.must("generation.remove_video")
-    job = (
-        GenerationJob.objects.select_for_update(no_key=True, of=("self",))
-        .select_related("user")
-        .get(pk=job.pk)
-    )
-    if why := why_not_remove(job):
-        raise Refused(why)
-    audit_log.record(actor=actor, act="job.remove_video", subject=job, reason=reason, once=once)
+    job = lock(job)
+    refuse(why_not_remove(job))
+    op.record(job)
     sharing.revoke(job=job)
     lifecycle.delete(job=job)
-    _settle(actor, job, Report.Outcome.REMOVED)
-    prompt = job.prompt if len(job.prompt) <= PROMPT_SHOWN else job.prompt[: PROMPT_SHOWN - 1] + "…"
-    notices.tell(user=job.user, kind=Notice.Kind.REMOVAL, prompt=prompt, reason=reason)
+    _settle(op, job, Report.Outcome.REMOVED)
+    prompt = Truncator(job.prompt).chars(PROMPT_SHOWN)
+    notices.tell(user=job.user, kind=Notice.Kind.REMOVAL, prompt=prompt, reason=op.reason)
 
 
-@transaction.atomic
-def dismiss(*, actor: Actor, report: Report, reason: str, once: uuid.UUID | None = None) -> None:
-    """The video stays; every open report of it is settled.
+@operation("generation.remove_video", "report.dismiss")
+def dismiss(op: Operation, report: Report) -> None:
+    """Keep the video and settle every open report of it.
 
     Raises:
-        NotPermitted: the actor may not. Refused: it was settled before.
+        Refused: the report was settled before.
     """
-    actor.must("generation.remove_video")
     report = Report.objects.select_for_update(of=("self",)).select_related("job").get(pk=report.pk)
-    if report.outcome:
-        raise Refused("This report was settled before.")
-    audit_log.record(actor=actor, act="report.dismiss", subject=report, reason=reason, once=once)
-    _settle(actor, report.job, Report.Outcome.DISMISSED)
+    refuse(why_not_dismiss(report))
+    op.record(report)
+    _settle(op, report.job, Report.Outcome.DISMISSED)
 
 
 def why_not_remove(job: GenerationJob) -> str | None:
-    """Why a video cannot be removed; None when it can."""
+    """The reason why a video cannot be removed; None when it can."""
     if job.is_live:
         return "This video is still being made: cancel it instead."
     if job.deleted_at is not None:
@@ -69,6 +60,10 @@ def why_not_remove(job: GenerationJob) -> str | None:
     return None if job.video else f"This video is {job.state}: there is no file."
 
 
-def _settle(actor: Actor, job: GenerationJob, outcome: str) -> None:
-    open_ones = Report.objects.filter(job=job, outcome="")
-    open_ones.update(outcome=outcome, settled_at=Now(), settled_by=actor.user)
+def why_not_dismiss(report: Report) -> str | None:
+    return "This report was settled before." if report.outcome else None
+
+
+def _settle(op: Operation, job: GenerationJob, outcome: str) -> None:
+    open_reports = Report.objects.filter(job=job, outcome="")
+    open_reports.update(outcome=outcome, settled_at=Now(), settled_by=op.actor.user)
