@@ -214,7 +214,7 @@ def finish_job(start_job: Callable[[Any], Any], clip: Path) -> Callable[[Any], A
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=28300)
         video = default_storage.save(f"videos/{job.id.hex}.mp4", File(clip.open("rb")))
         poster_file = clip.with_name("poster.jpg")
-        facts = media.make_poster(clip, poster_file)
+        facts = media.prepare(clip, clip.with_name("playable.mp4"), poster_file)
         poster = default_storage.save(f"posters/{job.id.hex}.jpg", File(poster_file.open("rb")))
         stored = lifecycle.StoredVideo(
             video=video,
