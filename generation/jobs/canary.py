@@ -72,7 +72,12 @@ async def make_clip(
             made = await _made_in_time(client, request, on_step)
             if on_made:
                 await on_made(made.generation_ms)
-            await client.download(made, raw, max_bytes=settings.MAX_VIDEO_BYTES)
+            await client.download(
+                made,
+                raw,
+                max_bytes=settings.MAX_VIDEO_BYTES,
+                timeout=settings.DOWNLOAD_TIMEOUT_SECONDS,
+            )
         facts = await sync_to_async(media.prepare, thread_sensitive=False)(raw, clip, poster)
         if keep_as:
             keep_as.write_bytes(clip.read_bytes())
