@@ -20,10 +20,10 @@ class StoredClip:
 
 
 def new_names(job_id: UUID) -> StoredClip:
-    """Names for a clip of this job, made of its id and chance.
+    """Make names for a clip of this job, from its id and chance.
 
-    A second call for the same job so has names of its own, and whoever finds its result unwanted can `discard` it
-    without touching what is being played. (S3 overwrites.)
+    Each call makes other names, so an unwanted result can be discarded without touching what is being played. (S3
+    overwrites.)
     """
     stem = f"{job_id.hex[:2]}/{job_id.hex}-{uuid4().hex[:8]}"
     return StoredClip(video=f"videos/{stem}.mp4", poster=f"posters/{stem}.jpg")
@@ -41,9 +41,8 @@ def store(video: Path, poster: Path, names: StoredClip, *, storage: Storage = de
 
 def discard(clip: StoredClip, *, storage: Storage = default_storage) -> None:
     """Delete both files; it is fine when they are gone already."""
-    for name in (clip.video, clip.poster):
-        if name:
-            remove(name, storage=storage)
+    for name in filter(None, (clip.video, clip.poster)):
+        storage.delete(name)
 
 
 def remove(name: str, *, storage: Storage = default_storage) -> None:
@@ -57,16 +56,10 @@ def _save(path: Path, name: str, storage: Storage) -> None:
     if saved != name:
         storage.delete(saved)
         raise FileExistsError(f"There is a file {name} already.")
-    _flush_to_disk(name, storage)
-
-
-def _flush_to_disk(name: str, storage: Storage) -> None:
-    """Credits are captured next, in a database that survives a power cut; so must the clip, and the names that lead
-    to it.
-    """
+    # Credits are captured next, in a database that survives a power cut; so must the clip, and the folders it is in.
     try:
         path = Path(storage.path(name))
-    except NotImplementedError:
+    except NotImplementedError:  # not on this machine's disk
         return
     for place in (path, *path.parents[: name.count("/") + 1]):
         handle = os.open(place, os.O_RDONLY)
