@@ -1,11 +1,21 @@
 """Real clips for tests, written by PyAV."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import numpy
 
-from generation.media import VideoFacts
+from generation import media
+
+
+def facts_of(clip: Path) -> media.VideoFacts:
+    """Check that a clip plays everywhere as it is, and return its facts."""
+    with TemporaryDirectory() as folder:
+        playable = Path(folder) / "playable.mp4"
+        facts = media.prepare(clip, playable, Path(folder) / "poster.jpg")
+        assert playable.read_bytes() == clip.read_bytes(), "it had to be converted"
+    return facts
 
 
 def write_clip(
@@ -25,7 +35,7 @@ def write_clip(
 
 
 # Of a clip as `media.prepare` gives them, for tests that need no file.
-FACTS = VideoFacts(
+FACTS = media.VideoFacts(
     codec="h264",
     pix_fmt="yuv420p",
     width=96,

@@ -12,6 +12,7 @@ import pytest
 
 from generation import media, nodes
 from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client
+from tests.clips import facts_of
 from tests.node_process import NodeProcess
 
 T = TypeVar("T")
@@ -136,7 +137,7 @@ def test_the_field_protocol_of_our_node_serves_the_field_client(node: NodeProces
     job = with_client(node, act, protocol="generate_video")
     assert job.state == "completed"
     assert job.generation_ms
-    assert media.probe(tmp_path / "clip.mp4").frames == 16
+    assert facts_of(tmp_path / "clip.mp4").frames == 16
     with pytest.raises(nodes.NodeRejected):
         with_client(
             node, lambda client: client.generate(request("bad", num_frames=-1)), protocol="generate_video"

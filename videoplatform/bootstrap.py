@@ -1,7 +1,7 @@
-"""What an installation needs before its processes start: secrets in `.env`, tables, static files, a first staff user.
+"""The first start of an installation: secrets in `.env`, tables, static files, a first staff user.
 
-`python -m videoplatform.first_run` is safe to repeat. Progress goes to stderr; stdout gets only the words for the
-person who sets this up: the first staff user's password, once.
+`python -m videoplatform.bootstrap` is safe to repeat. Progress goes to stderr; stdout gets only the first staff user's
+password, once.
 """
 
 import fcntl
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import django
 from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.contrib.staticfiles.finders import get_finders
 from django.core.management import call_command
 
 from videoplatform import embedded_postgres
@@ -45,7 +47,13 @@ def collect_static() -> None:
     """Collect and compress static files into STATIC_ROOT, unless none has changed since the last time."""
     root = Path(settings.STATIC_ROOT)
     root.mkdir(parents=True, exist_ok=True)
-    fingerprint = _static_fingerprint()
+    digest = hashlib.sha256()
+    for finder in get_finders():
+        for path, storage in finder.list([]):
+            file = Path(storage.path(path))
+            found = file.stat()
+            digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode())
+    fingerprint = digest.hexdigest()
     with (root / ".collected").open("a+") as stamp:
         fcntl.flock(stamp, fcntl.LOCK_EX)
         stamp.seek(0)
@@ -57,22 +65,8 @@ def collect_static() -> None:
         stamp.write(fingerprint)
 
 
-def _static_fingerprint() -> str:
-    from django.contrib.staticfiles.finders import get_finders  # needs the apps to be ready
-
-    digest = hashlib.sha256()
-    for finder in get_finders():
-        for path, storage in finder.list([]):
-            file = Path(storage.path(path))
-            found = file.stat()
-            digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
 def create_first_staff_user() -> str | None:
     """Create the superuser `admin` when there is no superuser. Returns the password, or None when there was one."""
-    from django.contrib.auth import get_user_model  # needs the apps to be ready
-
     users = get_user_model().objects
     if users.filter(is_superuser=True).exists():
         return None
@@ -82,7 +76,7 @@ def create_first_staff_user() -> str | None:
 
 
 def main() -> None:
-    """Migrate, collect static files, and make the first staff user."""
+    """Migrate, collect static files, and create the first staff user."""
     database = embedded_postgres.hold(settings.DATA_DIR) if settings.EMBEDDED_POSTGRES else nullcontext()
     with database:
         django.setup()

@@ -1,4 +1,4 @@
-"""What no view can read is refused before any view tries."""
+"""Layers in front of the views: limits for bodies, requests that are finished, refusal of what is unreadable."""
 
 import asyncio
 import codecs
@@ -23,15 +23,16 @@ TOO_SLOW = Problem(408, "request_timeout", "The request did not arrive in time."
 
 
 class BodyRefused(Exception):
-    """More came than any door of ours takes, or it came too slowly."""
+    """The body is longer than any view takes, or it came too slowly."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
 
 
 class BodyLimit:
-    """In front of Django: refuse with 413 what is longer than MAX_REQUEST_BYTES, by its header or while it comes, and
-    with 408 what stalls. A body that is waited for holds neither a thread nor a database connection.
+    """ASGI layer: answers 413 to a body longer than MAX_REQUEST_BYTES, by its header or while it comes, and 408 to one
+    that stalls. Django looks at a body only after it has written all of it to the disk; a body that is waited for here
+    holds neither a thread nor a database connection.
     """
 
     def __init__(self, inner: App) -> None:
@@ -50,7 +51,7 @@ class BodyLimit:
 
 
 class _Watched:
-    """The two ends of one request, the bytes that came counted and timed."""
+    """Receive and send of one request; counts and times the bytes of the body."""
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
@@ -68,7 +69,7 @@ class _Watched:
         return message
 
     async def _next(self) -> Message:
-        if self._complete:  # what is waited for now is the end of the connection
+        if self._complete:  # only the end of the connection is still to come
             return await self._receive()
         try:
             async with asyncio.timeout_at(self._begun + settings.REQUEST_SECONDS + self._bytes / SLOWEST):
@@ -82,7 +83,7 @@ class _Watched:
 
 
 def _announced(scope: Message) -> int:
-    """Content-Length. The server has refused one that is no number."""
+    """Return Content-Length. The server has refused one that is no number."""
     for name, value in scope.get("headers", ()):
         if name == b"content-length" and value.isdigit():
             return int(value) if len(value) < 19 else settings.MAX_REQUEST_BYTES + 1
@@ -90,7 +91,7 @@ def _announced(scope: Message) -> int:
 
 
 async def _refuse(path: str, problem: Problem, send: Send) -> None:
-    """The rest is not read, so the connection cannot be used again."""
+    """Answer without reading the rest, so the connection cannot be used again."""
     response = answer(path, problem)
     headers = [
         (b"content-type", response["Content-Type"].encode()),
@@ -101,15 +102,12 @@ async def _refuse(path: str, problem: Problem, send: Send) -> None:
     await send({"type": "http.response.body", "body": response.content})
 
 
-# Requests that go on to their end, also when the server has lost patience with them.
+class FinishCancelled:
+    """ASGI layer: Django finishes a request although the server has cancelled it.
 
-
-class Unhurried:
-    """In front of Django: whoever cancels a request stops waiting for it, and Django finishes it all the same.
-
-    The last thing that Django does for a request is to give its database connection back to the pool. When a client has
-    left, gunicorn cancels what is still going on three seconds later; that used to cancel the giving back as well where
-    it stood in line behind a slow query, and the pool was short of a connection for good.
+    The last thing that Django does for a request is to give its database connection back to the pool. Three seconds
+    after a client has left, the server cancels what still runs; behind a slow query that would cancel the giving back
+    as well, and the pool would be short of a connection for good.
     """
 
     def __init__(self, inner: App) -> None:
@@ -118,15 +116,12 @@ class Unhurried:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         request = asyncio.ensure_future(self._inner(scope, receive, send))
-        self._running.add(request)  # the event loop itself holds on to no task
+        self._running.add(request)  # the event loop itself keeps no reference to a task
         request.add_done_callback(self._running.discard)
         await asyncio.shield(request)
 
 
-# The longest request body, and the slowest. Django looks at a body only after it has written all of it to the disk.
-
-
-READ = {"utf-8", "ascii"}
+READABLE_CHARSETS = {"utf-8", "ascii"}
 
 
 class RefuseUnreadable:
@@ -138,21 +133,13 @@ class RefuseUnreadable:
         self._get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        _refuse_charsets(request)
-        _refuse_nul(request)
+        # Python knows codecs (punycode, idna, zlib) that are no charsets, and Django decodes with any that is named.
+        # request.encoding is None where Python knows no such charset: then the body is read as UTF-8.
+        if request.encoding and codecs.lookup(request.encoding).name not in READABLE_CHARSETS:
+            request.encoding = "utf-8"  # the error page reads the form, too
+            raise BadRequest("a body in a charset other than UTF-8")
+        # Django's admin filters by any parameter of an address, and PostgreSQL refuses a NUL in a text.
+        address = request.path_info + request.META.get("QUERY_STRING", "")
+        if request.path_info.startswith("/admin/") and ("\0" in address or "%00" in address):
+            raise BadRequest("a NUL in the address")
         return self._get_response(request)
-
-
-def _refuse_charsets(request: HttpRequest) -> None:
-    """Python knows codecs (punycode, idna, zlib) that are no charsets, and Django decodes with whichever is named."""
-    # None, too, where Python knows no such charset: then it is read as UTF-8.
-    if request.encoding and codecs.lookup(request.encoding).name not in READ:
-        request.encoding = "utf-8"  # the page that says so looks at the form, too
-        raise BadRequest("a body in a charset other than UTF-8")
-
-
-def _refuse_nul(request: HttpRequest) -> None:
-    """Django's admin filters by whatever an address says, and PostgreSQL takes a NUL for no text."""
-    address = request.path_info + request.META.get("QUERY_STRING", "")
-    if request.path_info.startswith("/admin/") and ("\0" in address or "%00" in address):
-        raise BadRequest("a NUL in the address")

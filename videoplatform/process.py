@@ -1,6 +1,5 @@
 """A whole platform as a child process, for the demo and the tests: `make run` on free ports, in its own DATA_DIR."""
 
-import http.client
 import os
 import secrets
 import signal
@@ -13,9 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from videoplatform.run import ENDED, NOT_STARTED
+from videoplatform.run import BASE_DIR, ENDED, NOT_STARTED, healthz_status
 
-BASE_DIR = Path(__file__).resolve().parent.parent
 START_SECONDS = 180.0
 STOP_SECONDS = 60.0
 FAILED_STARTS = 5  # the launcher itself tries for ever
@@ -35,8 +33,8 @@ def free_port() -> int:
 class Instance:
     """One platform: `with Instance(data_dir) as platform: platform.url …`. Its own database, files, node and secrets.
 
-    settings: further environment variables. The person's `.env` and environment are overruled where they would point
-    the instance at somebody else's database, node, bot or bucket.
+    settings: further environment variables. `.env` and the environment are overruled where they would point the
+    instance at another database, node, bot or bucket.
     """
 
     def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -47,8 +45,8 @@ class Instance:
         self._process: subprocess.Popen[bytes] | None = None
 
     def _isolation(self) -> dict[str, str]:
-        nobody = dict.fromkeys(("DATABASE_URL", "VIDEO_API_URL", "TELEGRAM_BOT_TOKEN", "S3_BUCKET"), "")
-        return nobody | {
+        unset = dict.fromkeys(("DATABASE_URL", "VIDEO_API_URL", "TELEGRAM_BOT_TOKEN", "S3_BUCKET"), "")
+        return unset | {
             "DATA_DIR": str(self.data_dir),
             "MEDIA_ROOT": str(self.data_dir / "media"),
             # The code's, not the data's: collected once for all.
@@ -90,10 +88,10 @@ class Instance:
                 [sys.executable, "-m", "videoplatform.run", "--leash"],
                 cwd=BASE_DIR,
                 env=self.environment,
-                stdin=subprocess.PIPE,  # the leash: it stops when this process is gone, however that came
+                stdin=subprocess.PIPE,  # the leash: it stops when this process is gone, in whatever way
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us, who then stop it in order
+                start_new_session=True,  # Ctrl-C reaches this process only, which then stops it in order
             )
         try:
             self._await_site()
@@ -108,34 +106,18 @@ class Instance:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise InstanceFailed(f"The platform did not start.\n{self.log_tail()}")
-            if self._healthy():
+            if healthz_status("127.0.0.1", self.port, timeout=5) == 200:
                 return
-            if self._failed_web_starts() >= FAILED_STARTS:
+            text = self.log.read_text(errors="replace")
+            if sum(text.count(f"{'web':>10} | {why}") for why in (ENDED, NOT_STARTED)) >= FAILED_STARTS:
                 raise InstanceFailed(f"The web process does not start.\n{self.log_tail()}")
             time.sleep(0.1)
         raise InstanceFailed(f"The site did not answer within {START_SECONDS:.0f} s.\n{self.log_tail()}")
 
-    def _failed_web_starts(self) -> int:
-        words = (f"{'web':>10} | {complaint}" for complaint in (ENDED, NOT_STARTED))
-        text = self.log.read_text(errors="replace")
-        return sum(text.count(complaint) for complaint in words)
-
-    def _healthy(self) -> bool:
-        # By the plainest client: it is asked ten times a second of a machine that is busy starting.
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
-        try:
-            connection.request("GET", "/healthz")
-            return connection.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
     def manage(self, *arguments: str) -> str:
         """Run a `manage.py` command in this instance and return what it prints. Raises InstanceFailed."""
-        command = [sys.executable, "manage.py", *arguments]
         result = subprocess.run(
-            command,
+            [sys.executable, "manage.py", *arguments],
             cwd=BASE_DIR,
             env=self.environment,
             capture_output=True,
@@ -148,7 +130,7 @@ class Instance:
         return result.stdout
 
     def log_tail(self, lines: int = 40) -> str:
-        """The end of what all the processes wrote."""
+        """Return the end of the output of all processes."""
         text = self.log.read_text(errors="replace") if self.log.exists() else ""
         return "\n".join([*text.splitlines()[-lines:], f"(from {self.log})"])
 

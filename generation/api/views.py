@@ -16,6 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from accounts.api import errors
 from accounts.models import User
 from generation.api.errors import Problem
 from generation.api.serializers import (
@@ -41,7 +42,6 @@ from generation.models import GenerationJob
 from generation.sse.streams import MEDIA_TYPE, video_frame
 from generation.web.gallery import page_of
 from generation.web.streaming import filename_for, serve_file
-from videoplatform.openapi import errors
 
 State = GenerationJob.State
 

@@ -1,4 +1,7 @@
-"""Scratch folders under WORK_DIR. What a killed process left there is removed by the next one that needs a folder."""
+"""Atomic writes, and scratch folders under WORK_DIR.
+
+A scratch folder that a killed process left is removed by the next process that needs a folder.
+"""
 
 import fcntl
 import os
@@ -11,10 +14,13 @@ from pathlib import Path
 
 from django.conf import settings
 
+# A folder gets its lock right after it is made; one that is younger than this may not have it yet.
+NEW_SECONDS = 60.0
+
 
 @contextmanager
-def whole_or_nothing(destination: Path) -> Iterator[Path]:
-    """An empty file next to `destination` that takes its place when the block ends well, and else is gone.
+def atomic_write(destination: Path) -> Iterator[Path]:
+    """Yield an empty file next to `destination`; it takes that name when the block ends well, and else is removed.
 
     Raises OSError when the folder or the disk does not take it.
     """
@@ -29,22 +35,15 @@ def whole_or_nothing(destination: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-# Files that appear under their name whole, or not at all.
-
-
-# A folder gets its lock right after it is made; one that is younger than this may not have it yet.
-NEW_SECONDS = 60.0
-
-
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """An empty folder that is gone after the block, or soon after this process was killed."""
+    """Yield an empty folder that is gone after the block, or soon after this process was killed."""
     settings.WORK_DIR.mkdir(mode=0o700, parents=True, exist_ok=True)
     sweep()
     folder = Path(tempfile.mkdtemp(dir=settings.WORK_DIR))
     handle = os.open(folder, os.O_RDONLY)
     try:
-        # Held for as long as this process lives and has it open: who can take it knows that the owner is gone.
+        # Held while this process lives: another process that gets the lock knows that the owner is gone.
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield folder
     finally:
@@ -53,7 +52,7 @@ def work_folder() -> Iterator[Path]:
 
 
 def sweep() -> None:
-    """Remove the folders whose owner is gone. What is no folder was not made here, and stays."""
+    """Remove the folders whose owner is gone. Anything but a folder was not made here, and stays."""
     for folder in filter(Path.is_dir, settings.WORK_DIR.iterdir()):
         try:
             _remove_if_abandoned(folder)

@@ -13,8 +13,9 @@ from django.core.files.storage import Storage, default_storage
 def new_names(job_id: UUID) -> tuple[str, str]:
     """Name a clip of this job and its poster, from the job's id and chance.
 
-    A second call for the same job has names of its own, so that an unwanted result can be removed without touching
-    the one that is being played. (S3 overwrites.)
+
+    Each call makes other names, so an unwanted result can be removed without touching what is being played. (S3
+    overwrites.)
     """
     stem = f"{job_id.hex[:2]}/{job_id.hex}-{uuid4().hex[:8]}"
     return f"videos/{stem}.mp4", f"posters/{stem}.jpg"
@@ -41,16 +42,10 @@ def _save(path: Path, name: str, storage: Storage) -> None:
     if saved != name:
         storage.delete(saved)
         raise FileExistsError(f"There is a file {name} already.")
-    _flush_to_disk(name, storage)
-
-
-def _flush_to_disk(name: str, storage: Storage) -> None:
-    """Credits are captured next, in a database that survives a power cut; so must the clip, and the names that lead
-    to it.
-    """
+    # Credits are captured next, in a database that survives a power cut; so must the clip, and the folders it is in.
     try:
         path = Path(storage.path(name))
-    except NotImplementedError:
+    except NotImplementedError:  # not on this machine's disk
         return
     for place in (path, *path.parents[: name.count("/") + 1]):
         handle = os.open(place, os.O_RDONLY)

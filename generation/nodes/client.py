@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from generation.nodes.download import DownloadLimits, download_file
+from generation.nodes.download import download_file
 from generation.nodes.protocol import (
     GenerationRequest,
     NodeCannot,
@@ -97,11 +97,11 @@ class NodeClient(ABC):
     ) -> int:
         """Fetch the finished clip to `destination`, whole or not at all; returns its size in bytes.
 
-        A connection that breaks is resumed where it broke. OSError when the parent folder does not exist or
-        the disk is full.
+        A connection that breaks is resumed where it broke, within `timeout` seconds for the whole. OSError when the
+        parent folder does not exist or the disk is full.
         """
-        limits = DownloadLimits(max_bytes=max_bytes, seconds=timeout)
-        return await download_file(self.transport, self.content_path(job), destination, limits=limits)
+        path = self.content_path(job)
+        return await download_file(self.transport, path, destination, max_bytes=max_bytes, timeout=timeout)
 
 
 def _is_there(answer: Answer) -> bool:

@@ -29,30 +29,23 @@ MAX_RETRY_AFTER = 600.0
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole, bounded HTTP answer."""
+    """A whole HTTP answer of bounded size."""
 
     status: int
     headers: httpx.Headers
     body: bytes
 
     def json_object(self) -> dict[str, Any]:
-        """The body as a JSON object, or NodeAnsweredNonsense."""
+        """Return the body as a JSON object; else raise NodeAnsweredNonsense."""
         try:
             value = storable(json.loads(self.body))
         except (ValueError, RecursionError):
-            raise protocol.NodeAnsweredNonsense(
-                f"The node answered {self._kind()} instead of JSON."
-            ) from None
+            is_page = self.body.lstrip()[:1] == b"<"
+            found = "nothing" if not self.body else "a web page" if is_page else "something else"
+            raise protocol.NodeAnsweredNonsense(f"The node answered {found} instead of JSON.") from None
         if not isinstance(value, dict):
             raise protocol.NodeAnsweredNonsense("The node answered JSON that is not an object.")
         return value
-
-    def _kind(self) -> str:
-        if not self.body:
-            return "nothing"
-        if self.body.lstrip()[:1] == b"<":
-            return "a web page"
-        return "something else"
 
 
 class Transport:
@@ -84,7 +77,7 @@ class Transport:
         json_body: Mapping[str, Any] | None = None,
         form: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One request, answered whole within `timeout` seconds, whatever its status."""
+        """Send one request; returns the whole answer within `timeout` seconds, whatever its status."""
         try:
             # File tuples without a name make httpx write multipart/form-data even though nothing is a file.
             files = {name: (None, value.encode()) for name, value in form.items()} if form else None
@@ -100,7 +93,7 @@ class Transport:
     async def stream(
         self, path: str, *, headers: Mapping[str, str], read_timeout: float
     ) -> AsyncIterator[httpx.Response]:
-        """A GET whose body the caller reads; the caller also holds the deadline."""
+        """Send a GET; the caller reads the body, and keeps the deadline."""
         request = self._client.build_request(
             "GET", path, headers=headers, timeout=self._timeout(read_timeout)
         )
@@ -108,11 +101,11 @@ class Transport:
             yield response
 
     def refuse(self, answer: Answer) -> protocol.NodeError:
-        """The error that an answer with a status other than 2xx stands for."""
+        """Return the error for an answer with a status other than 2xx."""
         return error_for_status(answer, said=self.clean(message_of(answer)))
 
     def clean(self, text: str) -> str:
-        """A node's own words, made fit to show: one line, bounded, without our key."""
+        """Make a node's own message fit to show: one line, bounded, without our key."""
         if self._key:
             text = text.replace(self._key, "***")
         line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -154,7 +147,7 @@ class Transport:
 
 
 def storable(value: Any) -> Any:
-    """JSON without the characters that PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold."""
+    """Drop the characters of JSON that PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold."""
     if isinstance(value, str):
         return "".join(c for c in value if c != "\0" and not "\ud800" <= c <= "\udfff")
     if isinstance(value, list):
@@ -165,7 +158,7 @@ def storable(value: Any) -> Any:
 
 
 def error_for_status(answer: Answer, *, said: str) -> protocol.NodeError:
-    """The error for a status other than 2xx; `said` is the node's own message, already cleaned."""
+    """Return the error for a status other than 2xx; `said` is the node's own message, already cleaned."""
     status, suffix = answer.status, f": {said}" if said else "."
     if status in (401, 403):
         return protocol.NodeUnauthorized("The node does not accept the key.")
@@ -187,15 +180,11 @@ def error_for_status(answer: Answer, *, said: str) -> protocol.NodeError:
 
 
 def message_of(answer: Answer) -> str:
-    """The node's own words in an error body, in any of the usual shapes; empty when it has none."""
+    """Return the node's own message in an error body, in any of the usual shapes; empty when there is none."""
     try:
-        body = storable(json.loads(answer.body))
-    except (ValueError, RecursionError):
+        body = answer.json_object()
+    except protocol.NodeAnsweredNonsense:
         return ""
-    return _message_in(body) if isinstance(body, dict) else ""
-
-
-def _message_in(body: Mapping[str, Any]) -> str:
     for key in ("error", "detail", "message"):
         value = body.get(key)
         if isinstance(value, dict):
@@ -208,7 +197,7 @@ def _message_in(body: Mapping[str, Any]) -> str:
 
 
 def _validation_line(item: object) -> str:
-    """One entry of FastAPI's list of validation errors."""
+    """Describe one entry of FastAPI's list of validation errors."""
     if not isinstance(item, dict):
         return str(item)[:MAX_MESSAGE]
     place, said = item.get("loc"), str(item.get("msg", ""))[:MAX_MESSAGE]
@@ -216,29 +205,23 @@ def _validation_line(item: object) -> str:
 
 
 def retry_after(headers: httpx.Headers) -> float:
-    """Seconds from Retry-After (a number or a date), within 1..600; 5 when it says nothing usable."""
+    """Return the seconds of Retry-After (a number or a date), within 1..600; 5 when it holds nothing usable."""
     value = headers.get("retry-after", "").strip()
     try:
         seconds = float(value)
     except ValueError:
-        seconds = _seconds_until(value)
+        try:
+            moment = parsedate_to_datetime(value)
+        except (TypeError, ValueError, IndexError, OverflowError):
+            return DEFAULT_RETRY_AFTER
+        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     if not math.isfinite(seconds):
         return DEFAULT_RETRY_AFTER
     return min(max(seconds, 1.0), MAX_RETRY_AFTER)
 
 
-def _seconds_until(http_date: str) -> float:
-    try:
-        moment = parsedate_to_datetime(http_date)
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return DEFAULT_RETRY_AFTER
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - datetime.now(UTC)).total_seconds()
-
-
 async def _bounded_body(response: httpx.Response) -> bytes:
-    """The body, at most MAX_JSON_BYTES of it: raw, so that a small compressed answer cannot unfold."""
+    """Read the body, at most MAX_JSON_BYTES of it: raw, so that a small compressed answer cannot unfold."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -248,7 +231,7 @@ async def _bounded_body(response: httpx.Response) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    """The kind of an httpx error in words; its text may hold the address and is left out."""
+    """Describe the kind of an httpx error; its own text may hold the address and is left out."""
     names: dict[type[Exception], str] = {
         httpx.ConnectTimeout: "connecting took too long",
         httpx.ConnectError: "refused or no route",
@@ -260,7 +243,7 @@ def _reason(error: Exception) -> str:
 
 
 def checked_url(base_url: str) -> httpx.URL:
-    """A node's address, fit to be asked; else NodeMisconfigured, which says what is wrong with it."""
+    """Return a node's address as a usable URL; else raise NodeMisconfigured, which explains the fault."""
     try:
         url = httpx.URL(base_url.strip())
     except httpx.InvalidURL:
@@ -269,9 +252,11 @@ def checked_url(base_url: str) -> httpx.URL:
         raise protocol.NodeMisconfigured("The port in the node's address is out of range.")
     if url.scheme not in ("http", "https") or not url.host:
         raise protocol.NodeMisconfigured("The node's address must begin with http:// or https://.")
-    if "%" in url.host and ":" not in url.host:  # httpx has quoted what no name has; an IPv6 zone is no name
+    if (
+        "%" in url.host and ":" not in url.host
+    ):  # httpx has quoted a character that no name has; an IPv6 zone is no name
         raise protocol.NodeMisconfigured("The node's address has characters that no host name has.")
-    # Whoever pastes an address with a query or a fragment means the part before it.
+    # Of a pasted address with a query or a fragment, the part before it is meant.
     return url.copy_with(query=None, fragment=None)
 
 
@@ -294,5 +279,5 @@ def _is_loopback(host: str) -> bool:
 
 @cache
 def _tls_context() -> ssl.SSLContext:
-    """Loading the certificate store takes tens of milliseconds, so once a process."""
+    """Load the certificate store once a process: it takes tens of milliseconds."""
     return httpx.create_ssl_context()

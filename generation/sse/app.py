@@ -5,12 +5,9 @@ import functools
 import json
 import logging
 import re
-import signal
-import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from io import BytesIO
-from types import FrameType
 from typing import Any
 
 from django.conf import settings
@@ -145,37 +142,17 @@ class EventStreams:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._end_streams_on_signal()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
-                self._close()
+                self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    def _end_streams_on_signal(self) -> None:
-        """Servers wait for open responses before they say "shutdown", and these responses never end by themselves."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # asyncio hears of signals by its wake-up descriptor, so a handler in front takes nothing from the server.
-            signal.signal(
-                number, _before(signal.getsignal(number), lambda: loop.call_soon_threadsafe(self._close))
-            )
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the streams. The server calls it at a signal, before it waits for open responses."""
         self._closing = True
         for inbox in self._board.everybody():
             inbox.wake()
-
-
-def _before(server_handler: Any, action: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
-    def handle(number: int, stack: FrameType | None) -> None:
-        action()
-        if callable(server_handler):
-            server_handler(number, stack)
-
-    return handle
 
 
 async def _allowed(stream: Stream) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
-from generation import media
 from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, JobAttempt
+from tests.clips import facts_of
 from tests.field_node import FieldNode
 from tests.processes import Processes, wait_for
 from tests.videos_server import VideosServer
@@ -57,7 +57,7 @@ def check_paid_iff_playable(job: GenerationJob) -> None:
     receipt = lifecycle.receipt(job)
     if job.state == "completed":
         assert receipt["captured"] == 50
-        assert media.probe(Path(job.video.path)).codec == "h264"
+        assert facts_of(Path(job.video.path)).codec == "h264"
     else:
         assert (receipt["captured"], receipt["released"]) == (0, 50)
         assert not job.video

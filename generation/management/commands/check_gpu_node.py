@@ -1,4 +1,4 @@
-"""Is the GPU node reachable, does it take our key, and does it make a playable clip?"""
+"""Check the GPU nodes: whether they are reachable, accept the key, and make a playable clip."""
 
 import asyncio
 from argparse import ArgumentParser
@@ -20,7 +20,7 @@ class Command(BaseCommand):
     help = "Check the GPU nodes; with --generate, have them make a clip outside of any job."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--node", help="name of one node; all of them without it")
+        parser.add_argument("--node", help="name of one node; without it, all are checked")
         parser.add_argument("--generate", metavar="PROMPT", help="make a clip of this prompt, and check it")
         parser.add_argument("--output", type=Path, help="keep the clip here")
 
@@ -40,20 +40,16 @@ class Command(BaseCommand):
         self.stdout.write(f"{node.name} at {node.base_url}")
         try:
             health = asyncio.run(examine(node))
-            self._report(node, health)
+            backend = health.backend or "not said"
+            self.stdout.write(f"  status {health.status}, backend {backend}, speaks /{health.protocol}")
+            if node.set_aside_at:
+                self.stdout.write(self.style.WARNING(f"  set aside: {node.set_aside_reason}"))
             if options["generate"]:
                 self._generate(node, health, preset, options)
         except (NodeError, media.UnplayableVideo, media.MediaFailure, OSError) as error:
             self.stdout.write(self.style.ERROR(f"  failed: {error}"))
             return False
         return health.ready
-
-    def _report(self, node: GpuNode, health: NodeHealth) -> None:
-        self.stdout.write(
-            f"  status {health.status}, backend {health.backend or 'not said'}, speaks /{health.protocol}"
-        )
-        if node.set_aside_at:
-            self.stdout.write(self.style.WARNING(f"  set aside: {node.set_aside_reason}"))
 
     def _generate(self, node: GpuNode, health: NodeHealth, preset: Preset, options: dict[str, Any]) -> None:
         with tqdm(total=preset.num_inference_steps, unit="step", leave=False) as bar:
