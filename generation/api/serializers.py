@@ -169,7 +169,7 @@ def surroundings(jobs: Sequence[GenerationJob]) -> Surroundings:
     """For these jobs, their presets loaded."""
     live_presets = {job.preset_id: job.preset for job in jobs if job.is_live}
     return Surroundings(
-        catalog=catalog.current(),
+        offer=catalog.current(),
         positions=scheduling.queue_positions(jobs),
         waits=catalog.expected_seconds_of(live_presets.values()),
     )
@@ -261,14 +261,14 @@ class VideoSerializer(serializers.Serializer):
 
     def get_model(self, job: GenerationJob) -> str | None:
         node = job.current_attempt.node if job.current_attempt else None
-        return (node.backend if node else "") or job.model or self._around.catalog.model
+        return (node.backend if node else "") or job.model or self._around.offer.model
 
     def get_seconds(self, job: GenerationJob) -> str:
         return str(Preset(num_frames=job.num_frames, fps=job.fps).seconds)
 
     def get_size(self, job: GenerationJob) -> str | None:
         made = f"{job.width}x{job.height}" if job.width and job.height else ""
-        return made or job.size or self._around.catalog.size
+        return made or job.size or self._around.offer.size
 
     @extend_schema_field(VideoError(allow_null=True))
     def get_error(self, job: GenerationJob) -> dict[str, Any] | None:

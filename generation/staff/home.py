@@ -144,7 +144,7 @@ def _failed_tasks() -> Stat:
 
 def _nodes() -> list[dict[str, Any]]:
     """The table of nodes. Attempts are counted by themselves: joined to the nodes, all of them would be read."""
-    nodes = list(GpuNode.objects.told_apart().annotate(age=Now() - F("last_seen_at")))
+    nodes = list(GpuNode.objects.with_health().annotate(age=Now() - F("last_seen_at")))
     attempts = JobAttempt.objects.filter(node__in=[node.pk for node in nodes]).order_by()
     held = attempts.filter(state=JobAttempt.State.OPEN).values_list("node").annotate(number=Count("pk"))
     load = Counter(dict(held))

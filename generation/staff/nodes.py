@@ -127,8 +127,7 @@ class _Test:
             await in_database(record_health)(node, health)
             backend = health.backend or "backend not said"
             await self._pass(f"{health.status}, {backend}, /{health.protocol}")
-            made = await canary.make_clip(node, protocol=health.protocol, on_made=self._made)
-            facts = made.facts
+            facts, _ = await canary.make_clip(node, protocol=health.protocol, on_made=self._made)
             await self._mark("passed", f"{facts.frames} frames, {facts.width}×{facts.height}, {facts.codec}")
             await self._store(passed=True, ended_at=Now())
         except (NodeError, media.UnplayableVideo, media.MediaFailure, OSError) as error:

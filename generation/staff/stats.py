@@ -148,11 +148,9 @@ def _work_since(first: date, node: GpuNode) -> list[int]:
     return [sum(part[column] for part in parts) for column in range(3)]
 
 
-def _query(
-    statement: str, first: date, end: date | None = None, **parameters: int | None
-) -> list[tuple[Any, ...]]:
+def _query(statement: str, first: date, end: date | None = None, **parameters: Any) -> list[tuple[Any, ...]]:
     """Rows of a statement about the time from the beginning of `first` to that of `end`."""
-    moments: dict[str, datetime | int | None] = {
+    moments: dict[str, Any] = {
         name: datetime(day.year, day.month, day.day, tzinfo=UTC)
         for name, day in (("first", first), ("end", end))
         if day is not None
