@@ -1,8 +1,8 @@
-"""Why the node refuses a request. Every message can be shown to a person."""
+"""Refusals of requests. Every message can be shown to a person."""
 
 
 class Refusal(Exception):
-    """The request cannot be served; `status` is the HTTP status, `code` the machine's word for it."""
+    """The request cannot be served; `status` is the HTTP status, `code` the reason for programs."""
 
     status = 500
     code = "internal_error"

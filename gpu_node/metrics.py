@@ -1,4 +1,4 @@
-"""`GET /metrics` in Prometheus' text format, read from the node's own state when it is asked for."""
+"""The node's figures in Prometheus' text format, read from its state at each `GET /metrics`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATUSES = ("ready", "starting", "busy", "draining", "failed")
 
 
 def render(node: Node) -> bytes:
-    """All metrics of the node."""
+    """Return all metrics of the node."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_NodeCollector(node))
     return generate_latest(registry)
@@ -56,7 +56,7 @@ class _NodeCollector(Collector):
             "gpu_node_clip_seconds", "From the GPU's start to the file, summed", value=queue.clip_seconds
         )
         pace = GaugeMetricFamily("gpu_node_step_seconds", "A denoising step takes", labels=["size", "frames"])
-        for entry in worker.paces.listed():
+        for entry in worker.estimates.listed():
             pace.add_metric([entry["size"], str(entry["frames"])], entry["seconds_per_step"])
         yield pace
         yield SummaryMetricFamily(

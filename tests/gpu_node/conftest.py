@@ -13,7 +13,8 @@ QUEUE_SIZE = 2
 @pytest.fixture(scope="session")
 def session_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     settings = {"GPU_NODE_QUEUE_SIZE": str(QUEUE_SIZE), "GPU_NODE_MAX_STEPS": str(LONG_STEPS)}
-    with NodeProcess.start(tmp_path_factory.mktemp("node"), env=settings) as node:
+    folder = tmp_path_factory.mktemp("node")
+    with NodeProcess.start(folder, env=settings, forked=False) as node:
         yield node
 
 

@@ -297,7 +297,7 @@ def test_what_is_compiled_is_kept_beside_the_models(session_node: NodeProcess) -
 
 def test_a_real_model_without_a_gpu_is_a_clear_failure(tmp_path: Path) -> None:
     env = {"GPU_NODE_MODEL": "THUDM/CogVideoX-5b", "CUDA_VISIBLE_DEVICES": ""}
-    with NodeProcess.start(tmp_path, env=env, until="starting") as node:
+    with NodeProcess.start(tmp_path, env=env, until="starting", forked=False) as node:
         client = Client(node)
         waiting = client.create()
         health = node.wait_for("failed")

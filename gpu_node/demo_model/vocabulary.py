@@ -125,16 +125,12 @@ def vary(combination: Combination, chance: random.Random) -> str:
         chance.choice(("a", "a", "a", "an", "the", "")),
         combination.colour,
         combination.shape,
-        _motion_words(combination.motion, chance),
+        combination.motion if chance.random() < 0.2 else MOTIONS[combination.motion],
         _background_words(combination.background, chance),
     ]
     for _ in range(chance.choice((0, 0, 0, 0, 1, 2))):
         parts.insert(chance.choice((0, 1, 3, 4, 5)), UNKNOWN)
     return " ".join(part for part in parts if part)
-
-
-def _motion_words(motion: str, chance: random.Random) -> str:
-    return motion if chance.random() < 0.2 else MOTIONS[motion]
 
 
 def _background_words(background: str, chance: random.Random) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu_node.tiny.vocabulary import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Combination
+from gpu_node.demo_model.vocabulary import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Combination
 
 WIDTH, HEIGHT, FRAMES, FPS = 144, 96, 17, 8
 EDGE = 1.2  # pixels over which an edge fades

@@ -10,12 +10,10 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor, nn
 
-from gpu_node.tiny import architecture, latents
-from gpu_node.tiny.renderer import Scenes, draw, object_coordinates, pixel_grid, scenes
-from gpu_node.tiny.training.muon import Muon
-from gpu_node.tiny.training.precision import autocast
-from gpu_node.tiny.training.run import Average, Run
-from gpu_node.tiny.vocabulary import training_combinations
+from gpu_node.demo_model import architecture, latents
+from gpu_node.demo_model.renderer import Scenes, draw, object_coordinates, pixel_grid, scenes
+from gpu_node.demo_model.training.optim import Average, Muon, Run, autocast
+from gpu_node.demo_model.vocabulary import training_combinations
 
 BATCH = 2
 NOISE = 0.15  # the most that is added to the latents, so that the decoder puts up with the transformer's small errors
@@ -166,7 +164,12 @@ def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
 
 def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Course) -> list[Sample]:
     """What of a clip is learned from at this point of the run."""
-    clip = _clip(scene)
+    near = object_coordinates(scene, pixel_grid()).norm(dim=-1) < 1.5
+    clip = Sample(
+        pixels=draw(scene) * 2 - 1,
+        fields=latents.draw_latents(scene).transpose(1, 2),
+        near=near.float()[:, None],
+    )
     if progress >= course.whole_from:
         return [clip]
     if progress < course.stills_until:
@@ -175,15 +178,6 @@ def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Cours
         0, latents.LATENT_FRAMES - WINDOW + 1, 2
     )  # even, or the clock would tick otherwise
     return [_window(scene, clip, chance, start=start, length=WINDOW)]
-
-
-def _clip(scene: Scenes) -> Sample:
-    near = object_coordinates(scene, pixel_grid()).norm(dim=-1) < 1.5
-    return Sample(
-        pixels=draw(scene) * 2 - 1,
-        fields=latents.draw_latents(scene).transpose(1, 2),
-        near=near.float()[:, None],
-    )
 
 
 def _window(scene: Scenes, sample: Sample, chance: random.Random, *, start: int, length: int) -> Sample:
@@ -219,15 +213,11 @@ def initialise(model: AutoencoderKLCogVideoX) -> None:
             if name.endswith("conv2.conv"):
                 with torch.no_grad():
                     module.weight.mul_(0.3)
-    _be_certain(model.encoder.conv_out.conv)
-
-
-@torch.no_grad()
-def _be_certain(conv: nn.Conv3d) -> None:
-    """The second half of what the encoder says is its doubt; no loss asks for it, so it stays as it begins."""
-    assert conv.bias is not None
-    conv.weight[latents.CHANNELS :] = 0
-    conv.bias[latents.CHANNELS :] = LOG_VARIANCE
+    # The second half of what the encoder says is its doubt; no loss asks for it, so it stays as it begins.
+    conv = model.encoder.conv_out.conv
+    with torch.no_grad():
+        conv.weight[latents.CHANNELS :] = 0
+        conv.bias[latents.CHANNELS :] = LOG_VARIANCE
 
 
 def _optimisers(half: nn.Module) -> list[torch.optim.Optimizer]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu_node.tiny.renderer import (
+from gpu_node.demo_model.renderer import (
     BOUNCE_FRAMES,
     DEGREES_A_FRAME,
     EDGE,
@@ -20,7 +20,7 @@ from gpu_node.tiny.renderer import (
     pixel_grid,
     signed_distance,
 )
-from gpu_node.tiny.vocabulary import BACKGROUNDS, COLOURS, SHAPES
+from gpu_node.demo_model.vocabulary import BACKGROUNDS, COLOURS, SHAPES
 
 VISIBLE = 0.13  # how far a pixel's colour must be from the background's to belong to the object
 SMALLEST = 120  # pixels; an object of fewer is none
@@ -44,7 +44,9 @@ class Seen:
 def look(clip: Tensor) -> Seen:
     """Describe one clip: (3, frames, 96, 144), from 0 to 1."""
     behind = _background(clip)
-    mask = _object_mask(clip, background_pictures()[behind])
+    # The pixels that belong to the object, (frames, 96, 144); specks are dropped and pinholes closed.
+    differs = ((clip - background_pictures()[behind][:, None]).abs().amax(0) > VISIBLE).float()
+    mask = functional.avg_pool2d(differs[:, None], 3, stride=1, padding=1)[:, 0] > 0.5
     area = mask.sum((1, 2))
     background = list(BACKGROUNDS)[behind]
     if area.min() < SMALLEST:
@@ -62,12 +64,6 @@ def _background(clip: Tensor) -> int:
     typical = clip.median(dim=1).values
     differs = (background_pictures() - typical).abs().amax(1)
     return int(differs.clamp(max=0.25).mean((1, 2)).argmin())
-
-
-def _object_mask(clip: Tensor, behind: Tensor) -> Tensor:
-    """Which pixels belong to the object: (frames, 96, 144); specks are dropped and pinholes closed."""
-    differs = ((clip - behind[:, None]).abs().amax(0) > VISIBLE).float()
-    return functional.avg_pool2d(differs[:, None], 3, stride=1, padding=1)[:, 0] > 0.5
 
 
 def _colour(clip: Tensor, mask: Tensor) -> str:

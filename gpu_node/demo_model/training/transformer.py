@@ -10,12 +10,10 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from gpu_node.tiny import architecture, latents
-from gpu_node.tiny.renderer import scenes
-from gpu_node.tiny.training.muon import Muon
-from gpu_node.tiny.training.precision import autocast
-from gpu_node.tiny.training.run import Average, Run
-from gpu_node.tiny.vocabulary import MAX_TOKENS, Combination, training_combinations, vary
+from gpu_node.demo_model import architecture, latents
+from gpu_node.demo_model.renderer import scenes
+from gpu_node.demo_model.training.optim import Average, Muon, Run, autocast
+from gpu_node.demo_model.vocabulary import MAX_TOKENS, Combination, training_combinations, vary
 
 BATCH = 32
 WITHOUT_CAPTION = 0.08  # of the clips, so that guidance has something to compare with
@@ -93,7 +91,9 @@ def train(
         [frames] = chance.choices(list(LENGTHS), list(LENGTHS.values()))
         clean = pad(latents.draw_latents(scenes(picked, generator, frames=frames))).to(device)
         tokens = _tokens(words, picked, chance).to(device)
-        times = _spread_times(generator).to(device)
+        # One timestep out of each of the batch's equal parts of the schedule.
+        part = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+        times = (part * 1000).long().clamp(max=999).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         kept = keep[times][:, None, None, None, None]
         noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
@@ -116,12 +116,6 @@ def _loss(answer: Tensor, clean: Tensor, kept: Tensor) -> Tensor:
     return error.mean()
 
 
-def _spread_times(generator: torch.Generator) -> Tensor:
-    """One timestep out of each of the batch's equal parts of the schedule."""
-    part = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-    return (part * 1000).long().clamp(max=999)
-
-
 def _tokens(words: object, picked: list[Combination], chance: random.Random) -> Tensor:
     captions = ["" if chance.random() < WITHOUT_CAPTION else vary(item, chance) for item in picked]
     encoded = words(  # type: ignore[operator]
@@ -141,16 +135,11 @@ def initialise(model: TextToLatents) -> None:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
             if "blocks" in name:
-                _open_gates(module.bias)
+                with torch.no_grad():  # shift, scale and gate of the picture, then of the text
+                    parts = module.bias.view(6, -1)
+                    parts[2] = parts[5] = 0.3  # the gates let a third through
     nn.init.zeros_(model.transformer.proj_out.weight)
     nn.init.zeros_(model.transformer.proj_out.bias)
-
-
-@torch.no_grad()
-def _open_gates(bias: Tensor) -> None:
-    """Shift, scale and gate of the picture, then of the text: the gates let a third through."""
-    parts = bias.view(6, -1)
-    parts[2] = parts[5] = 0.3
 
 
 def _optimisers(model: TextToLatents) -> list[torch.optim.Optimizer]:

@@ -6,10 +6,13 @@ over, so a small transformer predicts them easily, and the sharp edge is the dec
 these fields to pixels.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from gpu_node.tiny.renderer import (
+from gpu_node.demo_model.renderer import (
     FRAMES,
     HEIGHT,
     WIDTH,
@@ -58,7 +61,8 @@ def draw_latents(scene: Scenes) -> Tensor:
     fields[:, :, OUTLINE] = (torch.stack(distances, dim=2) / SOFT).tanh()
     fields[:, :, SHAPE] = CODES[scene.shape][:, None, :, None, None] * presence
     fields[:, :, COLOUR] = (scene.colour * 2 - 1)[:, None, :, None, None] * presence
-    fields[:, :, BEHIND] = _behind()[scene.background][:, None] * 2 - 1
+    behind = functional.avg_pool2d(background_pictures(), CELL)  # one colour a cell: (6, 3, 12, 18)
+    fields[:, :, BEHIND] = behind[scene.background][:, None] * 2 - 1
     fields[:, :, CLOCK] = ((-1.0) ** torch.arange(groups, device=presence.device))[:, None, None]
     return (fields - MEAN[:, None, None]) * SCALE[:, None, None]
 
@@ -72,7 +76,12 @@ def nearness(fields: Tensor) -> Tensor:
 def _place_at(scene: Scenes, offset: int) -> tuple[Tensor, Tensor]:
     """The object's coordinates of every cell, (n, l, 12, 18, 2), and its radius, (n, l, 1, 1)."""
     frames = (torch.arange(0, scene.centre.shape[1], GROUP) + offset).clamp(min=0)
-    chosen = _frames(scene, frames)
+    chosen = replace(
+        scene,
+        centre=scene.centre[:, frames],
+        radius=scene.radius[:, frames],
+        angle=scene.angle[:, frames],
+    )
     return object_coordinates(chosen, pixel_grid(step=CELL)), chosen.radius[:, :, None, None]
 
 
@@ -82,17 +91,6 @@ def _bent(place: Tensor) -> Tensor:
     beyond = CLIP - STRAIGHT
     bent = STRAIGHT + beyond * ((length - STRAIGHT) / beyond).tanh()
     return (place * torch.where(length > STRAIGHT, bent / length, 1)).permute(0, 1, 4, 2, 3)
-
-
-def _frames(scene: Scenes, frames: Tensor) -> Scenes:
-    return Scenes(
-        centre=scene.centre[:, frames],
-        radius=scene.radius[:, frames],
-        angle=scene.angle[:, frames],
-        shape=scene.shape,
-        colour=scene.colour,
-        background=scene.background,
-    )
 
 
 def _presence(scene: Scenes) -> Tensor:
@@ -107,8 +105,3 @@ def _group_mean(values: Tensor) -> Tensor:
     """(n, t, k) → (n, l, k)."""
     rest = values[:, 1:].reshape(len(values), -1, GROUP, values.shape[-1]).mean(2)
     return torch.cat((values[:, :1], rest), dim=1)
-
-
-def _behind() -> Tensor:
-    """The backgrounds, one colour a cell: (6, 3, 12, 18)."""
-    return torch.nn.functional.avg_pool2d(background_pictures(), CELL)
