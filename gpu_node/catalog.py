@@ -14,16 +14,17 @@ StepCache = Literal["none", "faster_cache", "pab", "first_block", "cache_dit"]
 
 TEXT_ENCODER_GB = 9.5  # T5-XXL's encoder, 4.76 billion parameters in 16 bits
 VAE_GB = 0.43
-DEFAULT_GUIDANCE = 6.0  # of all published models (their cards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """A model as it was made to be used.
+    """A model as it was made to be used: as published, or as it turned out when it was loaded.
 
     width, height: pixels. frames: the most it was trained for. frame_unit: it makes frame_unit·N + 1. fps: frames a
     second in the training data. parameters: of the transformer, in billions; blocks, channels: of the transformer.
-    takes_image: makes a clip from a picture. dtypes: those in which its pictures are sound, the published one first.
+    takes_image: makes every clip from a picture. fixed_size: makes no other size; the places of its tokens were learned
+    for this one (CogVideoX-5B-I2V), or it knows pictures of no other (tiny). guidance_scale: used where none is asked
+    for. dtypes: those in which its pictures are sound, the published one first.
     """
 
     name: str
@@ -37,6 +38,8 @@ class Traits:
     frame_unit: int = 8
     fps: int = 8
     takes_image: bool = False
+    fixed_size: bool = False
+    guidance_scale: float = 6.0  # of all published models (their cards)
     dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
 
     @property

@@ -20,7 +20,7 @@ class Pace:
 
 @dataclass
 class IdleTime:
-    """How often and for how long the GPU stood idle between two clips though the second was waiting."""
+    """Gaps in which the GPU stood idle between two clips though the second was waiting."""
 
     count: int = 0
     seconds: float = 0.0

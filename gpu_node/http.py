@@ -112,34 +112,24 @@ def preferred_wait(request: Request) -> int:
 
 def handle_errors(app: FastAPI) -> None:
     """Answer every error in the shape of the protocol that the path belongs to."""
-    app.add_exception_handler(Refusal, _on_refusal)
-    app.add_exception_handler(RequestValidationError, _on_bad_query)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_bug)
+    for kind in (Refusal, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _on_error)
 
 
-async def _on_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return _response(request.url.path, error)
-
-
-async def _on_bad_query(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    problem = error.errors()[0]
-    name = str(problem["loc"][-1])
-    return _response(request.url.path, InvalidRequest(f"{name}: {problem['msg']}", param=name))
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    kind = NotAllowed if error.status_code == 405 else NotFound
-    refusal = kind(f"{request.method} {request.url.path}: {error.detail}")
-    refusal.status = error.status_code
+async def _on_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, Refusal):
+        refusal = error
+    elif isinstance(error, RequestValidationError):
+        problem = error.errors()[0]
+        name = str(problem["loc"][-1])
+        refusal = InvalidRequest(f"{name}: {problem['msg']}", param=name)
+    elif isinstance(error, HTTPException):
+        kind = NotAllowed if error.status_code == 405 else NotFound
+        refusal = kind(f"{request.method} {request.url.path}: {error.detail}")
+        refusal.status = error.status_code
+    else:
+        refusal = Refusal("The node failed to answer; its log says why.")
     return _response(request.url.path, refusal)
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return _response(request.url.path, Refusal("The node failed to answer; its log says why."))
 
 
 def _response(path: str, refusal: Refusal) -> JSONResponse:

@@ -8,7 +8,7 @@ from typing import Annotated, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-from gpu_node.catalog import DEFAULT_GUIDANCE
+from gpu_node.catalog import Traits
 from gpu_node.schemas import Clip
 
 log = logging.getLogger(__name__)
@@ -45,29 +45,12 @@ class Memory(Message):
     peak_mb: int
 
 
-class Native(Message):
-    """What the loaded model was made for: pixels, frames, and `frame_unit` for the frames it makes, frame_unit·N + 1.
-
-    `takes_image`: every clip starts from a picture. `fixed_size`: no other can be made; the places of its tokens were
-    learned for this one (CogVideoX-5B-I2V), or it knows pictures of no other (tiny). `guidance_scale`: what it was
-    tuned for, used where none is asked for.
-    """
-
-    width: int
-    height: int
-    frames: int
-    frame_unit: int = 8
-    takes_image: bool = False
-    fixed_size: bool = False
-    guidance_scale: float = DEFAULT_GUIDANCE
-
-
 class Ready(Message):
     """The model is loaded. `setup`: profile, precision, attention and so on, recorded with every clip."""
 
     kind: Literal["ready"] = "ready"
     device: str
-    native: Native
+    traits: Traits
     memory: Memory
     setup: dict[str, str | bool]
 
@@ -154,7 +137,7 @@ class Inbox:
         return self._runs.get()
 
     def is_canceled(self, job_id: str) -> bool:
-        """Whether the job is to stop."""
+        """Return True when the job is to stop."""
         return job_id in self._canceled
 
     def _read(self) -> None:

@@ -46,7 +46,7 @@ class _NodeCollector(Collector):
 
     def _work(self) -> Iterator[Metric]:
         queue, worker = self._node.queue, self._node.worker
-        yield GaugeMetricFamily("gpu_node_queue_depth", "Jobs that wait", value=queue.depth)
+        yield GaugeMetricFamily("gpu_node_queue_depth", "Jobs that wait", value=len(queue.waiting))
         yield GaugeMetricFamily("gpu_node_running", "Jobs begun and not ended", value=len(queue.at_worker))
         ended = CounterMetricFamily("gpu_node_jobs", "Jobs that ended", labels=["outcome"])
         for outcome, count in queue.outcomes.items():

@@ -7,6 +7,7 @@ import shutil
 import time
 from typing import Any, Literal
 
+from gpu_node.catalog import Traits
 from gpu_node.errors import DiskFull, InvalidRequest, NotReady, Unavailable
 from gpu_node.queue import CAPACITY, Job, JobQueue, RecordStore
 from gpu_node.schemas import PICTURE, ClipSpec
@@ -51,10 +52,11 @@ class Node:
             return twin
         self._check_open()
         self._check_fits_model(spec)
-        job = self.queue.add(spec=spec, key=key, native=self.worker.native, retry_after=self._retry_after())
+        traits = self.worker.ready.traits if self.worker.ready is not None else None
+        job = self.queue.add(spec=spec, key=key, traits=traits, retry_after=self._retry_after())
         if picture is not None:
             try:
-                self.store.save_image(job, picture)
+                self.store.image_path(job).write_bytes(picture)
             except OSError as error:
                 self.queue.interrupt(job)
                 raise DiskFull(f"The node cannot keep the picture: {error.strerror}.") from error
@@ -72,16 +74,16 @@ class Node:
 
     def _check_fits_model(self, spec: ClipSpec) -> None:
         """Check what depends on the model: before it is loaded, against what is known of models of this name."""
-        native, model = self.worker.native, self.settings.model_name
-        takes_image = native.takes_image if native is not None else self.settings.traits.takes_image
-        if takes_image and spec.image is None:
+        traits, model = self.traits, self.settings.model_name
+        if traits.takes_image and spec.image is None:
             raise InvalidRequest(f"{PICTURE}: {model} starts from a picture", param=PICTURE)
-        if spec.image is not None and not takes_image:
+        if spec.image is not None and not traits.takes_image:
             raise InvalidRequest(f"{PICTURE}: this node makes videos from text only", param=PICTURE)
-        if native is None or not native.fixed_size:
-            return
-        if (spec.width, spec.height) not in ((None, None), (native.width, native.height)):
-            raise InvalidRequest(f"size: {model} makes {native.width}x{native.height} only", param="size")
+        if traits.fixed_size and (spec.width, spec.height) not in (
+            (None, None),
+            (traits.width, traits.height),
+        ):
+            raise InvalidRequest(f"size: {model} makes {traits.width}x{traits.height} only", param="size")
 
     async def cancel(self, job: Job) -> None:
         """Stop a job. On return it has ended, unless the worker did not confirm within CANCEL_WAIT seconds."""
@@ -99,6 +101,11 @@ class Node:
         if not job.has_ended:
             raise NotReady("The video is being canceled; please delete it again in a moment.")
         self.queue.forget(job)
+
+    @property
+    def traits(self) -> Traits:
+        """The model's traits: before it is loaded, those of models of this name."""
+        return self.worker.ready.traits if self.worker.ready is not None else self.settings.traits
 
     @property
     def status(self) -> NodeStatus:
@@ -119,7 +126,6 @@ class Node:
     def health(self) -> dict[str, Any]:
         """Return the node's state for /health. Anyone may read it: no paths, no prompts, no ids."""
         ready, memory, wait = self.worker.ready, self.worker.memory, self.expected_wait()
-        native = ready.native if ready else None
         return {
             "status": self.status,
             "reason": self.reason,
@@ -129,7 +135,7 @@ class Node:
             "memory": memory.model_dump() if memory else None,
             "profile": self.settings.profile,
             "setup": ready.setup if ready else None,
-            "queue_depth": self.queue.depth,
+            "queue_depth": len(self.queue.waiting),
             "running": int(bool(self.queue.at_worker)),
             "capacity": CAPACITY,
             "queue_size": self.settings.queue_size,
@@ -140,8 +146,8 @@ class Node:
             "worker_restarts": self.worker.restarts,
             "free_disk_mb": self._free_disk_mb(),
             "protocols": ["videos", "generate_video"],
-            "takes_image": native.takes_image if native else self.settings.traits.takes_image,
-            "sizes": [f"{native.width}x{native.height}"] if native else [],
+            "takes_image": self.traits.takes_image,
+            "sizes": [f"{ready.traits.width}x{ready.traits.height}"] if ready else [],
             "max_frames": self.settings.most_frames,
             "max_steps": self.settings.max_steps,
         }
@@ -151,8 +157,8 @@ class Node:
         if self._draining:
             return
         self._draining = True
-        log.info("shutting down: %d waiting, %d running", self.queue.depth, len(self.queue.at_worker))
-        for job in self.queue.waiting():
+        log.info("shutting down: %d waiting, %d running", len(self.queue.waiting), len(self.queue.at_worker))
+        for job in list(self.queue.waiting):
             self.worker.withdraw(job)
             self.queue.interrupt(job)
         begun = self.queue.at_worker
@@ -178,7 +184,7 @@ class Node:
 
     def expected_wait(self) -> float | None:
         """Return the seconds until a job that comes now would begin; None before anything was measured."""
-        ahead = [*([self.queue.running] if self.queue.running is not None else []), *self.queue.waiting()]
+        ahead = [*([self.queue.running] if self.queue.running is not None else []), *self.queue.waiting]
         times = [self.worker.estimates.seconds_left(job) for job in ahead]
         return sum(time for time in times if time is not None) if None not in times else None
 

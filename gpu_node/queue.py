@@ -15,8 +15,8 @@ from typing import Literal
 
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
+from gpu_node.catalog import Traits
 from gpu_node.errors import Busy, KeyReused, NotFound
-from gpu_node.ipc import Native
 from gpu_node.schemas import ClipSpec
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class Job(ClipSpec):
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing will change any more."""
+        """True when nothing will change any more."""
         return self.status in ("completed", "failed")
 
     @property
@@ -99,15 +99,15 @@ class Job(ClipSpec):
                 while not self.has_ended:
                     await self._changed.wait()
 
-    def resolve(self, native: Native) -> None:
+    def resolve(self, traits: Traits) -> None:
         """Fill in what was left to the model."""
         if self.width is None or self.height is None:
-            self.width, self.height = native.width, native.height
+            self.width, self.height = traits.width, traits.height
         if self.num_frames is None:
-            self.num_frames = native.frames
+            self.num_frames = traits.frames
         if self.guidance_scale is None:
-            self.guidance_scale = native.guidance_scale
-        self.generated_frames = round_up_frames(self.num_frames, unit=native.frame_unit)
+            self.guidance_scale = traits.guidance_scale
+        self.generated_frames = round_up_frames(self.num_frames, unit=traits.frame_unit)
 
 
 def round_up_frames(frames: int, *, unit: int = 8) -> int:
@@ -127,7 +127,7 @@ class JobQueue:
         self._size = size
         self._jobs: dict[str, Job] = {}
         self._by_key: dict[str, str] = {}
-        self._waiting: deque[Job] = deque()
+        self.waiting: deque[Job] = deque()  # the next first
         self.handed: Job | None = None
         self.running: Job | None = None
         self.finishing: list[Job] = []
@@ -137,14 +137,9 @@ class JobQueue:
             self._remember(job)
 
     @property
-    def depth(self) -> int:
-        """How many jobs wait."""
-        return len(self._waiting)
-
-    @property
     def is_full(self) -> bool:
-        """Whether one more job would be refused."""
-        return self.depth + (self.running is not None) >= CAPACITY + self._size
+        """True when one more job would be refused."""
+        return len(self.waiting) + (self.running is not None) >= CAPACITY + self._size
 
     def find_twin(self, *, key: str | None, spec: ClipSpec) -> Job | None:
         """Return the job that was made for this key. Raises KeyReused when it was another request."""
@@ -155,7 +150,7 @@ class JobQueue:
             raise KeyReused("This Idempotency-Key was already used for another request.")
         return job
 
-    def add(self, *, spec: ClipSpec, key: str | None, native: Native | None, retry_after: int) -> Job:
+    def add(self, *, spec: ClipSpec, key: str | None, traits: Traits | None, retry_after: int) -> Job:
         """Put a new job at the end of the queue. Raises Busy when it is full."""
         if self.is_full:
             raise Busy("The queue is full. Please try again later.", retry_after=retry_after)
@@ -167,10 +162,10 @@ class JobQueue:
             fingerprint=spec.hash(),
             **spec.model_dump() | {"seed": seed},
         )
-        if native is not None:
-            job.resolve(native)
+        if traits is not None:
+            job.resolve(traits)
         self._remember(job)
-        self._waiting.append(job)
+        self.waiting.append(job)
         return job
 
     def get(self, job_id: str) -> Job:
@@ -186,26 +181,26 @@ class JobQueue:
 
     def position(self, job: Job) -> int | None:
         """Return 1 for the next job; None for one that does not wait."""
-        return self._waiting.index(job) + 1 if job.status == "queued" else None
+        return self.waiting.index(job) + 1 if job.status == "queued" else None
 
     @property
     def at_worker(self) -> list[Job]:
         """The jobs that the worker has begun and not ended."""
         return [*self.finishing, *([self.running] if self.running is not None else [])]
 
-    def hand_over(self, native: Native) -> Job | None:
+    def hand_over(self, traits: Traits) -> Job | None:
         """Return the next job for the worker to have ready; None when it has one, or nothing waits."""
-        if self.handed is not None or not self._waiting:
+        if self.handed is not None or not self.waiting:
             return None
-        job = self.handed = self._waiting[0]
-        job.resolve(native)
+        job = self.handed = self.waiting[0]
+        job.resolve(traits)
         return job
 
     def start(self, job: Job) -> None:
         """Begin the job that was handed over: the GPU is at it."""
         if self.running is not None:
             self.finishing.append(self.running)
-        self._waiting.remove(job)
+        self.waiting.remove(job)
         self.handed, self.running = None, job
         job.status = "in_progress"
         job.started_at = time.time()
@@ -216,7 +211,7 @@ class JobQueue:
         """Put a job of a worker that died back to the head of the queue."""
         self.finishing.remove(job)
         job.status, job.step, job.started_at, job.was_requeued = "queued", 0, None, True
-        self._waiting.appendleft(job)
+        self.waiting.appendleft(job)
         self._touch_waiting()
 
     def complete(self, job: Job) -> None:
@@ -239,10 +234,6 @@ class JobQueue:
         """Forget a job that the node's end cuts off, so that its client learns to go elsewhere."""
         self.fail(job, code="node_shutdown", message="The node was shut down before the video was made.")
         self.forget(job)
-
-    def waiting(self) -> list[Job]:
-        """Return the waiting jobs, next first."""
-        return list(self._waiting)
 
     def forget(self, job: Job) -> None:
         """Drop an ended job, its record and its clip."""
@@ -268,20 +259,20 @@ class JobQueue:
             self.running = None
         elif job in self.finishing:
             self.finishing.remove(job)
-        elif job in self._waiting:
-            self._waiting.remove(job)
+        elif job in self.waiting:
+            self.waiting.remove(job)
             self._touch_waiting()
         if job is self.handed:
             self.handed = None
         self.outcomes[job.error.code if job.error is not None else "completed"] += 1
         self.clip_seconds += (job.generation_time_ms or 0) / 1000
-        self._store.discard_image(job)
+        self._store.image_path(job).unlink(missing_ok=True)
         self._store.save(job)
         job.touch()
 
     def _touch_waiting(self) -> None:
         """Wake the followers of waiting jobs: each has another position now."""
-        for job in self._waiting:
+        for job in self.waiting:
             job.touch()
 
 
@@ -299,7 +290,7 @@ class RecordStore:
         return self._folder / job.file_name
 
     def image_path(self, job: Job) -> Path:
-        """Return where the picture lies that the job's clip starts from, while the job lives."""
+        """Return where the picture lies that the job's clip starts from, until the job ends."""
         return self.clip_path(job).with_suffix(".image")
 
     def find_clip(self, name: str) -> Path | None:
@@ -334,15 +325,6 @@ class RecordStore:
         for path in (clip.with_suffix(".json"), self.image_path(job), clip):
             path.unlink(missing_ok=True)
         self.discard_part(job)
-
-    def save_image(self, job: Job, picture: bytes) -> None:
-        """Keep the picture that the clip starts from until the job ends. Raises OSError."""
-        self.image_path(job).write_bytes(picture)
-
-    def discard_image(self, job: Job) -> None:
-        """Remove the picture, which an ended job needs no more."""
-        if job.image is not None:
-            self.image_path(job).unlink(missing_ok=True)
 
     def discard_part(self, job: Job) -> None:
         """Remove what a worker that died left half written."""

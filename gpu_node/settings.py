@@ -123,7 +123,7 @@ class NodeSettings(BaseSettings):
 
     @property
     def traits(self) -> catalog.Traits:
-        """What is known of the model; of an unknown one, what holds for the 5B."""
+        """Facts about the model; about an unknown one, those that hold for the 5B."""
         return catalog.find(self.model) or catalog.DEFAULT
 
     @property

@@ -48,11 +48,6 @@ class WorkerSupervisor:
         self.estimates = Estimates()
         self.idle = IdleTime()
 
-    @property
-    def native(self) -> ipc.Native | None:
-        """What the model was made for; None before it was loaded."""
-        return self.ready.native if self.ready is not None else None
-
     async def run(self) -> None:
         """Keep a worker alive until `stop`, or until its model turns out to be impossible to load."""
         watch = asyncio.create_task(self._watch())
@@ -69,7 +64,7 @@ class WorkerSupervisor:
         """Give the worker its next job ahead of time, if it can take one."""
         if self.state != "ready" or self.ready is None or self._stopping:
             return
-        job = self._queue.hand_over(self.ready.native)
+        job = self._queue.hand_over(self.ready.traits)
         if job is not None:
             self._last_sign_of_life = time.monotonic()
             image = str(self._store.image_path(job)) if job.image is not None else None
@@ -140,7 +135,7 @@ class WorkerSupervisor:
         self.state, self.reason = "failed", reason
         self._failed_loads += 1
         self._gave_up = permanent
-        for job in self._queue.waiting():
+        for job in list(self._queue.waiting):
             self._queue.fail(job, code="model_unavailable", message=reason)
 
     def _on_job_event(self, event: ipc.JobEvent) -> None:

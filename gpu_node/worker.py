@@ -262,7 +262,7 @@ def main() -> int:
         return 1
     ready = ipc.Ready(
         device=pipeline.device_name,
-        native=pipeline.native,
+        traits=pipeline.traits,
         memory=memory_of(pipeline.device),
         setup=pipeline.setup,
     )

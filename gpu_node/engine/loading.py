@@ -1,7 +1,7 @@
 """Loading: from the operator's options to a model in place, with its class, precision, device and levers."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,10 +16,10 @@ from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
 from gpu_node import catalog, demo_model, placement
+from gpu_node.catalog import Traits
 from gpu_node.engine import attention, quantization, speed
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.engine.prompts import PromptEncoder
-from gpu_node.ipc import Native
 from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Loaded:
 
     pipe: AnyPipeline
     prompts: PromptEncoder
-    native: Native
+    traits: Traits
     device: torch.device
     tiled: bool
     setup: dict[str, str | bool]
@@ -72,8 +72,8 @@ def set_up(
     if device.type == "cpu":
         speed.flatten_small_convolutions(pipe.vae)
     prompts = _put_in_place(pipe, place, device, dtype)
-    native = _native(pipe, options)
-    backend = _set_attention(pipe, options.attention, native, device, dtype)
+    traits = _traits(pipe, options)
+    backend = _set_attention(pipe, options.attention, traits, device, dtype)
     compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
     if compiled:  # before the step cache, so that its hooks stay outside
         names = speed.compiled_parts(levers.step_cache)
@@ -90,7 +90,7 @@ def set_up(
         "step_cache": levers.step_cache,
     }
     log.info("set up: %s", ", ".join(f"{name} {value}" for name, value in setup.items()))
-    return Loaded(pipe=pipe, prompts=prompts, native=native, device=device, tiled=place.tiled, setup=setup)
+    return Loaded(pipe=pipe, prompts=prompts, traits=traits, device=device, tiled=place.tiled, setup=setup)
 
 
 def _choose_device(options: EngineOptions) -> torch.device:
@@ -216,48 +216,43 @@ def fresh_scheduler(pipe: AnyPipeline) -> CogVideoXDDIMScheduler | speed.DPMSche
     return scheduler
 
 
-def _native(pipe: AnyPipeline, options: EngineOptions) -> Native:
-    """Describe the model as published; an unknown one by its configuration (that of 1.5 names no true size)."""
-    traits, config = catalog.find(options.model), pipe.transformer.config
-    takes_image = isinstance(pipe, CogVideoXImageToVideoPipeline)
-    if traits is not None:
-        return Native(
-            width=traits.width,
-            height=traits.height,
-            frames=traits.frames,
-            frame_unit=traits.frame_unit,
-            takes_image=takes_image,
-            fixed_size=config.use_learned_positional_embeddings,
+def _traits(pipe: AnyPipeline, options: EngineOptions) -> Traits:
+    """Return the traits as published; of an unknown model, by its configuration (that of 1.5 names no true size)."""
+    traits, config, is_tiny = catalog.find(options.model), pipe.transformer.config, options.model == "tiny"
+    if traits is None:
+        traits = replace(
+            catalog.DEFAULT,
+            name=shown_name(options.model),
+            width=config.sample_width * pipe.vae_scale_factor_spatial,
+            height=config.sample_height * pipe.vae_scale_factor_spatial,
+            frames=config.sample_frames,
+            guidance_scale=TINY_GUIDANCE if is_tiny else catalog.DEFAULT.guidance_scale,
         )
-    is_tiny = options.model == "tiny"
-    return Native(
-        width=config.sample_width * pipe.vae_scale_factor_spatial,
-        height=config.sample_height * pipe.vae_scale_factor_spatial,
-        frames=config.sample_frames,
-        takes_image=takes_image,
+    return replace(
+        traits,
+        takes_image=isinstance(pipe, CogVideoXImageToVideoPipeline),
         fixed_size=config.use_learned_positional_embeddings or is_tiny,
-        guidance_scale=TINY_GUIDANCE if is_tiny else catalog.DEFAULT_GUIDANCE,
     )
 
 
 def _set_attention(
-    pipe: AnyPipeline, wanted: str, native: Native, device: torch.device, dtype: torch.dtype
+    pipe: AnyPipeline, wanted: str, traits: Traits, device: torch.device, dtype: torch.dtype
 ) -> str:
     """Use the operator's backend; else on a GPU the fastest of the exact ones, at the model's own size."""
     backend = wanted
     if wanted == "auto":
         backend = attention.STOCK
         if device.type == "cuda":
-            shape = _attention_shape(pipe, native)
+            shape = _attention_shape(pipe, traits)
             backend = attention.fastest_backend(attention.EXACT, shape=shape, dtype=dtype, device=device)
     attention.use_backend(pipe.transformer, backend)
     return backend
 
 
-def _attention_shape(pipe: AnyPipeline, native: Native) -> tuple[int, int, int, int]:
+def _attention_shape(pipe: AnyPipeline, traits: Traits) -> tuple[int, int, int, int]:
     """Return (batch, tokens, heads, width) for a clip of full length with guidance."""
     config = pipe.transformer.config
     pixels_a_token = (pipe.vae_scale_factor_spatial * config.patch_size) ** 2
-    latent_frames = (native.frames - 1) // pipe.vae_scale_factor_temporal + 1
-    tokens = latent_frames * native.width * native.height // pixels_a_token // (config.patch_size_t or 1)
+    latent_frames = (traits.frames - 1) // pipe.vae_scale_factor_temporal + 1
+    tokens = latent_frames * traits.width * traits.height // pixels_a_token // (config.patch_size_t or 1)
     return 2, config.max_text_seq_length + tokens, config.num_attention_heads, config.attention_head_dim

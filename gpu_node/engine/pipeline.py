@@ -38,7 +38,7 @@ class VideoPipeline:
         self._pipe = loaded.pipe
         self._prompts = loaded.prompts
         self._lower_case = lower_case
-        self.native = loaded.native
+        self.traits = loaded.traits
         self.setup = loaded.setup
         self.device = loaded.device
         self.decodes_in_tiles = loaded.tiled  # every clip, for want of memory
@@ -80,7 +80,7 @@ class VideoPipeline:
             self.setup["compiled"] = False
 
     def _make_blank(self, frames: int) -> None:
-        started, width, height = time.perf_counter(), self.native.width, self.native.height
+        started, width, height = time.perf_counter(), self.traits.width, self.traits.height
         clip = Clip(
             prompt="",
             width=width,
@@ -92,7 +92,7 @@ class VideoPipeline:
             guidance_scale=6.0,
             seed=0,
         )
-        picture = Image.new("RGB", (width, height)) if self.native.takes_image else None
+        picture = Image.new("RGB", (width, height)) if self.traits.takes_image else None
         latents = self._denoise(clip, self.encode("", ""), lambda _: None, picture)
         for _ in self.decode(latents):
             pass

@@ -166,7 +166,7 @@ class DPMScheduler(CogVideoXDPMScheduler):
     """
 
     def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
-        """As in the base class; `device` is not used."""
+        """Set the times as the base class does, on the CPU; `device` is not used."""
         super().set_timesteps(num_inference_steps, device="cpu")
 
     def step(

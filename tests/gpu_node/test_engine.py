@@ -422,7 +422,7 @@ class TestModels:
 
         made, expected = latents_of(ours, **fields), stock_latents(stock, **fields)
 
-        assert ours.native.takes_image == ("I2V" in name)
+        assert ours.traits.takes_image == ("I2V" in name)
         assert made.shape == (1, 3, 16, 8, 12)
         assert distance(made, expected[:, -3:]) < 1e-4
         assert sum(len(frames) for frames in ours.decode(made)) == 9

@@ -1,4 +1,4 @@
-"""Optimisation: a run that may be stopped at any moment, the optimiser Muon, and the fastest precision."""
+"""Optimisation: a run that may be stopped at any moment, the optimiser Muon, and the precision."""
 
 import json
 import logging
@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 SAVE_EVERY = 60.0  # seconds
 LOG_EVERY = 15.0
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's published Newton–Schulz iteration
-MATRIX_WIDTH, MATRIX_ROWS, TRIES = 256, 4096, 5  # of the product that is timed to choose a precision
 
 
 class Average:
@@ -222,27 +221,10 @@ def orthogonal(matrices: Tensor, iterations: int) -> Tensor:
 
 
 def autocast(device: str) -> AbstractContextManager[object]:
-    """Run the forward pass in bfloat16 where that is faster: on GPUs, and on CPUs with instructions for it.
+    """Run the forward pass in bfloat16 on GPUs, and on CPUs with instructions for it.
 
     On a CPU without, it takes three times as long as float32.
     """
-    return torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or _bfloat16_is_faster())
-
-
-def _bfloat16_is_faster() -> bool:
-    """Measure it, because PyTorch has no public way to ask."""
-    matrices = torch.randn(MATRIX_ROWS, MATRIX_WIDTH), torch.randn(MATRIX_WIDTH, MATRIX_WIDTH)
-    seconds = {
-        dtype: _seconds(*(each.to(dtype) for each in matrices)) for dtype in (torch.bfloat16, torch.float32)
-    }
-    return seconds[torch.bfloat16] < seconds[torch.float32]
-
-
-def _seconds(one: Tensor, other: Tensor) -> float:
-    """Return the best of some tries: other work on the machine makes the rest longer."""
-    tries = []
-    for _ in range(TRIES):
-        began = time.perf_counter()
-        one @ other
-        tries.append(time.perf_counter() - began)
-    return min(tries)
+    capabilities = torch.cpu.get_capabilities()
+    has_bfloat16 = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return torch.autocast(device, torch.bfloat16, enabled=device != "cpu" or has_bfloat16)

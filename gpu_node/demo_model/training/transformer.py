@@ -1,4 +1,4 @@
-"""Trains the text encoder and the transformer together on drawn latents."""
+"""Training of the text encoder and the transformer, together on drawn latents."""
 
 import random
 from functools import lru_cache
@@ -23,7 +23,7 @@ PRECISION_LIMIT = 8.0  # how much more an error counts at the least noise than a
 
 
 class TextToLatents(nn.Module):
-    """From noisy latents, tokens and timesteps to the clean latents."""
+    """The way from noisy latents, tokens and timesteps to the clean latents."""
 
     def __init__(self, text_encoder: T5EncoderModel, transformer: CogVideoXTransformer3DModel) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class TextToLatents(nn.Module):
 
 @lru_cache
 def places(frames: int, device: str) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of where each token lies in a clip of so many frames, as the pipeline computes them."""
+    """Return cosine and sine of each token's place in a clip of so many frames, as the pipeline computes them."""
     config = architecture.transformer().config
     grid = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
     cos, sin = get_3d_rotary_pos_embed(
@@ -104,12 +104,12 @@ def train(
 
 
 def pad(clean: Tensor) -> Tensor:
-    """The first latent frame twice, as the pipeline has it: the temporal patch asks for an even number."""
+    """Double the first latent frame, as the pipeline does: the temporal patch asks for an even number."""
     return torch.cat((clean[:, :1], clean), dim=1)
 
 
 def _loss(answer: Tensor, clean: Tensor, kept: Tensor) -> Tensor:
-    """Squared error of the clean latents, dearer where there is little noise and around the object."""
+    """Return the squared error of the clean latents, dearer where there is little noise and around the object."""
     precision = (1 / (1 - kept)).clamp(max=PRECISION_LIMIT)
     attention = 1 + 2 * latents.nearness(clean)
     error = (answer - clean).square() * attention * precision
@@ -126,7 +126,7 @@ def _tokens(words: object, picked: list[Combination], chance: random.Random) -> 
 
 
 def initialise(model: TextToLatents) -> None:
-    """Each block starts almost as the identity, and the answer as nothing."""
+    """Start each block almost as the identity, and the answer as nothing."""
     nn.init.normal_(model.text_encoder.shared.weight)
     for name, module in model.transformer.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(
@@ -143,7 +143,7 @@ def initialise(model: TextToLatents) -> None:
 
 
 def _optimisers(model: TextToLatents) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for all else."""
+    """Use Muon for the matrices inside the blocks, AdamW for all else."""
     inner: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

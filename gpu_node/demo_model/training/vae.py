@@ -1,4 +1,4 @@
-"""Trains the VAE: its decoder from drawn latents to pixels, its encoder the other way. Neither needs the other."""
+"""Training of the VAE: its decoder from drawn latents to pixels, its encoder the other way. Neither needs the other."""
 
 import random
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ LOG_VARIANCE = -9.0  # what the encoder says of its own doubt, always: what it s
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What a half learns from, by the part of the time that is spent.
+    """Material that a half learns from, by the part of the time that is spent.
 
     Single frames `stills_until` then: they cost least. Pieces of clips next, and `whole_from` then on whole clips,
     chunk by chunk with the cache between, as in use: the norms see a whole picture otherwise than a part of it. The
@@ -96,7 +96,7 @@ def train(
 
 
 def _borrow_decoder(model: AutoencoderKLCogVideoX, folder: Path, start: Path | None) -> bool:
-    """The decoder as far as it is trained, in this folder or where training began; False when there is none."""
+    """Load the decoder as far as it is trained, here or where training began; False when there is none."""
     checkpoint = folder / "decoder.pt"
     if checkpoint.is_file():
         kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]["weights"]
@@ -123,7 +123,7 @@ def _encoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
 
 
 def _encoder_loss_seen(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
-    """What is wrong with the latents counts by what can be seen of it."""
+    """Weigh an error in the latents by what can be seen of it."""
     found = model.encode(sample.pixels).latent_dist.mode()
     seen = (decode(model, found).float() - sample.pixels).square().mean()
     return _latent_error(found, sample) + SEEN_WEIGHT * seen
@@ -136,7 +136,7 @@ def _latent_error(found: Tensor, sample: Sample) -> Tensor:
 
 
 def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
-    """As `vae.decode` does it: an odd first piece, then pieces of two latent frames. (n, 16, t, h, w)."""
+    """Decode as `vae.decode` does: an odd first piece, then pieces of two latent frames. (n, 16, t, h, w)."""
     count = fields.shape[2]
     cache, drawn, start = None, [], 0
     for end in range(2 + count % 2, count + 1, 2):
@@ -147,7 +147,7 @@ def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
 
 
 def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
-    """One after another until the run is finished."""
+    """Draw one after another until the run is finished."""
     chance = random.Random(run.samples)
     generator = torch.Generator().manual_seed(run.samples)
     choices = training_combinations()
@@ -163,7 +163,7 @@ def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
 
 
 def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Course) -> list[Sample]:
-    """What of a clip is learned from at this point of the run."""
+    """Cut the pieces of a clip that are learned from at this point of the run."""
     near = object_coordinates(scene, pixel_grid()).norm(dim=-1) < 1.5
     clip = Sample(
         pixels=draw(scene) * 2 - 1,
@@ -181,7 +181,7 @@ def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Cours
 
 
 def _window(scene: Scenes, sample: Sample, chance: random.Random, *, start: int, length: int) -> Sample:
-    """`length` latent frames of a part of the picture with the object in it, or a piece of it.
+    """Cut `length` latent frames of a part of the picture with the object in it, or a piece of it.
 
     The first then stands for a single frame, as a clip's first does.
     """
@@ -200,7 +200,7 @@ def _window(scene: Scenes, sample: Sample, chance: random.Random, *, start: int,
 
 
 def initialise(model: AutoencoderKLCogVideoX) -> None:
-    """Spatial norms start as plain norms: the published default multiplies everything by almost nothing."""
+    """Start spatial norms as plain norms: the published default multiplies everything by almost nothing."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -221,7 +221,7 @@ def initialise(model: AutoencoderKLCogVideoX) -> None:
 
 
 def _optimisers(half: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the large convolutions, AdamW for all else."""
+    """Use Muon for the large convolutions, AdamW for all else."""
     large = [value for value in half.parameters() if value.ndim == 5 and value[0].numel() >= 128]
     kept = {id(value) for value in large}
     rest = [value for value in half.parameters() if id(value) not in kept]
