@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gpu_node.errors import InvalidRequest, NotAllowed, NotFound, Refusal, TooLarge, Unauthorized
+from gpu_node.errors import InvalidRequest, Refusal
 
 OPEN_PATHS = frozenset({"/health"})
 LARGEST_BODY = 2**20
@@ -39,7 +39,8 @@ class Gate:
             is_upload = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
             await self._app(scope, _bounded(receive, LARGEST_FORM if is_upload else LARGEST_BODY), send)
         else:
-            refusal = Unauthorized("The API key is missing or wrong. Send it as x-api-key.")
+            message = "The API key is missing or wrong. Send it as x-api-key."
+            refusal = Refusal("invalid_api_key", message)
             await _response(scope["path"], refusal)(scope, receive, send)
 
     def _is_allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
@@ -54,7 +55,7 @@ class Gate:
 
 
 def _bounded(receive: Receive, largest: int) -> Receive:
-    """Return a receive that raises TooLarge once the body outgrows `largest` bytes, announced or not."""
+    """Return a receive that refuses the request once the body outgrows `largest` bytes, announced or not."""
     size = 0
 
     async def bounded() -> Message:
@@ -62,7 +63,7 @@ def _bounded(receive: Receive, largest: int) -> Receive:
         message = await receive()
         size += len(message.get("body", b""))
         if size > largest:
-            raise TooLarge(f"The request is larger than {largest} bytes.")
+            raise Refusal("request_too_large", f"The request is larger than {largest} bytes.")
         return message
 
     return bounded
@@ -124,11 +125,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
         name = str(problem["loc"][-1])
         refusal = InvalidRequest(f"{name}: {problem['msg']}", param=name)
     elif isinstance(error, HTTPException):
-        kind = NotAllowed if error.status_code == 405 else NotFound
-        refusal = kind(f"{request.method} {request.url.path}: {error.detail}")
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        refusal = Refusal("method_not_allowed" if error.status_code == 405 else "not_found", message)
         refusal.status = error.status_code
     else:
-        refusal = Refusal("The node failed to answer; its log says why.")
+        refusal = Refusal("internal_error", "The node failed to answer; its log says why.")
     return _response(request.url.path, refusal)
 
 

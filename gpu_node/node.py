@@ -8,7 +8,7 @@ import time
 from typing import Any, Literal
 
 from gpu_node.catalog import Traits
-from gpu_node.errors import DiskFull, InvalidRequest, NotReady, Unavailable
+from gpu_node.errors import InvalidRequest, Refusal
 from gpu_node.queue import CAPACITY, Job, JobQueue, RecordStore
 from gpu_node.schemas import PICTURE, ClipSpec
 from gpu_node.settings import NodeSettings
@@ -45,7 +45,7 @@ class Node:
     def submit(self, *, spec: ClipSpec, key: str | None = None, picture: bytes | None = None) -> Job:
         """Accept a job, or find the one that was made for the same key. `picture`: what the clip starts from.
 
-        Raises InvalidRequest, KeyReused, Busy, Unavailable (shutting down, no model) or DiskFull.
+        Raises Refusal: a wrong request, a key that was used, a full queue or disk, no model, the end of the node.
         """
         twin = self.queue.find_twin(key=key, spec=spec)
         if twin is not None:
@@ -59,18 +59,19 @@ class Node:
                 self.store.image_path(job).write_bytes(picture)
             except OSError as error:
                 self.queue.interrupt(job)
-                raise DiskFull(f"The node cannot keep the picture: {error.strerror}.") from error
+                message = f"The node cannot keep the picture: {error.strerror}."
+                raise Refusal("disk_full", message) from error
         self.worker.pump()
         return job
 
     def _check_open(self) -> None:
         if self._draining:
-            raise Unavailable("The node is shutting down.", retry_after=UNKNOWN_WAIT)
+            raise Refusal("unavailable", "The node is shutting down.", retry_after=UNKNOWN_WAIT)
         if self.worker.reason is not None:
-            raise Unavailable(self.worker.reason)
+            raise Refusal("unavailable", self.worker.reason)
         problem = self._disk_problem()
         if problem is not None:
-            raise DiskFull(problem)
+            raise Refusal("disk_full", problem)
 
     def _check_fits_model(self, spec: ClipSpec) -> None:
         """Check what depends on the model: before it is loaded, against what is known of models of this name."""
@@ -96,10 +97,10 @@ class Node:
             await job.ended(CANCEL_WAIT)
 
     async def delete(self, job: Job) -> None:
-        """Cancel the job if it still lives, then drop it and its clip. Raises NotReady if it will not stop."""
+        """Cancel the job if it still lives, then drop it and its clip. Raises Refusal if it will not stop."""
         await self.cancel(job)
         if not job.has_ended:
-            raise NotReady("The video is being canceled; please delete it again in a moment.")
+            raise Refusal("not_ready", "The video is being canceled; please delete it again in a moment.")
         self.queue.forget(job)
 
     @property

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from gpu_node.catalog import Traits
-from gpu_node.errors import Busy, KeyReused, NotFound
+from gpu_node.errors import Refusal
 from gpu_node.schemas import ClipSpec
 
 log = logging.getLogger(__name__)
@@ -142,18 +142,20 @@ class JobQueue:
         return len(self.waiting) + (self.running is not None) >= CAPACITY + self._size
 
     def find_twin(self, *, key: str | None, spec: ClipSpec) -> Job | None:
-        """Return the job that was made for this key. Raises KeyReused when it was another request."""
+        """Return the job that was made for this key. Raises Refusal when it was another request."""
         if key is None or key not in self._by_key:
             return None
         job = self._jobs[self._by_key[key]]
         if job.fingerprint != spec.hash():
-            raise KeyReused("This Idempotency-Key was already used for another request.")
+            message = "This Idempotency-Key was already used for another request."
+            raise Refusal("idempotency_key_reused", message)
         return job
 
     def add(self, *, spec: ClipSpec, key: str | None, traits: Traits | None, retry_after: int) -> Job:
-        """Put a new job at the end of the queue. Raises Busy when it is full."""
+        """Put a new job at the end of the queue. Raises Refusal when it is full."""
         if self.is_full:
-            raise Busy("The queue is full. Please try again later.", retry_after=retry_after)
+            message = "The queue is full. Please try again later."
+            raise Refusal("queue_full", message, retry_after=retry_after)
         seed = secrets.randbelow(2**32) if spec.seed is None else spec.seed
         job = Job(
             id=f"video_{secrets.token_hex(16)}",
@@ -169,11 +171,11 @@ class JobQueue:
         return job
 
     def get(self, job_id: str) -> Job:
-        """Return the job with this id. Raises NotFound."""
+        """Return the job with this id. Raises Refusal."""
         try:
             return self._jobs[job_id]
         except KeyError:
-            raise NotFound("There is no such video.") from None
+            raise Refusal("not_found", "There is no such video.") from None
 
     def newest_first(self) -> list[Job]:
         """Return all jobs that the node knows."""

@@ -1,6 +1,7 @@
 """Settings of the node, from environment variables or a `.env` file in the working directory.
 
-Every name has the prefix GPU_NODE_, except VIDEO_API_KEY, which the platform reads too.
+Every name has the prefix GPU_NODE_, except VIDEO_API_KEY, which the platform reads too. docs/configuration.md describes
+each.
 """
 
 import ipaddress
@@ -55,43 +56,29 @@ class NodeSettings(BaseSettings):
         env_prefix="GPU_NODE_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
     )
 
-    model: str = Field(
-        "THUDM/CogVideoX-5b",
-        min_length=1,
-        description="`tiny`, `tiny-random`, 5B, 2B, 5B-I2V, 1.5-5B, a hub id, or a folder",
-    )
-    device: str = Field(
-        "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
-        description="auto: cpu for tiny and tiny-random, cuda for all else",
-    )
-    profile: ProfileName = Field("exact", description="exact, fast or memory")
-    dtype: Dtype | Literal["auto"] = Field("auto", description="auto: as the model was published")
-    quantization: Quantization | Literal["auto"] = Field("auto", description="auto: as the profile says")
-    step_cache: StepCache | Literal["auto"] = Field("auto", description="auto: as the profile says")
-    attention: str = Field("auto", description="auto: the fastest exact backend, measured at start-up")
-    compile: Literal["auto", "on", "off"] = Field("auto", description="auto: on with CUDA")
-    warm_frames: Annotated[tuple[int, ...] | None, NoDecode] = Field(
-        None, description="frame counts compiled at start-up; default: of both presets with CUDA, else none"
-    )
+    model: str = Field("THUDM/CogVideoX-5b", min_length=1)
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    profile: ProfileName = "exact"
+    dtype: Dtype | Literal["auto"] = "auto"
+    quantization: Quantization | Literal["auto"] = "auto"  # as the profile says, and so is the step cache
+    step_cache: StepCache | Literal["auto"] = "auto"
+    attention: str = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    warm_frames: Annotated[tuple[int, ...] | None, NoDecode] = None
     host: str = "127.0.0.1"
     port: int = Field(8081, ge=0, le=65535)
     api_key: SecretStr | None = Field(None, validation_alias="VIDEO_API_KEY")
     save_dir: Path = Path(".data/gpu_node/videos")
-    cache_dir: Path | None = Field(None, description="where tiny-random is kept; default: beside save_dir")
-    queue_size: int = Field(8, ge=0, le=1000, description="jobs that may wait behind the running one")
-    retention_hours: float = Field(24.0, gt=0, description="how long clips and their records are kept")
-    min_free_mb: int = Field(512, ge=0, description="below this much free disk, new jobs are refused")
-    max_frames: int = Field(
-        0, ge=0, le=1000, description="0: what the model was trained for, 49 for CogVideoX-5B"
-    )
+    cache_dir: Path | None = None  # beside save_dir
+    queue_size: int = Field(8, ge=0, le=1000)
+    retention_hours: float = Field(24.0, gt=0)
+    min_free_mb: int = Field(512, ge=0)
+    max_frames: int = Field(0, ge=0, le=1000)  # 0: what the model was trained for
     max_steps: int = Field(200, ge=1, le=1000)
-    max_pixels: int = Field(1360 * 768, ge=256, description="largest width times height")
-    cancel_seconds: float = Field(60.0, gt=0, description="a worker that does not stop by then is killed")
-    stall_seconds: float = Field(900.0, gt=0, description="a worker silent for so long in a job is killed")
-    worker_command: str = Field(
-        "", description="starts the worker process, to which its options are added; default: gpu_node.worker"
-    )
+    max_pixels: int = Field(1360 * 768, ge=256)
+    cancel_seconds: float = Field(60.0, gt=0)
+    stall_seconds: float = Field(900.0, gt=0)
+    worker_command: str = ""  # python -m gpu_node.worker
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("api_key")
