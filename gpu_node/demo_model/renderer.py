@@ -1,4 +1,4 @@
-"""Draws the clips that the demonstration model learns from: one object with one motion in front of one background.
+"""The clips that the demonstration model learns from: one object with one motion in front of one background.
 
 Everything is a batch of tensors on one device, so that a GPU draws as well as a CPU.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu_node.tiny.vocabulary import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Combination
+from gpu_node.demo_model.vocabulary import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, Combination
 
 WIDTH, HEIGHT, FRAMES, FPS = 144, 96, 17, 8
 EDGE = 1.2  # pixels over which an edge fades
@@ -51,7 +51,7 @@ class Scenes:
 def scenes(
     combinations: Sequence[Combination], generator: torch.Generator, *, frames: int = FRAMES
 ) -> Scenes:
-    """One scene for each combination; where it is free, the path and the size are drawn by chance.
+    """Make one scene for each combination; where it is free, the path and the size are drawn by chance.
 
     A longer clip goes the same way more slowly, but turns and bounces on at the same speed.
     """
@@ -73,7 +73,7 @@ def scenes(
 
 
 def _paths(motion: Tensor, chance: Tensor, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre, radius and angle of every frame. `chance`: (n, 3) from 0 to 1, for x, y and the size."""
+    """Return centre, radius and angle of every frame. `chance`: (n, 3) from 0 to 1, for x, y and the size."""
     time = torch.linspace(0, 1, frames).expand(len(motion), frames)
     kind = {name: (motion == index)[:, None] for index, name in enumerate(MOTIONS)}
     free = chance[:, :, None] * 2 - 1
@@ -94,7 +94,7 @@ def _paths(motion: Tensor, chance: Tensor, frames: int) -> tuple[Tensor, Tensor,
 
 
 def object_coordinates(scene: Scenes, points: Tensor) -> Tensor:
-    """Where each point lies as seen from the object: (n, t, *points, 2) in radii, turned with it.
+    """Return the place of each point as seen from the object: (n, t, *points, 2) in radii, turned with it.
 
     `points`: (height, width, 2) in pixels.
     """
@@ -106,7 +106,7 @@ def object_coordinates(scene: Scenes, points: Tensor) -> Tensor:
 
 
 def pixel_grid(*, step: int = 1) -> Tensor:
-    """The centres of squares of `step` pixels: (height / step, width / step, 2)."""
+    """Return the centres of squares of `step` pixels: (height / step, width / step, 2)."""
     rows = torch.arange(step / 2, HEIGHT, step) - 0.5
     columns = torch.arange(step / 2, WIDTH, step) - 0.5
     y, x = torch.meshgrid(rows, columns, indexing="ij")
@@ -114,7 +114,7 @@ def pixel_grid(*, step: int = 1) -> Tensor:
 
 
 def draw(scene: Scenes) -> Tensor:
-    """The clips: (n, 3, t, 96, 144), from 0 to 1."""
+    """Draw the clips: (n, 3, t, 96, 144), from 0 to 1."""
     place = object_coordinates(scene, pixel_grid())
     distance = signed_distance(scene.shape, place) * scene.radius[:, :, None, None]
     cover = (0.5 - distance / EDGE).clamp(0, 1)[:, None]
@@ -126,7 +126,7 @@ def draw(scene: Scenes) -> Tensor:
 
 
 def signed_distance(shape: Tensor, place: Tensor) -> Tensor:
-    """Distance to the outline in radii, negative inside: (n, …) for `place` (n, …, 2) in radii.
+    """Return the distance to the outline in radii, negative inside: (n, …) for `place` (n, …, 2) in radii.
 
     Beyond the table, the distance of the table's nearest place is given.
     """
@@ -138,7 +138,7 @@ def signed_distance(shape: Tensor, place: Tensor) -> Tensor:
 
 @lru_cache
 def background_pictures() -> Tensor:
-    """The six backgrounds: (6, 3, 96, 144), from 0 to 1."""
+    """Draw the six backgrounds: (6, 3, 96, 144), from 0 to 1."""
     return torch.stack([_landscape(*_SKIES[name]) for name in BACKGROUNDS])
 
 
@@ -151,7 +151,7 @@ def _landscape(horizon: int, colours: tuple[tuple[int, int, int], ...]) -> Tenso
 
 @lru_cache
 def distance_table() -> Tensor:
-    """Signed distances of the five shapes on a square grid: (5, 192, 192), in radii."""
+    """Return signed distances of the five shapes on a square grid: (5, 192, 192), in radii."""
     axis = torch.linspace(-TABLE_REACH, TABLE_REACH, TABLE_SIZE)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     points = torch.stack((x, y), dim=-1)
@@ -159,7 +159,7 @@ def distance_table() -> Tensor:
 
 
 def outline(shape: str) -> Tensor:
-    """The corners of the shape, clockwise from the top: (corners, 2) in radii, y down; about equal in area."""
+    """Return the corners of the shape, clockwise from the top: (corners, 2) in radii, y down; about equal in area."""
     if shape == "ball":
         return _ring([0.88] * 72)
     if shape == "square":
@@ -177,7 +177,7 @@ def _ring(radii: list[float], *, start: float = 0.0) -> Tensor:
 
 
 def _heart() -> Tensor:
-    """The well-known curve x = 16 sin³, y = 13 cos − 5 cos 2 − 2 cos 3 − cos 4."""
+    """Return the well-known curve x = 16 sin³, y = 13 cos − 5 cos 2 − 2 cos 3 − cos 4."""
     turn = torch.arange(96) * 2 * math.pi / 96
     x = 16 * turn.sin() ** 3
     y = 13 * turn.cos() - 5 * (2 * turn).cos() - 2 * (3 * turn).cos() - (4 * turn).cos()
@@ -185,7 +185,7 @@ def _heart() -> Tensor:
 
 
 def _polygon_distance(points: Tensor, corners: Tensor) -> Tensor:
-    """Signed distance to a polygon: nearest edge, and the sign by counting crossings."""
+    """Return the signed distance to a polygon: nearest edge, and the sign by counting crossings."""
     nearest = torch.full(points.shape[:-1], math.inf)
     inside = torch.zeros(points.shape[:-1], dtype=torch.bool)
     for start, end in zip(corners, corners.roll(-1, 0), strict=True):

@@ -1,4 +1,4 @@
-"""What the demonstration model knows: its words, captions made of them, and what is kept for its examination."""
+"""The vocabulary of the demonstration model: words, captions, and the combinations kept for its examination."""
 
 import random
 from dataclasses import dataclass
@@ -85,7 +85,7 @@ class Combination:
 
     @property
     def held_out(self) -> bool:
-        """Whether training never sees it; one in sixteen, spread so that every single word is trained."""
+        """True for what training never sees; one in sixteen, spread so that every single word is trained."""
         colour = list(COLOURS).index(self.colour)
         shape = SHAPES.index(self.shape)
         motion = list(MOTIONS).index(self.motion)
@@ -95,7 +95,7 @@ class Combination:
 
 @lru_cache
 def combinations() -> tuple[Combination, ...]:
-    """Every combination there is. A turning ball looks like one that stands still, so it is left out."""
+    """Return every combination there is. A turning ball looks like one that stands still, so it is left out."""
     return tuple(
         Combination(colour=colour, shape=shape, motion=motion, background=background)
         for colour, shape, motion, background in product(COLOURS, SHAPES, MOTIONS, BACKGROUNDS)
@@ -104,37 +104,33 @@ def combinations() -> tuple[Combination, ...]:
 
 
 def training_combinations() -> list[Combination]:
-    """What training draws from."""
+    """Return the combinations that training draws from."""
     return [combination for combination in combinations() if not combination.held_out]
 
 
 def held_out_combinations() -> list[Combination]:
-    """What the examination asks for."""
+    """Return the combinations that the examination asks for."""
     return [combination for combination in combinations() if combination.held_out]
 
 
 def words() -> list[str]:
-    """Every word of the vocabulary, the trained ones first."""
+    """Return every word of the vocabulary, the trained ones first."""
     trained = [*COLOURS, *SHAPES, "moving", *MOTIONS, *BACKGROUNDS, *SMALL_WORDS]
     return [*dict.fromkeys(trained), *(synonym for names in SYNONYMS.values() for synonym in names)]
 
 
 def vary(combination: Combination, chance: random.Random) -> str:
-    """A caption of the combination as people might put it; sometimes with words that mean nothing here."""
+    """Write a caption of the combination as people might put it; sometimes with words that mean nothing here."""
     parts = [
         chance.choice(("a", "a", "a", "an", "the", "")),
         combination.colour,
         combination.shape,
-        _motion_words(combination.motion, chance),
+        combination.motion if chance.random() < 0.2 else MOTIONS[combination.motion],
         _background_words(combination.background, chance),
     ]
     for _ in range(chance.choice((0, 0, 0, 0, 1, 2))):
         parts.insert(chance.choice((0, 1, 3, 4, 5)), UNKNOWN)
     return " ".join(part for part in parts if part)
-
-
-def _motion_words(motion: str, chance: random.Random) -> str:
-    return motion if chance.random() < 0.2 else MOTIONS[motion]
 
 
 def _background_words(background: str, chance: random.Random) -> str:

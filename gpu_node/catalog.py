@@ -1,4 +1,4 @@
-"""What is known of the published models before anything is downloaded.
+"""The published models, and the profiles in which they run: facts known before anything is downloaded.
 
 Sources: the models' cards and configurations on huggingface.co/zai-org (formerly THUDM) and the CogVideo README.
 """
@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Literal
 
 Dtype = Literal["bfloat16", "float16", "float32"]
+ProfileName = Literal["exact", "fast", "memory"]
+Quantization = Literal["none", "fp8", "int8"]
+StepCache = Literal["none", "faster_cache", "pab", "first_block", "cache_dit"]
 
 TEXT_ENCODER_GB = 9.5  # T5-XXL's encoder, 4.76 billion parameters in 16 bits
 VAE_GB = 0.43
-DEFAULT_GUIDANCE = 6.0  # of all published models (their cards)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
-    """A model as it was made to be used.
+    """A model as it was made to be used: as published, or as it turned out when it was loaded.
 
     width, height: pixels. frames: the most it was trained for. frame_unit: it makes frame_unit·N + 1. fps: frames a
     second in the training data. parameters: of the transformer, in billions; blocks, channels: of the transformer.
-    takes_image: makes a clip from a picture. dtypes: those in which its pictures are sound, the published one first.
+    takes_image: makes every clip from a picture. fixed_size: makes no other size; the places of its tokens were learned
+    for this one (CogVideoX-5B-I2V), or it knows pictures of no other (tiny). guidance_scale: used where none is asked
+    for. dtypes: those in which its pictures are sound, the published one first.
     """
 
     name: str
@@ -34,6 +38,8 @@ class Traits:
     frame_unit: int = 8
     fps: int = 8
     takes_image: bool = False
+    fixed_size: bool = False
+    guidance_scale: float = 6.0  # of all published models (their cards)
     dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
 
     @property
@@ -70,8 +76,44 @@ PUBLISHED = (
 DEFAULT = PUBLISHED[0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """A way to run a model: which of its parts may lose precision for speed or for memory. Recorded with every clip.
+
+    `saves_memory`: the text encoder stays on the CPU, and the VAE decodes in tiles, however large the card is.
+    """
+
+    name: ProfileName
+    quantization: Quantization = "none"
+    step_cache: StepCache = "none"
+    saves_memory: bool = False
+    promise: str
+
+
+PROFILES: dict[ProfileName, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile(name="exact", promise="the model as published, rounding apart"),
+        # FasterCache has the best published figure of the step caches on CogVideoX-5B: 1.55 times as fast, against
+        # 1.34 for PAB (huggingface/diffusers#10163, #9562). Not measured here; benchmarks/gpu_node.py does.
+        Profile(
+            name="fast",
+            quantization="fp8",
+            step_cache="faster_cache",
+            promise="8-bit arithmetic and a step cache: clips differ a little from exact ones",
+        ),
+        Profile(
+            name="memory",
+            quantization="int8",
+            saves_memory=True,
+            promise="8-bit weights, for cards of 16 to 24 GB",
+        ),
+    )
+}
+
+
 def find(model: str) -> Traits | None:
-    """The published model of this name: `5B`, `CogVideoX-5B`, `THUDM/CogVideoX-5b`, or a folder named after it."""
+    """Return the published model of this name: `5B`, `CogVideoX-5B`, `THUDM/CogVideoX-5b`, or a folder so named."""
     wanted = _plain(Path(model).name)
     for traits in PUBLISHED:
         if wanted in (_plain(traits.name), _plain(traits.name).removeprefix("cogvideox")):
@@ -80,7 +122,7 @@ def find(model: str) -> Traits | None:
 
 
 def hub_id(model: str) -> str:
-    """What to load: short names become hub ids; hub ids and folders stay as they are."""
+    """Return the name to load: short names become hub ids; hub ids and folders stay as they are."""
     traits = find(model)
     return traits.hub_id if traits is not None and "/" not in model and not Path(model).exists() else model
 

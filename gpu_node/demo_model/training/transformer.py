@@ -1,4 +1,4 @@
-"""Trains the text encoder and the transformer together on drawn latents."""
+"""Training of the text encoder and the transformer, together on drawn latents."""
 
 import random
 from functools import lru_cache
@@ -10,12 +10,10 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 from transformers import T5EncoderModel
 
-from gpu_node.tiny import architecture, latents
-from gpu_node.tiny.renderer import scenes
-from gpu_node.tiny.training.muon import Muon
-from gpu_node.tiny.training.precision import autocast
-from gpu_node.tiny.training.run import Average, Run
-from gpu_node.tiny.vocabulary import MAX_TOKENS, Combination, training_combinations, vary
+from gpu_node.demo_model import architecture, latents
+from gpu_node.demo_model.renderer import scenes
+from gpu_node.demo_model.training.optim import Average, Muon, Run, autocast
+from gpu_node.demo_model.vocabulary import MAX_TOKENS, Combination, training_combinations, vary
 
 BATCH = 32
 WITHOUT_CAPTION = 0.08  # of the clips, so that guidance has something to compare with
@@ -25,7 +23,7 @@ PRECISION_LIMIT = 8.0  # how much more an error counts at the least noise than a
 
 
 class TextToLatents(nn.Module):
-    """From noisy latents, tokens and timesteps to the clean latents."""
+    """The way from noisy latents, tokens and timesteps to the clean latents."""
 
     def __init__(self, text_encoder: T5EncoderModel, transformer: CogVideoXTransformer3DModel) -> None:
         super().__init__()
@@ -40,7 +38,7 @@ class TextToLatents(nn.Module):
 
 @lru_cache
 def places(frames: int, device: str) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of where each token lies in a clip of so many frames, as the pipeline computes them."""
+    """Return cosine and sine of each token's place in a clip of so many frames, as the pipeline computes them."""
     config = architecture.transformer().config
     grid = (config.sample_height // config.patch_size, config.sample_width // config.patch_size)
     cos, sin = get_3d_rotary_pos_embed(
@@ -93,7 +91,9 @@ def train(
         [frames] = chance.choices(list(LENGTHS), list(LENGTHS.values()))
         clean = pad(latents.draw_latents(scenes(picked, generator, frames=frames))).to(device)
         tokens = _tokens(words, picked, chance).to(device)
-        times = _spread_times(generator).to(device)
+        # One timestep out of each of the batch's equal parts of the schedule.
+        part = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+        times = (part * 1000).long().clamp(max=999).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         kept = keep[times][:, None, None, None, None]
         noisy = kept.sqrt() * clean + (1 - kept).sqrt() * noise
@@ -104,22 +104,16 @@ def train(
 
 
 def pad(clean: Tensor) -> Tensor:
-    """The first latent frame twice, as the pipeline has it: the temporal patch asks for an even number."""
+    """Double the first latent frame, as the pipeline does: the temporal patch asks for an even number."""
     return torch.cat((clean[:, :1], clean), dim=1)
 
 
 def _loss(answer: Tensor, clean: Tensor, kept: Tensor) -> Tensor:
-    """Squared error of the clean latents, dearer where there is little noise and around the object."""
+    """Return the squared error of the clean latents, dearer where there is little noise and around the object."""
     precision = (1 / (1 - kept)).clamp(max=PRECISION_LIMIT)
     attention = 1 + 2 * latents.nearness(clean)
     error = (answer - clean).square() * attention * precision
     return error.mean()
-
-
-def _spread_times(generator: torch.Generator) -> Tensor:
-    """One timestep out of each of the batch's equal parts of the schedule."""
-    part = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-    return (part * 1000).long().clamp(max=999)
 
 
 def _tokens(words: object, picked: list[Combination], chance: random.Random) -> Tensor:
@@ -132,7 +126,7 @@ def _tokens(words: object, picked: list[Combination], chance: random.Random) -> 
 
 
 def initialise(model: TextToLatents) -> None:
-    """Each block starts almost as the identity, and the answer as nothing."""
+    """Start each block almost as the identity, and the answer as nothing."""
     nn.init.normal_(model.text_encoder.shared.weight)
     for name, module in model.transformer.named_modules():
         if isinstance(module, nn.Linear) and name.endswith(
@@ -141,20 +135,15 @@ def initialise(model: TextToLatents) -> None:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
             if "blocks" in name:
-                _open_gates(module.bias)
+                with torch.no_grad():  # shift, scale and gate of the picture, then of the text
+                    parts = module.bias.view(6, -1)
+                    parts[2] = parts[5] = 0.3  # the gates let a third through
     nn.init.zeros_(model.transformer.proj_out.weight)
     nn.init.zeros_(model.transformer.proj_out.bias)
 
 
-@torch.no_grad()
-def _open_gates(bias: Tensor) -> None:
-    """Shift, scale and gate of the picture, then of the text: the gates let a third through."""
-    parts = bias.view(6, -1)
-    parts[2] = parts[5] = 0.3
-
-
 def _optimisers(model: TextToLatents) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the blocks, AdamW for all else."""
+    """Use Muon for the matrices inside the blocks, AdamW for all else."""
     inner: list[nn.Parameter] = []
     outer: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

@@ -1,4 +1,4 @@
-"""Trains the VAE: its decoder from drawn latents to pixels, its encoder the other way. Neither needs the other."""
+"""Training of the VAE: its decoder from drawn latents to pixels, its encoder the other way. Neither needs the other."""
 
 import random
 from collections.abc import Iterator
@@ -10,12 +10,10 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import Tensor, nn
 
-from gpu_node.tiny import architecture, latents
-from gpu_node.tiny.renderer import Scenes, draw, object_coordinates, pixel_grid, scenes
-from gpu_node.tiny.training.muon import Muon
-from gpu_node.tiny.training.precision import autocast
-from gpu_node.tiny.training.run import Average, Run
-from gpu_node.tiny.vocabulary import training_combinations
+from gpu_node.demo_model import architecture, latents
+from gpu_node.demo_model.renderer import Scenes, draw, object_coordinates, pixel_grid, scenes
+from gpu_node.demo_model.training.optim import Average, Muon, Run, autocast
+from gpu_node.demo_model.vocabulary import training_combinations
 
 BATCH = 2
 NOISE = 0.15  # the most that is added to the latents, so that the decoder puts up with the transformer's small errors
@@ -30,7 +28,7 @@ LOG_VARIANCE = -9.0  # what the encoder says of its own doubt, always: what it s
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What a half learns from, by the part of the time that is spent.
+    """Material that a half learns from, by the part of the time that is spent.
 
     Single frames `stills_until` then: they cost least. Pieces of clips next, and `whole_from` then on whole clips,
     chunk by chunk with the cache between, as in use: the norms see a whole picture otherwise than a part of it. The
@@ -98,7 +96,7 @@ def train(
 
 
 def _borrow_decoder(model: AutoencoderKLCogVideoX, folder: Path, start: Path | None) -> bool:
-    """The decoder as far as it is trained, in this folder or where training began; False when there is none."""
+    """Load the decoder as far as it is trained, here or where training began; False when there is none."""
     checkpoint = folder / "decoder.pt"
     if checkpoint.is_file():
         kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]["weights"]
@@ -125,7 +123,7 @@ def _encoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
 
 
 def _encoder_loss_seen(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
-    """What is wrong with the latents counts by what can be seen of it."""
+    """Weigh an error in the latents by what can be seen of it."""
     found = model.encode(sample.pixels).latent_dist.mode()
     seen = (decode(model, found).float() - sample.pixels).square().mean()
     return _latent_error(found, sample) + SEEN_WEIGHT * seen
@@ -138,7 +136,7 @@ def _latent_error(found: Tensor, sample: Sample) -> Tensor:
 
 
 def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
-    """As `vae.decode` does it: an odd first piece, then pieces of two latent frames. (n, 16, t, h, w)."""
+    """Decode as `vae.decode` does: an odd first piece, then pieces of two latent frames. (n, 16, t, h, w)."""
     count = fields.shape[2]
     cache, drawn, start = None, [], 0
     for end in range(2 + count % 2, count + 1, 2):
@@ -149,7 +147,7 @@ def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
 
 
 def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
-    """One after another until the run is finished."""
+    """Draw one after another until the run is finished."""
     chance = random.Random(run.samples)
     generator = torch.Generator().manual_seed(run.samples)
     choices = training_combinations()
@@ -165,8 +163,13 @@ def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
 
 
 def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Course) -> list[Sample]:
-    """What of a clip is learned from at this point of the run."""
-    clip = _clip(scene)
+    """Cut the pieces of a clip that are learned from at this point of the run."""
+    near = object_coordinates(scene, pixel_grid()).norm(dim=-1) < 1.5
+    clip = Sample(
+        pixels=draw(scene) * 2 - 1,
+        fields=latents.draw_latents(scene).transpose(1, 2),
+        near=near.float()[:, None],
+    )
     if progress >= course.whole_from:
         return [clip]
     if progress < course.stills_until:
@@ -177,17 +180,8 @@ def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Cours
     return [_window(scene, clip, chance, start=start, length=WINDOW)]
 
 
-def _clip(scene: Scenes) -> Sample:
-    near = object_coordinates(scene, pixel_grid()).norm(dim=-1) < 1.5
-    return Sample(
-        pixels=draw(scene) * 2 - 1,
-        fields=latents.draw_latents(scene).transpose(1, 2),
-        near=near.float()[:, None],
-    )
-
-
 def _window(scene: Scenes, sample: Sample, chance: random.Random, *, start: int, length: int) -> Sample:
-    """`length` latent frames of a part of the picture with the object in it, or a piece of it.
+    """Cut `length` latent frames of a part of the picture with the object in it, or a piece of it.
 
     The first then stands for a single frame, as a clip's first does.
     """
@@ -206,7 +200,7 @@ def _window(scene: Scenes, sample: Sample, chance: random.Random, *, start: int,
 
 
 def initialise(model: AutoencoderKLCogVideoX) -> None:
-    """Spatial norms start as plain norms: the published default multiplies everything by almost nothing."""
+    """Start spatial norms as plain norms: the published default multiplies everything by almost nothing."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv3d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
@@ -219,19 +213,15 @@ def initialise(model: AutoencoderKLCogVideoX) -> None:
             if name.endswith("conv2.conv"):
                 with torch.no_grad():
                     module.weight.mul_(0.3)
-    _be_certain(model.encoder.conv_out.conv)
-
-
-@torch.no_grad()
-def _be_certain(conv: nn.Conv3d) -> None:
-    """The second half of what the encoder says is its doubt; no loss asks for it, so it stays as it begins."""
-    assert conv.bias is not None
-    conv.weight[latents.CHANNELS :] = 0
-    conv.bias[latents.CHANNELS :] = LOG_VARIANCE
+    # The second half of what the encoder says is its doubt; no loss asks for it, so it stays as it begins.
+    conv = model.encoder.conv_out.conv
+    with torch.no_grad():
+        conv.weight[latents.CHANNELS :] = 0
+        conv.bias[latents.CHANNELS :] = LOG_VARIANCE
 
 
 def _optimisers(half: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the large convolutions, AdamW for all else."""
+    """Use Muon for the large convolutions, AdamW for all else."""
     large = [value for value in half.parameters() if value.ndim == 5 and value[0].numel() >= 128]
     kept = {id(value) for value in large}
     rest = [value for value in half.parameters() if id(value) not in kept]

@@ -1,4 +1,4 @@
-"""Says what a clip shows, from its pixels alone: which colour, shape, motion and background.
+"""The scorer: names colour, shape, motion and background of a clip, from its pixels alone.
 
 It knows the renderer's pictures but nothing of the model, the latents or the prompt. Where nothing fits, the answer is
 None, which counts as wrong.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gpu_node.tiny.renderer import (
+from gpu_node.demo_model.renderer import (
     BOUNCE_FRAMES,
     DEGREES_A_FRAME,
     EDGE,
@@ -20,7 +20,7 @@ from gpu_node.tiny.renderer import (
     pixel_grid,
     signed_distance,
 )
-from gpu_node.tiny.vocabulary import BACKGROUNDS, COLOURS, SHAPES
+from gpu_node.demo_model.vocabulary import BACKGROUNDS, COLOURS, SHAPES
 
 VISIBLE = 0.13  # how far a pixel's colour must be from the background's to belong to the object
 SMALLEST = 120  # pixels; an object of fewer is none
@@ -33,7 +33,7 @@ ANGLES = 20  # tried for each shape, over a third of a turn
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the scorer makes out; keys of the vocabulary."""
+    """Content that the scorer makes out; keys of the vocabulary."""
 
     colour: str | None
     shape: str | None
@@ -44,7 +44,9 @@ class Seen:
 def look(clip: Tensor) -> Seen:
     """Describe one clip: (3, frames, 96, 144), from 0 to 1."""
     behind = _background(clip)
-    mask = _object_mask(clip, background_pictures()[behind])
+    # The pixels that belong to the object, (frames, 96, 144); specks are dropped and pinholes closed.
+    differs = ((clip - background_pictures()[behind][:, None]).abs().amax(0) > VISIBLE).float()
+    mask = functional.avg_pool2d(differs[:, None], 3, stride=1, padding=1)[:, 0] > 0.5
     area = mask.sum((1, 2))
     background = list(BACKGROUNDS)[behind]
     if area.min() < SMALLEST:
@@ -58,20 +60,14 @@ def look(clip: Tensor) -> Seen:
 
 
 def _background(clip: Tensor) -> int:
-    """The picture from which the fewest pixels differ; an object never hides more than a third of it."""
+    """Return the picture from which the fewest pixels differ; an object never hides more than a third of it."""
     typical = clip.median(dim=1).values
     differs = (background_pictures() - typical).abs().amax(1)
     return int(differs.clamp(max=0.25).mean((1, 2)).argmin())
 
 
-def _object_mask(clip: Tensor, behind: Tensor) -> Tensor:
-    """Which pixels belong to the object: (frames, 96, 144); specks are dropped and pinholes closed."""
-    differs = ((clip - behind[:, None]).abs().amax(0) > VISIBLE).float()
-    return functional.avg_pool2d(differs[:, None], 3, stride=1, padding=1)[:, 0] > 0.5
-
-
 def _colour(clip: Tensor, mask: Tensor) -> str:
-    """The colour whose direction is nearest to that of the object's inside."""
+    """Return the colour that is nearest to that of the object's inside."""
     inside = functional.avg_pool2d(mask[:, None].float(), 7, stride=1, padding=3)[:, 0] > 0.99
     chosen = inside if inside.any() else mask
     seen = clip.permute(1, 2, 3, 0)[chosen].median(0).values
@@ -80,7 +76,7 @@ def _colour(clip: Tensor, mask: Tensor) -> str:
 
 
 def _centres(mask: Tensor) -> Tensor:
-    """The middle of each frame's object: (frames, 2), x and y."""
+    """Return the middle of each frame's object: (frames, 2), x and y."""
     weight = mask.float()[..., None]
     return (pixel_grid() * weight).sum((1, 2)) / weight.sum((1, 2))
 
@@ -103,7 +99,7 @@ def _motion(mask: Tensor) -> str | None:
 
 
 def _turned(mask: Tensor, centres: Tensor) -> bool:
-    """Whether the outline of some later frame, laid over the first by its middle, differs from it."""
+    """Return True when the outline of some later frame, laid over the first by its middle, differs from it."""
     first = _cut_out(mask[:1], centres[:1])
     later = _cut_out(mask[2:], centres[2:])
     overlap = (first & later).sum((1, 2)) / (first | later).sum((1, 2))
@@ -111,7 +107,7 @@ def _turned(mask: Tensor, centres: Tensor) -> bool:
 
 
 def _cut_out(mask: Tensor, centres: Tensor, *, reach: int = 44) -> Tensor:
-    """The object with its middle in the middle: (frames, 88, 88)."""
+    """Cut the object out with its middle in the middle: (frames, 88, 88)."""
     padded = functional.pad(mask, (reach, reach, reach, reach))
     pieces = []
     for frame, (x, y) in zip(padded, centres.round().int().tolist(), strict=True):
@@ -120,7 +116,7 @@ def _cut_out(mask: Tensor, centres: Tensor, *, reach: int = 44) -> Tensor:
 
 
 def _shape(mask: Tensor) -> str:
-    """The shape whose outline, at the best angle, overlaps most with the object over all frames."""
+    """Return the shape whose outline, at the best angle, overlaps most with the object over all frames."""
     pieces = _cut_out(mask, _centres(mask))
     area = pieces.sum((1, 2)).float()
     scores = torch.zeros(len(SHAPES))
@@ -132,7 +128,7 @@ def _shape(mask: Tensor) -> str:
 
 
 def _silhouettes(shape: int, area: Tensor, *, reach: int = 44) -> Tensor:
-    """The shape at every angle and at the area of every frame, its middle in the middle: (angles, frames, 88, 88)."""
+    """Draw the shape at every angle and at the area of every frame, centred: (angles, frames, 88, 88)."""
     unit_area, middle = _area_and_middle(shape)
     radius = (area / unit_area).sqrt()
     axis = torch.arange(2 * reach) - reach + 0.0
@@ -147,7 +143,7 @@ def _silhouettes(shape: int, area: Tensor, *, reach: int = 44) -> Tensor:
 
 @lru_cache
 def _area_and_middle(shape: int) -> tuple[float, Tensor]:
-    """Of the shape with radius 1: its area in square radii, and the middle of that area."""
+    """Return the area of the shape with radius 1, in square radii, and the middle of that area."""
     axis = torch.linspace(-1.5, 1.5, 301)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     points = torch.stack((x, y), dim=-1)[None]

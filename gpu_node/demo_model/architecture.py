@@ -1,12 +1,13 @@
-"""The parts of the demonstration model: every one is the class that the 5B uses, only smaller.
+"""The parts of the embedded models: every one is the class that the 5B uses, only smaller.
 
-Each takes `changes` to its settings, by which random_weights.py makes it smaller still.
+Each takes `changes` to its settings, by which `random_pipeline` makes it smaller still.
 """
 
 import string
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDPMScheduler,
@@ -15,13 +16,16 @@ from diffusers import (
 )
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from gpu_node.tiny import latents, renderer, vocabulary
+from gpu_node.demo_model import latents, renderer, vocabulary
 
 TEXT_WIDTH = 128
+RANDOM_SEED = 20240806
+RANDOM_TEXT_WIDTH = 32
+RANDOM_WIDTH, RANDOM_HEIGHT = 96, 64
 
 
 def pipeline() -> CogVideoXPipeline:
-    """The whole pipeline, untrained: 4 million parameters, native size 144×96, 17 frames."""
+    """Make the demonstration model, untrained: 4 million parameters, native size 144×96, 17 frames."""
     words = tokenizer()
     return CogVideoXPipeline(
         tokenizer=words,
@@ -32,21 +36,58 @@ def pipeline() -> CogVideoXPipeline:
     )
 
 
+def random_pipeline() -> CogVideoXPipeline:
+    """Make the model with random weights, nearer to the published ones; the same on every call with the same torch.
+
+    0.3 million parameters, 1.4 MB, native size 96×64 and 17 frames. Its clips are coloured noise.
+    """
+    letters = string.ascii_lowercase + string.digits
+    # T5's unigram model prefers a letter joined to the word's start.
+    pieces = [(letter, -4.0) for letter in letters + ".,;:'\"!?-()&/"]
+    pieces += [(f"▁{letter}", -4.5) for letter in letters]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        words = tokenizer(pieces)
+        return CogVideoXPipeline(
+            tokenizer=words,
+            text_encoder=text_encoder(len(words), d_model=RANDOM_TEXT_WIDTH, d_kv=16, d_ff=64, num_heads=2),
+            vae=vae(
+                block_out_channels=(8, 16, 16, 16),
+                sample_height=RANDOM_HEIGHT,
+                sample_width=RANDOM_WIDTH,
+                scaling_factor=1.15258426,  # the 2B's
+            ),
+            transformer=transformer(
+                num_attention_heads=2,
+                attention_head_dim=16,
+                num_layers=2,
+                time_embed_dim=32,
+                text_embed_dim=RANDOM_TEXT_WIDTH,
+                max_text_seq_length=226,
+                sample_width=RANDOM_WIDTH // latents.CELL,
+                sample_height=RANDOM_HEIGHT // latents.CELL,
+                patch_size=2,
+                patch_size_t=None,
+            ),
+            # the 5B's published noise schedule
+            scheduler=scheduler(prediction_type="v_prediction", snr_shift_scale=1.0),
+        )
+
+
 def tokenizer(pieces: Sequence[tuple[str, float]] | None = None) -> T5Tokenizer:
-    """One token a word. What is no word of the vocabulary becomes <unk>, whatever its length.
+    """Make a tokenizer of one token a word. A word outside the vocabulary becomes <unk>, whatever its length.
 
     `pieces`: others than the words, with their log probabilities; ▁ stands for a space.
     """
     special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
-    return T5Tokenizer(vocab=[*special, *(_words() if pieces is None else pieces)], extra_ids=0)
-
-
-def _words() -> list[tuple[str, float]]:
-    return [(f"▁{word}", -1.0) for word in vocabulary.words()] + [(mark, -1.0) for mark in string.punctuation]
+    if pieces is None:
+        pieces = [(f"▁{word}", -1.0) for word in vocabulary.words()]
+        pieces += [(sign, -1.0) for sign in string.punctuation]
+    return T5Tokenizer(vocab=[*special, *pieces], extra_ids=0)
 
 
 def text_encoder(vocabulary_size: int, **changes: Any) -> T5EncoderModel:
-    """Two layers: enough to tell which adjective belongs to which noun."""
+    """Make a text encoder of two layers: enough to tell which adjective belongs to which noun."""
     settings = {
         "d_model": TEXT_WIDTH,
         "d_kv": 32,
@@ -62,7 +103,7 @@ def text_encoder(vocabulary_size: int, **changes: Any) -> T5EncoderModel:
 
 
 def vae(**changes: Any) -> AutoencoderKLCogVideoX:
-    """Four blocks as in the 5B: 8× in space and 4× in time depend on their number."""
+    """Make a VAE of four blocks as in the 5B: 8× in space and 4× in time depend on their number."""
     settings = {
         "block_out_channels": (16, 16, 32, 64),
         "latent_channels": latents.CHANNELS,
@@ -76,7 +117,7 @@ def vae(**changes: Any) -> AutoencoderKLCogVideoX:
 
 
 def transformer(**changes: Any) -> CogVideoXTransformer3DModel:
-    """Patches of 2×3×3 cells keep a clip at 72 tokens; smooth latents lose nothing by it."""
+    """Make a transformer whose patches of 2×3×3 cells keep a clip at 72 tokens; smooth latents lose nothing by it."""
     settings = {
         "num_attention_heads": 5,
         "attention_head_dim": 32,
@@ -97,7 +138,7 @@ def transformer(**changes: Any) -> CogVideoXTransformer3DModel:
 
 
 def scheduler(**changes: Any) -> CogVideoXDPMScheduler:
-    """The published noise schedule with the 2B's shift; the model predicts the clean latents themselves.
+    """Make the published noise schedule with the 2B's shift; the model predicts the clean latents themselves.
 
     A token holds 288 numbers and the model is 160 wide. Noise of 288 dimensions does not fit through it, so predicting
     noise or velocity leaves speckle; clean latents of this kind do fit.
