@@ -1,6 +1,7 @@
 """Fixtures for every test: a real PostgreSQL, people, a node, and a job brought to its end through the lifecycle."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,8 +14,11 @@ from django.db import connection
 from django.test import TransactionTestCase
 from django.utils import timezone
 
+from tests import leftovers
 from tests.clips import write_clip
+from tests.databases import copy_of_the_template
 from tests.emptying import Emptying
+from tests.fork_server import fork_server
 from tests.processes import Processes
 
 # Files that are worked off by one process, because they share something that is dear to start.
@@ -79,6 +83,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nothing of the run goes on when it is over."""
+    fork_server.stop()
+    if hasattr(session.config, "workerinput"):
+        return
+    left = leftovers.leftovers(session.config._tmp_path_factory.getbasetemp())
+    if left:
+        leftovers.end(left)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED  # also where all tests passed
+
+
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: None) -> Iterator[None]:
     """Hold the embedded PostgreSQL for the session; a server that DATABASE_URL names is there by itself."""
@@ -92,14 +108,20 @@ def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: N
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+def django_db_setup(
+    django_test_environment: None, django_db_modify_db_settings: None, django_db_blocker: Any
+) -> Iterator[None]:
     """The test database; what a transactional test wrote there is taken out again by `Emptying`."""
-    with django_db_blocker.unblock():
-        empty = Emptying()
-    original = TransactionTestCase._fixture_teardown
-    TransactionTestCase._fixture_teardown = lambda _: empty()
-    yield
-    TransactionTestCase._fixture_teardown = original
+    with ExitStack() as database:
+        with django_db_blocker.unblock():
+            database.enter_context(copy_of_the_template())
+            empty = Emptying()
+        original = TransactionTestCase._fixture_teardown
+        TransactionTestCase._fixture_teardown = lambda _: empty()
+        yield
+        TransactionTestCase._fixture_teardown = original
+        with django_db_blocker.unblock():
+            database.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -137,10 +137,7 @@ def attempts(stack: Stack, video: str) -> list[tuple[str]]:
 
 def refused(stack: Stack, *arguments: str) -> str:
     """What `manage.py ARGUMENTS` says when it refuses."""
-    command = [sys.executable, "manage.py", *arguments]
-    result = subprocess.run(
-        command, cwd=BASE_DIR, env=stack.environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    result = stack.command(*arguments)
     assert result.returncode == 1, result.stdout
     assert "Traceback" not in result.stderr
     return result.stderr

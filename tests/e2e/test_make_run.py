@@ -26,9 +26,8 @@ NO_TOKEN = "from @BotFather: it has to be digits"
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(
-        tmp_path_factory.mktemp("stack"), {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"}
-    ) as running:
+    settings = {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"}
+    with Stack(tmp_path_factory.mktemp("stack"), settings, bare=True) as running:
         yield running
 
 
@@ -138,7 +137,7 @@ def test_a_killed_database_server_comes_back_by_itself(stack: Stack) -> None:
 
 def test_commands_share_its_database(stack: Stack) -> None:
     count = "from django.contrib.auth import get_user_model as m; print(m().objects.count())"
-    assert int(stack.manage("shell", "--no-imports", "-c", count)) >= 1
+    assert int(Instance.manage(stack, "shell", "--no-imports", "-c", count)) >= 1
     assert healthy(f"{stack.url}/healthz")
 
 
