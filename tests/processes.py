@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -82,4 +82,20 @@ def end_family(process: psutil.Process) -> None:
         for member in family:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
-        psutil.wait_procs(family[:-1], timeout=10)
+        assert not still_alive(family)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Dead, or dead and not yet reaped by its parent, which for an orphan may take seconds."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def still_alive(processes: Iterable[psutil.Process], *, seconds: float = 10.0) -> list[psutil.Process]:
+    """Those that have not ended after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (alive := [each for each in processes if not is_gone(each)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return alive

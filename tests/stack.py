@@ -6,12 +6,14 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import psutil
+import psycopg
 
 from tests.environment import RUN
 from tests.fork_server import fork_server
+from videoplatform.embedded_postgres import connection_settings
 from videoplatform.instance import Instance, InstanceFailed
 
 # A word of the command line by which each program of supervisord.conf is known.
@@ -54,6 +56,19 @@ class Stack(Instance):
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """`manage.py ARGUMENTS`, however it ends."""
         return fork_server.run(*arguments, environment=self.environment)
+
+    def connect(self) -> "psycopg.Connection[Any]":
+        at = connection_settings(self.data_dir)
+        place = {"host": at["HOST"], "port": at["PORT"], "user": at["USER"], "dbname": at["NAME"]}
+        return psycopg.connect(**place, autocommit=True, connect_timeout=5)
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self.connect() as connection:
+            cursor = connection.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def live_jobs(self) -> int:
+        return int(self.sql("SELECT count(*) FROM generation_generationjob WHERE finished_at IS NULL")[0][0])
 
     def pid_of(self, program: str) -> int:
         """The process that leads a program's group. Raises LookupError when it is down."""

@@ -17,7 +17,7 @@ import pytest
 from tests import web
 from tests.processes import wait_for
 from tests.stack import Stack
-from videoplatform.embedded_postgres import connection_settings, hold
+from videoplatform.embedded_postgres import hold
 from videoplatform.instance import BASE_DIR
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -49,16 +49,9 @@ class Saved:
     running: str
 
 
-def connect(stack: Stack) -> psycopg.Connection[Any]:
-    at = connection_settings(stack.data_dir)
-    return psycopg.connect(
-        host=at["HOST"], port=at["PORT"], user=at["USER"], dbname=at["NAME"], autocommit=True
-    )
-
-
 def sql(stack: Stack, statement: str, *values: Any) -> list[tuple[Any, ...]]:
     """Ask the stack's database, which is started for it if need be."""
-    with hold(stack.data_dir), connect(stack) as connection:
+    with hold(stack.data_dir), stack.connect() as connection:
         return connection.execute(statement, values).fetchall()
 
 
@@ -126,7 +119,7 @@ def node_held_up(stack: Stack) -> Iterator[None]:
 
 
 def set_steps(stack: Stack, steps: int) -> None:
-    with connect(stack) as connection:
+    with stack.connect() as connection:
         connection.execute(f"UPDATE generation_preset SET num_inference_steps = {steps} WHERE name = 'quick'")
 
 
@@ -160,7 +153,7 @@ def test_a_new_installation_goes_on_where_the_backup_was_made(saved: Saved, tmp_
         assert balance(stack, saved.headers) == 400
         stack.manage("audit_credits")
         for statement in DOORS_OF_THE_LEDGER:
-            with connect(stack) as connection, pytest.raises(psycopg.errors.CheckViolation):
+            with stack.connect() as connection, pytest.raises(psycopg.errors.CheckViolation):
                 connection.execute(statement)
         # Its GPU node never heard of the first attempt.
         assert attempts(stack, saved.running) == [("lost",), ("succeeded",)]
@@ -183,7 +176,7 @@ def test_the_old_installation_goes_back_to_it_and_finds_the_clip_on_its_node(sav
 
 
 def test_a_database_that_others_use_is_left_alone(saved: Saved) -> None:
-    with hold(saved.stack.data_dir), connect(saved.stack):
+    with hold(saved.stack.data_dir), saved.stack.connect():
         assert "in use by 1 other connection." in refused(saved.stack, "restore", "--force", str(saved.file))
 
 
@@ -243,7 +236,7 @@ def test_a_lost_clip_does_not_stop_a_backup_but_is_named(saved: Saved, tmp_path:
 
 def test_a_clip_that_its_owner_deletes_meanwhile_stays_deleted(saved: Saved, tmp_path: Path) -> None:
     job, file = saved.clip.removeprefix("video_"), video_file(saved.stack, saved.clip)
-    with hold(saved.stack.data_dir), connect(saved.stack) as owner, connect(saved.stack) as lock:
+    with hold(saved.stack.data_dir), saved.stack.connect() as owner, saved.stack.connect() as lock:
         with lock.transaction():
             lock.execute("LOCK TABLE django_session IN ACCESS EXCLUSIVE MODE")  # pg_dump waits for it
             backup = begin_backup(saved.stack, tmp_path / "backup.tar")

@@ -13,8 +13,13 @@ from tests.visitor import CLIP_MS, cancel_all, create_key, generate, sign_up, si
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
 
 SCREENS = {
-    "desktop": {"viewport": {"width": 1440, "height": 900}},
-    "phone": {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},
+    "desktop": {"viewport": {"width": 1440, "height": 900}, "reduced_motion": "no-preference"},
+    "phone": {
+        "viewport": {"width": 360, "height": 740},
+        "has_touch": True,
+        "is_mobile": True,
+        "reduced_motion": "no-preference",
+    },
 }
 
 # Writes down every value of the bar with the words beside it and the title, and counts what the event stream brought.

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests import web
+from tests.processes import is_gone, still_alive
 from tests.stack import COMMANDS, Stack
 from videoplatform.instance import BASE_DIR, Instance, InstanceFailed
 from videoplatform.run import GIVEN_UP
@@ -29,6 +30,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     settings = {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"}
     with Stack(tmp_path_factory.mktemp("stack"), settings, bare=True) as running:
         yield running
+        everything = running.processes()
+    assert still_alive(everything, seconds=30) == []
+    assert (running.data_dir / "logs" / "bot.log").read_text().count(NO_TOKEN) == 1, "it was tried again"
 
 
 def eventually(what: str, check: Callable[[], bool], seconds: float = 60) -> None:
@@ -114,8 +118,7 @@ def test_what_is_killed_is_started_again_and_its_group_does_not_outlive_it(
     family = psutil.Process(first).children(recursive=True)
     os.kill(first, signal.SIGKILL)
     eventually(f"{program} runs again", lambda: running_pid(stack, program) not in {None, first})
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert alive == []
+    assert still_alive(family, seconds=30) == []
     eventually("the site answers", lambda: healthy(f"{stack.url}/healthz"))
 
 
@@ -168,7 +171,9 @@ def test_a_site_that_cannot_start_is_given_up_with_its_reason(tmp_path: Path) ->
         Stack(tmp_path, {"WEB_PROCESSES": "many", "VIDEO_API_URL": "http://127.0.0.1:9"}).start()
 
 
-def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(tmp_path: Path) -> None:
+def test_a_killed_supervisors_processes_end_with_the_next_start_and_stopping_leaves_none(
+    tmp_path: Path,
+) -> None:
     first = Stack(tmp_path).start()
     assert running_pid(first, "bot") is None, "without a token there is nothing to start"
     orphans = [process for process in first.processes() if process.pid != first.pid]
@@ -177,19 +182,8 @@ def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(tmp_path: Path
     second = Stack(tmp_path)
     with second:
         adopted = server_pid(second)
-        assert [process for process in orphans if process.is_running() and process.pid != adopted] == []
+        assert [process for process in orphans if not is_gone(process) and process.pid != adopted] == []
         everything = second.processes()
-    _, alive = psutil.wait_procs(everything, timeout=30)
-    assert alive == []
-
-
-def test_stopping_leaves_no_process(
-    stack: Stack,
-) -> None:  # the last test of this file: it ends the module's stack
-    everything = stack.processes()
-    assert len(everything) > len(ALWAYS)
-    stack.stop()
-    _, alive = psutil.wait_procs(everything, timeout=30)
-    assert alive == []
-    assert "Stopped." in stack.log.read_text()
-    assert (stack.data_dir / "logs" / "bot.log").read_text().count(NO_TOKEN) == 1
+        assert len(everything) > len(ALWAYS)
+    assert still_alive(everything, seconds=30) == []
+    assert "Stopped." in second.log.read_text()
