@@ -3,15 +3,17 @@
 All processes of a run hold a lock on the template while they live; the last one to let go removes it.
 """
 
+import asyncio
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
+from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.core.management import call_command
-from django.db import connection
+from django.db import connection, connections
 from psycopg import sql
 
 from generation.database import listen_parameters
@@ -37,6 +39,8 @@ def copy_of_the_template() -> Iterator[None]:
             _run(server, "ALTER DATABASE {} SET synchronous_commit TO off", name)
         _lead_to(name)
         yield
+        # Asynchronous code runs the ORM in a thread that outlives the tests, and so does its connection.
+        asyncio.run(sync_to_async(connections.close_all)())
         _lead_to(original)
         _drop(server, name)
         server.execute("SELECT pg_advisory_unlock_shared(%s)", [IN_USE])

@@ -68,6 +68,8 @@ class ForkServer:
         self, *arguments: str, environment: Mapping[str, str], stdout: Path, stderr: Path | None = None
     ) -> ForkedProcess:
         """`manage.py ARGUMENTS` in this environment. Output is appended to the files; without `stderr` all to one."""
+        for output in (stdout, stderr or stdout):
+            output.touch()  # who asks for it may do so before the process has begun
         request = {
             "arguments": arguments,
             "environment": dict(environment),

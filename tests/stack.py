@@ -4,7 +4,8 @@ import fcntl
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -76,6 +77,19 @@ class Stack(Instance):
             if COMMANDS[program] in process.cmdline():
                 return process.pid
         raise LookupError(f"{program} is not running")
+
+    @contextmanager
+    def node_held_up(self) -> Iterator[None]:
+        """The process that makes the clips stands still, so that a busy machine cannot be too late for what comes."""
+        workers = psutil.Process(self.pid_of("gpu_node")).children(recursive=True)
+        assert workers
+        for worker in workers:
+            worker.suspend()
+        try:
+            yield
+        finally:
+            for worker in workers:
+                worker.resume()
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for this stack, the database server included."""

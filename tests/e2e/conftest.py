@@ -1,4 +1,4 @@
-"""A person with a real browser before the whole stack: one platform for all, and one Chromium a file."""
+"""A person with a real browser, or in a chat, before the whole stack: one platform for all, and one Chromium a file."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from tests.bot_api_server import BotApiServer
 from tests.stack import Stack
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
@@ -37,9 +38,16 @@ expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="package")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """What `make run` starts, with the tiny model on its node."""
+def telegram() -> Iterator[BotApiServer]:
+    with BotApiServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def stack(tmp_path_factory: pytest.TempPathFactory, telegram: BotApiServer) -> Iterator[Stack]:
+    """What `make run` starts, with the tiny model on its node and a bot. What a test does there is its own people's."""
     settings = {
+        **telegram.environment,
         "VIDEO_COOLDOWN_SECONDS": str(COOLDOWN_SECONDS),
         "NODE_HEALTH_SECONDS": "0.5",
         "STAFF_REQUIRE_MFA": "true",

@@ -1,6 +1,5 @@
 """`manage.py backup` and `restore`: what comes back, into which installation, and what is refused."""
 
-import contextlib
 import stat
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 
@@ -94,28 +92,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
         set_steps(stack, 200)
         running = submit(stack, headers)
         wait_for(lambda: status(stack, headers, running)["progress"] > 0, message="it does not run")
-        with node_held_up(stack):
+        with stack.node_held_up():
             said = stack.manage("backup", str(folder / "backup.tar"))
             assert status(stack, headers, running)["status"] == "in_progress"
         assert "the database" in said
         assert "2 files of clips" in said
         completed(stack, headers, running)
         assert balance(stack, headers) == 400
+        with pytest.raises(LookupError):
+            stack.pid_of("bot")  # without a token there is none to start
         clip_bytes = content(stack, headers, clip)
     yield Saved(stack, folder / "backup.tar", headers, clip, clip_bytes, running)
-
-
-@contextlib.contextmanager
-def node_held_up(stack: Stack) -> Iterator[None]:
-    """The process that makes the clips stands still, so that a busy machine cannot be too late for what comes."""
-    http = psutil.Process(stack.pid_of("gpu_node"))
-    workers = http.children(recursive=True)
-    assert workers
-    for worker in workers:
-        worker.suspend()
-    yield
-    for worker in workers:
-        worker.resume()
 
 
 def set_steps(stack: Stack, steps: int) -> None:
