@@ -1,5 +1,7 @@
 """Fixtures for every test: a real PostgreSQL, people, a node, and a job brought to its end through the lifecycle."""
 
+import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +23,8 @@ from tests.emptying import Emptying
 from tests.fork_server import fork_server
 from tests.processes import Processes
 
+# `make test SHUFFLE=7` runs the tests in an order that this number stands for.
+SHUFFLE = os.environ.get("SHUFFLE")
 # Files that are worked off by one process, because they share something that is dear to start.
 TOGETHER = {
     "one platform and browsers": (
@@ -28,6 +32,7 @@ TOGETHER = {
         "tests/e2e/test_browser.py",
         "tests/e2e/test_browser_live.py",
         "tests/e2e/test_pages.py",
+        "tests/e2e/test_telegram.py",
     ),
     "one platform under fire": ("tests/chaos/test_process_kills.py", "tests/chaos/test_bad_input.py"),
     "one GPU node": (
@@ -44,7 +49,6 @@ SLOW = (
     *TOGETHER["one platform and browsers"],
     "tests/e2e/test_backup.py",
     *TOGETHER["one platform under fire"],
-    "tests/e2e/test_telegram.py",
     "tests/e2e/test_graceful_stop.py",
     "tests/e2e/",
     "tests/chaos/",
@@ -54,13 +58,37 @@ SLOW = (
 )
 
 
+def pytest_report_header() -> str | None:
+    return f"shuffled: SHUFFLE={SHUFFLE}" if SHUFFLE else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first (xdist keeps this order: --no-loadscope-reorder)."""
+    """The slow files first (xdist keeps this order: --no-loadscope-reorder). Or, to see that no test needs another: the
+    files in any order, and the tests of each in any order.
+    """
 
     def place(item: pytest.Item) -> int:
         return next((n for n, start in enumerate(SLOW) if item.nodeid.startswith(start)), len(SLOW))
 
-    items.sort(key=place)
+    if not SHUFFLE:
+        items.sort(key=place)
+        return
+    dice = random.Random(SHUFFLE)
+    dice.shuffle(items)
+    files = list({_file_of(item.nodeid): None for item in items})
+    groups = list({_group_of(file): None for file in files})
+    dice.shuffle(groups)
+    items.sort(
+        key=lambda item: (groups.index(_group_of(_file_of(item.nodeid))), files.index(_file_of(item.nodeid)))
+    )
+
+
+def _file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def _group_of(file: str) -> str:
+    return next((name for name, files in TOGETHER.items() if file in files), file)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -77,8 +105,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             super()._assign_work_unit(node)
 
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return next((name for name, files in TOGETHER.items() if file in files), file)
+            return _group_of(super()._split_scope(nodeid))
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 

@@ -57,7 +57,7 @@ for name in {live!r}:
         job = lifecycle.submit(
             user=User.objects.create_user(name), prompt=f"Long, {{name}}", source="web", preset="standard"
         )
-        GenerationJob.objects.filter(pk=job.pk).update(num_inference_steps=200)
+        GenerationJob.objects.filter(pk=job.pk).update(num_inference_steps=1000, num_frames=49)
     print(job.public_id)
 """
 PEOPLE = """

@@ -25,7 +25,12 @@ from accounts import api_keys
 from accounts.models import User
 print(api_keys.issue(user=User.objects.create_user("ada"))[1])
 """
-SETTINGS = {"VIDEO_COOLDOWN_SECONDS": "0", "LEASE_SECONDS": "6", "NODE_HEALTH_SECONDS": "1"}
+SETTINGS = {
+    "VIDEO_COOLDOWN_SECONDS": "0",
+    "LEASE_SECONDS": "6",
+    "NODE_HEALTH_SECONDS": "1",
+    "GPU_NODE_MODEL": "tiny-random",
+}
 DOORS_OF_THE_LEDGER = [
     "UPDATE accounts_credittransaction SET reason = 'mine'",
     "DELETE FROM accounts_credittransaction",
