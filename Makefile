@@ -23,7 +23,7 @@ demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a pink
 run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 GPU_NODE_PORT=8081
 	@$(BIN)/python -m videoplatform.run
 
-test: setup lint ## linters, types and all tests
+test: setup lint ## linters, types and all tests; in another order: make test SHUFFLE=7
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 train-tiny: setup ## the demonstration model anew, or on from where it was stopped: make train-tiny MINUTES=120

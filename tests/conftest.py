@@ -1,6 +1,9 @@
 """Fixtures for every test: a real PostgreSQL, people, a node, and a job brought to its end through the lifecycle."""
 
+import os
+import random
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,10 +16,15 @@ from django.db import connection
 from django.test import TransactionTestCase
 from django.utils import timezone
 
+from tests import leftovers
 from tests.clips import write_clip
+from tests.databases import copy_of_the_template
 from tests.emptying import Emptying
+from tests.fork_server import fork_server
 from tests.processes import Processes
 
+# `make test SHUFFLE=7` runs the tests in an order that this number stands for.
+SHUFFLE = os.environ.get("SHUFFLE")
 # Files that are worked off by one process, because they share something that is dear to start.
 TOGETHER = {
     "one platform and browsers": (
@@ -24,6 +32,7 @@ TOGETHER = {
         "tests/e2e/test_browser.py",
         "tests/e2e/test_browser_live.py",
         "tests/e2e/test_pages.py",
+        "tests/e2e/test_telegram.py",
     ),
     "one platform under fire": ("tests/chaos/test_process_kills.py", "tests/chaos/test_bad_input.py"),
     "one GPU node": (
@@ -40,7 +49,6 @@ SLOW = (
     *TOGETHER["one platform and browsers"],
     "tests/e2e/test_backup.py",
     *TOGETHER["one platform under fire"],
-    "tests/e2e/test_telegram.py",
     "tests/e2e/test_graceful_stop.py",
     "tests/e2e/",
     "tests/chaos/",
@@ -50,13 +58,37 @@ SLOW = (
 )
 
 
+def pytest_report_header() -> str | None:
+    return f"shuffled: SHUFFLE={SHUFFLE}" if SHUFFLE else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow files first (xdist keeps this order: --no-loadscope-reorder)."""
+    """The slow files first (xdist keeps this order: --no-loadscope-reorder). Or, to see that no test needs another: the
+    files in any order, and the tests of each in any order.
+    """
 
     def place(item: pytest.Item) -> int:
         return next((n for n, start in enumerate(SLOW) if item.nodeid.startswith(start)), len(SLOW))
 
-    items.sort(key=place)
+    if not SHUFFLE:
+        items.sort(key=place)
+        return
+    dice = random.Random(SHUFFLE)
+    dice.shuffle(items)
+    files = list({_file_of(item.nodeid): None for item in items})
+    groups = list({_group_of(file): None for file in files})
+    dice.shuffle(groups)
+    items.sort(
+        key=lambda item: (groups.index(_group_of(_file_of(item.nodeid))), files.index(_file_of(item.nodeid)))
+    )
+
+
+def _file_of(nodeid: str) -> str:
+    return nodeid.partition("::")[0]
+
+
+def _group_of(file: str) -> str:
+    return next((name for name, files in TOGETHER.items() if file in files), file)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -73,10 +105,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             super()._assign_work_unit(node)
 
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return next((name for name, files in TOGETHER.items() if file in files), file)
+            return _group_of(super()._split_scope(nodeid))
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Nothing of the run goes on when it is over."""
+    fork_server.stop()
+    if hasattr(session.config, "workerinput"):
+        return
+    left = leftovers.leftovers(session.config._tmp_path_factory.getbasetemp())
+    if left:
+        leftovers.end(left)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED  # also where all tests passed
 
 
 @pytest.fixture(scope="session")
@@ -92,14 +135,20 @@ def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: N
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+def django_db_setup(
+    django_test_environment: None, django_db_modify_db_settings: None, django_db_blocker: Any
+) -> Iterator[None]:
     """The test database; what a transactional test wrote there is taken out again by `Emptying`."""
-    with django_db_blocker.unblock():
-        empty = Emptying()
-    original = TransactionTestCase._fixture_teardown
-    TransactionTestCase._fixture_teardown = lambda _: empty()
-    yield
-    TransactionTestCase._fixture_teardown = original
+    with ExitStack() as database:
+        with django_db_blocker.unblock():
+            database.enter_context(copy_of_the_template())
+            empty = Emptying()
+        original = TransactionTestCase._fixture_teardown
+        TransactionTestCase._fixture_teardown = lambda _: empty()
+        yield
+        TransactionTestCase._fixture_teardown = original
+        with django_db_blocker.unblock():
+            database.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """What the tests' settings are read from. Loaded by `-p tests.environment`, before Django's settings are."""
 
 import os
+import uuid
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -15,3 +16,6 @@ os.environ["TELEGRAM_BOT_TOKEN"] = ""
 os.environ["SITE_URL"] = "http://localhost:8000"
 # The tests of it switch it on.
 os.environ["STAFF_REQUIRE_MFA"] = "false"
+# All processes of a run have it in their environment, so that none is left behind unseen. A run that a test starts
+# has the run of the test before its own, with a slash between them.
+RUN = os.environ.setdefault("TEST_RUN", uuid.uuid4().hex[:12])

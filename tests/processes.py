@@ -2,14 +2,15 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.environment import REPOSITORY
+import psutil
+
+from tests.fork_server import ForkedProcess, fork_server
 
 PATIENCE_SECONDS = 60.0
 
@@ -36,18 +37,12 @@ class Processes:
             "MEDIA_ROOT": str(media_root),
         } | environment
         self.logs = logs
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self.running: dict[str, ForkedProcess] = {}
 
-    def start(self, command: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(self, command: str, **environment: str) -> ForkedProcess:
         """Start `manage.py COMMAND`; its output goes to a log of that name."""
-        with (self.logs / f"{command}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, str(REPOSITORY / "manage.py"), command],
-                env=self.environment | environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        log = self.logs / f"{command}.log"
+        process = fork_server.start(command, environment=self.environment | environment, stdout=log)
         self.running[command] = process
         return process
 
@@ -68,15 +63,39 @@ class Processes:
         return (self.logs / f"{command}.log").read_text()
 
     def stop_all(self) -> None:
+        """Kill what still runs, with all that it started: no test asks any more how it ends."""
         for process in self.running.values():
-            process.terminate()
-        for process in self.running.values():
-            try:
-                process.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait(10)
+            if process.poll() is None:
+                end_family(psutil.Process(process.pid))
+            process.wait(10)
         self.running.clear()
         for log in sorted(self.logs.glob("run_*.log")):
             # pytest shows it when the test failed.
             print(f"--- {log.name}\n{log.read_text()}")
+
+
+def end_family(process: psutil.Process) -> None:
+    """SIGKILL to a process and its descendants; returns when they are gone."""
+    with suppress(psutil.NoSuchProcess):
+        process.suspend()  # it starts no more
+        family = [*process.children(recursive=True), process]
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        assert not still_alive(family)
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Dead, or dead and not yet reaped by its parent, which for an orphan may take seconds."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def still_alive(processes: Iterable[psutil.Process], *, seconds: float = 10.0) -> list[psutil.Process]:
+    """Those that have not ended after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while (alive := [each for each in processes if not is_gone(each)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return alive

@@ -1,11 +1,21 @@
 """The whole platform for an end-to-end test: what `make run` starts, in a folder of the test's own, on free ports."""
 
-from collections.abc import Mapping
+import fcntl
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Self
 
 import psutil
+import psycopg
 
-from videoplatform.process import Instance
+from tests.environment import RUN
+from tests.fork_server import fork_server
+from videoplatform.embedded_postgres import connection_settings
+from videoplatform.process import Instance, InstanceFailed
 
 # A word of the command line by which each program of supervisord.conf is known.
 COMMANDS = {
@@ -22,11 +32,44 @@ class Stack(Instance):
     """`with Stack(tmp_path, {"VIDEO_COOLDOWN_SECONDS": "0"}) as stack:` then stack.url, .node_url, .manage(…).
 
     Start it once for a module where that will do: it takes some seconds. One web process where `settings` say nothing
-    else, since each takes two seconds of a core to start.
+    else, since each takes two seconds of a core to start. Its database is there already, migrated and empty, unless
+    `bare`.
     """
 
-    def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, settings: Mapping[str, str] | None = None, *, bare: bool = False
+    ) -> None:
         super().__init__(data_dir, {"WEB_PROCESSES": "1"} | dict(settings or {}))
+        self._bare = bare
+
+    def start(self) -> Self:
+        if not self._bare and not (self.data_dir / "postgres").exists():
+            copy_database(self.data_dir)
+        return super().start()
+
+    def manage(self, *arguments: str) -> str:
+        """As `Instance.manage` does, without starting Python anew for it."""
+        result = self.command(*arguments)
+        if result.returncode != 0:
+            raise InstanceFailed(f"manage.py {' '.join(arguments)}: {result.stderr or result.stdout}")
+        return result.stdout
+
+    def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """`manage.py ARGUMENTS`, however it ends."""
+        return fork_server.run(*arguments, environment=self.environment)
+
+    def connect(self) -> "psycopg.Connection[Any]":
+        at = connection_settings(self.data_dir)
+        place = {"host": at["HOST"], "port": at["PORT"], "user": at["USER"], "dbname": at["NAME"]}
+        return psycopg.connect(**place, autocommit=True, connect_timeout=5)
+
+    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self.connect() as connection:
+            cursor = connection.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def live_jobs(self) -> int:
+        return int(self.sql("SELECT count(*) FROM generation_generationjob WHERE finished_at IS NULL")[0][0])
 
     def pid_of(self, program: str) -> int:
         """The process that leads a program's group. Raises LookupError when it is down."""
@@ -34,6 +77,19 @@ class Stack(Instance):
             if COMMANDS[program] in process.cmdline():
                 return process.pid
         raise LookupError(f"{program} is not running")
+
+    @contextmanager
+    def node_held_up(self) -> Iterator[None]:
+        """The process that makes the clips stands still, so that a busy machine cannot be too late for what comes."""
+        workers = psutil.Process(self.pid_of("gpu_node")).children(recursive=True)
+        assert workers
+        for worker in workers:
+            worker.suspend()
+        try:
+            yield
+        finally:
+            for worker in workers:
+                worker.resume()
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for this stack, the database server included."""
@@ -43,3 +99,21 @@ class Stack(Instance):
         if server.exists():
             found.append(psutil.Process(int(server.read_text().split()[0])))
         return found
+
+
+def copy_database(data_dir: Path) -> None:
+    """Put a migrated database server's files into a new DATA_DIR. The first caller of a run makes what is copied."""
+    made = Path(os.environ["DATA_DIR"]) / "migrated"
+    made.mkdir(parents=True, exist_ok=True)
+    with (made / "run").open("a+") as run:
+        fcntl.flock(run, fcntl.LOCK_EX)
+        run.seek(0)
+        if run.read() != RUN.partition("/")[0]:
+            shutil.rmtree(made / "data", ignore_errors=True)
+            (made / "data").mkdir()
+            Stack(made / "data").manage("migrate", "--verbosity", "0")
+            run.truncate(0)
+            run.write(RUN.partition("/")[0])
+    data_dir.mkdir(parents=True, exist_ok=True)
+    # With its owner: PostgreSQL does not run as root.
+    subprocess.run(["cp", "-a", str(made / "data" / "postgres"), str(data_dir / "postgres")], check=True)

@@ -13,7 +13,7 @@ from django_q.tasks import async_task
 
 from generation.jobs import submission
 from generation.models import GenerationJob
-from tests.processes import Processes, wait_for
+from tests.processes import Processes, still_alive, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -63,8 +63,7 @@ def test_a_sigkill_of_any_part_ends_the_whole_group_and_a_new_worker_goes_on(
     )  # so that the workers wait for work again, holding the queue's lock: the wedge of django-q2 #23
     victim.send_signal(signal.SIGKILL)
     assert worker.wait(10) == -signal.SIGKILL
-    alive = psutil.wait_procs(everyone, timeout=10)[1]
-    assert not alive, f"left behind: {alive}"
+    assert still_alive(everyone) == []
     processes.start("run_worker")
     wait_for(done(user), seconds=15)
 
@@ -74,7 +73,7 @@ def test_a_worker_ends_in_order_when_asked_and_leaves_nobody_behind(processes: P
     family(worker.pid)
     everyone = psutil.Process(worker.pid).children(recursive=True)
     assert processes.stop("run_worker") == 0
-    assert not psutil.wait_procs(everyone, timeout=5)[1]
+    assert still_alive(everyone, seconds=5) == []
 
 
 def test_a_sigterm_to_the_whole_group_ends_it_too(processes: Processes, user):
@@ -83,7 +82,7 @@ def test_a_sigterm_to_the_whole_group_ends_it_too(processes: Processes, user):
     everyone = psutil.Process(worker.pid).children(recursive=True)
     os.killpg(worker.pid, signal.SIGTERM)
     assert worker.wait(15) in (0, -signal.SIGKILL)
-    assert not psutil.wait_procs(everyone, timeout=5)[1]
+    assert still_alive(everyone, seconds=5) == []
 
 
 def test_tasks_that_were_queued_in_a_rolled_back_transaction_never_run(user):

@@ -13,9 +13,8 @@ import psycopg
 
 from tests import web
 from tests.bot_api_server import BotApiServer
-from tests.processes import wait_for
+from tests.processes import is_gone, wait_for
 from tests.stack import Stack
-from videoplatform.embedded_postgres import connection_settings
 
 SIGNUP_CREDITS = 100_000
 PROMPT = "a red ball moving right"
@@ -55,24 +54,6 @@ class Platform(Stack):
         self.sql("UPDATE generation_preset SET num_frames = 9, num_inference_steps = 2 WHERE name = 'quick'")
         self.keys = self.manage("shell", "--no-imports", "-c", NEW_KEYS).split()
         return self
-
-    # --- The database, directly ---
-
-    def connect(self) -> psycopg.Connection[Any]:
-        parameters = connection_settings(self.data_dir)
-        return psycopg.connect(
-            host=parameters["HOST"],
-            port=parameters["PORT"],
-            user=parameters["USER"],
-            dbname=parameters["NAME"],
-            autocommit=True,
-            connect_timeout=5,
-        )
-
-    def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with self.connect() as connection:
-            cursor = connection.execute(statement, values)  # type: ignore[arg-type]
-            return cursor.fetchall() if cursor.description else []
 
     def database_pid(self) -> int:
         return int((self.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
@@ -172,9 +153,6 @@ class Platform(Stack):
 
     # --- The proof ---
 
-    def live_jobs(self) -> int:
-        return int(self.sql("SELECT count(*) FROM generation_generationjob WHERE finished_at IS NULL")[0][0])
-
     def wait_until_idle(self, *, seconds: float) -> None:
         def idle() -> bool:
             try:
@@ -214,14 +192,6 @@ HAVING count(*) FILTER (WHERE entry.kind = 'reserve') <> 1
     OR count(*) FILTER (WHERE entry.kind = 'capture') <> (job.state = 'completed')::int
     OR count(*) FILTER (WHERE entry.kind = 'release') <> (job.state IN ('failed', 'canceled'))::int
 """
-
-
-def is_gone(process: psutil.Process) -> bool:
-    """Dead, or dead and not yet reaped by its parent."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def measured(work: Callable[[], Any]) -> float:

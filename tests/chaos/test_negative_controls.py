@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.environment import REPOSITORY
+from tests.environment import REPOSITORY, RUN
 
 CONTROLS = {
     # guard: the tests that hold it, and what only a failure of this kind prints
@@ -27,14 +27,14 @@ KILL = "test_a_sigkill_of_any_part_ends_the_whole_group_and_a_new_worker_goes_on
 
 
 @pytest.mark.parametrize("guard", CONTROLS)
-def test_the_suite_goes_red_without(guard: str, tmp_path: Path) -> None:
+def test_the_suite_goes_red_without(guard: str) -> None:
     tests, reason = CONTROLS[guard]
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "CHAOS"))
     }
     environment |= {
         "SABOTAGE": guard,
-        "TEST_DATA_DIR": str(tmp_path / "data"),
+        "TEST_RUN": f"{RUN}/{guard}",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).with_name("sabotage")), str(REPOSITORY)]),
     }
     ran = subprocess.run(
@@ -46,5 +46,6 @@ def test_the_suite_goes_red_without(guard: str, tmp_path: Path) -> None:
         timeout=150,
         check=False,
     )
+    assert "left running" not in ran.stderr
     assert ran.returncode == 1, f"{guard} is not held by {tests}:\n{ran.stdout[-2000:]}\n{ran.stderr[-1000:]}"
     assert re.search(reason, ran.stdout)

@@ -1,4 +1,4 @@
-"""A person with a real browser before the whole stack: one platform for all, and one Chromium a file."""
+"""A person with a real browser, or in a chat, before the whole stack: one platform for all, and one Chromium a file."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -7,25 +7,60 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from tests.bot_api_server import BotApiServer
 from tests.stack import Stack
 
 CHROMIUM = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
 COOLDOWN_SECONDS = 2
+STANDARD_STEPS = 300
+# Playwright's own list of what it switches off, which this one takes the place of; and the suggestions below the
+# address bar, which are two hidden pages in each window and cost more than the page that is looked at.
+DISABLED = (
+    "AimEnabled",
+    "AvoidCorsURLLoaderRestartOnRedirect",
+    "AvoidUnnecessaryBeforeUnloadCheckSync",
+    "DestroyProfileOnBrowserClose",
+    "HttpsFirstBalancedModeAutoEnable",
+    "HttpsUpgrades",
+    "LensOverlay",
+    "MediaRouter",
+    "NetworkTimeServiceQuerying",
+    "OptimizationHints",
+    "PaintHolding",
+    "PreconnectToSearch",
+    "ThirdPartyStoragePartitioning",
+    "WebUIOmniboxAimPopup",
+    "WebUIOmniboxFullPopup",
+    "WebUIOmniboxPopup",
+)
 # Waiting ends as soon as there is what is waited for; a busy machine may take its time.
 PATIENCE_MS = 30_000
 expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="package")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """What `make run` starts, with the tiny model on its node."""
+def telegram() -> Iterator[BotApiServer]:
+    with BotApiServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="package")
+def stack(tmp_path_factory: pytest.TempPathFactory, telegram: BotApiServer) -> Iterator[Stack]:
+    """What `make run` starts, with the tiny model on its node and a bot. What a test does there is its own people's."""
     settings = {
+        **telegram.environment,
         "VIDEO_COOLDOWN_SECONDS": str(COOLDOWN_SECONDS),
         "NODE_HEALTH_SECONDS": "0.5",
         "STAFF_REQUIRE_MFA": "true",
+        # Its clips are noise, and made in a tenth of the time of the demonstration model's.
+        "GPU_NODE_MODEL": "tiny-random",
+        "GPU_NODE_MAX_STEPS": "1000",
         "WEB_PROCESSES": "2",  # as it is run; requests that come at the same time meet in different processes
     }
     with Stack(tmp_path_factory.mktemp("browser"), settings) as running:
+        # Enough steps for a bar to be seen moving.
+        update = "UPDATE generation_preset SET num_inference_steps = %s WHERE name = 'standard'"
+        running.sql(update, STANDARD_STEPS)
         yield running
 
 
@@ -40,10 +75,9 @@ def chromium() -> Iterator[Browser]:
             pytest.fail(f"REQUIRE_BROWSER=1, but {missing}", pytrace=False)
         pytest.skip(missing)
     quiet = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+    quiet += ["--disable-component-update", "--disable-sync", f"--disable-features={','.join(DISABLED)}"]
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=[*quiet, "--disable-component-update", "--disable-sync"]
-        )
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=quiet)
         yield browser
         browser.close()
 
@@ -63,11 +97,14 @@ def is_complaint(message: ConsoleMessage) -> bool:
 
 @pytest.fixture
 def new_page(stack: Stack, chromium: Browser) -> Iterator[Callable[..., Page]]:
-    """Pages in a context of their own, as of another person; what their consoles complain about fails the test."""
+    """Pages in a context of their own, as of another person; what their consoles complain about fails the test.
+
+    Nothing is animated in them unless they ask for it: without a GPU, that takes a good part of a core.
+    """
     contexts, complaints = [], []
 
     def make(**options) -> Page:
-        context = chromium.new_context(base_url=stack.url, **options)
+        context = chromium.new_context(base_url=stack.url, **{"reduced_motion": "reduce"} | options)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: complaints.append(str(error)))

@@ -6,10 +6,13 @@ import json
 import re
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import httpx
 from playwright.sync_api import Locator, Page, expect
 
+from tests.processes import wait_for
 from tests.stack import Stack
 
 PASSWORD = "a long enough password"
@@ -57,7 +60,7 @@ for name in {live!r}:
             source="web",
             preset=Preset.objects.get(name="standard"),
         )
-        GenerationJob.objects.filter(pk=job.pk).update(num_inference_steps=200)
+        GenerationJob.objects.filter(pk=job.pk).update(num_inference_steps=1000, num_frames=49)
     print(job.public_id)
 """
 PEOPLE = """
@@ -66,6 +69,10 @@ from telegram_bot.models import TelegramAccount
 for telegram_id, name in {people!r}.items():
     user = User.objects.create_user(name, password={password!r}, email=f"{{name}}@example.org")
     TelegramAccount.objects.create(telegram_id=telegram_id, user=user)
+"""
+NODE = """
+from generation.models import GpuNode
+GpuNode.objects.create(name={name!r}, base_url={url!r}, api_key={key!r})
 """
 
 
@@ -100,6 +107,19 @@ def _made(stack: Stack, key: str, prompt: str) -> str:
             job = api.get(f"/v1/videos/{job['id']}").json()
     assert job["status"] == "completed", json.dumps(job)
     return str(job["id"])
+
+
+@contextmanager
+def another_node(stack: Stack, name: str) -> Iterator[None]:
+    """The stack's own node once more, by another spelling of its address; drained at the end."""
+    url = stack.node_url.replace("127.0.0.1", "LOCALHOST")
+    stack.manage("shell", "-c", NODE.format(name=name, url=url, key=stack.environment["VIDEO_API_KEY"]))
+    try:
+        heard_of = "SELECT 1 FROM generation_gpunode WHERE name = %s AND status = 'ready'"
+        wait_for(lambda: stack.sql(heard_of, name), message="the node was not found")
+        yield
+    finally:
+        stack.sql("UPDATE generation_gpunode SET enabled = false WHERE name = %s", name)
 
 
 def code(secret: str) -> str:

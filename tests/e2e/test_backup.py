@@ -1,6 +1,5 @@
 """`manage.py backup` and `restore`: what comes back, into which installation, and what is refused."""
 
-import contextlib
 import stat
 import subprocess
 import sys
@@ -10,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import psycopg
 import pytest
 
 from tests import web
 from tests.processes import wait_for
 from tests.stack import Stack
-from videoplatform.embedded_postgres import connection_settings, hold
+from videoplatform.embedded_postgres import hold
 from videoplatform.process import BASE_DIR
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -27,7 +25,12 @@ from accounts import api_keys
 from accounts.models import User
 print(api_keys.issue(user=User.objects.create_user("ada"))[1])
 """
-SETTINGS = {"VIDEO_COOLDOWN_SECONDS": "0", "LEASE_SECONDS": "6", "NODE_HEALTH_SECONDS": "1"}
+SETTINGS = {
+    "VIDEO_COOLDOWN_SECONDS": "0",
+    "LEASE_SECONDS": "6",
+    "NODE_HEALTH_SECONDS": "1",
+    "GPU_NODE_MODEL": "tiny-random",
+}
 DOORS_OF_THE_LEDGER = [
     "UPDATE accounts_credittransaction SET reason = 'mine'",
     "DELETE FROM accounts_credittransaction",
@@ -49,16 +52,9 @@ class Saved:
     running: str
 
 
-def connect(stack: Stack) -> psycopg.Connection[Any]:
-    at = connection_settings(stack.data_dir)
-    return psycopg.connect(
-        host=at["HOST"], port=at["PORT"], user=at["USER"], dbname=at["NAME"], autocommit=True
-    )
-
-
 def sql(stack: Stack, statement: str, *values: Any) -> list[tuple[Any, ...]]:
     """Ask the stack's database, which is started for it if need be."""
-    with hold(stack.data_dir), connect(stack) as connection:
+    with hold(stack.data_dir), stack.connect() as connection:
         return connection.execute(statement, values).fetchall()
 
 
@@ -101,32 +97,21 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
         set_steps(stack, 200)
         running = submit(stack, headers)
         wait_for(lambda: status(stack, headers, running)["progress"] > 0, message="it does not run")
-        with node_held_up(stack):
+        with stack.node_held_up():
             said = stack.manage("backup", str(folder / "backup.tar"))
             assert status(stack, headers, running)["status"] == "in_progress"
         assert "the database" in said
         assert "2 files of clips" in said
         completed(stack, headers, running)
         assert balance(stack, headers) == 400
+        with pytest.raises(LookupError):
+            stack.pid_of("bot")  # without a token there is none to start
         clip_bytes = content(stack, headers, clip)
     yield Saved(stack, folder / "backup.tar", headers, clip, clip_bytes, running)
 
 
-@contextlib.contextmanager
-def node_held_up(stack: Stack) -> Iterator[None]:
-    """The process that makes the clips stands still, so that a busy machine cannot be too late for what comes."""
-    http = psutil.Process(stack.pid_of("gpu_node"))
-    workers = http.children(recursive=True)
-    assert workers
-    for worker in workers:
-        worker.suspend()
-    yield
-    for worker in workers:
-        worker.resume()
-
-
 def set_steps(stack: Stack, steps: int) -> None:
-    with connect(stack) as connection:
+    with stack.connect() as connection:
         connection.execute(f"UPDATE generation_preset SET num_inference_steps = {steps} WHERE name = 'quick'")
 
 
@@ -137,10 +122,7 @@ def attempts(stack: Stack, video: str) -> list[tuple[str]]:
 
 def refused(stack: Stack, *arguments: str) -> str:
     """What `manage.py ARGUMENTS` says when it refuses."""
-    command = [sys.executable, "manage.py", *arguments]
-    result = subprocess.run(
-        command, cwd=BASE_DIR, env=stack.environment, capture_output=True, text=True, timeout=120, check=False
-    )
+    result = stack.command(*arguments)
     assert result.returncode == 1, result.stdout
     assert "Traceback" not in result.stderr
     return result.stderr
@@ -163,7 +145,7 @@ def test_a_new_installation_goes_on_where_the_backup_was_made(saved: Saved, tmp_
         assert balance(stack, saved.headers) == 400
         stack.manage("audit_credits")
         for statement in DOORS_OF_THE_LEDGER:
-            with connect(stack) as connection, pytest.raises(psycopg.errors.CheckViolation):
+            with stack.connect() as connection, pytest.raises(psycopg.errors.CheckViolation):
                 connection.execute(statement)
         # Its GPU node never heard of the first attempt.
         assert attempts(stack, saved.running) == [("lost",), ("succeeded",)]
@@ -186,7 +168,7 @@ def test_the_old_installation_goes_back_to_it_and_finds_the_clip_on_its_node(sav
 
 
 def test_a_database_that_others_use_is_left_alone(saved: Saved) -> None:
-    with hold(saved.stack.data_dir), connect(saved.stack):
+    with hold(saved.stack.data_dir), saved.stack.connect():
         assert "in use by 1 other connection." in refused(saved.stack, "restore", "--force", str(saved.file))
 
 
@@ -246,7 +228,7 @@ def test_a_lost_clip_does_not_stop_a_backup_but_is_named(saved: Saved, tmp_path:
 
 def test_a_clip_that_its_owner_deletes_meanwhile_stays_deleted(saved: Saved, tmp_path: Path) -> None:
     job, file = saved.clip.removeprefix("video_"), video_file(saved.stack, saved.clip)
-    with hold(saved.stack.data_dir), connect(saved.stack) as owner, connect(saved.stack) as lock:
+    with hold(saved.stack.data_dir), saved.stack.connect() as owner, saved.stack.connect() as lock:
         with lock.transaction():
             lock.execute("LOCK TABLE django_session IN ACCESS EXCLUSIVE MODE")  # pg_dump waits for it
             backup = begin_backup(saved.stack, tmp_path / "backup.tar")

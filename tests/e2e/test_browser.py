@@ -7,14 +7,19 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests import web
-from tests.e2e.conftest import COOLDOWN_SECONDS
+from tests.e2e.conftest import COOLDOWN_SECONDS, STANDARD_STEPS
 from tests.visitor import CLIP_MS, cancel_all, create_key, generate, sign_up, sign_up_by_hand
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
 
 SCREENS = {
-    "desktop": {"viewport": {"width": 1440, "height": 900}},
-    "phone": {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True},
+    "desktop": {"viewport": {"width": 1440, "height": 900}, "reduced_motion": "no-preference"},
+    "phone": {
+        "viewport": {"width": 360, "height": 740},
+        "has_touch": True,
+        "is_mobile": True,
+        "reduced_motion": "no-preference",
+    },
 }
 
 # Writes down every value of the bar with the words beside it and the title, and counts what the event stream brought.
@@ -55,8 +60,11 @@ def _watch_it_being_made(page: Page) -> None:
     expect(page.get_by_label("Prompt: what")).to_have_value("")
     expect(page.locator(".card.completed")).to_be_visible(timeout=CLIP_MS)
     seen = page.evaluate("() => window.seen")
-    assert len({bar for bar, _, _ in seen if 0 < bar < 50}) >= 3, "the bar moved while the clip was made"
-    assert any(re.fullmatch(r"step \d+ of 50 · about \d+ (s|min) left", words) for _, words, _ in seen), seen
+    assert len({bar for bar, _, _ in seen if 0 < bar < STANDARD_STEPS}) >= 3, (
+        "the bar moved while the clip was made"
+    )
+    words = rf"step \d+ of {STANDARD_STEPS} · about \d+ (s|min) left"
+    assert any(re.fullmatch(words, status) for _, status, _ in seen), seen
     assert any(re.match(r"\d+ % · Your videos", title) for _, _, title in seen), seen
     assert page.evaluate("() => window.pushed") >= 3, "the event stream moved it"
     expect(page.locator("#announcer")).to_have_text("Your video is ready.")
@@ -76,7 +84,8 @@ def _play_it_in_the_gallery(page: Page, *, by_touch: bool) -> None:
 
 def _read_the_receipt(page: Page) -> None:
     facts = re.sub(r"\s+", " ", page.locator(".facts").inner_text())
-    assert re.search(r"Preset Standard .*Steps 50 .*Model CogVideoX-tiny Profile exact", facts), facts
+    words = rf"Preset Standard .*Steps {STANDARD_STEPS} .*Model CogVideoX-tiny-random Profile exact"
+    assert re.search(words, facts), facts
     words = re.sub(r"\s+", " ", page.locator(".receipt").inner_text())
     assert re.search(r"Balance before 500 Reserved .*−250 250 Charged .*250 250", words), words
 

@@ -16,14 +16,12 @@ from typing import Any
 
 import httpx
 import psutil
-import psycopg
 import pytest
 
 from tests import web
 from tests.bot_api_server import BotApiServer
-from tests.processes import wait_for
+from tests.processes import still_alive, wait_for
 from tests.stack import Stack
-from videoplatform.embedded_postgres import connection_settings
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -65,14 +63,6 @@ def headers(stack: Stack) -> dict[str, str]:
     return {"Authorization": f"Bearer {stack.manage('shell', '--no-imports', '-c', NEW_KEY).strip()}"}
 
 
-def sql(stack: Stack, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-    at = connection_settings(stack.data_dir)
-    place = {"host": at["HOST"], "port": at["PORT"], "user": at["USER"], "dbname": at["NAME"]}
-    with psycopg.connect(**place, autocommit=True) as connection:
-        cursor = connection.execute(statement, values)
-        return cursor.fetchall() if cursor.description else []
-
-
 def leader(stack: Stack, program: str) -> psutil.Process | None:
     try:
         return psutil.Process(stack.pid_of(program))
@@ -90,8 +80,7 @@ def terminate(stack: Stack, program: str) -> float:
     family = [process, *(child for child in children if not child.name().startswith("postgres"))]
     begun = time.monotonic()
     process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=3 * STOP_SECONDS)
-    assert alive == []
+    assert still_alive(family, seconds=3 * STOP_SECONDS) == []
     return time.monotonic() - begun
 
 
@@ -104,7 +93,7 @@ def restarted(stack: Stack, program: str, *, instead_of: int) -> psutil.Process:
 
 
 def set_steps(stack: Stack, steps: int) -> None:
-    sql(stack, "UPDATE generation_preset SET num_inference_steps = %s WHERE name = 'quick'", steps)
+    stack.sql("UPDATE generation_preset SET num_inference_steps = %s WHERE name = 'quick'", steps)
 
 
 def submit(stack: Stack, headers: dict[str, str]) -> str:
@@ -140,7 +129,7 @@ def completed(stack: Stack, headers: dict[str, str], video: str) -> None:
 
 def entries(stack: Stack, video: str) -> list[str]:
     query = "SELECT kind FROM accounts_credittransaction WHERE reference = %s ORDER BY id"
-    return [kind for (kind,) in sql(stack, query, video.removeprefix("video_"))]
+    return [kind for (kind,) in stack.sql(query, video.removeprefix("video_"))]
 
 
 class Listener:
@@ -190,7 +179,7 @@ def test_sigterm_in_the_middle_of_a_job_ends_in_time_and_loses_nothing(
 def test_a_worker_does_not_wait_for_a_task_that_takes_long(stack: Stack, headers: dict[str, str]) -> None:
     stack.manage("shell", "--no-imports", "-c", LONG_TASK)
     taken = "SELECT 1 FROM django_q_ormq WHERE lock > now() + interval '60 seconds'"
-    wait_for(lambda: sql(stack, taken), message="nobody took the task")
+    wait_for(lambda: stack.sql(taken), message="nobody took the task")
     old = stack.pid_of("worker")
     assert terminate(stack, "worker") <= STOP_SECONDS
     restarted(stack, "worker", instead_of=old)
@@ -208,8 +197,7 @@ def test_sigterm_of_the_database_server_itself_does_not_leave_it_half_stopped(
     video = begin(stack, headers)
     old = server()
     os.kill(old, signal.SIGTERM)
-    psutil.wait_procs([psutil.Process(old)] if psutil.pid_exists(old) else [], timeout=STOP_SECONDS)
-    assert not psutil.pid_exists(old)
+    wait_for(lambda: not psutil.pid_exists(old), seconds=STOP_SECONDS, message="it did not stop")
     completed(stack, headers, video)
     assert entries(stack, video) == ["reserve", "capture"]
 
@@ -274,8 +262,7 @@ def reload_web(stack: Stack) -> None:
     arbiter = psutil.Process(stack.pid_of("web"))
     old = arbiter.children()
     arbiter.send_signal(signal.SIGHUP)
-    _, alive = psutil.wait_procs(old, timeout=30)
-    assert alive == []
+    assert still_alive(old, seconds=30) == []
     assert stack.pid_of("web") == arbiter.pid
 
 

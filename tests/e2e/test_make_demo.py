@@ -9,6 +9,7 @@ import av
 import psutil
 import pytest
 
+from tests.stack import copy_database
 from videoplatform.process import BASE_DIR
 from videoplatform.run import MARK
 
@@ -56,6 +57,7 @@ def test_it_makes_a_playable_clip_and_shows_the_way_and_the_receipt(tmp_path: Pa
 
 
 def test_a_failure_exits_with_1_and_says_what_went_wrong(tmp_path: Path) -> None:
+    copy_database(tmp_path / "data")  # the first demo's was made as it comes
     result = demo(tmp_path, SIGNUP_CREDITS="10")
     assert result.returncode == 1
     assert "The demo failed" in result.stderr

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Self
 
 import httpx
 import psutil
 import pytest
 
 from tests import web
+from tests.processes import is_gone, still_alive
 from tests.stack import COMMANDS, Stack
 from videoplatform.process import BASE_DIR, Instance, InstanceFailed
 from videoplatform.run import GIVEN_UP
@@ -24,12 +26,30 @@ ALWAYS = tuple(name for name in COMMANDS if name != "bot")
 NO_TOKEN = "from @BotFather: it has to be digits"
 
 
+class Watched(Stack):
+    """A platform that counts its starts, and keeps what the first one said."""
+
+    starts, said = 0, ""
+
+    def start(self) -> Self:
+        self.starts += 1
+        return super().start()
+
+
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with Stack(
-        tmp_path_factory.mktemp("stack"), {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"}
-    ) as running:
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    settings = {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"}
+    with Watched(tmp_path_factory.mktemp("stack"), settings, bare=True) as running:
+        eventually("it greets", lambda: "Ready:" in running.log.read_text())
+        eventually("the bot is given up", lambda: GIVEN_UP in running.log.read_text())
+        running.said = running.log.read_text()
         yield running
+        everything = running.processes()
+        assert len(everything) > len(ALWAYS)
+    assert still_alive(everything, seconds=30) == []
+    assert "Stopped." in running.log.read_text()
+    tries = (running.data_dir / "logs" / "bot.log").read_text().count(NO_TOKEN)
+    assert tries == running.starts, "a wrong token was tried again"
 
 
 def eventually(what: str, check: Callable[[], bool], seconds: float = 60) -> None:
@@ -59,12 +79,10 @@ def healthy(url: str) -> bool:
         return False
 
 
-def test_every_program_runs_but_a_bot_with_a_wrong_token_which_is_tried_once(stack: Stack) -> None:
+def test_every_program_runs_but_a_bot_with_a_wrong_token_which_is_tried_once(stack: Watched) -> None:
     for program in ALWAYS:
         eventually(f"{program} runs", lambda program=program: running_pid(stack, program) is not None)
-    eventually("the bot is given up", lambda: GIVEN_UP in stack.log.read_text())
-    said = stack.log.read_text()
-    assert said.index(NO_TOKEN) < said.index(GIVEN_UP)
+    assert stack.said.index(NO_TOKEN) < stack.said.index(GIVEN_UP)
     assert running_pid(stack, "bot") is None
 
 
@@ -73,15 +91,13 @@ def test_the_site_and_the_node_answer(stack: Stack) -> None:
     eventually("the node answers", lambda: healthy(f"{stack.node_url}/health"))
 
 
-def test_it_greets_with_the_address_and_shows_the_first_password_once(stack: Stack) -> None:
-    eventually("it greets", lambda: "Ready:" in stack.log.read_text())
-    assert f"http://localhost:{stack.port}" in stack.log.read_text()
-    assert len(re.findall(r"user admin, password \S{12,}", stack.log.read_text())) == 1
+def test_it_greets_with_the_address_and_shows_the_first_password_once(stack: Watched) -> None:
+    assert f"http://localhost:{stack.port}" in stack.said
+    assert len(re.findall(r"user admin, password \S{12,}", stack.said)) == 1
 
 
-def test_the_first_staff_user_signs_in_with_that_password(stack: Stack) -> None:
-    eventually("it greets", lambda: "Ready:" in stack.log.read_text())
-    password = re.search(r"user admin, password (\S+)", stack.log.read_text())
+def test_the_first_staff_user_signs_in_with_that_password(stack: Watched) -> None:
+    password = re.search(r"user admin, password (\S+)", stack.said)
     assert password
     with httpx.Client(base_url=stack.url) as browser:
         page = browser.get("/admin/login/").text
@@ -115,8 +131,7 @@ def test_what_is_killed_is_started_again_and_its_group_does_not_outlive_it(
     family = psutil.Process(first).children(recursive=True)
     os.kill(first, signal.SIGKILL)
     eventually(f"{program} runs again", lambda: running_pid(stack, program) not in {None, first})
-    _, alive = psutil.wait_procs(family, timeout=30)
-    assert alive == []
+    assert still_alive(family, seconds=30) == []
     eventually("the site answers", lambda: healthy(f"{stack.url}/healthz"))
 
 
@@ -138,7 +153,7 @@ def test_a_killed_database_server_comes_back_by_itself(stack: Stack) -> None:
 
 def test_commands_share_its_database(stack: Stack) -> None:
     count = "from django.contrib.auth import get_user_model as m; print(m().objects.count())"
-    assert int(stack.manage("shell", "--no-imports", "-c", count)) >= 1
+    assert int(Instance.manage(stack, "shell", "--no-imports", "-c", count)) >= 1
     assert healthy(f"{stack.url}/healthz")
 
 
@@ -169,28 +184,11 @@ def test_a_site_that_cannot_start_is_given_up_with_its_reason(tmp_path: Path) ->
         Stack(tmp_path, {"WEB_PROCESSES": "many", "VIDEO_API_URL": "http://127.0.0.1:9"}).start()
 
 
-def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(tmp_path: Path) -> None:
-    first = Stack(tmp_path).start()
-    assert running_pid(first, "bot") is None, "without a token there is nothing to start"
-    orphans = [process for process in first.processes() if process.pid != first.pid]
-    os.kill(first.pid, signal.SIGKILL)
-    first.stop()
-    second = Stack(tmp_path)
-    with second:
-        adopted = server_pid(second)
-        assert [process for process in orphans if process.is_running() and process.pid != adopted] == []
-        everything = second.processes()
-    _, alive = psutil.wait_procs(everything, timeout=30)
-    assert alive == []
-
-
-def test_stopping_leaves_no_process(
-    stack: Stack,
-) -> None:  # the last test of this file: it ends the module's stack
-    everything = stack.processes()
-    assert len(everything) > len(ALWAYS)
+def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(stack: Watched) -> None:
+    orphans = [process for process in stack.processes() if process.pid != stack.pid]
+    os.kill(stack.pid, signal.SIGKILL)
     stack.stop()
-    _, alive = psutil.wait_procs(everything, timeout=30)
-    assert alive == []
-    assert "Stopped." in stack.log.read_text()
-    assert (stack.data_dir / "logs" / "bot.log").read_text().count(NO_TOKEN) == 1
+    stack.start()
+    adopted = server_pid(stack)
+    assert [process for process in orphans if not is_gone(process) and process.pid != adopted] == []
+    assert "password" not in stack.log.read_text(), "it is shown once"
