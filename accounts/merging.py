@@ -1,7 +1,7 @@
 """Two wallets of one person become one, and two again when staff say that it was a mistake.
 
-Nothing is rewritten: credits move by `transfer` entries, and an undone merge is the same moved back. The caller has seen
-to it that it is one person, and that no video is being made for either account.
+Nothing is rewritten: credits move by `transfer` entries, and an undone merge is the same moved back. The caller makes
+sure that it is one person, and that no video is being made for either account.
 """
 
 from dataclasses import dataclass
