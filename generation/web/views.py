@@ -16,7 +16,6 @@ from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 from generation import sharing
 from generation.errors import GenerationError
 from generation.jobs import catalog, lifecycle, limits, submission
-from generation.jobs.receipts import receipt_of
 from generation.models import GenerationJob
 from generation.web import gallery
 from generation.web.forms import ComposerForm
@@ -172,7 +171,7 @@ def video(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     context = {
         "card": cards([job])[0],
         "job": job,
-        "receipt": receipt_of(job),
+        "receipt": lifecycle.entries_of(job),
         "shared_address": _shared_address(request, job),
     }
     return render(request, "generation/video.html", context)
