@@ -24,11 +24,7 @@ issue_login = in_database(tokens.issue)
 
 @in_database
 def request_behind(token: str, account: TelegramAccount) -> tuple[User, Plan]:
-    """The user on the web who made the link, and what joining would move.
-
-    Raises:
-        LinkError
-    """
+    """The user on the web who made the link, and what joining would move. Raises LinkError."""
     row = linking.find(token, began_on=LinkRequest.Side.WEB)
     assert row.user is not None
     return row.user, linking.what_moves(account, row.user)
@@ -58,8 +54,8 @@ def decline_answer(request_id: int, account: TelegramAccount) -> None:
 async def link(request: Request) -> None:
     """Begin here; the web answers, and is confirmed here."""
     request.must_be_private()
-    token = (await begin(account=request.account))[1]
-    await request.reply(texts.link_begun(links.link_page(token), life=linking.LIFE))
+    url = links.link_page(await begin(account=request.account))
+    await request.reply(texts.link_begun(url, life=linking.LIFE))
 
 
 @deep_link("link")
@@ -126,8 +122,8 @@ async def parted(press: Press) -> None:
 @deep_link("login")
 async def login(request: Request) -> None:
     request.must_be_private()
-    token = await issue_login(account=request.account)
-    await request.reply(texts.login(links.login_page(token), account=request.account, life=tokens.LIFE))
+    url = links.login_page(await issue_login(account=request.account))
+    await request.reply(texts.login(url, account=request.account, life=tokens.LIFE))
 
 
 def _number(argument: str) -> int:
