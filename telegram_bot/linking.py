@@ -36,7 +36,9 @@ class LinkGone(LinkError):
 
 
 class WebHasTelegram(LinkError):
-    words = gettext_lazy("This account is connected with somebody on Telegram already. Disconnect them first.")
+    words = gettext_lazy(
+        "This account is connected with somebody on Telegram already. Disconnect them first."
+    )
 
 
 class TelegramIsJoined(LinkError):

@@ -47,9 +47,6 @@ def decline_answer(request_id: int, account: TelegramAccount) -> None:
     linking.decline(linking.answered_for_telegram(request_id, account))
 
 
-# --- Joining ----------------------------------------------------------------------------------------------------------
-
-
 @command("link", menu=gettext_lazy("Connect with your account on the web"))
 async def link(request: Request) -> None:
     """Begin here; the web answers, and is confirmed here."""
@@ -96,9 +93,6 @@ async def refused(press: Press) -> None:
     await press.show(_("Nothing was connected."))
 
 
-# --- Parting ----------------------------------------------------------------------------------------------------------
-
-
 @command("unlink")
 async def unlink(request: Request) -> None:
     """Ask first."""
@@ -113,9 +107,6 @@ async def parted(press: Press) -> None:
     name = press.person.username
     await part(account=press.account)
     await press.show(texts.parted(name))
-
-
-# --- Signing in -------------------------------------------------------------------------------------------------------
 
 
 @command("login", menu=gettext_lazy("Sign in on the web"))
