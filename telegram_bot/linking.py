@@ -68,46 +68,34 @@ class NotJoined(LinkError):
 # --- Beginning ------------------------------------------------------------------------------------------------------
 
 
-def begin_on_web(*, user: User) -> tuple[LinkRequest, str]:
-    """Make a request, and the token for the link to the bot. Earlier requests of this account end.
-
-    Raises:
-        LinkError: it can never come to anything.
-    """
+def begin_on_web(*, user: User) -> str:
+    """Make a request; returns the token for the link to the bot. Earlier requests of this account end."""
     if TelegramAccount.objects.filter(user=user).exists():
         raise WebHasTelegram
     return _begin(LinkRequest(began_on=Side.WEB, user=user), earlier=Q(user=user, began_on=Side.WEB))
 
 
-def begin_in_telegram(*, account: TelegramAccount) -> tuple[LinkRequest, str]:
-    """Make a request from the chat, and the token for the link to the site.
-
-    Raises:
-        LinkError
-    """
+def begin_in_telegram(*, account: TelegramAccount) -> str:
+    """Make a request from the chat; returns the token for the link to the site. Raises LinkError."""
     _check_telegram(account)
     row = LinkRequest(began_on=Side.TELEGRAM, account=account)
     return _begin(row, earlier=Q(account=account, began_on=Side.TELEGRAM))
 
 
 @transaction.atomic
-def _begin(row: LinkRequest, *, earlier: Q) -> tuple[LinkRequest, str]:
+def _begin(row: LinkRequest, *, earlier: Q) -> str:
     LinkRequest.objects.filter(earlier, state=State.OPEN).update(state=State.DECLINED, settled_at=Now())
     token, row.digest = tokens.new()
     row.expires_at = Now() + LIFE
     row.save(force_insert=True)
-    return row, token
+    return token
 
 
 # --- Looking --------------------------------------------------------------------------------------------------------
 
 
 def find(token: str, *, began_on: str) -> LinkRequest:
-    """The request behind a link.
-
-    Raises:
-        LinkGone: it is over, or never was.
-    """
+    """The request behind a link. Raises LinkGone when it is over, or never was."""
     return _first(_open().filter(digest=tokens.digest(token), began_on=began_on))
 
 
@@ -135,11 +123,7 @@ def stage_on_web(user: User) -> Stage:
 
 
 def answered_for_telegram(request_id: int, account: TelegramAccount) -> LinkRequest:
-    """The request of this person that an account on the web agreed to.
-
-    Raises:
-        LinkGone
-    """
+    """The request of this person that an account on the web agreed to. Raises LinkGone."""
     return _first(
         _open().filter(pk=request_id, account=account, began_on=Side.TELEGRAM, answered_at__isnull=False)
     )
@@ -160,22 +144,14 @@ def _open() -> "QuerySet[LinkRequest]":
 
 
 def answer_in_telegram(*, token: str, account: TelegramAccount) -> LinkRequest:
-    """Agree in Telegram to the account on the web that made the link; the web is asked next.
-
-    Raises:
-        LinkError
-    """
+    """Agree in Telegram to the account on the web that made the link; the web is asked next. Raises LinkError."""
     row = find(token, began_on=Side.WEB)
     assert row.user is not None
     return _answer(row, user=row.user, account=account)
 
 
 def answer_on_web(*, token: str, user: User) -> LinkRequest:
-    """Agree on the web to the person on Telegram who made the link; the chat is asked next.
-
-    Raises:
-        LinkError
-    """
+    """Agree on the web to the person on Telegram who made the link; the chat is asked next. Raises LinkError."""
     row = find(token, began_on=Side.TELEGRAM)
     assert row.account is not None
     return _answer(row, user=user, account=row.account)
@@ -221,11 +197,7 @@ def confirm(row: LinkRequest, *, by: User) -> WalletMerge:
 
 
 def confirm_in_telegram(request_id: int, *, account: TelegramAccount) -> User:
-    """Join the person who began in the chat with the account that answered; returns its user.
-
-    Raises:
-        LinkError
-    """
+    """Join the person who began in the chat with the account that answered; returns its user. Raises LinkError."""
     requests = LinkRequest.objects.select_related("user").filter(pk=request_id, account=account)
     if (row := requests.filter(state=State.JOINED).first()) is None:
         row = answered_for_telegram(request_id, account)

@@ -44,11 +44,7 @@ def for_sale() -> list[CreditPack]:
 
 
 def offer(*, account: TelegramAccount, pack_id: int, asked_by: str) -> StarInvoice:
-    """An invoice for a pack at its price of now; the same one when the same update asks again.
-
-    Raises:
-        CannotBuy
-    """
+    """An invoice for a pack at its price of now; the same one when the same update asks again. Raises CannotBuy."""
     if not account.user.is_active:
         raise _not_active()
     pack = CreditPack.objects.filter(pk=pack_id, for_sale=True).first()

@@ -1,28 +1,26 @@
 """The bot process: everything that talks to Telegram, behind one rate limiter, in one instance."""
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from functools import partial
 
 import psycopg
 from django.conf import settings
-from telegram.error import InvalidToken, TelegramError
+from telegram.error import InvalidToken
 
 from generation.database import DATABASE_AWAY, in_database, listen_parameters
 from generation.outbox import Outbox
-from generation.retrying import delays
 from telegram_bot import linking, links, tokens, wakeup
 from telegram_bot.receiving import inbox, routes, updates
 from telegram_bot.receiving.app import Dispatcher
 from telegram_bot.receiving.worker import Worker
 from telegram_bot.sending import outbox
-from telegram_bot.sending.client import BotClient, traffic, wait_asked_for
-from telegram_bot.sending.delivery import Notices, Refunds
+from telegram_bot.sending.client import BotClient, patiently, traffic
+from telegram_bot.sending.delivery import Notices, Refunds, Results
 from telegram_bot.sending.progress import LiveStatus
-from telegram_bot.sending.results import Results
 from telegram_bot.task_group import TaskGroup
 
 logger = logging.getLogger(__name__)
@@ -43,49 +41,67 @@ async def run(client: BotClient) -> None:
     Raises:
         InvalidToken: Telegram does not know the token.
     """
-    told_to_stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
     work = asyncio.create_task(_connect_and_serve(client))
-    stop = asyncio.create_task(told_to_stop.wait())
-    try:
-        await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+
+    def stop() -> None:
+        if not work.cancelling():
             logger.info("stopping: what is being sent gets %.0f s", GRACE_SECONDS)
+            work.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
     finally:
-        stop.cancel()
-        work.cancel()
-        [outcome] = await asyncio.gather(work, return_exceptions=True)
         await _hang_up(client)
-    if isinstance(outcome, Exception):
-        raise outcome
     logger.info("the bot has stopped")
 
 
 async def _connect_and_serve(client: BotClient) -> None:
-    await _connect(client)
+    """Work while this process is the only one of its bot: it holds an advisory lock, the others stand by."""
+    await patiently(
+        client.initialize, trouble=f"Telegram cannot be reached at {settings.TELEGRAM_API_BASE_URL}"
+    )
     logger.info("connected as @%s", client.username)
     while True:
-        async with _only_instance(client.id) as connection:
-            try:
-                await _serve(client, connection)
-            except psycopg.OperationalError as error:
-                # With the connection the lock is gone, and another process may hold it: begin again.
-                logger.warning("PostgreSQL went away, starting over: %s", error)
-
-
-async def _connect(client: BotClient) -> None:
-    """Ask Telegram for the bot's name, until it answers."""
-    for pause in delays(longest=30.0):
         try:
-            return await client.initialize()
-        except InvalidToken:
-            raise
-        except TelegramError as error:
-            where = settings.TELEGRAM_API_BASE_URL
-            logger.warning("Telegram cannot be reached at %s, trying again: %s", where, error)
-            await asyncio.sleep(wait_asked_for(error) or pause)
-    raise AssertionError("delays have no end")
+            connecting = psycopg.AsyncConnection.connect(**listen_parameters(), autocommit=True)
+            async with await connecting as connection:
+                await _lock(connection, client.id)
+                await _serve(client, connection)
+        except psycopg.OperationalError as error:
+            # With the connection the lock is gone, and another process may hold it: begin again.
+            logger.warning("PostgreSQL is not there, trying again: %s", error)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _lock(connection: psycopg.AsyncConnection, bot_id: int) -> None:
+    """Try again and again: a statement that waits in the server would hold back vacuum."""
+    # 64 bits for this bot that hardly anything else locks.
+    key = int.from_bytes(hashlib.sha256(f"telegram_bot:{bot_id}".encode()).digest()[:8], signed=True)
+    waiting = False
+    while True:
+        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [key])
+        if (await cursor.fetchone() or [False])[0]:
+            return
+        if not waiting:
+            logger.info("another instance of this bot is at work; standing by")
+            waiting = True
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _watch(connection: psycopg.AsyncConnection) -> None:
+    """Run while the lock is held.
+
+    Raises:
+        psycopg.OperationalError: the connection is gone, and the lock with it.
+    """
+    while True:
+        # Nothing notifies this connection, but waiting on its socket hears at once when the server closes it.
+        async for _ in connection.notifies(timeout=CHECK_SECONDS):
+            pass
+        await connection.execute("SELECT 1")
 
 
 async def _serve(client: BotClient, lock: psycopg.AsyncConnection) -> None:
@@ -102,7 +118,7 @@ async def _serve(client: BotClient, lock: psycopg.AsyncConnection) -> None:
     )
     loops = [
         _watch(lock),
-        _introduce(client),
+        patiently(partial(_introduce, client), trouble="the webhook or the menu could not be set"),
         traffic.flush_for_ever(),
         wakeup.listen_for_ever(wakeups),
         worker.pick_up_for_ever(wakeups[wakeup.INBOX]),
@@ -129,31 +145,18 @@ async def _serve(client: BotClient, lock: psycopg.AsyncConnection) -> None:
 
 async def _introduce(client: BotClient) -> None:
     """Settle how updates come, store the bot's username for the site, and set the menu."""
-    for pause in delays():
-        try:
-            await _settle_how_updates_come(client)
-            await remember_bot(bot_id=client.id, username=client.username)
-            for language, theirs in routes.languages():
-                await client.set_my_commands(routes.menu(language), language_code=theirs)
-            return
-        except InvalidToken:
-            raise
-        except (TelegramError, *DATABASE_AWAY) as error:
-            logger.warning("the webhook or the list of commands could not be set, trying again: %s", error)
-            await asyncio.sleep(wait_asked_for(error) or pause)
-
-
-async def _settle_how_updates_come(client: BotClient) -> None:
-    """Polling needs the webhook gone."""
-    if not settings.TELEGRAM_WEBHOOK_URL:
-        await client.delete_webhook()
-        return
-    await client.set_webhook(
-        settings.TELEGRAM_WEBHOOK_URL,
-        secret_token=updates.secret(),
-        allowed_updates=routes.kinds_of_updates(),
-    )
-    logger.info("Telegram brings updates to %s", settings.TELEGRAM_WEBHOOK_URL)
+    if settings.TELEGRAM_WEBHOOK_URL:
+        await client.set_webhook(
+            settings.TELEGRAM_WEBHOOK_URL,
+            secret_token=updates.secret(),
+            allowed_updates=routes.kinds_of_updates(),
+        )
+        logger.info("Telegram brings updates to %s", settings.TELEGRAM_WEBHOOK_URL)
+    else:
+        await client.delete_webhook()  # polling needs it gone
+    await remember_bot(bot_id=client.id, username=client.username)
+    for language, theirs in routes.languages():
+        await client.set_my_commands(routes.menu(language), language_code=theirs)
 
 
 @in_database
@@ -178,62 +181,3 @@ async def _hang_up(client: BotClient) -> None:
             await client.shutdown()
     except TimeoutError:
         logger.warning("connections to Telegram were still open and are cut off")
-
-
-# --- One instance ---------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def _only_instance(bot_id: int) -> AsyncIterator[psycopg.AsyncConnection]:
-    """Wait for the advisory lock of this bot, which one process has at a time; the others stand by.
-
-    Yields the connection that holds it. The server frees the lock when the connection is lost.
-    """
-    # 64 bits for this bot that hardly anything else locks.
-    key = int.from_bytes(hashlib.sha256(f"telegram_bot:{bot_id}".encode()).digest()[:8], signed=True)
-    connection = await _locked_connection(key)
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-async def _locked_connection(key: int) -> psycopg.AsyncConnection:
-    while True:
-        try:
-            connection = await psycopg.AsyncConnection.connect(**listen_parameters(), autocommit=True)
-            try:
-                await _lock(connection, key)
-            except BaseException:
-                await connection.close()
-                raise
-            return connection
-        except psycopg.OperationalError as error:
-            logger.warning("PostgreSQL is not there, trying again: %s", error)
-            await asyncio.sleep(RETRY_SECONDS)
-
-
-async def _lock(connection: psycopg.AsyncConnection, key: int) -> None:
-    """Try again and again: a statement that waits in the server would hold back vacuum."""
-    waiting = False
-    while True:
-        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [key])
-        if (await cursor.fetchone() or [False])[0]:
-            return
-        if not waiting:
-            logger.info("another instance of this bot is at work; standing by")
-            waiting = True
-        await asyncio.sleep(RETRY_SECONDS)
-
-
-async def _watch(connection: psycopg.AsyncConnection) -> None:
-    """Run while the lock is held.
-
-    Raises:
-        psycopg.OperationalError: the connection is gone, and the lock with it.
-    """
-    while True:
-        # Nothing notifies this connection, but waiting on its socket hears at once when the server closes it.
-        async for _ in connection.notifies(timeout=CHECK_SECONDS):
-            pass
-        await connection.execute("SELECT 1")

@@ -42,7 +42,7 @@ def connect(request: HttpRequest) -> HttpResponse:
             messages.error(request, _("The bot has not been running yet. Please try again later."))
             return redirect("account")
         try:
-            to_bot = links.to_bot(f"link_{linking.begin_on_web(user=user)[1]}")
+            to_bot = links.to_bot(f"link_{linking.begin_on_web(user=user)}")
         except linking.LinkError as error:
             messages.error(request, str(error))
             return redirect("account")

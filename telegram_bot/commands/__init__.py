@@ -1,5 +1,5 @@
 """The commands and buttons, a module for each subject. Importing this package registers them all (see `routes`)."""
 
-from telegram_bot.commands import accounts, again, history, payments, preferences, video, welcome
+from telegram_bot.commands import accounts, history, payments, preferences, video, welcome
 
-__all__ = ["accounts", "again", "history", "payments", "preferences", "video", "welcome"]
+__all__ = ["accounts", "history", "payments", "preferences", "video", "welcome"]

@@ -24,11 +24,7 @@ issue_login = in_database(tokens.issue)
 
 @in_database
 def request_behind(token: str, account: TelegramAccount) -> tuple[User, Plan]:
-    """The user on the web who made the link, and what joining would move.
-
-    Raises:
-        LinkError
-    """
+    """The user on the web who made the link, and what joining would move. Raises LinkError."""
     row = linking.find(token, began_on=LinkRequest.Side.WEB)
     assert row.user is not None
     return row.user, linking.what_moves(account, row.user)
@@ -51,15 +47,12 @@ def decline_answer(request_id: int, account: TelegramAccount) -> None:
     linking.decline(linking.answered_for_telegram(request_id, account))
 
 
-# --- Joining ----------------------------------------------------------------------------------------------------------
-
-
 @command("link", menu=gettext_lazy("Connect with your account on the web"))
 async def link(request: Request) -> None:
     """Begin here; the web answers, and is confirmed here."""
     request.must_be_private()
-    token = (await begin(account=request.account))[1]
-    await request.reply(texts.link_begun(links.link_page(token), life=linking.LIFE))
+    url = links.link_page(await begin(account=request.account))
+    await request.reply(texts.link_begun(url, life=linking.LIFE))
 
 
 @deep_link("link")
@@ -100,9 +93,6 @@ async def refused(press: Press) -> None:
     await press.show(_("Nothing was connected."))
 
 
-# --- Parting ----------------------------------------------------------------------------------------------------------
-
-
 @command("unlink")
 async def unlink(request: Request) -> None:
     """Ask first."""
@@ -119,15 +109,12 @@ async def parted(press: Press) -> None:
     await press.show(texts.parted(name))
 
 
-# --- Signing in -------------------------------------------------------------------------------------------------------
-
-
 @command("login", menu=gettext_lazy("Sign in on the web"))
 @deep_link("login")
 async def login(request: Request) -> None:
     request.must_be_private()
-    token = await issue_login(account=request.account)
-    await request.reply(texts.login(links.login_page(token), account=request.account, life=tokens.LIFE))
+    url = links.login_page(await issue_login(account=request.account))
+    await request.reply(texts.login(url, account=request.account, life=tokens.LIFE))
 
 
 def _number(argument: str) -> int:

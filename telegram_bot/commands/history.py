@@ -17,7 +17,7 @@ from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from generation.retrying import written
 from telegram_bot import wakeup
-from telegram_bot.commands.again import own_job, remember
+from telegram_bot.commands.video import own_job, remember
 from telegram_bot.models import JobMessage
 from telegram_bot.receiving.context import Press, Request
 from telegram_bot.receiving.routes import button, command
@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 LENGTH = 5
 REASON = "Canceled in Telegram"
-
-# --- The last videos ------------------------------------------------------------------------------------------------
 
 
 @in_database
@@ -105,9 +103,6 @@ async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) ->
     return True
 
 
-# --- Sharing --------------------------------------------------------------------------------------------------------
-
-
 @in_database
 def address_of(job: GenerationJob) -> str:
     return sharing.address(sharing.share(job=job))
@@ -128,9 +123,6 @@ async def unshare(press: Press) -> None:
     job = await own_job(press.account, press.argument)
     await in_database(sharing.revoke)(job=job)
     await press.show(texts.not_shared(job.prompt))
-
-
-# --- Canceling ------------------------------------------------------------------------------------------------------
 
 
 @in_database

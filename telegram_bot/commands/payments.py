@@ -57,9 +57,6 @@ async def balance(request: Request) -> None:
     await request.reply(text, reply_markup=await way_to_buy(request))
 
 
-# --- Choosing ---------------------------------------------------------------------------------------------------------
-
-
 @command("buy", menu=gettext_lazy("Buy credits with Telegram Stars"))
 @deep_link("buy")
 async def buy(request: Request) -> None:
@@ -108,9 +105,6 @@ async def choose(press: Press) -> None:
         prices=[LabeledPrice(texts.title_of(invoice), invoice.stars)],
         start_parameter=HERE,
     )
-
-
-# --- Paying -----------------------------------------------------------------------------------------------------------
 
 
 @update("pre_checkout_query")
@@ -162,9 +156,6 @@ async def given_back(request: Request) -> None:
     payment = request.message.refunded_payment
     assert payment is not None
     await seen_outside(charge_id=payment.telegram_payment_charge_id)
-
-
-# --- Help and terms ---------------------------------------------------------------------------------------------------
 
 
 @command("paysupport", menu=gettext_lazy("Help with payments"))

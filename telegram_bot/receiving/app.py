@@ -69,8 +69,6 @@ class Dispatcher:
         key = f"telegram:{self._bot.id}:{update.update_id}"
         return {"bot": self._bot, "live": self._live, "key": key}
 
-    # --- Messages -----------------------------------------------------------------------------------------------------
-
     async def _hear(self, message: Message, **common: Any) -> None:
         sender = message.from_user
         if sender is None or sender.is_bot or (choice := self._choose(message)) is None:
@@ -114,8 +112,6 @@ class Dispatcher:
         # Joins, pins and the like are written by nobody.
         is_service = message.effective_attachment is None and message.text is None
         return Choice(routes.COMMANDS[HELP]) if addressed and not is_service else None
-
-    # --- Buttons ------------------------------------------------------------------------------------------------------
 
     async def _press(self, query: CallbackQuery, **common: Any) -> None:
         name, _, argument = (query.data or "").partition(":")

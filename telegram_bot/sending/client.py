@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from datetime import timedelta
@@ -28,6 +28,7 @@ from telegram.ext import AIORateLimiter, Defaults, ExtBot
 from telegram.request import HTTPXRequest, RequestData
 
 from generation.database import DATABASE_AWAY, in_database
+from generation.retrying import delays
 from telegram_bot.models import BotTraffic
 
 logger = logging.getLogger(__name__)
@@ -256,6 +257,19 @@ def wait_asked_for(error: BaseException) -> float | None:
         return None
     wait = error.retry_after
     return wait.total_seconds() if isinstance(wait, timedelta) else float(wait)
+
+
+async def patiently(operation: Callable[[], Awaitable[None]], *, trouble: str) -> None:
+    """Repeat `operation` until Telegram and the database take it; `trouble` is logged when they do not."""
+    for pause in delays(longest=30.0):
+        try:
+            await operation()
+            return
+        except InvalidToken:
+            raise
+        except (TelegramError, *DATABASE_AWAY) as error:
+            logger.warning("%s, trying again: %s", trouble, error)
+            await asyncio.sleep(wait_asked_for(error) or pause)
 
 
 class HideToken(logging.Filter):

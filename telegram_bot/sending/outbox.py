@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 KEEP_NOTICES = timedelta(days=7)
 
 
-# --- Notices --------------------------------------------------------------------------------------------------------
-
-
 @transaction.atomic
 def tell(*, chat_id: int, text: str, markup: "InlineKeyboardMarkup | None" = None) -> None:
     """Have the bot send a text in Telegram's HTML when the current transaction commits."""
@@ -43,9 +40,6 @@ def prune() -> int:
     """Delete notices that were settled and are a week old."""
     old = Notice.objects.filter(created_at__lt=Now() - KEEP_NOTICES).exclude(state=Notice.State.PENDING)
     return old.delete()[0]
-
-
-# --- Results of jobs ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -114,9 +108,6 @@ def move_chat(row: JobMessage, chat_id: int) -> None:
     JobMessage.objects.filter(chat_id=row.chat_id).update(
         chat_id=chat_id, status_message_id=None, reply_to=None
     )
-
-
-# --- Messages about jobs --------------------------------------------------------------------------------------------
 
 
 def remember(

@@ -18,9 +18,6 @@ def stars_of(number: int) -> str:
     return ngettext("%(number)d Star", "%(number)d Stars", number) % {"number": number}
 
 
-# --- Buying -----------------------------------------------------------------------------------------------------------
-
-
 def offers(*, balance: int) -> str:
     return "\n\n".join(
         [
@@ -91,9 +88,6 @@ def refunded(payment: StarPayment) -> str:
         taken = {"credits": credits_of(-payment.refund.posted_delta)}
         words.append(_("%(credits)s were taken back.") % taken)
     return " ".join(words) + "\n" + receipt_of(payment)
-
-
-# --- Help and terms ---------------------------------------------------------------------------------------------------
 
 
 def support(payments: list[StarPayment]) -> str:

@@ -12,7 +12,7 @@ from django.test import Client
 from generation.jobs import lifecycle, stored_files
 from generation.models import GenerationJob, Preset
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
-from telegram_bot.sending.results import LINK_AFTER
+from telegram_bot.sending.delivery import LINK_AFTER
 from tests.bot.bot_process import NASTY, Bot, inbox_is_empty, job_of, the_status, the_video
 from tests.clips import FACTS, FILES
 from tests.processes import wait_for

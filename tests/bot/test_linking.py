@@ -236,7 +236,7 @@ def chat(ada: int) -> TelegramAccount:
 
 
 def agreed(web: User, chat: TelegramAccount) -> LinkRequest:
-    _, token = linking.begin_on_web(user=web)
+    token = linking.begin_on_web(user=web)
     return linking.answer_in_telegram(token=token, account=chat)
 
 
@@ -282,7 +282,7 @@ def test_who_is_banned_staff_or_connected_is_not_joined(web, chat, make_user, st
 def test_two_who_confirm_at_once_join_one(web, chat, database_url):
     other = open_account(telegram_id=next(people))
     ours = agreed(web, chat)
-    _, token = linking.begin_in_telegram(account=other)
+    token = linking.begin_in_telegram(account=other)
     theirs = linking.answer_on_web(token=token, user=web)
     outcomes: list[object] = []
 

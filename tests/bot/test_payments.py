@@ -195,7 +195,7 @@ def test_a_payment_credits_also_who_was_banned_meanwhile_and_who_was_joined_with
 ):
     shown, web = invoice_for(bot, ada), make_user("web_ada")
     account = TelegramAccount.objects.get(telegram_id=ada)
-    _, token = linking.begin_on_web(user=web)
+    token = linking.begin_on_web(user=web)
     linking.confirm(linking.answer_in_telegram(token=token, account=account), by=web)
     User.objects.filter(pk=web.pk).update(is_active=False)
     assert not bot.telegram.check_out(shown["payload"], 100, payer=ada).ok
@@ -359,7 +359,7 @@ def test_nothing_is_refunded_above_the_free_balance(bot, ada, pack, staff):
 def test_a_refund_after_joining_is_taken_from_where_the_credits_are(bot, ada, pack, staff, make_user):
     payment, web = bought(bot, ada), make_user("web_ada")
     account = TelegramAccount.objects.get(telegram_id=ada)
-    _, token = linking.begin_on_web(user=web)
+    token = linking.begin_on_web(user=web)
     linking.confirm(linking.answer_in_telegram(token=token, account=account), by=web)
     assert balance(ada) == 750
     refunds.begin(payment=payment, reason="Asked for", actor=staff)
