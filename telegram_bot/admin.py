@@ -1,7 +1,6 @@
 """Staff pages: people on Telegram, updates, deliveries, requests to join, credit packs and payments."""
 
 from datetime import timedelta
-from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
@@ -24,7 +23,6 @@ from accounts.admin.base import (
 )
 from accounts.admin.users import UserAdmin
 from accounts.models import WalletMerge
-from accounts.staff.actor import Actor
 from generation.staff import home
 from telegram_bot import refunds, staff
 from telegram_bot.models import (
@@ -79,17 +77,14 @@ class StarPaymentAdmin(ReadOnlyAdmin):
     def bought(self, payment: StarPayment) -> int:
         return payment.purchase.posted_delta if payment.purchase else 0
 
-    @row_action("Refund", "refund", icon="undo", why_not=refunds.why_not)
+    @row_action("Refund", "refund", staff.refund_payment, icon="undo", why_not=refunds.why_not)
     def refund(self, payment: StarPayment) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            staff.refund_payment(payment, actor=actor, **values)
-            return f"{self.bought(payment)} credits are taken back; Telegram is asked to refund {payment.stars} Stars."
-
+        done = f"{self.bought(payment)} credits are taken back; Telegram is asked to refund {payment.stars} Stars."
         explanation = (
             f"{self.bought(payment)} credits of {payment.user} are taken back at once, then Telegram gives "
             f"{payment.stars} Stars back to {payment.telegram_id}. If it refuses, the credits are given back."
         )
-        return explanation, act
+        return explanation, done
 
 
 @admin.register(TelegramAccount)
@@ -191,14 +186,10 @@ class WalletMergeAdmin(ReadOnlyAdmin):
     actions_detail = ("undo",)
     has_undo_permission = allowed("accounts.undo_walletmerge")
 
-    @row_action("Undo", "undo", icon="undo", why_not=_why_not_undo)
+    @row_action("Undo", "undo", staff.undo_merge, icon="undo", why_not=_why_not_undo)
     def undo(self, merge: WalletMerge) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            staff.undo_merge(merge, actor=actor, **values)
-            return f"Undid the merge of {merge} ({values['reason']})."
-
         explanation = (
             f"{merging.net_moved(merge)} credits go back from {merge.target.user} to {merge.source.user}, "
             f"and so do the videos that {merge.source.user} paid for. Their Telegram is their own again."
         )
-        return explanation, act
+        return explanation, f"Undid the merge of {merge} ($reason)."

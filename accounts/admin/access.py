@@ -1,7 +1,5 @@
 """API keys, second factors and groups, for staff."""
 
-from typing import Any
-
 from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django.contrib import admin
@@ -36,16 +34,12 @@ class ApiKeyAdmin(ReadOnlyAdmin):
         found: QuerySet[ApiKey] = super().get_queryset(request)
         return found.defer("digest")
 
-    @row_action("Revoke", "revoke", icon="key_off", why_not=api_keys.why_not_revoke)
+    @row_action("Revoke", "revoke", api_keys.revoke_by_staff, icon="key_off", why_not=api_keys.why_not_revoke)
     def revoke(self, key: ApiKey) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            api_keys.revoke_by_staff(key, actor=actor, **values)
-            return f"Revoked the key {key} of {key.user}."
-
         explanation = (
             f"Programs of {key.user} that use the key {key} are refused from now on. It cannot be undone."
         )
-        return explanation, act
+        return explanation, f"Revoked the key {key} of {key.user}."
 
 
 @admin.register(Authenticator)

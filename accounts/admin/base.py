@@ -4,6 +4,7 @@ import functools
 import uuid
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
+from string import Template
 from typing import Any
 
 from django import forms
@@ -39,8 +40,9 @@ HIDDEN = "********"
 # Carries an operation out: gets the actor and the form's values, returns the message for the next page, or a response
 # instead of it; raises Refused or LedgerError when it is impossible.
 Act = Callable[[Actor, dict[str, Any]], "str | HttpResponseBase"]
-# The explanation on a page that asks, and what its button does.
-Question = tuple[str, Act]
+# The explanation on a page that asks, and the message when it is done: `$reason` or another name in it stands for a
+# value of the form, `$result` for the result of the operation.
+Question = tuple[str, str]
 WhyNot = Callable[[Any], "str | None"]
 
 
@@ -222,6 +224,7 @@ class LoggedAdmin(FastAdmin):
 def row_action(
     description: str,
     permission: str,
+    operation: Callable[..., object],
     *,
     icon: str,
     why_not: WhyNot = lambda _: None,
@@ -232,7 +235,7 @@ def row_action(
 ) -> Callable[[Callable[[Any, Any], Question]], Callable[..., HttpResponseBase]]:
     """Make a method that returns a Question about a row an action on the row's page.
 
-    permission: the part of the name of a `has_…_permission` method.
+    permission: the middle of the name of a `has_…_permission` method. operation: called with the row.
     why_not: why it is impossible just now for a row; None: it is possible. An impossible one is not offered.
     title: the button on the page that asks, if not `description`.
     """
@@ -243,8 +246,9 @@ def row_action(
             subject = row(page, request, object_id)
             if request.method != "POST" and (why := why_not(subject)):
                 return say_why_not(page, request, subject, why)
-            explanation, act = question(page, subject)
+            explanation, done = question(page, subject)
             asked: dict[str, Any] = {"form_class": form_class, "initial": initial(subject)}
+            act = does(operation, subject, done)
             return ask(page, request, subject, title or description, explanation, act, **asked)
 
         vars(answer)["why_not"] = why_not
@@ -253,6 +257,16 @@ def row_action(
         return unfold_action(answer)  # type: ignore[no-any-return]
 
     return decorate
+
+
+def does(operation: Callable[..., object], subject: object, done: str) -> Act:
+    """Make an Act that calls `operation` with `subject` and returns the message `done`, as in a Question."""
+
+    def act(actor: Actor, values: dict[str, Any]) -> str:
+        result = operation(subject, actor=actor, **values)
+        return Template(done).safe_substitute(values, result=result)
+
+    return act
 
 
 def row(admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:

@@ -26,7 +26,6 @@ from accounts import ledger
 from accounts.admin.audit_log import history_of
 from accounts.admin.base import (
     WHY,
-    Act,
     LoggedAdmin,
     Question,
     Reasoned,
@@ -34,6 +33,7 @@ from accounts.admin.base import (
     allowed,
     ask,
     bullets,
+    does,
     never,
     row_action,
 )
@@ -64,11 +64,7 @@ class AdjustForm(ReasonForm):
 
 def _limit(label: str, max_value: int) -> forms.IntegerField:
     return forms.IntegerField(
-        label=label,
-        min_value=0,
-        max_value=max_value,
-        required=False,
-        widget=UnfoldAdminIntegerFieldWidget,
+        label=label, min_value=0, max_value=max_value, required=False, widget=UnfoldAdminIntegerFieldWidget
     )
 
 
@@ -87,14 +83,21 @@ class LimitsForm(ReasonForm):
         widget=UnfoldAdminDecimalFieldWidget(attrs={"step": "0.001"}),
         help_text="1 is the usual price, 0.5 half of it.",
     )
-    field_order = ["daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor", "reason"]
+    field_order = [*operations.LIMITS, "reason"]
 
 
 class NewPasswordForm(Reasoned, AdminPasswordChangeForm):
     """A new password that staff set for a user."""
 
 
-LIMITS = ("daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor")
+def _grant_one(user: User, **values: Any) -> int:
+    operations.grant([user], **values)
+    return ledger.open_account(user=user).balance
+
+
+def _adjust_one(user: User, **values: Any) -> int:
+    operations.adjust([user], **values)
+    return ledger.open_account(user=user).balance
 
 
 @admin.register(User)
@@ -216,7 +219,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         limits = UserLimits.of(user)
         named = [
             (UserLimits._meta.get_field(name).verbose_name, getattr(limits, name))  # type: ignore[union-attr]
-            for name in LIMITS
+            for name in operations.LIMITS
         ]
         lines = [f"{name}: {value:g}" for name, value in named if value is not None]
         return ", ".join(lines) or "as for all users"
@@ -236,88 +239,57 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
 
     # --- Operations ---
 
-    @row_action("Grant credits", "grant", icon="add_card", form_class=GrantForm)
+    @row_action("Grant credits", "grant", _grant_one, icon="add_card", form_class=GrantForm)
     def grant_credits(self, user: User) -> Question:
-        return f"{user} has {self.wallet(user)}.", _grant([user])
+        done = f"Gave {user} $amount credits ($reason). The balance is $result."
+        return f"{user} has {self.wallet(user)}.", done
 
     @admin.action(description="Grant credits to each", permissions=["grant"])
     def grant_to_all(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponseBase:
-        act = _grant(list(queryset))
-        return ask(self, request, queryset, "Grant credits", _names(queryset), act, form_class=GrantForm)
+        users = list(queryset)
+        act = does(operations.grant, users, f"Gave each of {len(users)} users $amount credits ($reason).")
+        return ask(self, request, queryset, "Grant credits", _names(users), act, form_class=GrantForm)
 
-    @row_action("Adjust balance", "adjust", icon="exposure", url_path="adjust", form_class=AdjustForm)
+    @row_action(
+        "Adjust balance", "adjust", _adjust_one, icon="exposure", url_path="adjust", form_class=AdjustForm
+    )
     def adjust_credits(self, user: User) -> Question:
-        return f"{user} has {self.wallet(user)}.", _adjust([user])
+        done = f"Adjusted {user} by $amount ($reason). The balance is $result."
+        return f"{user} has {self.wallet(user)}.", done
 
     @admin.action(description="Adjust each balance", permissions=["adjust"])
     def adjust_all(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponseBase:
-        act = _adjust(list(queryset))
-        return ask(self, request, queryset, "Adjust balance", _names(queryset), act, form_class=AdjustForm)
+        users = list(queryset)
+        act = does(operations.adjust, users, f"Adjusted each of {len(users)} users by $amount ($reason).")
+        return ask(self, request, queryset, "Adjust balance", _names(users), act, form_class=AdjustForm)
 
     @row_action(
         "Limits",
         "limit",
+        operations.set_limits,
         icon="speed",
         title="Set limits",
         url_path="limits",
         form_class=LimitsForm,
-        initial=lambda user: model_to_dict(UserLimits.of(user), fields=LIMITS),
+        initial=lambda user: model_to_dict(UserLimits.of(user), fields=operations.LIMITS),
     )
     def set_limits(self, user: User) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            limits = {name: values.pop(name) for name in LIMITS}
-            operations.set_limits(user, limits, actor=actor, **values)
-            return f"The limits of {user} are set ({values['reason']})."
+        explanation = f"What holds for {user} alone. Empty: as for all users."
+        return explanation, f"The limits of {user} are set ($reason)."
 
-        return f"What holds for {user} alone. Empty: as for all users.", act
-
-    @row_action("Ban", "ban", icon="block", why_not=operations.why_not_ban)
+    @row_action("Ban", "ban", operations.ban, icon="block", why_not=operations.why_not_ban)
     def ban(self, user: User) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            operations.ban(user, actor=actor, **values)
-            return f"{user} is banned ({values['reason']})."
-
         explanation = (
             f"{user} is signed out of every door. What is being made is canceled, its credits are released."
         )
-        return explanation, act
+        return explanation, f"{user} is banned ($reason)."
 
-    @row_action("Lift the ban", "ban", icon="undo", why_not=operations.why_not_lift_ban)
+    @row_action("Lift the ban", "ban", operations.lift_ban, icon="undo", why_not=operations.why_not_lift_ban)
     def lift_ban(self, user: User) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            operations.lift_ban(user, actor=actor, **values)
-            return f"{user} may sign in again ({values['reason']})."
-
-        return self.standing(user), act
+        return self.standing(user), f"{user} may sign in again ($reason)."
 
 
-def _grant(users: list[User]) -> Act:
-    def act(actor: Actor, values: dict[str, Any]) -> str:
-        operations.grant(users, actor=actor, **values)
-        return f"Gave {_whom(users)} {values['amount']} credits ({values['reason']}).{_balance_now(users)}"
-
-    return act
-
-
-def _adjust(users: list[User]) -> Act:
-    def act(actor: Actor, values: dict[str, Any]) -> str:
-        operations.adjust(users, actor=actor, **values)
-        return f"Adjusted {_whom(users)} by {values['amount']:+d} ({values['reason']}).{_balance_now(users)}"
-
-    return act
-
-
-def _names(users: QuerySet[User]) -> str:
-    listed = [user.username for user in users[: LATEST + 1]]
-    more = f" and {users.count() - LATEST} more" if len(listed) > LATEST else ""
-    return f"To each of {users.count()} users: {', '.join(listed[:LATEST])}{more}."
-
-
-def _whom(users: list[User]) -> str:
-    return str(users[0]) if len(users) == 1 else f"each of {len(users)} users"
-
-
-def _balance_now(users: list[User]) -> str:
-    if len(users) != 1:
-        return ""
-    return f" The balance is {ledger.open_account(user=users[0]).balance}."
+def _names(users: list[User]) -> str:
+    names = ", ".join(user.username for user in users[:LATEST])
+    more = f" and {len(users) - LATEST} more" if len(users) > LATEST else ""
+    return f"To each of {len(users)} users: {names}{more}."

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
-from typing import Any, TypedDict
+from typing import Any
 
 from django.forms import model_to_dict
 
@@ -12,14 +12,8 @@ from accounts.models import Ban, CreditTransaction, User, UserLimits
 from accounts.staff.actor import Actor, NotPermitted, Refused, refuse
 from accounts.staff.audit_log import Operation, operation, plain
 
-
-class Limits(TypedDict):
-    """Limits of one user; None: the same as for all users."""
-
-    daily_clips: int | None
-    concurrent_jobs: int | None
-    cooldown_seconds: int | None
-    price_factor: Decimal | None
+# The fields of UserLimits; None: the same as for all users.
+LIMITS = ("daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor")
 
 
 @operation("accounts.ban_user", "user.ban")
@@ -77,21 +71,19 @@ def _locked(actor: Actor, user: User) -> User:
 
 
 @operation("accounts.limit_user", "user.limit")
-def set_limits(op: Operation, user: User, limits: Limits) -> None:
-    """Replace all limits of `user`.
+def set_limits(op: Operation, user: User, **limits: int | Decimal | None) -> None:
+    """Replace these limits of `user`, named as in LIMITS.
 
     Raises:
         Refused: they are these already.
     """
     row, _ = UserLimits.objects.select_for_update().get_or_create(user=user)
-    before, after = plain(model_to_dict(row, fields=list(limits))), plain(dict(limits))
+    before, after = plain(model_to_dict(row, fields=list(limits))), plain(limits)
     changed = [name for name in after if before[name] != after[name]]
     if not changed:
         raise Refused("These are the limits already.")
     op.record(
-        user,
-        before={name: before[name] for name in changed},
-        after={name: after[name] for name in changed},
+        user, before={name: before[name] for name in changed}, after={name: after[name] for name in changed}
     )
     UserLimits.objects.filter(pk=row.pk).update(**limits)
 

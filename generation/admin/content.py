@@ -25,7 +25,6 @@ from accounts.admin.base import (
     link,
     row_action,
 )
-from accounts.staff.actor import Actor
 from generation.jobs import queue, submission
 from generation.models import BlockedPrompt, Preset, Report
 from generation.staff import moderation
@@ -136,6 +135,10 @@ class BlockedPromptAdmin(LoggedAdmin):
         return TemplateResponse(request, "admin/try_prompt.html", context)
 
 
+def _remove(report: Report, **values: Any) -> None:
+    moderation.remove(report.job, **values)
+
+
 @admin.register(Report)
 class ReportAdmin(ReadOnlyAdmin):
     """Visitors' reports of shared videos."""
@@ -169,27 +172,20 @@ class ReportAdmin(ReadOnlyAdmin):
     @row_action(
         "Remove the video",
         "settle",
+        _remove,
         icon="delete",
-        url_path="remove",
         why_not=lambda report: moderation.why_not_dismiss(report) or moderation.why_not_remove(report.job),
     )
     def remove(self, report: Report) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            moderation.remove(report.job, actor=actor, **values)
-            return f"{report.job.public_id} is removed ({values['reason']}). Its owner is told."
-
-        explanation = (
-            f"“{report.job.prompt}” of {report.job.user} is taken away for good, its link stops working."
+        job = report.job
+        return (
+            f"“{job.prompt}” of {job.user} is taken away for good, its link stops working.",
+            f"{job.public_id} is removed ($reason). Its owner is told.",
         )
-        return explanation, act
 
-    @row_action("Dismiss", "settle", icon="check", why_not=moderation.why_not_dismiss)
+    @row_action("Dismiss", "settle", moderation.dismiss, icon="check", why_not=moderation.why_not_dismiss)
     def dismiss(self, report: Report) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            moderation.dismiss(report, actor=actor, **values)
-            return f"The reports of {report.job.public_id} are dismissed ({values['reason']})."
-
-        return "The video stays as it is.", act
+        return "The video stays as it is.", f"The reports of {report.job.public_id} are dismissed ($reason)."
 
 
 @admin.register(Failure)

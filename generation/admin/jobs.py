@@ -32,7 +32,6 @@ from accounts.admin.base import (
     state_now,
 )
 from accounts.models import User
-from accounts.staff.actor import Actor
 from generation.admin.bulk_refunds import refund_chosen
 from generation.admin.job_search import FoundJobs, is_by_words, with_words
 from generation.jobs import lifecycle
@@ -86,6 +85,11 @@ class RefundedFilter(admin.SimpleListFilter):
         return queryset
 
 
+def _retry(job: GenerationJob, **values: Any) -> str:
+    again: GenerationJob = jobs.retry(job, **values)
+    return again.public_id
+
+
 @admin.register(GenerationJob)
 class GenerationJobAdmin(ReadOnlyAdmin):
     """Jobs. Only the lifecycle changes them; staff cancel, refund, retry and move them by operations."""
@@ -93,17 +97,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     class Media:
         js = ("admin_live.js",)
 
-    list_display = (
-        "what",
-        "user",
-        "status",
-        "node",
-        "preset",
-        "price",
-        "source",
-        "created_at",
-        "took",
-    )
+    list_display = ("what", "user", "status", "node", "preset", "price", "source", "created_at", "took")
     list_select_related = ("user", "preset", "current_attempt__node")
     list_filter = ("state", RefundedFilter, "source", "preset", ("created_at", RangeDateTimeFilter))
     list_filter_submit = True
@@ -255,65 +249,51 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     # --- Operations ---
 
-    @row_action("Cancel", "cancel", icon="cancel", why_not=why_not_cancel)
+    @row_action("Cancel", "cancel", jobs.cancel, icon="cancel", why_not=why_not_cancel)
     def cancel(self, job: GenerationJob) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            jobs.cancel(job, actor=actor, **values)
-            return f"Canceled {job.public_id} ({values['reason']}). {job.cost} credits were given back."
-
-        explanation = (
-            f"{job.public_id} of {job.user} is {job.state}. It stops, and {job.cost} credits are given back."
+        return (
+            f"{job.public_id} of {job.user} is {job.state}. It stops, and {job.cost} credits are given back.",
+            f"Canceled {job.public_id} ($reason). {job.cost} credits were given back.",
         )
-        return explanation, act
 
-    @row_action("Refund", "refund", icon="undo", why_not=why_not_refund)
+    @row_action("Refund", "refund", jobs.refund, icon="undo", why_not=why_not_refund)
     def refund(self, job: GenerationJob) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            back = jobs.refund(job, actor=actor, **values)
-            return f"Refunded {job.public_id}: {back} credits to {job.user} ({values['reason']})."
-
-        explanation = (
-            f"{job.user} gets back the {job.cost} credits that {job.public_id} cost. The video stays theirs."
+        return (
+            f"{job.user} gets back the {job.cost} credits that {job.public_id} cost. The video stays theirs.",
+            f"Refunded {job.public_id}: $result credits to {job.user} ($reason).",
         )
-        return explanation, act
 
-    @row_action("Retry", "retry", icon="replay", why_not=why_not_retry)
+    @row_action("Retry", "retry", _retry, icon="replay", why_not=why_not_retry)
     def retry(self, job: GenerationJob) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            again = jobs.retry(job, actor=actor, **values)
-            return f"{job.public_id} is made again as {again.public_id} ({values['reason']})."
-
-        return f"The same video is made again for {job.user}, who pays nothing for it.", act
+        return (
+            f"The same video is made again for {job.user}, who pays nothing for it.",
+            f"{job.public_id} is made again as $result ($reason).",
+        )
 
     @row_action(
         "Move to another node",
         "move",
+        jobs.move,
         icon="move_up",
         why_not=why_not_move,
         title="Move",
         form_class=MoveForm,
     )
     def move(self, job: GenerationJob) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            jobs.move(job, actor=actor, **values)
-            return f"{job.public_id} is on {values['target']} now ({values['reason']})."
-
         where = job.current_attempt.node if job.current_attempt else "no node"
         return (
             f"{job.public_id} is on {where}, at step {job.step}. It begins afresh on the other node.",
-            act,
+            f"{job.public_id} is on $target now ($reason).",
         )
 
-    @row_action("Remove the video", "remove", icon="delete", why_not=moderation.why_not_remove)
+    @row_action(
+        "Remove the video", "remove", moderation.remove, icon="delete", why_not=moderation.why_not_remove
+    )
     def remove_video(self, job: GenerationJob) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            moderation.remove(job, actor=actor, **values)
-            return f"{job.public_id} is removed ({values['reason']}). Its owner is told."
-
-        explanation = (
-            f"“{job.prompt}” is taken away from {job.user} for good, who is told why. Nothing is refunded."
+        return (
+            f"“{job.prompt}” is taken away from {job.user} for good, who is told why. Nothing is refunded.",
+            f"{job.public_id} is removed ($reason). Its owner is told.",
         )
-        return explanation, act
 
     @admin.action(description="Cancel what is live of these", permissions=["cancel"])
     def cancel_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:

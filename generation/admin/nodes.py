@@ -1,6 +1,5 @@
 """GPU nodes, for staff."""
 
-from collections.abc import Callable
 from typing import Any
 
 from django import forms
@@ -15,7 +14,6 @@ from unfold.widgets import UnfoldAdminPasswordWidget
 from accounts.admin.audit_log import history_of
 from accounts.admin.base import (
     WHY,
-    Act,
     LoggedAdmin,
     Question,
     allowed,
@@ -25,7 +23,6 @@ from accounts.admin.base import (
     row_action,
     state_now,
 )
-from accounts.staff.actor import Actor
 from generation.models import GpuNode, GpuNodeQuerySet, NodeTrial
 from generation.staff import nodes, stats
 
@@ -212,46 +209,46 @@ class GpuNodeAdmin(LoggedAdmin):
     has_manage_permission = allowed("generation.change_gpunode")
     has_refund_permission = allowed("generation.refund_job")
 
-    @row_action("Test", "manage", icon="network_check", initial=lambda node: {"reason": "Does it work?"})
+    @row_action(
+        "Test",
+        "manage",
+        nodes.start_test,
+        icon="network_check",
+        initial=lambda node: {"reason": "Does it work?"},
+    )
     def test(self, node: GpuNode) -> Question:
-        def act(actor: Actor, values: dict[str, Any]) -> str:
-            nodes.start_test(node, actor=actor, **values)
-            return f"{node} is being tested ({values['reason']}). The steps appear here as they are made."
-
-        explanation = (
-            f"{node} is asked how it is and makes a clip that no job asked for, which is fetched and played."
+        return (
+            f"{node} is asked how it is and makes a clip that no job asked for, which is fetched and played.",
+            f"{node} is being tested ($reason). The steps appear here as they are made.",
         )
-        return explanation, act
 
-    @row_action("Drain", "manage", icon="do_not_disturb_on", why_not=nodes.why_not_drain)
+    @row_action("Drain", "manage", nodes.drain, icon="do_not_disturb_on", why_not=nodes.why_not_drain)
     def drain(self, node: GpuNode) -> Question:
-        explanation = "It finishes what it has and gets nothing new, until it is enabled again."
-        return f"{node}: {explanation}", _act(nodes.drain, node, "is drained")
+        return (
+            f"{node}: It finishes what it has and gets nothing new, until it is enabled again.",
+            f"{node} is drained ($reason).",
+        )
 
-    @row_action("Enable", "manage", icon="play_circle", why_not=nodes.why_not_enable)
+    @row_action("Enable", "manage", nodes.enable, icon="play_circle", why_not=nodes.why_not_enable)
     def enable(self, node: GpuNode) -> Question:
-        return f"{node}: It gets jobs again.", _act(nodes.enable, node, "gets jobs")
+        return f"{node}: It gets jobs again.", f"{node} gets jobs ($reason)."
 
-    @row_action("Set aside", "manage", icon="front_hand")
+    @row_action("Set aside", "manage", nodes.set_aside, icon="front_hand")
     def set_aside(self, node: GpuNode) -> Question:
-        explanation = "It gets no jobs until somebody brings it back; no trial clip does so by itself."
-        return f"{node}: {explanation}", _act(nodes.set_aside, node, "is set aside")
+        return (
+            f"{node}: It gets no jobs until staff bring it back; no trial clip does so by itself.",
+            f"{node} is set aside ($reason).",
+        )
 
-    @row_action("Bring back", "manage", icon="undo", why_not=nodes.why_not_bring_back)
+    @row_action("Bring back", "manage", nodes.bring_back, icon="undo", why_not=nodes.why_not_bring_back)
     def bring_back(self, node: GpuNode) -> Question:
-        explanation = "It gets jobs again with a clean record, without a trial clip."
-        return f"{node}: {explanation}", _act(nodes.bring_back, node, "is back")
+        return (
+            f"{node}: It gets jobs again with a clean record, without a trial clip.",
+            f"{node} is back ($reason).",
+        )
 
     @action(description="Refund a bad time", url_path="refund", permissions=["refund"], icon="healing")
     def refund_bad_time(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Redirect to the page of bulk refunds, which asks for the time."""
         node: GpuNode = row(self, request, object_id)
         return HttpResponseRedirect(f"{reverse('admin:generation_refundbatch_begin')}?of={node.pk}")
-
-
-def _act(operation: Callable[..., None], node: GpuNode, done: str) -> Act:
-    def act(actor: Actor, values: dict[str, Any]) -> str:
-        operation(node, actor=actor, **values)
-        return f"{node} {done} ({values['reason']})."
-
-    return act

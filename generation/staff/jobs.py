@@ -143,9 +143,7 @@ def move(op: Operation, job: GenerationJob, target: GpuNode) -> JobAttempt:
         raise Refused(f"{node} {why}.")
     op.record(job, before={"node": str(old.node)}, after={"node": str(node)})
     JobAttempt.objects.filter(pk=old.pk).update(
-        state=JobAttempt.State.CANCELED,
-        closed_at=Now(),
-        error=f"moved to {node} by staff: {op.reason}"[:500],
+        state=JobAttempt.State.CANCELED, closed_at=Now(), error=f"moved to {node} by staff: {op.reason}"[:500]
     )
     attempt = scheduling.open_attempt(job, node)
     locks.drop(attempt_id=attempt.pk, token=attempt.pk)  # a reconciler hands it over, and follows it

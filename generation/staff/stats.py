@@ -9,7 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -69,7 +69,7 @@ def of_node(node: GpuNode) -> NodeStats:
     if node.cost_per_hour is not None and clips:
         cost = (node.cost_per_hour * Decimal(hours) / clips).quantize(Decimal("0.0001"))
     if charged:
-        [(refunded,)] = _query(REFUNDED, first, node=node.pk)
+        [(refunded,)] = _query(REFUNDED, first, today(), node)
         rate = refunded / charged
     return NodeStats(clips=clips, hours=hours, cost_per_clip=cost, refund_rate=rate)
 
@@ -88,10 +88,10 @@ def median_seconds(days: Iterable[DayFigures]) -> float | None:
     for row in days:
         counts.update({int(name): number for name, number in row.times.items()})
     left = (counts.total() + 1) // 2
-    for time in sorted(counts):
-        left -= counts[time]
+    for duration in sorted(counts):
+        left -= counts[duration]
         if left <= 0:
-            return math.exp((time + 0.5) * STEP) / 1000
+            return math.exp((duration + 0.5) * STEP) / 1000
     return None
 
 
@@ -113,10 +113,10 @@ def _add_up(first: date, end: date) -> list[DayFigures]:
     """Each day from `first` up to `end` without it, from jobs and entries themselves."""
     rows = {day: DayFigures(day=day) for day in _days(first, end)}
     times: dict[date, Counter[str]] = {day: Counter() for day in rows}
-    for day, state, time, number in _query(ENDED, first, end):
+    for day, state, duration, number in _query(ENDED, first, end):
         setattr(rows[day], state, getattr(rows[day], state) + number)
-        if time is not None:
-            times[day][str(time)] += number
+        if duration is not None:
+            times[day][str(duration)] += number
     for day, people in _query(PEOPLE, first, end):
         rows[day].people = people
     for day, *amounts in _query(CREDITS, first, end):
@@ -130,7 +130,7 @@ def _add_up(first: date, end: date) -> list[DayFigures]:
 def _keep_work_of_nodes(days: list[DayFigures]) -> None:
     """Add the work of every node to these days, which are in order."""
     found: dict[date, dict[str, list[int]]] = {row.day: {} for row in days}
-    for day, node_id, *numbers in _query(WORK, days[0].day, days[-1].day + timedelta(days=1), node=None):
+    for day, node_id, *numbers in _query(WORK, days[0].day, days[-1].day + timedelta(days=1)):
         found.setdefault(day, {})[str(node_id)] = numbers
     for row in days:
         row.nodes = found[row.day]
@@ -144,19 +144,19 @@ def _work_since(first: date, node: GpuNode) -> list[int]:
     end = today() + timedelta(days=1)
     fresh = next(day for day in _days(first, end) if day not in kept)
     parts = [numbers for day, numbers in kept.items() if day < fresh]
-    parts += [numbers for _, _, *numbers in _query(WORK, fresh, end, node=node.pk)]
+    parts += [numbers for _, _, *numbers in _query(WORK, fresh, end, node)]
     return [sum(part[column] for part in parts) for column in range(3)]
 
 
-def _query(statement: str, first: date, end: date | None = None, **parameters: Any) -> list[tuple[Any, ...]]:
-    """Rows of a statement about the time from the beginning of `first` to that of `end`."""
-    moments: dict[str, Any] = {
-        name: datetime(day.year, day.month, day.day, tzinfo=UTC)
-        for name, day in (("first", first), ("end", end))
-        if day is not None
+def _query(statement: str, first: date, end: date, node: GpuNode | None = None) -> list[tuple[Any, ...]]:
+    """Rows of a statement about the days from `first` up to `end` without it, of all nodes or one."""
+    parameters = {
+        "first": datetime.combine(first, time.min, UTC),
+        "end": datetime.combine(end, time.min, UTC),
+        "node": node.pk if node else None,
     }
     with connection.cursor() as cursor:
-        cursor.execute(statement, moments | parameters)
+        cursor.execute(statement, parameters)
         rows: list[tuple[Any, ...]] = cursor.fetchall()
     return rows
 
@@ -165,7 +165,7 @@ def _query(statement: str, first: date, end: date | None = None, **parameters: A
 ENDED = f"""
 SELECT (finished_at AT TIME ZONE 'UTC')::date, state,
        CASE WHEN state = 'completed' THEN
-           floor(ln(greatest(1, extract(epoch FROM finished_at - created_at) * 1000)) / {STEP})::int END AS time,
+           floor(ln(greatest(1, extract(epoch FROM finished_at - created_at) * 1000)) / {STEP})::int END AS duration,
        count(*)
 FROM generation_generationjob WHERE finished_at >= %(first)s AND finished_at < %(end)s GROUP BY 1, 2, 3
 """  # noqa: S608
