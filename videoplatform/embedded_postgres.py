@@ -420,7 +420,7 @@ def _program(cluster: Cluster, name: str, *arguments: str) -> dict[str, Any]:
     account = _server_account(cluster)
     if account is None:
         return keywords
-    identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    identity: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
     # In /root, say, which only root may enter, the account reaches neither the data nor the binaries.
     test = 'test -x "$1" && test -r "$1" && test -x "$2"'
     command = ["/bin/sh", "-c", test, "sh", str(binaries() / "postgres"), str(cluster.data_dir)]

@@ -370,7 +370,7 @@ def _as_h264(out: OutputContainer, source: VideoStream, found: Survey, limits: L
         if packet is None:
             out.mux(video.encode(None))
             return
-        for frame in cast(list[VideoFrame], packet.decode()):
+        for frame in packet.decode():
             fitted = frame.reformat(
                 width=video.width,
                 height=video.height,
