@@ -1,4 +1,4 @@
-"""The protocol of the nodes that are already in the field: one long POST, then the file by its name."""
+"""The `/generate_video` protocol of the nodes in the field: one long POST, then the file by its name."""
 
 from __future__ import annotations
 

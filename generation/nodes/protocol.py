@@ -1,4 +1,12 @@
-"""Reading values out of a node's JSON without trusting their types."""
+"""Values between the platform and a GPU node: requests, answers, errors, and the reading of a node's JSON.
+
+Nothing here knows of Django or of HTTP: the reconciler and the tasks fill a `GenerationRequest` from a row, and read a
+`RemoteJob` back.
+
+Errors: transient means that the same call may succeed later, here or elsewhere; permanent, that repeating it unchanged
+cannot help. Of these, `NodeRejected` is about the job and the others about the node. The text of each is one plain
+sentence for staff; it never has a key or a query string in it.
+"""
 
 from __future__ import annotations
 
@@ -73,12 +81,6 @@ class ResultTooLarge(PermanentNodeError):
     """The file is larger than is allowed."""
 
 
-# Plain values that cross the border between the platform and a GPU node.
-#
-# Nothing here knows of Django or of HTTP: the reconciler and the tasks fill a `GenerationRequest` from a row,
-# and read a `RemoteJob` back.
-
-
 RemoteState = Literal["queued", "in_progress", "completed", "failed", "canceled"]
 
 FINISHED_STATES: frozenset[RemoteState] = frozenset({"completed", "failed", "canceled"})
@@ -99,7 +101,7 @@ class NodeEndpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRequest:
-    """What one attempt asks of a node.
+    """The request of one attempt.
 
     id: the attempt's id, sent as Idempotency-Key: the same id is the same clip on nodes that know the header.
     num_frames: pixel frames in the delivered file. fps: frames a second. width, height: pixels.
@@ -125,7 +127,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeHealth:
-    """What a node says of itself.
+    """A node's answer to a health check.
 
     ready: it would take a job now. status: its own word (ready, starting, busy, draining, failed, …).
     capacity: jobs it runs at once. seconds_per_step: measured by the node, None until it has.
@@ -169,18 +171,11 @@ class RemoteJob:
 
     @property
     def finished(self) -> bool:
-        """Nothing further will happen to it on the node."""
+        """Whether it has ended on the node."""
         return self.state in FINISHED_STATES
 
 
-# What can go wrong between the platform and a node.
-#
-# Transient: the same call may succeed later, here or elsewhere. Permanent: repeating it unchanged cannot help;
-# of these, `NodeRejected` speaks of the job and the others of the node.
-# The text of each is one plain sentence for staff; it never has a key or a query string in it.
-#
-
-
+# --- Values of a node's JSON, whose types are not trusted -------------------------------------------------------------
 # A finished file is asked for by this name under /get_video/, so it must never be a path.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
@@ -195,13 +190,13 @@ _READY_WORDS = frozenset({"ready", "ok", "healthy", "up"})
 
 
 def whole_number(value: object) -> int | None:
-    """A count from 0 to what an integer column holds, or None for anything else (a bool is no number here)."""
+    """Read a count from 0 to what an integer column holds, or None for anything else (a bool is no number here)."""
     number = real_number(value)
     return int(number) if number is not None and number < 2**31 else None
 
 
 def real_number(value: object) -> float | None:
-    """A finite number of at least 0, or None for anything else."""
+    """Read a finite number of at least 0, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -212,18 +207,18 @@ def real_number(value: object) -> float | None:
 
 
 def text(value: object) -> str | None:
-    """A string with something in it, or None."""
+    """Read a string that is not empty, or None."""
     return value.strip() or None if isinstance(value, str) else None
 
 
 def profile(made_with: object) -> str | None:
-    """The profile among what a clip was made with, where it is one plain word."""
-    said = made_with.get("profile") if isinstance(made_with, dict) else None
-    return said if isinstance(said, str) and _WORD.fullmatch(said) else None
+    """Read the profile of a clip's `made_with`, where it is one plain word."""
+    value = made_with.get("profile") if isinstance(made_with, dict) else None
+    return value if isinstance(value, str) and _WORD.fullmatch(value) else None
 
 
 def file_name(path: object) -> str:
-    """The last part of a path that a node names, fit to be asked for; else NodeAnsweredNonsense."""
+    """Return the last part of a path that a node names, fit to be asked for; else raise NodeAnsweredNonsense."""
     if not isinstance(path, str):
         raise NodeAnsweredNonsense("The node named no file.")
     name = path.replace("\\", "/").rsplit("/", 1)[-1]
@@ -233,7 +228,7 @@ def file_name(path: object) -> str:
 
 
 def known_file_name(path: object) -> str | None:
-    """The same where a file need not be named: None when it is not, or not in a way that is allowed."""
+    """Do the same where a file need not be named: None when it is not, or not in a way that is allowed."""
     try:
         return file_name(path)
     except NodeAnsweredNonsense:
@@ -241,13 +236,14 @@ def known_file_name(path: object) -> str | None:
 
 
 def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
-    """The answer of `/health`, read leniently: only `status` decides."""
+    """Read the answer of `/health`, leniently: only `status` decides."""
     status = text(body.get("status"))
     if status is None:
         raise NodeAnsweredNonsense("The node's health has no status.")
     ready = status.lower() in _READY_WORDS
     if ready and body.get("takes_image") is True:
         ready, status, body = False, PICTURES_ONLY, dict(body) | {"detail": _WHY_NOT_PICTURES}
+    sizes = body["sizes"] if isinstance(body.get("sizes"), list) else []
     return NodeHealth(
         ready=ready,
         status=status[:40],
@@ -257,12 +253,6 @@ def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
         queue_depth=whole_number(body.get("queue_depth")),
         capacity=min(max(1, whole_number(body.get("capacity")) or 1), MOST_CAPACITY),
         seconds_per_step=real_number(body.get("seconds_per_step")),
-        sizes=_sizes(body.get("sizes")),
+        sizes=tuple(size for size in sizes if isinstance(size, str) and _SIZE.fullmatch(size)),
         detail=body,
     )
-
-
-def _sizes(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        return ()
-    return tuple(size for size in value if isinstance(size, str) and _SIZE.fullmatch(size))

@@ -1,4 +1,4 @@
-"""The asynchronous `/v1/videos` protocol: our own node, vLLM-Omni, SGLang and whoever else speaks it.
+"""The asynchronous `/v1/videos` protocol: our own node, vLLM-Omni, SGLang and other servers.
 
 Beyond create, retrieve and content nothing is taken for granted. Idempotency-Key, Prefer, progress and cancel
 are asked for, and a server that knows none of them still works: it is polled, and its jobs run to their end.
@@ -42,7 +42,7 @@ class VideosClient(NodeClient):
     _wants_form = False
 
     async def health(self) -> NodeHealth:
-        """`/health`, and where that names no model (vLLM answers an empty 200, SGLang its status), `/v1/models`."""
+        """Ask `/health`, and `/v1/models` where that names no model (vLLM answers an empty 200, SGLang its status)."""
         answer = await self.transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
         if answer.status == 200 and answer.body.strip():
             health = protocol.node_health(answer.json_object(), self.protocol)
@@ -52,7 +52,7 @@ class VideosClient(NodeClient):
         raise self.transport.refuse(answer)
 
     async def _with_model(self, health: NodeHealth) -> NodeHealth:
-        """Which model it is, if the server says so anywhere; it is healthy all the same."""
+        """Add the model, if the server names it anywhere; it is healthy without."""
         try:
             listed = await self._health_by_models()
         except protocol.NodeError:
@@ -93,7 +93,7 @@ class VideosClient(NodeClient):
         )
 
     async def _post_as_form(self, refusal: Answer, fields: Mapping[str, Any], *, key: str) -> Answer:
-        """Servers that take forms only call JSON unsupported, or miss the prompt in it: try a form once."""
+        """Try a form once: servers that take only forms call JSON unsupported, or miss the prompt in it."""
         self._wants_form = True
         answer = await self._post(fields, key=key)
         if answer.status in (415, 422):
@@ -139,7 +139,7 @@ class VideosClient(NodeClient):
         return answer.json_object()
 
     def _job(self, body: Mapping[str, Any], *, expected_id: str | None = None) -> RemoteJob:
-        """OpenAI's video object with whatever further fields this server has."""
+        """Read OpenAI's video object, with the further fields that this server has."""
         remote_id, status = body.get("id"), body.get("status")
         state = _STATES.get(status) if isinstance(status, str) else None
         if not isinstance(remote_id, str) or not _JOB_ID.fullmatch(remote_id) or state is None:
@@ -165,7 +165,7 @@ class VideosClient(NodeClient):
         )
 
     def _failure(self, error: object) -> tuple[str | None, str | None]:
-        """The code and the message of a job's `error`."""
+        """Read the code and the message of a job's `error`."""
         if not isinstance(error, dict):
             said = protocol.text(error)
             return None, said and self.transport.clean(said)
@@ -174,7 +174,7 @@ class VideosClient(NodeClient):
 
 
 def _fields(request: GenerationRequest) -> dict[str, Any]:
-    """The body of POST /v1/videos; what is not set is left to the server."""
+    """Make the body of POST /v1/videos; a value that is not set is left to the server."""
     fields: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt or None,
@@ -189,7 +189,7 @@ def _fields(request: GenerationRequest) -> dict[str, Any]:
 
 
 def _job_path(remote_id: str | None) -> str:
-    """The path of a job; an id that would leave the collection is not one."""
+    """Return the path of a job; an id that would leave the collection is refused."""
     if not remote_id or not _JOB_ID.fullmatch(remote_id) or remote_id in (".", ".."):
         raise protocol.NodeAnsweredNonsense("The job has no usable id on the node.")
     return f"{COLLECTION}/{quote(remote_id, safe='')}"
@@ -201,7 +201,7 @@ def _percent(value: object) -> int | None:
 
 
 def _generation_ms(body: Mapping[str, Any]) -> int | None:
-    """Ours says generation_time_ms, vLLM-Omni inference_time_s."""
+    """Read the time that generation took: generation_time_ms of our node, inference_time_s of vLLM-Omni."""
     milliseconds = protocol.whole_number(body.get("generation_time_ms"))
     if milliseconds is not None:
         return milliseconds
