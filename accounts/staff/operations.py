@@ -71,7 +71,7 @@ def _locked(actor: Actor, user: User) -> User:
 
 
 @operation("accounts.limit_user", "user.limit")
-def set_limits(op: Operation, user: User, **limits: int | Decimal | None) -> None:
+def set_limits(op: Operation, user: User, /, **limits: int | Decimal | None) -> None:
     """Replace these limits of `user`, named as in LIMITS.
 
     Raises:
