@@ -1,8 +1,8 @@
-"""The wallet over REST."""
+"""The wallet over REST, and the shape of errors in the OpenAPI document, which every part of the API shares."""
 
 from typing import Any, cast
 
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
@@ -11,14 +11,31 @@ from rest_framework.views import APIView
 
 from accounts import ledger
 from accounts.models import CreditTransaction, User
-from videoplatform.openapi import errors
 
 Kind = CreditTransaction.Kind
 MAX_ID = 2**63 - 1
 
 
+class ErrorDetail(serializers.Serializer):
+    code = serializers.CharField(help_text="For programs, e.g. `insufficient_credits`.")
+    message = serializers.CharField(help_text="For people.")
+    param = serializers.CharField(allow_null=True, help_text="The field of the request it is about.")
+    type = serializers.CharField(help_text="The kind of error, by status.")
+
+
+class ErrorBody(serializers.Serializer):
+    """The body of every 4xx and 5xx."""
+
+    error = ErrorDetail()
+
+
+def errors(*statuses: int) -> dict[int, OpenApiResponse]:
+    """Declare error responses for the OpenAPI document."""
+    return {status: OpenApiResponse(ErrorBody) for status in statuses}
+
+
 class CreditsPage(serializers.Serializer):
-    """Which part of the history is wanted."""
+    """The part of the history to list."""
 
     after = serializers.IntegerField(
         required=False, min_value=0, max_value=MAX_ID, help_text="The last id of the page before."
@@ -28,7 +45,7 @@ class CreditsPage(serializers.Serializer):
 
 
 class TransactionSerializer(serializers.Serializer):
-    """One entry of the ledger, which is only ever added to."""
+    """One entry of the append-only ledger."""
 
     id = serializers.IntegerField()
     kind = serializers.ChoiceField(choices=Kind.choices)
@@ -68,9 +85,9 @@ class Credits(APIView):
         summary="Your credits and where they went",
     )
     def get(self, request: Request) -> Response:
-        wanted = CreditsPage(data=request.query_params.dict())
-        wanted.is_valid(raise_exception=True)
-        page: dict[str, Any] = wanted.validated_data
+        query = CreditsPage(data=request.query_params.dict())
+        query.is_valid(raise_exception=True)
+        page: dict[str, Any] = query.validated_data
         account = ledger.open_account(user=cast(User, request.user))
         newest_first = page["order"] == "desc"
         entries = account.transactions.order_by("-id" if newest_first else "id")

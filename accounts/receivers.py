@@ -1,4 +1,4 @@
-"""A wallet and the sign-up grant for every created user, by whichever door; the roles that come with the service."""
+"""Receivers: a wallet and the sign-up grant for every new user, and the roles that come with the service."""
 
 from typing import Any
 
@@ -31,6 +31,6 @@ def open_wallet(instance: User, created: bool, raw: bool = False, **_: Any) -> N
 
 @receiver(post_migrate, dispatch_uid="accounts.install_roles")
 def install_roles(sender: AppConfig, **_: Any) -> None:
-    """Once, when the last app has its permissions."""
+    """Install the roles once, when the last app has its permissions."""
     if sender is [app for app in apps.get_app_configs() if app.models_module][-1]:
         roles.install()

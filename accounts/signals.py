@@ -1,13 +1,13 @@
-"""What other apps hear of accounts. `accounts` knows nothing of them; they come here."""
+"""Signals of accounts. `accounts` knows nothing of its receivers in the other apps."""
 
 from django.dispatch import Signal
 
-# Somebody left for good. Sent inside the transaction, `user` (a User) as it was before: remove here what names them and
+# An account is being closed. Sent inside the transaction, `user` (a User) as it was before: remove what names them and
 # needs no lock on a job.
 account_closing = Signal()
 
-# The same, after the commit: for what takes locks or time. May be lost in a crash, so somebody must look again later.
+# The same, after the commit: for what takes locks or time. A crash may lose it, so what it does is repeated later.
 account_closed = Signal()
 
-# Answered with a `accounts.export.Part`: what an app holds about `user` (a User).
+# Answered with an `accounts.privacy.Part`: what an app holds about `user` (a User).
 personal_data = Signal()

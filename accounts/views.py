@@ -1,4 +1,4 @@
-"""The site's pages about credits and API keys."""
+"""The site's pages about the account, its credits and API keys, and the choice of language."""
 
 import uuid
 from typing import cast
@@ -34,43 +34,43 @@ HISTORY_PAGE_SIZE = 50
 
 @require_POST
 def choose_language(request: HttpRequest) -> HttpResponse:
-    """Back to where the visitor was, in the language they picked: a cookie, and of a signed-in person for good."""
+    """Set the language by a cookie, and for a signed-in user for good; go back to the page."""
     language = request.POST.get("language", "")
-    if request.user.is_authenticated and languages.is_spoken(language):
+    if request.user.is_authenticated and languages.is_supported(language):
         languages.remember(user=_user(request), language=language)
     return set_language(request)
 
 
 @require_safe
-def words(request: HttpRequest, language: str, version: str) -> HttpResponseBase:
-    """The words that the scripts of the pages use. Their address changes with them, so browsers may keep them."""
-    if not languages.is_spoken(language):
+def script_catalog(request: HttpRequest, language: str, version: str) -> HttpResponseBase:
+    """Serve the scripts' message catalog. Its address changes with it, so browsers may keep it."""
+    if not languages.is_supported(language):
         raise Http404
     with translation.override(language):
-        # Of the apps' own catalogs none is wanted: the admin's words are many.
+        # One package of few messages: the admin's own catalog is large.
         response = JavaScriptCatalog.as_view(packages=["accounts"])(request)
-    if version == languages.words_version(language):
+    if version == languages.catalog_version(language):
         patch_cache_control(response, public=True, immutable=True, max_age=365 * 24 * 3600)
     return response
+
+
+# --- The account ------------------------------------------------------------------------------------------------------
 
 
 @require_POST
 @login_required
 def close_notice(request: HttpRequest, notice_id: int) -> HttpResponse:
-    """Back to where they were, without it."""
+    """Close the notice and go back to the page."""
     notices.close(user=_user(request), notice_id=notice_id)
     target = request.POST.get("next", "")
     return redirect(target if url_has_allowed_host_and_scheme(target, {request.get_host()}) else "dashboard")
-
-
-# --- The account ------------------------------------------------------------------------------------------------------
 
 
 @require_safe
 @login_required
 @never_cache
 def account(request: HttpRequest) -> HttpResponse:
-    """What there is to see and set about oneself; each line leads to its own page."""
+    """Show the account; each line leads to its own page."""
     user = _user(request)
     types = list(Authenticator.objects.filter(user=user).values_list("type", flat=True))
     context = {
@@ -86,17 +86,18 @@ def account(request: HttpRequest) -> HttpResponse:
 @require_POST
 @login_required
 def export_data(request: HttpRequest) -> StreamingHttpResponse:
-    """A ZIP with everything that is known about the visitor, and their videos."""
+    """Send a ZIP of everything that is known about the visitor, with their videos."""
     user = _user(request)
     chunks = privacy.archive(user=user)
-    response = StreamingHttpResponse(
-        privacy.off_the_loop(chunks) if isinstance(request, ASGIRequest) else chunks,
-        content_type="application/zip",
-    )
     filename = f"{user.username}-{timezone.now():%Y-%m-%d}.zip"
-    response["Content-Disposition"] = content_disposition_header(True, filename)
-    response["Cache-Control"] = "no-store"
-    return response
+    return StreamingHttpResponse(
+        privacy.read_in_threads(chunks) if isinstance(request, ASGIRequest) else chunks,
+        content_type="application/zip",
+        headers={
+            "Content-Disposition": content_disposition_header(True, filename),
+            "Cache-Control": "no-store",
+        },
+    )
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -117,8 +118,7 @@ def _close(request: HttpRequest) -> HttpResponse:
     try:
         privacy.close(user=_user(request))
     except privacy.LastSuperuser:
-        words = _("Without you nobody could run this site: make another superuser first.")
-        messages.error(request, words)
+        messages.error(request, _("Without you nobody could run this site: make another superuser first."))
         return redirect("close_account")
     logout(request)
     return render(request, "accounts/closed.html")
@@ -131,7 +131,7 @@ def _close(request: HttpRequest) -> HttpResponse:
 @login_required
 @never_cache
 def credit_history(request: HttpRequest) -> HttpResponse:
-    """Every entry of the wallet, newest first, with the balance after it; `?before=` an entry's id leads on."""
+    """List the entries of the wallet, newest first; `?before=` an entry's id leads on."""
     account = CreditAccount.objects.get(user=_user(request))
     entries = account.transactions.order_by("-id")
     before = request.GET.get("before", "")
@@ -152,7 +152,7 @@ def credit_history(request: HttpRequest) -> HttpResponse:
 @login_required
 @never_cache
 def api_keys_page(request: HttpRequest) -> HttpResponse:
-    """The keys that work, and a new one, which is shown in this one answer and never again."""
+    """List the keys that work, and make a new one, which only this response shows."""
     form, secret = ApiKeyForm(request.POST or None), None
     if request.method == "POST" and form.is_valid():
         _, secret = api_keys.issue(user=_user(request), name=form.cleaned_data["name"])

@@ -86,7 +86,7 @@ def pass_notice_on(notice: UserNotice, **_: Any) -> None:
     if account is None or not settings.TELEGRAM_BOT_TOKEN:
         return
     with translation.override(language.language_of(account)):
-        text = f"ℹ️ {escaped(accounts_notices.words(notice))}"
+        text = f"ℹ️ {escaped(accounts_notices.text_of(notice))}"
     notices.tell(chat_id=account.telegram_id, text=text)
 
 

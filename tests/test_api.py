@@ -672,10 +672,10 @@ class TestOurOwnFailures:
     def test_an_address_writes_no_line_of_its_own_into_the_log(
         self, api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def broken(_: Any) -> None:
+        def broken(**_: Any) -> None:
             raise RuntimeError
 
-        monkeypatch.setattr("generation.api.views.with_what_is_shown", broken)
+        monkeypatch.setattr("generation.api.views.kept_jobs", broken)
         refusal(api.get("videos/x%0A2026-11-22 ERROR forged"), 500)
         [line] = [each.getMessage() for each in caplog.records if each.name == "generation.api.errors"]
         assert "forged" in line

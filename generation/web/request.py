@@ -1,4 +1,4 @@
-"""What every page of the site shows: the balance in the header."""
+"""Requests of the site's own pages: from a signed-in user, by a browser or by htmx in an open page."""
 
 import functools
 import uuid
@@ -18,13 +18,13 @@ from django_htmx.middleware import HtmxDetails
 
 from accounts.models import CreditAccount, User
 from generation.models import GenerationJob, JobQuerySet
-from generation.web.presenters import owned_jobs
+from generation.web.presenters import kept_jobs
 
 P = ParamSpec("P")
 
 
 class SiteRequest(HttpRequest):
-    """A request of somebody who is signed in."""
+    """A request of a signed-in user."""
 
     user: User
     htmx: HtmxDetails
@@ -33,12 +33,12 @@ class SiteRequest(HttpRequest):
 def signed_in(
     view: Callable[Concatenate[SiteRequest, P], HttpResponseBase],
 ) -> Callable[Concatenate[HttpRequest, P], HttpResponseBase]:
-    """Ask for a sign-in first; a piece of a page is answered by sending the whole browser there. Nothing is cached."""
+    """Require a sign-in; a request of htmx sends the whole browser there. Nothing is cached."""
 
     @functools.wraps(view)
     def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
         if not request.user.is_authenticated:
-            return _ask_to_sign_in(request)
+            return _redirect_to_sign_in(request)
         response = view(cast("SiteRequest", request), *args, **kwargs)
         if not response.has_header("Cache-Control"):
             add_never_cache_headers(response)
@@ -48,41 +48,40 @@ def signed_in(
 
 
 def own_jobs(request: SiteRequest) -> JobQuerySet:
-    """The visitor's clips, but for deleted ones."""
-    return owned_jobs().filter(user=request.user)
+    """Select the visitor's clips without deleted ones."""
+    return kept_jobs(user=request.user)
 
 
 def own_job(request: SiteRequest, job_id: uuid.UUID) -> GenerationJob:
-    """The visitor's own clip; somebody else's is as unknown as one that never was."""
+    """Get the visitor's own clip; another person's is as unknown as one that never was."""
     return get_object_or_404(own_jobs(request), pk=job_id)
 
 
 def comes_from(request: SiteRequest, path: str) -> bool:
-    """Whether htmx sends this from the page of that path."""
-    return bool(request.htmx) and urlsplit(page_of(request.htmx)).path == path
+    """Check whether htmx sends this from the page of that path."""
+    return bool(request.htmx) and urlsplit(_address_of(request.htmx)).path == path
 
 
-def page_of(htmx: HtmxDetails) -> str:
-    """Where htmx says the browser is, without scheme and host; any header can claim anything."""
+def wallet(request: HttpRequest) -> dict[str, Any]:
+    """Provide `wallet` to templates, read when one first asks for it: the admin pays nothing for it."""
+    return {
+        "wallet": SimpleLazyObject(lambda: CreditAccount.objects.get(user=cast("User", request.user))),
+        "can_send_email": bool(settings.EMAIL_HOST),
+    }
+
+
+def _address_of(htmx: HtmxDetails) -> str:
+    """Return the browser's address without scheme and host, as htmx claims it; any header can claim anything."""
     try:
         return urlsplit(htmx.current_url_abs_path or reverse("dashboard")).geturl()
     except ValueError:
         return reverse("dashboard")
 
 
-def _ask_to_sign_in(request: HttpRequest) -> HttpResponse:
+def _redirect_to_sign_in(request: HttpRequest) -> HttpResponse:
     htmx = cast("SiteRequest", request).htmx
     if htmx:
-        return HttpResponseClientRedirect(f"{reverse('account_login')}?{urlencode({'next': page_of(htmx)})}")
+        return HttpResponseClientRedirect(
+            f"{reverse('account_login')}?{urlencode({'next': _address_of(htmx)})}"
+        )
     return redirect_to_login(request.get_full_path() if request.method == "GET" else reverse("dashboard"))
-
-
-# Requests of the site's own pages: from somebody signed in, from a browser or from htmx in an open page.
-
-
-def wallet(request: HttpRequest) -> dict[str, Any]:
-    """`wallet`: the visitor's CreditAccount, read when a template first asks for it: the admin pays nothing for it."""
-    return {
-        "wallet": SimpleLazyObject(lambda: CreditAccount.objects.get(user=cast("User", request.user))),
-        "can_send_email": bool(settings.EMAIL_HOST),
-    }

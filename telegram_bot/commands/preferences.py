@@ -76,7 +76,7 @@ async def set_preset(press: Press) -> None:
 @button("language")
 async def set_language(press: Press) -> None:
     """From now on everything is said in it, on the web too; an empty one is the language of their Telegram."""
-    if press.argument and not languages.is_spoken(press.argument):
+    if press.argument and not languages.is_supported(press.argument):
         await press.refuse(words.unknown_language())
         return
     await choose_language(press.account, press.argument)
