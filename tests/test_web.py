@@ -510,6 +510,16 @@ def test_deleting_asks_first_and_is_for_good(browser, submit, finish_job):
         assert browser.get(f"{page_of(job)}{path}").status_code == 404
 
 
+def test_a_second_click_on_delete_says_the_same_as_the_first(browser, submit, finish_job):
+    """Browsers drop the answer to the first click when the second one comes."""
+    job = finish_job(submit())
+    browser.post(f"{page_of(job)}delete/", headers=HTMX)
+    browser.cookies.pop("messages", None)
+    answer = browser.post(f"{page_of(job)}delete/", follow=True)
+    assert answer.redirect_chain == [("/", 302)]
+    assert "The video was deleted." in text(answer)
+
+
 def test_a_live_clip_cannot_be_deleted(browser, submit):
     job = submit()
     answer = browser.post(f"{page_of(job)}delete/", follow=True)

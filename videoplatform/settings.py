@@ -379,6 +379,7 @@ UNFOLD = {
         }
     },
     "DASHBOARD_CALLBACK": "generation.staff.home.context",
+    "SCRIPTS": [lambda request: static("submit_once.js")],
     "LOGIN": {"form": "accounts.auth.StaffSignInForm"},
 }
 
