@@ -1,6 +1,7 @@
 """The wallet over REST, and the shape of errors in the OpenAPI document, which every part of the API shares."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import serializers
@@ -14,6 +15,7 @@ from accounts.models import CreditTransaction, User
 
 Kind = CreditTransaction.Kind
 MAX_ID = 2**63 - 1
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ErrorDetail(serializers.Serializer):
@@ -29,9 +31,11 @@ class ErrorBody(serializers.Serializer):
     error = ErrorDetail()
 
 
-def errors(*statuses: int) -> dict[int, OpenApiResponse]:
-    """Declare error responses for the OpenAPI document."""
-    return {status: OpenApiResponse(ErrorBody) for status in statuses}
+def operation(name: str, summary: str, response: Any, *statuses: int, **options: Any) -> Callable[[F], F]:
+    """Describe a view in the OpenAPI document: its response (or responses by status), and the errors it may have."""
+    responses = response if isinstance(response, dict) else {200: response}
+    responses = responses | {status: OpenApiResponse(ErrorBody) for status in statuses}
+    return extend_schema(operation_id=name, summary=summary, responses=responses, **options)
 
 
 class CreditsPage(serializers.Serializer):
@@ -78,11 +82,12 @@ class CreditsSerializer(serializers.Serializer):
 
 
 class Credits(APIView):
-    @extend_schema(
-        operation_id="credits_retrieve",
+    @operation(
+        "credits_retrieve",
+        "Your credits and where they went",
+        CreditsSerializer,
+        *(400, 401, 404),
         parameters=[CreditsPage],
-        responses={200: CreditsSerializer, **errors(400, 401, 404)},
-        summary="Your credits and where they went",
     )
     def get(self, request: Request) -> Response:
         query = CreditsPage(data=request.query_params.dict())

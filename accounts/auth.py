@@ -1,10 +1,11 @@
-"""Signing in: allauth's adapter, sessions, and the second factor that staff need for the admin."""
+"""Signing in: allauth's adapter, sessions, pages for signed-in users, and the second factor that staff need."""
 
+import functools
 import logging
 from collections.abc import Callable
 from smtplib import SMTPException
-from typing import Any, cast
-from urllib.parse import urlencode
+from typing import Any, Concatenate, ParamSpec, cast
+from urllib.parse import urlencode, urlsplit
 
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.authentication import get_authentication_records
@@ -15,17 +16,22 @@ from allauth.mfa.signals import authenticator_added
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.views import redirect_to_login
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSessionStore
 from django.core.exceptions import ValidationError
 from django.dispatch import receiver
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.urls import reverse
+from django.utils.cache import add_never_cache_headers
 from django.utils.translation import gettext as _
+from django_htmx.http import HttpResponseClientRedirect
+from django_htmx.middleware import HtmxDetails
 from unfold.forms import AuthenticationForm
 
 from accounts.models import User
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 MIN_KEY_LENGTH = 8  # Django's own minimum
 # Pages of the admin that show nothing.
@@ -57,6 +63,53 @@ class SessionStore(DatabaseSessionStore):
 
     def _validate_session_key(self, key: str | None) -> bool:
         return key is not None and len(key) >= MIN_KEY_LENGTH and key.isascii() and key.isalnum()
+
+
+# --- Pages for signed-in users ----------------------------------------------------------------------------------------
+
+
+class SiteRequest(HttpRequest):
+    """A request of a signed-in user."""
+
+    user: User
+    htmx: HtmxDetails
+
+
+def signed_in(
+    view: Callable[Concatenate[SiteRequest, P], HttpResponseBase],
+) -> Callable[Concatenate[HttpRequest, P], HttpResponseBase]:
+    """Require a sign-in; a request of htmx sends the whole browser there. Nothing is cached."""
+
+    @functools.wraps(view)
+    def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+        if not request.user.is_authenticated:
+            return _redirect_to_sign_in(request)
+        response = view(cast("SiteRequest", request), *args, **kwargs)
+        if not response.has_header("Cache-Control"):
+            add_never_cache_headers(response)
+        return response
+
+    return wrapped
+
+
+def address_of_page(htmx: HtmxDetails) -> str:
+    """Return the browser's address without scheme and host, as htmx claims it; any header can claim anything."""
+    try:
+        return urlsplit(htmx.current_url_abs_path or reverse("dashboard")).geturl()
+    except ValueError:
+        return reverse("dashboard")
+
+
+def _redirect_to_sign_in(request: HttpRequest) -> HttpResponse:
+    htmx = cast("SiteRequest", request).htmx
+    if htmx:
+        return HttpResponseClientRedirect(
+            f"{reverse('account_login')}?{urlencode({'next': address_of_page(htmx)})}"
+        )
+    return redirect_to_login(request.get_full_path() if request.method == "GET" else reverse("dashboard"))
+
+
+# --- The second factor of staff ---------------------------------------------------------------------------------------
 
 
 class StaffSignInForm(AuthenticationForm):

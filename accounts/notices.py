@@ -3,9 +3,7 @@
 from typing import Any
 
 from django.dispatch import Signal
-from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
@@ -44,13 +42,3 @@ def unseen(user: User) -> list[Notice]:
 def close(*, user: User, notice_id: int) -> None:
     """Stop showing the notice."""
     Notice.objects.filter(user=user, pk=notice_id, seen_at=None).update(seen_at=timezone.now())
-
-
-def for_pages(request: HttpRequest) -> dict[str, Any]:
-    """Context processor: `notices`, read when a template asks for them."""
-
-    def shown() -> list[tuple[int, str]]:
-        user = getattr(request, "user", None)
-        return [(each.pk, text_of(each)) for each in unseen(user)] if isinstance(user, User) else []
-
-    return {"notices": SimpleLazyObject(shown)}

@@ -16,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.api import errors
+from accounts.api import operation
 from accounts.models import User
 from generation.api.errors import API_PREFIX, PRECONDITION_FAILED, UNSATISFIABLE_RANGE, answer
 from generation.api.serializers import (
@@ -59,7 +59,7 @@ SERVER_SENT_EVENT = {
     },
     "required": ["event", "data"],
 }
-SUBMIT_ERRORS = errors(400, 401, 402, 403, 413, 415, 422, 429)
+SUBMIT_ERRORS = (400, 401, 402, 403, 413, 415, 422, 429)
 
 
 def caller(request: Request) -> User:
@@ -76,12 +76,13 @@ def find_job(request: Request, video_id: str) -> GenerationJob:
 
 
 class Videos(APIView):
-    @extend_schema(
-        operation_id="videos_create",
+    @operation(
+        "videos_create",
+        "Make a video",
+        VIDEO,
+        *SUBMIT_ERRORS,
         parameters=[IDEMPOTENCY_KEY],
         request={"application/json": NewVideo, "multipart/form-data": NewVideo},
-        responses={200: VIDEO, **SUBMIT_ERRORS},
-        summary="Make a video",
     )
     def post(self, request: Request) -> Response:
         """Holds the credits and puts the video in the queue. They are charged only when a playable file is stored."""
@@ -111,12 +112,7 @@ class Videos(APIView):
         )
         return Response(video_json(job))
 
-    @extend_schema(
-        operation_id="videos_list",
-        parameters=[PageQuery],
-        responses={200: VideoList, **errors(400, 401, 404)},
-        summary="List your videos",
-    )
+    @operation("videos_list", "List your videos", VideoList, 400, 401, 404, parameters=[PageQuery])
     def get(self, request: Request) -> Response:
         """Newest first unless `order` says otherwise. Deleted videos are left out."""
         query = PageQuery(data=request.query_params.dict())
@@ -147,19 +143,11 @@ class Videos(APIView):
 
 
 class Video(APIView):
-    @extend_schema(
-        operation_id="videos_retrieve",
-        responses={200: VIDEO, **errors(401, 404)},
-        summary="How a video stands",
-    )
+    @operation("videos_retrieve", "How a video stands", VIDEO, 401, 404)
     def get(self, request: Request, video_id: str) -> Response:
         return Response(video_json(find_job(request, video_id)))
 
-    @extend_schema(
-        operation_id="videos_delete",
-        responses={200: DeletedVideo, **errors(401, 404, 409)},
-        summary="Delete a video",
-    )
+    @operation("videos_delete", "Delete a video", DeletedVideo, 401, 404, 409)
     def delete(self, request: Request, video_id: str) -> Response:
         """For good, its files with it. One that is still being made must be canceled first (409)."""
         job = find_job(request, video_id)
@@ -168,16 +156,12 @@ class Video(APIView):
 
 
 class Content(APIView):
-    @extend_schema(
-        operation_id="videos_content",
+    @operation(
+        "videos_content",
+        "Download a video or its poster",
+        dict.fromkeys([(200, "video/mp4"), (200, "image/jpeg"), (206, "video/mp4")], OpenApiTypes.BINARY),
+        *(400, 401, 404, 409, 410, 412, 416),
         parameters=[ContentQuery],
-        responses={
-            (200, "video/mp4"): OpenApiTypes.BINARY,
-            (200, "image/jpeg"): OpenApiTypes.BINARY,
-            (206, "video/mp4"): OpenApiTypes.BINARY,
-            **errors(400, 401, 404, 409, 410, 412, 416),
-        },
-        summary="Download a video or its poster",
     )
     def get(self, request: Request, video_id: str) -> HttpResponseBase:
         """The MP4 (H.264), or a JPEG with `variant=thumbnail`. Knows Range."""
@@ -205,12 +189,7 @@ class Content(APIView):
 
 
 class Cancel(APIView):
-    @extend_schema(
-        operation_id="videos_cancel",
-        request=None,
-        responses={200: VIDEO, **errors(401, 404, 409)},
-        summary="Stop making a video",
-    )
+    @operation("videos_cancel", "Stop making a video", VIDEO, 401, 404, 409, request=None)
     def post(self, request: Request, video_id: str) -> Response:
         """Gives the held credits back at once. `status` becomes `failed`, `error.code` is `canceled`."""
         job = lifecycle.cancel(job=find_job(request, video_id), actor=caller(request))
@@ -218,12 +197,13 @@ class Cancel(APIView):
 
 
 class Remix(APIView):
-    @extend_schema(
-        operation_id="videos_remix",
+    @operation(
+        "videos_remix",
+        "Make it again with another prompt",
+        VIDEO,
+        *(*SUBMIT_ERRORS, 404),
         parameters=[IDEMPOTENCY_KEY],
         request={"application/json": NewRemix, "multipart/form-data": NewRemix},
-        responses={200: VIDEO, **SUBMIT_ERRORS, **errors(404)},
-        summary="Make it again with another prompt",
     )
     def post(self, request: Request, video_id: str) -> Response:
         """A new video with the seed, preset and negative prompt of this one."""
@@ -246,11 +226,7 @@ class Remix(APIView):
 
 
 class Events(APIView):
-    @extend_schema(
-        operation_id="videos_events",
-        responses={(200, MEDIA_TYPE): SERVER_SENT_EVENT, **errors(401, 404, 429)},
-        summary="Follow a video",
-    )
+    @operation("videos_events", "Follow a video", {(200, MEDIA_TYPE): SERVER_SENT_EVENT}, 401, 404, 429)
     def get(self, request: Request, video_id: str) -> HttpResponse:
         """Server-sent events: `video.updated` for each change, then `video.completed` or `video.failed` and the end.
 
@@ -265,20 +241,14 @@ class Events(APIView):
 
 
 class Models(APIView):
-    @extend_schema(
-        operation_id="models_list", responses={200: ModelList, **errors(401)}, summary="What can make videos"
-    )
+    @operation("models_list", "What can make videos", ModelList, 401)
     def get(self, request: Request) -> Response:
         """The default first."""
         return Response({"object": "list", "data": [model_json(model) for model in catalog.current().models]})
 
 
 class Model(APIView):
-    @extend_schema(
-        operation_id="models_retrieve",
-        responses={200: ModelSerializer, **errors(401, 404)},
-        summary="One model",
-    )
+    @operation("models_retrieve", "One model", ModelSerializer, 401, 404)
     def get(self, request: Request, model: str) -> Response:
         for known in catalog.current().models:
             if known.id == model:
@@ -287,9 +257,7 @@ class Model(APIView):
 
 
 class Presets(APIView):
-    @extend_schema(
-        operation_id="presets_list", responses={200: PresetList, **errors(401)}, summary="What a video costs"
-    )
+    @operation("presets_list", "What a video costs", PresetList, 401)
     def get(self, request: Request) -> Response:
         """Price for the caller and expected wait of everything on offer."""
         quotes = catalog.quotes(user=caller(request))

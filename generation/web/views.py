@@ -5,7 +5,7 @@ Each view parses, calls one operation and renders; htmx gets pieces of pages.
 
 import uuid
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from django.conf import settings
 from django.contrib import messages
@@ -16,17 +16,32 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 
+from accounts.auth import SiteRequest, address_of_page, signed_in
 from generation import sharing
 from generation.errors import GenerationError
 from generation.jobs import catalog, lifecycle, submission
 from generation.jobs.receipts import receipt_of
-from generation.models import GenerationJob
+from generation.models import GenerationJob, JobQuerySet
 from generation.web import gallery
 from generation.web.forms import ComposerForm
-from generation.web.presenters import cards
+from generation.web.presenters import cards, kept_jobs
 from generation.web.public_views import absolute
-from generation.web.request import SiteRequest, comes_from, own_job, own_jobs, signed_in
 from generation.web.streaming import filename_for, serve_file
+
+
+def own_jobs(request: SiteRequest) -> JobQuerySet:
+    """Select the visitor's clips without deleted ones."""
+    return kept_jobs(user=request.user)
+
+
+def own_job(request: SiteRequest, job_id: uuid.UUID) -> GenerationJob:
+    """Get the visitor's own clip; another person's is as unknown as one that never was."""
+    return get_object_or_404(own_jobs(request), pk=job_id)
+
+
+def comes_from_dashboard(request: SiteRequest) -> bool:
+    return bool(request.htmx) and urlsplit(address_of_page(request.htmx)).path == reverse("dashboard")
+
 
 # --- The composer and the gallery -------------------------------------------------------------------------------------
 
@@ -188,7 +203,7 @@ def cancel(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
 def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """Submit the same clip again; a second click finds the first one's."""
     job = own_job(request, job_id)
-    from_dashboard = comes_from(request, reverse("dashboard"))
+    from_dashboard = comes_from_dashboard(request)
     try:
         again = submission.submit(
             user=request.user,
@@ -221,7 +236,7 @@ def delete(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
         messages.error(request, error.message)
         return _redirect(request, reverse("video", args=[job.pk]))
     messages.success(request, _("The video was deleted."))
-    if comes_from(request, reverse("dashboard")) and own_jobs(request).exists():
+    if comes_from_dashboard(request) and own_jobs(request).exists():
         return trigger_client_event(_messages(request), "deleted", {"job": job.id.hex})
     return _redirect(request, reverse("dashboard"))
 
