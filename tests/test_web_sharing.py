@@ -34,8 +34,8 @@ def owners_browser(owner):
 
 @pytest.fixture
 def job(owner, finish_job):
-    wish = lifecycle.submit(user=owner, prompt=PROMPT, source="web", seed=4711, negative_prompt="rain")
-    return finish_job(wish)
+    job = lifecycle.submit(user=owner, prompt=PROMPT, source="web", seed=4711, negative_prompt="rain")
+    return finish_job(job)
 
 
 def page_of(job):
