@@ -17,7 +17,7 @@ from accounts.staff.actor import address_of
 from generation import sharing
 from generation.models import GenerationJob, Report
 from generation.staff import moderation
-from generation.web.streaming import filename_for, serve_file
+from generation.web.streaming import serve_file, serve_video
 
 R = TypeVar("R", bound=HttpResponseBase)
 
@@ -44,11 +44,7 @@ def shared_video(request: HttpRequest, token: str) -> HttpResponse:
 
 @require_safe
 def shared_file(request: HttpRequest, token: str) -> HttpResponseBase:
-    """Serve the MP4, in ranges when asked for; `?download` makes browsers save it."""
-    job = _find(token)
-    download = "download" in request.GET
-    response = serve_file(request, str(job.video), filename=filename_for(job.prompt), as_attachment=download)
-    return _revalidated(response)
+    return _revalidated(serve_video(request, _find(token)))
 
 
 @require_safe

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol, cast
+from typing import IO, Any, cast
 
 from django.core.files.base import File
 from django.core.files.storage import Storage, default_storage
@@ -22,6 +22,7 @@ from django.utils.cache import get_conditional_response
 from django.utils.http import content_disposition_header, http_date, parse_http_date_safe
 
 from accounts.privacy import read_in_threads
+from generation.models import GenerationJob
 
 # One trip to a thread for each of these: large enough to cost nothing, small enough for many viewers at once.
 CHUNK_BYTES = 256 * 1024
@@ -33,12 +34,6 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 class UnsatisfiableRange(Exception):
     """The range asked for begins behind the end of the file."""
-
-
-class _Readable(Protocol):
-    def read(self, size: int, /) -> bytes: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -54,19 +49,18 @@ class _Stored:
     def timestamp(self) -> int:
         return int(self.modified.timestamp())
 
-    def reading_from(self, start: int) -> _Readable:
+    def reading_from(self, start: int) -> IO[bytes]:
         """Position the file. S3 is asked for the range alone: its file object would fetch the whole."""
-        remote = getattr(self.file, "obj", None)
-        if remote is not None:
-            return cast(_Readable, remote.get(Range=f"bytes={start}-")["Body"])
+        if remote := getattr(self.file, "obj", None):
+            return cast("IO[bytes]", remote.get(Range=f"bytes={start}-")["Body"])
         self.file.seek(start)
-        return cast(_Readable, self.file)
+        return cast("IO[bytes]", self.file)
 
 
 class _StoredResponse(StreamingHttpResponse):
     """A part of a stored file; closes the file when the response is done or dropped."""
 
-    def __init__(self, chunks: Any, *, opened: tuple[_Readable, ...], **options: Any) -> None:
+    def __init__(self, chunks: Any, *, opened: tuple[IO[bytes], ...], **options: Any) -> None:
         super().__init__(chunks, **options)
         self._opened = opened
 
@@ -106,6 +100,12 @@ def serve_file(
     if not connection.in_atomic_block:
         close_old_connections()
     return response
+
+
+def serve_video(request: HttpRequest, job: GenerationJob) -> HttpResponseBase:
+    """Serve a job's MP4; `?download` makes browsers save it, named after the prompt."""
+    download = "download" in request.GET
+    return serve_file(request, str(job.video), filename=filename_for(job.prompt), as_attachment=download)
 
 
 def filename_for(prompt: str, extension: str = ".mp4") -> str:
@@ -176,16 +176,14 @@ def _range_asked(request: HttpRequest, stored: _Stored) -> tuple[int, int] | Non
     Several ranges at once and what cannot be understood are answered with the whole (RFC 9110, 14.2).
     """
     found = _RANGE.fullmatch(request.headers.get("Range", "").replace(" ", ""))
-    if not found or not _range_is_of_this_file(request, stored):
+    if not found or not any(found.groups()) or not _range_is_of_this_file(request, stored):
         return None
-    first, last = found[1], found[2]
-    if not first and not last:
-        return None
-    if not first:
-        start, stop = max(0, stored.size - int(last)), stored.size
+    first, last = (int(text) if text else None for text in found.groups())
+    if first is None:  # the last so many bytes
+        start, stop = max(0, stored.size - (last or 0)), stored.size
     else:
-        start, stop = int(first), min(int(last) + 1 if last else stored.size, stored.size)
-        if last and int(last) < start:
+        start, stop = first, stored.size if last is None else min(last + 1, stored.size)
+        if last is not None and last < first:
             return None
     if start >= stored.size:
         raise UnsatisfiableRange
@@ -200,7 +198,7 @@ def _range_is_of_this_file(request: HttpRequest, stored: _Stored) -> bool:
     return '"' not in validator and parse_http_date_safe(validator) == stored.timestamp
 
 
-def _chunks(chunk: bytes, source: _Readable, length: int) -> Iterator[bytes]:
+def _chunks(chunk: bytes, source: IO[bytes], length: int) -> Iterator[bytes]:
     """Read `length` bytes piece by piece, of which `chunk` is the first."""
     while chunk:
         yield chunk

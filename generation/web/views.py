@@ -26,7 +26,7 @@ from generation.web import gallery
 from generation.web.forms import ComposerForm
 from generation.web.presenters import cards, kept_jobs
 from generation.web.public_views import absolute
-from generation.web.streaming import filename_for, serve_file
+from generation.web.streaming import serve_file, serve_video
 
 
 def own_jobs(request: SiteRequest) -> JobQuerySet:
@@ -265,10 +265,7 @@ def unshare(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
 @require_safe
 @signed_in
 def video_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
-    """Serve the MP4, in ranges when asked for; `?download` makes browsers save it, named after the prompt."""
-    job = own_job(request, job_id)
-    download = "download" in request.GET
-    return serve_file(request, str(job.video), filename=filename_for(job.prompt), as_attachment=download)
+    return serve_video(request, own_job(request, job_id))
 
 
 @require_safe
