@@ -70,7 +70,6 @@ def serve(name: str) -> None:
     set_up_django(name)
     from generation.jobs import queue
 
-    queue.lead_process_group()
     queue.run()
 
 

@@ -78,7 +78,7 @@ def _facts(job: GenerationJob) -> dict[str, Any]:
         "frames": job.stored_frames or job.num_frames,
         "frames_per_second": job.fps,
         "steps": job.num_inference_steps,
-        "remix_of": job.remixed_from_id and fields.of(job.remixed_from_id),
+        "remix_of": job.remixed_from_id and fields.public_id(job.remixed_from_id),
         "ordered_by": job.source,
         "state": job.state,
         "error": job.error_message,

@@ -4,42 +4,23 @@ A call that is lost costs seconds and nothing else: whoever is called looks at t
 """
 
 import asyncio
-import logging
 
-import psycopg
-from django.db import connection
-
-from generation.database import listen_parameters
-
-logger = logging.getLogger(__name__)
+from generation.database import notifications, notify
 
 CHANNEL = "telegram_bot"
 INBOX, NOTICES, REFUNDS = "inbox", "notices", "refunds"
-RECONNECT_SECONDS = 1.0
 
 
 def ring(whom: str) -> None:
     """Heard when the current transaction commits."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, whom])
+    notify(CHANNEL, whom)
 
 
 async def listen_for_ever(called: dict[str, asyncio.Event]) -> None:
-    """Set the event of whoever is called; of all of them after the connection was lost, for they may have missed it."""
-    while True:
-        try:
-            async with await psycopg.AsyncConnection.connect(
-                **listen_parameters(), autocommit=True
-            ) as listener:
-                await listener.execute(f"LISTEN {CHANNEL}")
-                for event in called.values():
-                    event.set()
-                async for notification in listener.notifies():
-                    if notification.payload in called:
-                        called[notification.payload].set()
-        except psycopg.OperationalError as error:
-            logger.warning("the bell lost PostgreSQL, trying again: %s", error)
-        await asyncio.sleep(RECONNECT_SECONDS)
+    """Set the event that a call names; all of them after the connection was lost, for calls may have been missed."""
+    async for name in notifications(CHANNEL):
+        for event in called.values() if name is None else filter(None, [called.get(name)]):
+            event.set()
 
 
 async def called_or_later(event: asyncio.Event, *, seconds: float) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import av
 import numpy
 
+from generation.media import VideoFacts
+
 
 def write_clip(
     path: Path, *, frames: int = 16, fps: int = 8, width: int = 96, height: int = 64, codec: str = "libx264"
@@ -20,3 +22,18 @@ def write_clip(
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+# Of a clip as `media.prepare` gives them, for tests that need no file.
+FACTS = VideoFacts(
+    codec="h264",
+    pix_fmt="yuv420p",
+    width=96,
+    height=64,
+    frames=16,
+    fps=8.0,
+    duration_ms=2000,
+    size_bytes=4000,
+    faststart=True,
+)
+FILES = ("videos/a.mp4", "posters/a.jpg")

@@ -172,7 +172,7 @@ def node(db: None) -> Any:
         name="node-1",
         base_url="http://127.0.0.1:9",
         api_key="node-key",
-        detected_protocol=GpuNode.Protocol.VIDEOS,
+        detected_protocol="videos",
         status="ready",
         backend="CogVideoX-tiny",
         last_seen_at=timezone.now(),
@@ -212,21 +212,14 @@ def finish_job(start_job: Callable[[Any], Any], clip: Path) -> Callable[[Any], A
     def finish(job: GenerationJob) -> GenerationJob:
         attempt = start_job(job)
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=28300)
-        video = default_storage.save(f"videos/{job.id.hex}.mp4", File(clip.open("rb")))
-        poster_file = clip.with_name("poster.jpg")
-        facts = media.make_poster(clip, poster_file)
-        poster = default_storage.save(f"posters/{job.id.hex}.jpg", File(poster_file.open("rb")))
-        stored = lifecycle.StoredVideo(
-            video=video,
-            poster=poster,
-            width=facts.width,
-            height=facts.height,
-            frames=facts.frames,
-            duration_ms=facts.duration_ms,
-            size_bytes=facts.size_bytes,
+        poster = clip.with_name("poster.jpg")
+        facts = media.make_poster(clip, poster)
+        files = (
+            default_storage.save(f"videos/{job.id.hex}.mp4", File(clip.open("rb"))),
+            default_storage.save(f"posters/{job.id.hex}.jpg", File(poster.open("rb"))),
         )
-        stored_files.announce(stored.files)
-        assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+        stored_files.announce(files)
+        assert lifecycle.complete(attempt_id=attempt.pk, files=files, facts=facts)
         job.refresh_from_db()
         return job
 

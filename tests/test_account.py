@@ -19,9 +19,10 @@ from accounts.ledger_check import audit
 from accounts.models import ApiKey, Ban, CreditTransaction, Notice, User, UserLimits
 from generation import privacy as video_privacy
 from generation import sharing
-from generation.jobs import lifecycle, stored_files, tasks
+from generation.jobs import lifecycle, stored_files, submission, tasks
 from generation.models import GenerationJob, SharedLink
 from telegram_bot.models import JobMessage, TelegramAccount
+from tests.clips import FACTS, FILES
 
 pytestmark = pytest.mark.django_db
 
@@ -44,7 +45,7 @@ def browser(user):
 
 @pytest.fixture
 def submit(user):
-    return lambda prompt="A red fox": lifecycle.submit(user=user, prompt=prompt, source="web")
+    return lambda prompt="A red fox": submission.submit(user=user, prompt=prompt, source="web")
 
 
 def link_in(message):
@@ -206,7 +207,7 @@ def test_the_export_has_limits_notices_links_and_joined_wallets(
 
 
 def test_the_export_has_nothing_of_others(browser, make_user, submit):
-    lifecycle.submit(user=make_user("bob"), prompt="A secret of Bob", source="web")
+    submission.submit(user=make_user("bob"), prompt="A secret of Bob", source="web")
     assert "Bob" not in exported(browser).read("data.json").decode()
 
 
@@ -290,9 +291,8 @@ def test_a_video_that_was_just_being_stored_is_forgotten_later(browser, user, su
     attempt = start_job(job)
     assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
     leave(browser)
-    stored = lifecycle.StoredVideo("v.mp4", "p.jpg", 96, 64, 16, 2000, 1000)
-    stored_files.announce(stored.files)
-    assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+    stored_files.announce(FILES)
+    assert lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)
     assert video_privacy.forget_closed_accounts() == 1
     job.refresh_from_db()
     assert job.deleted_at

@@ -18,7 +18,7 @@ from django.urls import reverse
 
 from accounts import api_keys, ledger
 from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
-from generation.jobs import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, Preset
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
 from tests.environment import REPOSITORY
@@ -99,7 +99,7 @@ def wallet(user: User) -> CreditAccount:
 
 @pytest.fixture
 def job(user: User) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt="A paper boat <b>", source="web")
+    return submission.submit(user=user, prompt="A paper boat <b>", source="web")
 
 
 class TestWho:

@@ -15,7 +15,7 @@ from django.urls import get_resolver
 
 from accounts import api_keys, ledger
 from accounts.models import CreditAccount
-from generation.jobs import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, Preset
 
 pytestmark = pytest.mark.django_db
@@ -56,7 +56,7 @@ def no_cooldown(settings: Any) -> None:
 
 
 def submit(user: Any, prompt: str = PROMPT, **options: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt=prompt, source="api", **options)
+    return submission.submit(user=user, prompt=prompt, source="api", **options)
 
 
 def wallet(user: Any) -> CreditAccount:
@@ -554,7 +554,7 @@ class TestCancel:
 @pytest.mark.usefixtures("no_cooldown")
 class TestRemix:
     def test_all_but_the_prompt_stays(self, api: Api, user: Any) -> None:
-        original = submit(user, preset="standard", seed=7, negative_prompt="blurry")
+        original = submit(user, preset=Preset.objects.get(name="standard"), seed=7, negative_prompt="blurry")
         body = api.post(f"videos/{original.public_id}/remix", {"prompt": "At night"}).json()
         assert (
             body["prompt"],

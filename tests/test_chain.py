@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from generation import media
-from generation.jobs import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from tests.field_node import FieldNode
 from tests.processes import Processes, wait_for
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def submit(user: Any, prompt: str = "a red ball", **fields: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt=prompt, source="api", **fields)
+    return submission.submit(user=user, prompt=prompt, source="api", **fields)
 
 
 def ended(job: GenerationJob) -> GenerationJob:

@@ -13,7 +13,7 @@ from django.utils import timezone
 from django_q.conf import Conf
 
 from generation.errors import CooldownActive
-from generation.jobs import catalog, lifecycle, locks, node_health, scheduling
+from generation.jobs import catalog, lifecycle, locks, node_health, scheduling, submission
 from generation.jobs.queue import NotifiedBroker
 from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 from generation.nodes import NodeHealth
@@ -51,7 +51,7 @@ def off(request: pytest.FixtureRequest) -> timedelta:
 
 
 def submit(user: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt="a red ball", source="api")
+    return submission.submit(user=user, prompt="a red ball", source="api")
 
 
 def test_a_lease_that_is_held_is_nobody_elses_and_one_that_ran_out_is_anybodys(user, start_job, host, off):
@@ -138,11 +138,11 @@ def test_the_cooldown_is_a_minute_for_every_host(user, host, off):
 def test_a_trial_is_due_when_it_is(node, host, off):
     GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() + timedelta(seconds=60))
     with host(off):
-        assert not node_health.claim_trial(node)
+        assert not node_health.claim_canary(node)
     GpuNode.objects.update(next_trial_at=Now() - timedelta(seconds=1))
     with host(off):
-        assert node_health.claim_trial(node)
-    assert not node_health.claim_trial(node)
+        assert node_health.claim_canary(node)
+    assert not node_health.claim_canary(node)
 
 
 @pytest.mark.django_db(transaction=True)

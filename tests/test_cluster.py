@@ -11,7 +11,7 @@ from django.db import transaction
 from django_q.models import OrmQ
 from django_q.tasks import async_task
 
-from generation.jobs import lifecycle
+from generation.jobs import submission
 from generation.models import GenerationJob
 from tests.processes import Processes, wait_for
 
@@ -88,7 +88,7 @@ def test_a_sigterm_to_the_whole_group_ends_it_too(processes: Processes, user):
 
 def test_tasks_that_were_queued_in_a_rolled_back_transaction_never_run(user):
     with pytest.raises(RuntimeError), transaction.atomic():
-        lifecycle.submit(user=user, prompt="a red ball", source="api")
+        submission.submit(user=user, prompt="a red ball", source="api")
         raise RuntimeError
     assert not OrmQ.objects.exists()
     assert not GenerationJob.objects.exists()

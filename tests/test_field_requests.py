@@ -8,8 +8,8 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import OperationalError
 
-from generation.jobs import lifecycle, locks, scheduling
-from generation.jobs.runner import Follower
+from generation.jobs import lifecycle, locks, scheduling, submission
+from generation.jobs.runner import AttemptRunner
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from tests.field_node import FieldNode
 
@@ -25,9 +25,9 @@ def field_node() -> Iterator[FieldNode]:
 @pytest.fixture
 def attempt(user: Any, node: GpuNode, field_node: FieldNode) -> JobAttempt:
     GpuNode.objects.update(
-        base_url=field_node.url, api_key=field_node.key, detected_protocol=GpuNode.Protocol.GENERATE_VIDEO
+        base_url=field_node.url, api_key=field_node.key, detected_protocol="generate_video"
     )
-    lifecycle.submit(user=user, prompt="a red ball", source="api")
+    submission.submit(user=user, prompt="a red ball", source="api")
     opened = scheduling.claim_next()
     assert opened is not None
     return opened
@@ -59,8 +59,8 @@ def test_the_answer_waits_for_the_database_and_the_lease_is_renewed_after_it(
     token = uuid.uuid4()
     assert locks.take(attempt_id=attempt.pk, token=token)
     monkeypatch.setattr("generation.jobs.runner.lifecycle.begin_storing", write)
-    monkeypatch.setattr("generation.jobs.runner.leases.take", renew)
-    async_to_sync(Follower(attempt, token=token).run)()
+    monkeypatch.setattr("generation.jobs.runner.locks.take", renew)
+    async_to_sync(AttemptRunner(attempt, token=token).run)()
     job = GenerationJob.objects.get()
     assert (job.state, job.attempt_count, write.calls) == ("storing", 1, 4)
     assert renew.calls > 2

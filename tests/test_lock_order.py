@@ -11,13 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
 
+from accounts import ledger
 from generation.errors import GenerationError
 from generation.jobs import enqueue, lifecycle, locks, node_health, scheduling, stored_files, submission
-from generation.media import StoredClip
 from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.nodes import NodeError, NodeHealth
+from tests.clips import FACTS, FILES
 
 pytestmark = pytest.mark.django_db
 
@@ -33,9 +35,6 @@ LOCKING = re.compile(
     r'UPDATE "(?P<updated>\w+)"|DELETE FROM "(?P<deleted>\w+)"|INSERT INTO "(?P<entry>accounts_credittransaction)"'
     r'|SELECT .*? FROM "(?P<selected>\w+)".* FOR (NO KEY )?UPDATE',
     re.DOTALL,
-)
-STORED = lifecycle.StoredVideo(
-    video="videos/a.mp4", poster="posters/a.jpg", width=96, height=64, frames=16, duration_ms=1, size_bytes=1
 )
 
 
@@ -74,7 +73,12 @@ class World:
         self.user, self.node, self.finish_job = user, node, finish_job
 
     def submit(self) -> GenerationJob:
-        return lifecycle.submit(user=self.user, prompt="a red ball", source="api")
+        return submission.submit(user=self.user, prompt="a red ball", source="api")
+
+    def submit_again(self, job: GenerationJob) -> GenerationJob:
+        with transaction.atomic():
+            wallet = ledger.lock_account(user=self.user)
+            return submission.submit_again(job, wallet=wallet, idempotency_key="again")
 
     def running(self) -> JobAttempt:
         self.submit()
@@ -86,7 +90,7 @@ class World:
     def storing(self) -> JobAttempt:
         attempt = self.running()
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
-        stored_files.announce(STORED.files)
+        stored_files.announce(FILES)
         return attempt
 
     def finished(self) -> GenerationJob:
@@ -102,10 +106,11 @@ class World:
         return self.node
 
 
-CLIP = StoredClip(video="videos/b.mp4", poster="posters/b.jpg")
+CLIP = ("videos/b.mp4", "posters/b.jpg")
 # What prepares, and what is then watched.
 OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]] = {
     "submission.submit": (lambda w: None, lambda w, _: w.submit()),
+    "submission.submit_again": (World.finished, lambda w, job: w.submit_again(job)),
     "enqueue.store": (World.storing, lambda w, a: enqueue.store(attempt_id=a.pk)),
     "lifecycle.attempt_posted": (
         World.running,
@@ -127,7 +132,10 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         World.running,
         lambda w, a: lifecycle.begin_storing(attempt_id=a.pk, token=a.pk),
     ),
-    "lifecycle.complete": (World.storing, lambda w, a: lifecycle.complete(attempt_id=a.pk, stored=STORED)),
+    "lifecycle.complete": (
+        World.storing,
+        lambda w, a: lifecycle.complete(attempt_id=a.pk, files=FILES, facts=FACTS),
+    ),
     "lifecycle.attempt_refused": (
         World.running,
         lambda w, a: lifecycle.attempt_refused(attempt_id=a.pk, token=a.pk, retry_after=1, why="busy"),
@@ -160,16 +168,30 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "enqueue.remove_files": (lambda w: None, lambda w, _: enqueue.remove_files()),
     "enqueue.add_up": (lambda w: None, lambda w, _: enqueue.add_up()),
     "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
+    "node_health.sync_environment_node": (
+        lambda w: None,
+        lambda w, _: node_health.sync_environment_node(),
+    ),
+    "node_health.record_health": (
+        World.set_aside,
+        lambda w, node: node_health.record_health(
+            node, NodeHealth(ready=True, status="ready", protocol="videos")
+        ),
+    ),
+    "node_health.record_failure": (
+        World.set_aside,
+        lambda w, node: node_health.record_failure(node, NodeError("gone")),
+    ),
     "node_health.count_failure": (
         World.running,
         lambda w, a: node_health.count_failure(locks.held(attempt_id=a.pk, token=a.pk), error="e"),
     ),
     "node_health.count_success": (World.running, lambda w, a: node_health.count_success(attempt_id=a.pk)),
-    "node_health.claim_trial": (World.set_aside, lambda w, node: node_health.claim_trial(node)),
+    "node_health.claim_canary": (World.set_aside, lambda w, node: node_health.claim_canary(node)),
     "node_health.bring_back": (World.set_aside, lambda w, node: node_health.bring_back(node)),
-    "node_health.note_failed_trial": (
+    "node_health.note_failed_canary": (
         World.set_aside,
-        lambda w, node: node_health.note_failed_trial(node, ValueError("no")),
+        lambda w, node: node_health.note_failed_canary(node, ValueError("no")),
     ),
     "locks.take": (World.running, lambda w, a: locks.take(attempt_id=a.pk, token=a.pk)),
     "locks.drop": (World.running, lambda w, a: locks.drop(attempt_id=a.pk, token=a.pk)),
@@ -182,6 +204,14 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
 }
 # These write nothing by themselves: they read, or are parts of the operations above.
 PARTS = {
+    "submission.same_again",
+    "submission.check_prompt",
+    "submission.check_seed",
+    "submission.matching",
+    "submission.normal",
+    "submission.compiled",
+    "node_health.endpoint_of",
+    "node_health.examine",
     "lifecycle.receipt",
     "scheduling.work_is_waiting",
     "scheduling.could_move",
@@ -189,6 +219,7 @@ PARTS = {
     "scheduling.queue_positions",
     "scheduling.why_not_on",
     "locks.held",
+    "locks.lock_jobs",
     "locks.kept",
     "locks.until",
     "stored_files.due",
@@ -227,7 +258,7 @@ def test_an_operation_locks_rows_in_the_one_order(world: World, operation: str) 
 def test_the_watch_sees_locks_of_every_kind(world: World) -> None:
     attempt = world.storing()
     with watched_locks() as taken:
-        lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
+        lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)
     assert sorted({ORDER[table] for table in taken}) == [1, 2, 3, 4, 5]
 
 
@@ -283,7 +314,7 @@ def _transition(world: World, attempt: JobAttempt, chance: random.Random) -> Non
         [
             lambda: lifecycle.record_progress(**mine, step=chance.randrange(20)),
             lambda: lifecycle.begin_storing(**mine),
-            lambda: (files(STORED.files), lifecycle.complete(attempt_id=attempt.pk, stored=STORED)),
+            lambda: (files(FILES), lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)),
             lambda: lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="gone", pause=0.01),
             lambda: lifecycle.attempt_failed(
                 attempt_id=attempt.pk, token=attempt.pk, code="c", message="m", error="e"

@@ -380,10 +380,10 @@ def test_a_stored_clip_is_under_a_name_of_its_job(tmp_path: Path, clip: Path) ->
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
     names = media.new_names(job)
     media.store(clip, tmp_path / "poster.jpg", names)
-    assert names.video.startswith(f"videos/{job.hex[:2]}/{job.hex}-")
-    assert names.video.endswith(".mp4")
-    assert names.poster.endswith(".jpg")
-    with default_storage.open(names.video) as file:
+    assert names[0].startswith(f"videos/{job.hex[:2]}/{job.hex}-")
+    assert names[0].endswith(".mp4")
+    assert names[1].endswith(".jpg")
+    with default_storage.open(names[0]) as file:
         assert file.read() == clip.read_bytes()
 
 
@@ -393,24 +393,22 @@ def test_storing_a_job_twice_touches_nothing_of_the_first(tmp_path: Path, clip: 
     first, second = media.new_names(job), media.new_names(job)
     for names in (first, second):
         media.store(clip, tmp_path / "poster.jpg", names)
-    media.discard(second)
-    media.discard(second)
-    assert default_storage.exists(first.video)
-    assert default_storage.exists(first.poster)
-    assert not default_storage.exists(second.video)
+    for name in second * 2:
+        media.remove(name)
+    assert all(default_storage.exists(name) for name in first)
+    assert not default_storage.exists(second[0])
 
 
-@pytest.mark.parametrize("kind", ["video", "poster"])
-def test_a_name_that_is_taken_is_left_as_it_is(tmp_path: Path, clip: Path, kind: str) -> None:
+@pytest.mark.parametrize("taken", [0, 1], ids=["video", "poster"])
+def test_a_name_that_is_taken_is_left_as_it_is(tmp_path: Path, clip: Path, taken: int) -> None:
     names = media.new_names(uuid.uuid4())
-    taken = getattr(names, kind)
-    default_storage.save(taken, ContentFile(b"another's"))
+    default_storage.save(names[taken], ContentFile(b"another's"))
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
     with pytest.raises(FileExistsError):
         media.store(clip, tmp_path / "poster.jpg", names)
-    with default_storage.open(taken) as file:
+    with default_storage.open(names[taken]) as file:
         assert file.read() == b"another's"
-    assert [default_storage.exists(name) for name in (names.video, names.poster)].count(True) == 1
+    assert [default_storage.exists(name) for name in names].count(True) == 1
 
 
 def test_a_poster_that_cannot_be_stored_takes_the_video_with_it(tmp_path: Path, clip: Path) -> None:

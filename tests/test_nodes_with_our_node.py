@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import pytest
 
 from generation import media, nodes
-from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, Protocol, RemoteJob, open_client
+from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client
 from tests.node_process import NodeProcess
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ def with_client(
     node: NodeProcess,
     act: Callable[[NodeClient], Awaitable[T]],
     *,
-    protocol: Protocol = "videos",
+    protocol: str = "videos",
     key: str = "",
 ) -> T:
     endpoint = NodeEndpoint(base_url=node.url, api_key=key or node.key, protocol=protocol)

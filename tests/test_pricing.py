@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from accounts.models import User
-from generation.jobs import catalog, lifecycle
+from generation.jobs import catalog, submission
 from generation.models import GenerationJob, Preset
 
 pytestmark = pytest.mark.django_db
@@ -15,7 +15,9 @@ pytestmark = pytest.mark.django_db
 def made(user: User, preset: str, *milliseconds: int | None) -> None:
     """Clips of the preset that took so long, oldest first."""
     for took in milliseconds:
-        job = lifecycle.submit(user=user, prompt="a red ball", source="api", preset=preset)
+        job = submission.submit(
+            user=user, prompt="a red ball", source="api", preset=Preset.objects.get(name=preset)
+        )
         GenerationJob.objects.filter(pk=job.pk).update(
             state="completed", video="a.mp4", finished_at=timezone.now(), generation_ms=took
         )

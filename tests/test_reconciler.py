@@ -17,10 +17,9 @@ from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 
 from generation.database import in_database
-from generation.jobs import lifecycle, scheduling, stored_files
+from generation.jobs import lifecycle, scheduling, stored_files, submission
 from generation.jobs.events import CHANNEL
-from generation.jobs.runner import Follower
-from generation.media import StoredClip
+from generation.jobs.runner import AttemptRunner
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.reconciler import Reconciler
 from tests.videos_server import VideosServer
@@ -69,19 +68,19 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
     GpuNode.objects.update(capacity=5, base_url=server.url, api_key=server.key)
 
     def attempt(state: str) -> JobAttempt:
-        job = lifecycle.submit(user=user, prompt=state, source="api")
+        job = submission.submit(user=user, prompt=state, source="api")
         opened = scheduling.claim_next()
         assert opened is not None
         assert opened.job_id == job.pk
         return opened
 
-    overdue = lifecycle.submit(user=user, prompt="overdue", source="api")
+    overdue = submission.submit(user=user, prompt="overdue", source="api")
     GenerationJob.objects.filter(pk=overdue.pk).update(deadline_at=Now() - timedelta(seconds=1))
     running, made = attempt("running"), attempt("made")
     assert lifecycle.begin_storing(attempt_id=made.pk, token=made.pk)
     JobAttempt.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
-    lifecycle.submit(user=user, prompt="queued", source="api")
-    stored_files.let_go(StoredClip(video="videos/left.mp4", poster=""))
+    submission.submit(user=user, prompt="queued", source="api")
+    stored_files.let_go(["videos/left.mp4"])
     GpuNode.objects.create(name="unheard", base_url="http://127.0.0.1:9/b", enabled=False)
     OrmQ.objects.all().delete()
     return {
@@ -98,7 +97,7 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
         "dispatch": Duty("generation.jobs.scheduling.work_is_waiting", lambda: nudged("dispatch")),
         "files": Duty("generation.jobs.stored_files.due", lambda: nudged("remove_files")),
         "nodes": Duty(
-            "generation.reconciler.fleet.examine",
+            "generation.reconciler.node_health.examine",
             lambda: GpuNode.objects.get(name="unheard").status == "unreachable",
             named="node unheard",
         ),
@@ -178,14 +177,14 @@ def test_an_attempt_that_cannot_be_followed_is_named_with_its_job_and_stops_no_o
     duties: dict[str, Duty], user: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     bad = JobAttempt.objects.get(job__prompt="running")
-    followed = Follower.run
+    followed = AttemptRunner.run
 
-    async def fail(self: Follower) -> None:
+    async def fail(self: AttemptRunner) -> None:
         if self.attempt.pk == bad.pk:
             raise NeverSeenBefore("out of the blue")
         await followed(self)
 
-    monkeypatch.setattr(Follower, "run", fail)
+    monkeypatch.setattr(AttemptRunner, "run", fail)
 
     async def live_through_it() -> None:
         reconciler = Reconciler()
@@ -204,7 +203,7 @@ def test_an_attempt_that_cannot_be_followed_is_named_with_its_job_and_stops_no_o
 
 
 def test_rubbish_among_the_events_is_passed_over(user: Any, node: GpuNode, caplog: Any) -> None:
-    job = lifecycle.submit(user=user, prompt="a red ball", source="api")
+    job = submission.submit(user=user, prompt="a red ball", source="api")
 
     def say(payload: str) -> bool:
         with connection.cursor() as cursor:

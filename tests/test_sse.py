@@ -26,7 +26,7 @@ from django.utils import timezone
 
 from accounts import api_keys
 from accounts.models import User
-from generation.jobs import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.jobs.events import JobEvent
 from generation.models import GenerationJob
 from generation.sse.streams import Inbox, frame
@@ -200,7 +200,7 @@ def bearer(user: User) -> dict[str, str]:
 
 
 def submit(user: User, prompt: str = "A paper boat in the rain") -> GenerationJob:
-    return lifecycle.submit(user=user, prompt=prompt, source="web")
+    return submission.submit(user=user, prompt=prompt, source="web")
 
 
 class TestBrowser:

@@ -17,7 +17,7 @@ from accounts import ledger, ledger_check
 from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
 from accounts.staff import audit_log, operations, roles
 from accounts.staff.actor import DoneBefore, NotPermitted, Refused
-from generation.jobs import lifecycle
+from generation.jobs import submission
 from generation.models import GenerationJob
 from generation.staff import jobs
 from generation.staff.jobs import BeyondLimit
@@ -34,7 +34,7 @@ def wallet(user: User) -> CreditAccount:
 
 @pytest.fixture
 def clip_of_ada(user: User, finish_job: Callable[[GenerationJob], GenerationJob]) -> GenerationJob:
-    return finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+    return finish_job(submission.submit(user=user, prompt="A paper boat", source="web"))
 
 
 class TestRoles:
@@ -289,7 +289,7 @@ class TestRefundLimit:
     ) -> None:
         settings.REFUND_LIMIT_CREDITS, settings.VIDEO_COOLDOWN_SECONDS = 60, 0
         first, second = (
-            finish_job(lifecycle.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
+            finish_job(submission.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
         )
         support = in_role(make_user, "support")
         jobs.refund(actor=support, job=first, reason="x")

@@ -13,7 +13,7 @@ from accounts import ledger_check
 from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
 from accounts.staff import operations
 from accounts.staff.actor import Actor, DoneBefore, Refused
-from generation.jobs import lifecycle
+from generation.jobs import submission
 from generation.models import RefundBatch
 from generation.staff import bulk_refunds, jobs
 from tests.staff import in_role
@@ -44,7 +44,7 @@ def test_one_clip_is_refunded_once_one_form_granted_once_one_batch_carried_out_o
 ) -> None:
     settings.VIDEO_COOLDOWN_SECONDS = 0
     first, second = (
-        finish_job(lifecycle.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
+        finish_job(submission.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
     )
     owner = in_role(make_user, "owner")
     actors = [

@@ -13,7 +13,7 @@ from django_q.models import OrmQ
 
 from accounts.ledger_check import audit_and_keep
 from accounts.models import AuditRun, StaffAct, User
-from generation.jobs import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import DayFigures, GenerationJob, GpuNode, JobAttempt
 from generation.staff import stats
 from tests.staff import in_role, page, said, sent, signed_in
@@ -36,9 +36,9 @@ def test_it_says_how_things_stand_and_each_figure_leads_to_its_rows(
     admin: Client, user: User, finish_job: Callable[[Any], Any], settings: Any
 ) -> None:
     settings.VIDEO_COOLDOWN_SECONDS = 0
-    done = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+    done = finish_job(submission.submit(user=user, prompt="One", source="web"))
     lifecycle.refund(job=done, reason="x", actor=user)
-    lifecycle.submit(user=user, prompt="Two", source="web")
+    submission.submit(user=user, prompt="Two", source="web")
     audit_and_keep()
     html = admin.get(page("index")).content.decode()
     said = figures_of(html)
@@ -67,7 +67,7 @@ def test_it_takes_few_queries_and_the_same_for_many_nodes(admin: Client, node: G
 
 
 def test_days_that_are_over_are_added_up_once_and_stay(user: User, finish_job: Callable[[Any], Any]) -> None:
-    job = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+    job = finish_job(submission.submit(user=user, prompt="One", source="web"))
     when = datetime.now(UTC) - timedelta(days=3)
     GenerationJob.objects.filter(pk=job.pk).update(created_at=when - timedelta(seconds=40), finished_at=when)
     JobAttempt.objects.update(opened_at=when, closed_at=when)

@@ -16,7 +16,7 @@ from accounts import ledger_check, merging, notices
 from accounts.models import CreditAccount, CreditTransaction, Notice, StaffAct, User
 from accounts.staff.actor import DoneBefore, Refused
 from generation import privacy
-from generation.jobs import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
 from generation.staff import bulk_refunds, jobs
 from telegram_bot.models import JobMessage, TelegramAccount
@@ -44,7 +44,7 @@ def _no_cooldown(settings: Any) -> None:
 @pytest.fixture
 def make_clip(finish_job: Callable[[Any], Any]) -> Callable[..., GenerationJob]:
     def make(user: User) -> GenerationJob:
-        return finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+        return finish_job(submission.submit(user=user, prompt="A paper boat", source="web"))
 
     return make
 
@@ -71,7 +71,7 @@ class TestWhatIsOffered:
     def test_only_what_is_possible_and_allowed(
         self, admin: Client, make_user: MakeUser, user: User, start_job: Callable[[Any], Any]
     ) -> None:
-        job = lifecycle.submit(user=user, prompt="One", source="web")
+        job = submission.submit(user=user, prompt="One", source="web")
         assert offered(admin, job) == {"cancel"}
         attempt = start_job(job)
         assert offered(admin, job) == {"cancel", "move"}
@@ -107,7 +107,7 @@ class TestRetry:
     def test_what_failed_is_made_again_once_and_for_nothing(
         self, make_user: MakeUser, user: User, start_job: Callable[[Any], Any], admin: Client
     ) -> None:
-        job = lifecycle.submit(user=user, prompt="One", source="telegram", seed=7)
+        job = submission.submit(user=user, prompt="One", source="telegram", seed=7)
         JobMessage.objects.create(job=job, bot_id=1, chat_id=42, reply_to=5)
         attempt = start_job(job)
         lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="x", error="x")
@@ -126,7 +126,7 @@ class TestMove:
     def test_it_begins_afresh_on_the_other_node_and_the_first_one_is_told_to_stop(
         self, make_user: MakeUser, user: User, start_job: Callable[[Any], Any], second: GpuNode
     ) -> None:
-        job = lifecycle.submit(user=user, prompt="One", source="web")
+        job = submission.submit(user=user, prompt="One", source="web")
         GpuNode.objects.filter(pk=second.pk).update(enabled=False)
         old = start_job(job)
         operator = in_role(make_user, "operator")
@@ -144,7 +144,7 @@ class TestMove:
             jobs.move(actor=operator, job=job, target=second, reason="x")
 
     def test_what_does_not_run_says_why(self, admin: Client, user: User, second: GpuNode) -> None:
-        job = lifecycle.submit(user=user, prompt="One", source="web")
+        job = submission.submit(user=user, prompt="One", source="web")
         address = page("generation_generationjob_move", job.pk)
         assert "still waits" in said(admin.get(address, follow=True))
         raced = admin.post(address, sent(reason="x", target=second.pk))
@@ -155,8 +155,8 @@ class TestSearch:
     def test_words_of_the_prompt_or_error_a_whole_name_or_an_id_find_a_job(
         self, admin: Client, user: User, make_user: MakeUser, start_job: Callable[[Any], Any]
     ) -> None:
-        boat = lifecycle.submit(user=user, prompt="A paper-boat, at sea", source="web")
-        ship = lifecycle.submit(user=make_user("eve"), prompt="Тихий корабль", source="web")
+        boat = submission.submit(user=user, prompt="A paper-boat, at sea", source="web")
+        ship = submission.submit(user=make_user("eve"), prompt="Тихий корабль", source="web")
         attempt = start_job(boat)
         lifecycle.attempt_failed(
             attempt_id=attempt.pk, token=attempt.pk, code="x", message="Out of memory", error="x"
@@ -244,10 +244,10 @@ class TestMany:
         self, admin: Client, user: User, start_job: Callable[[Any], Any], second: GpuNode
     ) -> None:
         GpuNode.objects.filter(pk=second.pk).update(enabled=False)
-        running = lifecycle.submit(user=user, prompt="One", source="web")
+        running = submission.submit(user=user, prompt="One", source="web")
         start_job(running)
         GpuNode.objects.filter(pk=second.pk).update(enabled=True)
-        waiting = lifecycle.submit(user=user, prompt="Two", source="web")
+        waiting = submission.submit(user=user, prompt="Two", source="web")
         chosen = {"action": "move_all", "_selected_action": [str(running.pk), str(waiting.pk)]}
         form = sent(reason="Slow", target=second.pk) | chosen
         answer = admin.post(page("generation_generationjob_changelist"), form, follow=True)
@@ -259,7 +259,7 @@ class TestMany:
     def test_a_form_that_is_sent_twice_says_so_and_not_that_it_was_impossible(
         self, admin: Client, user: User, start_job: Callable[[Any], Any], make_clip: Callable[..., Any]
     ) -> None:
-        done, failed = make_clip(user), lifecycle.submit(user=user, prompt="Two", source="web")
+        done, failed = make_clip(user), submission.submit(user=user, prompt="Two", source="web")
         attempt = start_job(failed)
         lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="x", error="x")
         for action, job in (("refund", done), ("retry", failed)):
@@ -267,7 +267,7 @@ class TestMany:
             address = page(f"generation_generationjob_{action}", job.pk)
             admin.post(address, form, follow=True)
             assert said(admin.post(address, form, follow=True)) == DoneBefore.__doc__
-        other = lifecycle.submit(user=user, prompt="Three", source="web")
+        other = submission.submit(user=user, prompt="Three", source="web")
         chosen = {"action": "cancel_all", "_selected_action": [str(other.pk)]}
         form = sent(reason="Moving") | chosen
         for _twice in range(2):
@@ -279,7 +279,7 @@ class TestMany:
         self, admin: Client, user: User, make_clip: Callable[..., GenerationJob]
     ) -> None:
         done = make_clip(user)
-        live = lifecycle.submit(user=user, prompt="Two", source="web")
+        live = submission.submit(user=user, prompt="Two", source="web")
         chosen = {"action": "cancel_all", "_selected_action": [str(done.pk), str(live.pk)]}
         address = page("generation_generationjob_changelist")
         assert "Possible for 1 of 2 chosen" in admin.post(address, chosen).content.decode()
@@ -375,7 +375,7 @@ class TestIncident:
         batch = self.start(in_role(make_user, "finance"), node)
         own = jobs.cancel(
             actor=in_role(make_user, "operator"),
-            job=lifecycle.submit(user=people[0], prompt="Two", source="web"),
+            job=submission.submit(user=people[0], prompt="Two", source="web"),
             reason="By hand",
         )
         link, by_hand = page("generation_refundbatch_change", batch.pk), own.public_id
@@ -463,16 +463,16 @@ class TestLimits:
         answer = admin.post(page("accounts_user_set_limits", user.pk), form, follow=True)
         assert "limits of ada are set (Trial)" in said(answer)
         assert "price factor: 0.5" in answer.content.decode()
-        job = lifecycle.submit(user=user, prompt="One", source="web")
+        job = submission.submit(user=user, prompt="One", source="web")
         assert job.cost == 25
         with pytest.raises(Exception, match="made at a time"):
-            lifecycle.submit(user=user, prompt="Two", source="api")
+            submission.submit(user=user, prompt="Two", source="api")
         finish_job(job)
-        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        finish_job(submission.submit(user=user, prompt="Two", source="web"))
         with pytest.raises(
             Exception, match=r"2 videos made in 24 hours\. The next one is possible in 24 hours"
         ):
-            lifecycle.submit(user=user, prompt="Three", source="telegram")
+            submission.submit(user=user, prompt="Three", source="telegram")
         assert balance(user) == 450
         act = StaffAct.objects.get(act="user.limit")
         assert act.after["daily_clips"] == 2

@@ -17,7 +17,7 @@ from django.utils import timezone
 from accounts.models import CreditAccount, Notice, StaffAct, User
 from generation import sharing
 from generation.errors import PromptBlocked
-from generation.jobs import lifecycle, node_health, scheduling, submission, tasks
+from generation.jobs import node_health, scheduling, submission, tasks
 from generation.models import (
     BlockedPrompt,
     DayFigures,
@@ -97,7 +97,7 @@ class TestSwitches:
         self, make_user: MakeUser, node: GpuNode, user: User
     ) -> None:
         client = signed_in(in_role(make_user, "operator").user)
-        lifecycle.submit(user=user, prompt="One", source="web")
+        submission.submit(user=user, prompt="One", source="web")
         answer = client.post(
             page("generation_gpunode_drain", node.pk), sent(reason="New driver"), follow=True
         )
@@ -115,7 +115,7 @@ class TestSwitches:
         operator = in_role(make_user, "operator")
         nodes.set_aside(actor=operator, node=node, reason="Grey clips")
         node.refresh_from_db()
-        assert (node.set_aside_reason, node_health.claim_trial(node)) == ("Grey clips", False)
+        assert (node.set_aside_reason, node_health.claim_canary(node)) == ("Grey clips", False)
         html = signed_in(operator.user).get(page("generation_gpunode_change", node.pk)).content.decode()
         assert re.search(r"set aside since .*: Grey clips", html)
         nodes.bring_back(actor=operator, node=node, reason="New cable")
@@ -130,8 +130,8 @@ class TestWhatItCosts:
         self, make_user: MakeUser, node: GpuNode, user: User, finish_job: Callable[[Any], Any], settings: Any
     ) -> None:
         settings.VIDEO_COOLDOWN_SECONDS = 0
-        first = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
-        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        first = finish_job(submission.submit(user=user, prompt="One", source="web"))
+        finish_job(submission.submit(user=user, prompt="Two", source="web"))
         now = timezone.now()
         JobAttempt.objects.update(posted_at=now - timedelta(hours=1), closed_at=now, generation_ms=1_800_000)
         GpuNode.objects.update(cost_per_hour=Decimal("2.40"))
@@ -145,14 +145,14 @@ class TestWhatItCosts:
         self, make_user: MakeUser, node: GpuNode, user: User, finish_job: Callable[[Any], Any], settings: Any
     ) -> None:
         settings.VIDEO_COOLDOWN_SECONDS = 0
-        old = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        old = finish_job(submission.submit(user=user, prompt="One", source="web"))
         before = datetime.now(UTC) - timedelta(days=3)
         hour = {"posted_at": before - timedelta(hours=1), "closed_at": before, "generation_ms": None}
         JobAttempt.objects.update(**hour)
         GenerationJob.objects.update(finished_at=before)
         stats.keep()
         JobAttempt.objects.update(generation_ms=7_200_000)
-        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        finish_job(submission.submit(user=user, prompt="Two", source="web"))
         JobAttempt.objects.exclude(job=old).update(generation_ms=1_800_000)
         assert nodes.account(node) == nodes.Account(clips=2, hours=1.5, cost_per_clip=None, refund_rate=0.0)
         jobs.refund(actor=in_role(make_user, "owner"), job=old, reason="x")
@@ -163,7 +163,7 @@ class TestWhatItCosts:
     def test_days_kept_before_nodes_were_counted_are_counted_now_and_later_kept(
         self, node: GpuNode, user: User, finish_job: Callable[[Any], Any]
     ) -> None:
-        finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        finish_job(submission.submit(user=user, prompt="One", source="web"))
         JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=3))
         stats.keep()
         DayFigures.objects.update(nodes=None)
@@ -175,7 +175,7 @@ class TestWhatItCosts:
     def test_what_is_older_than_thirty_days_does_not_count(
         self, node: GpuNode, user: User, finish_job: Callable[[Any], Any]
     ) -> None:
-        finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        finish_job(submission.submit(user=user, prompt="One", source="web"))
         JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=31))
         stats.keep()
         assert nodes.account(node).clips == 0
@@ -262,7 +262,7 @@ class TestRules:
         BlockedPrompt.objects.create(text="dragon", explanation="No dragons here.")
         message = "No dragons here. No credits were deducted."
         with pytest.raises(PromptBlocked, match=message):
-            lifecycle.submit(user=user, prompt="A dragon", source="telegram")
+            submission.submit(user=user, prompt="A dragon", source="telegram")
         from accounts import api_keys
 
         _, key = api_keys.issue(user=user)
@@ -308,7 +308,7 @@ class TestRules:
 class TestReports:
     @pytest.fixture
     def shared(self, user: User, finish_job: Callable[[Any], Any]) -> tuple[GenerationJob, str]:
-        job = finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+        job = finish_job(submission.submit(user=user, prompt="A paper boat", source="web"))
         return job, sharing.share(job=job).token
 
     def test_from_the_shared_page_to_the_removed_video(

@@ -23,16 +23,17 @@ def server(request: pytest.FixtureRequest) -> Iterator[VideosServer]:
         yield running
 
 
-def make(server: VideosServer, settings: Any, folder: Path) -> canary.TrialClip:
+def make(server: VideosServer, settings: Any, folder: Path) -> media.VideoFacts:
     settings.WORK_DIR = folder
-    return async_to_sync(canary.make_clip)(GpuNode(base_url=server.url), protocol="videos")
+    facts, _ = async_to_sync(canary.make_clip)(GpuNode(base_url=server.url), protocol="videos")
+    return facts
 
 
 @pytest.mark.parametrize("server", [1.0], indirect=True)
 def test_a_server_that_answers_each_question_at_once_is_not_flooded(
     server: VideosServer, settings: Any, tmp_path: Path
 ) -> None:
-    assert make(server, settings, tmp_path).facts.frames == canary.FRAMES
+    assert make(server, settings, tmp_path).frames == canary.FRAMES
     questions = [asked for asked in server.requests() if asked["path"].startswith("/v1/videos/video_gen_")]
     assert 2 <= len(questions) < 15
 

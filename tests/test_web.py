@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts import api_keys, ledger, merging
 from accounts.models import ApiKey, CreditTransaction, User
 from generation import privacy
-from generation.jobs import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, JobAttempt, Preset
 from generation.web import presenters
 
@@ -44,7 +44,7 @@ def browser(user):
 @pytest.fixture
 def submit(user):
     def make(prompt="A red fox", *, owner=user, **options):
-        return lifecycle.submit(user=owner, prompt=prompt, source="web", **options)
+        return submission.submit(user=owner, prompt=prompt, source="web", **options)
 
     return make
 
@@ -278,7 +278,7 @@ def test_a_link_fills_the_composer(browser):
 
 
 def test_a_remix_brings_back_prompt_seed_and_preset_and_remembers_where_it_came_from(browser, submit):
-    source = submit("A red fox", preset="standard", seed=77, negative_prompt="rain")
+    source = submit("A red fox", preset=Preset.objects.get(name="standard"), seed=77, negative_prompt="rain")
     page = browser.get("/", {"remix": source.public_id})
     html = page.content.decode()
     assert "A red fox</textarea>" in html

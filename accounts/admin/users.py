@@ -220,7 +220,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
 
     @display(description="Limits")
     def agreed(self, user: User) -> str:
-        limits = operations.of(user)
+        limits = UserLimits.of(user)
         named = [(field.verbose_name, getattr(limits, field.name)) for field in UserLimits._meta.fields]
         lines = [f"{name}: {value:g}" for name, value in named[2:] if value is not None]
         return ", ".join(lines) or "as for everybody"
@@ -275,7 +275,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
             explanation=f"What holds for {user} alone. Empty: as for everybody.",
             act=agree,
             form_class=TermsForm,
-            initial=model_to_dict(operations.of(user), fields=TERMS),
+            initial=model_to_dict(UserLimits.of(user), fields=TERMS),
         )
 
     @action(description="Ban", url_path="ban", permissions=["ban"], icon="block")

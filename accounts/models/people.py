@@ -1,8 +1,7 @@
-"""People, their wallets, the append-only ledger and API keys.
+"""Users, their wallets, the append-only ledger and API keys.
 
-The guards that keep the books right live in the database (migration 0002): balances move only through an
-inserted entry, entries are never changed, and every entry is checked against the one it resolves. `ledger`
-is the only writer.
+The guards of the ledger are in the database (see the migrations): balances move only through an inserted entry, entries
+are never changed, and every entry is checked against the one it resolves. `ledger` is the only writer.
 """
 
 import uuid
@@ -14,9 +13,9 @@ from django.db.models import F, Q
 
 
 class User(AbstractUser):
-    """Somebody who makes clips, by whichever door.
+    """A person who makes clips, by any door.
 
-    Never deleted: anonymised, so that the books stay whole.
+    Never deleted but anonymised: ledger entries reference them.
     """
 
     language = models.CharField(
@@ -32,9 +31,7 @@ class User(AbstractUser):
 
 
 class CreditAccount(models.Model):
-    """A wallet: `posted` credits are owned, `held` of them are promised to live jobs, the difference is
-    free to spend.
-    """
+    """A wallet: `posted` credits are owned, `held` of them promised to live jobs, the rest is free to spend."""
 
     user = models.OneToOneField(
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="credit_account"
@@ -59,7 +56,7 @@ class CreditAccount(models.Model):
         return self.posted - self.held
 
 
-# What an entry of each kind looks like; held against every insert by the database.
+# The shape of an entry of each kind; the database checks it at every insert.
 _ALONE = Q(resolves=None, counterpart=None)
 _RESOLVING = Q(resolves__isnull=False, counterpart=None)
 _OF_A_JOB = Q(reference__isnull=False)
@@ -202,12 +199,12 @@ class CreditTransaction(models.Model):
 
     @property
     def amount(self) -> int:
-        """Change of the free balance, in credits: what the owner of the wallet sees."""
+        """Change of the free balance, in credits, as the owner of the wallet sees it."""
         return self.posted_delta - self.held_delta
 
     @property
     def charged(self) -> int:
-        """Of a capture: the credits that were held and are spent now."""
+        """Credits that a capture spends."""
         return -self.posted_delta
 
     @property
@@ -216,7 +213,7 @@ class CreditTransaction(models.Model):
 
 
 class WalletMerge(models.Model):
-    """Two wallets of one person became one: what was free in `source` moved to `target`, by a transfer.
+    """Two wallets of one person that became one: the free credits of `source` moved to `target`, by a transfer.
 
     Entries of `source` up to `after_entry` are about credits that are in `target` since, so that what follows from
     them later, a refund say, happens there. Staff can undo it; the rows are never deleted.
@@ -259,7 +256,7 @@ class WalletMerge(models.Model):
 class ApiKey(models.Model):
     """A key to the REST API.
 
-    Only a SHA-256 of it is kept: the key has 256 random bits, so a slow hash adds nothing.
+    Only its SHA-256 is kept: the key has 256 random bits, so a slow hash adds nothing.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -278,19 +275,3 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
-
-
-# Models of a module of their own.
-from accounts.models.staff import AuditRun, Ban, Notice, StaffAct, UserLimits  # noqa: E402
-
-__all__ = [
-    "ApiKey",
-    "AuditRun",
-    "Ban",
-    "CreditAccount",
-    "CreditTransaction",
-    "Notice",
-    "StaffAct",
-    "User",
-    "UserLimits",
-]

@@ -1,6 +1,7 @@
-"""What staff did, and what they agreed with one person. `accounts.models` imports these."""
+"""The audit log, limits and bans of users, ledger checks, and notices."""
 
 from decimal import Decimal
+from typing import Any
 
 from django.conf import settings
 from django.core.validators import MaxValueValidator, MinValueValidator
@@ -10,7 +11,7 @@ from django.db.models.functions import Now
 
 
 class StaffAct(models.Model):
-    """One thing that a member of the staff did. Written once; the database refuses changes (its migration)."""
+    """One act of a member of the staff. Written once; the database refuses changes (see the migrations)."""
 
     at = models.DateTimeField(db_default=Now(), editable=False)
     actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
@@ -50,7 +51,7 @@ class StaffAct(models.Model):
 
 
 class UserLimits(models.Model):
-    """What holds for one person instead of what holds for all. Empty: as for all."""
+    """Limits and prices of one user, in place of the service's own. Empty: as for all."""
 
     user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="limits")
     daily_clips = models.PositiveIntegerField(null=True, blank=True, help_text="Videos in any 24 hours.")
@@ -81,9 +82,14 @@ class UserLimits(models.Model):
     def __str__(self) -> str:
         return f"limits of {self.user}"
 
+    @classmethod
+    def of(cls, user: Any) -> "UserLimits":
+        """Read the limits of `user`; where nothing was agreed, an empty row that is not stored."""
+        return cls.objects.filter(user=user).first() or cls(user=user)
+
 
 class Ban(models.Model):
-    """Why somebody cannot sign in. It ends with the row; the log keeps that it was."""
+    """The reason why a user cannot sign in. The ban ends with the row; the audit log keeps it."""
 
     user = models.OneToOneField(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="ban")
     reason = models.CharField(max_length=500)
@@ -98,7 +104,7 @@ class Ban(models.Model):
 
 
 class AuditRun(models.Model):
-    """What `audit_credits` found, each time it ran to its end."""
+    """One finished run of `audit_credits`, and its findings."""
 
     at = models.DateTimeField(db_default=Now(), editable=False)
     seconds = models.FloatField()
@@ -119,7 +125,7 @@ class AuditRun(models.Model):
 
 
 class Notice(models.Model):
-    """Something that staff did and that its owner is told: on the site until they have seen it, and in Telegram."""
+    """News of an act of staff for the user it is about: on the site until they have seen it, and in Telegram."""
 
     class Kind(models.TextChoices):
         REFUND = "refund", "Refund"
@@ -127,7 +133,7 @@ class Notice(models.Model):
 
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="notices")
     kind = models.CharField(max_length=10, choices=Kind)
-    # videos, credits, prompt, reason: what the words are made of, in the language of whoever reads them.
+    # videos, credits, prompt, reason: the parts of the text, which is made in the reader's language.
     facts = models.JSONField(default=dict)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     seen_at = models.DateTimeField(null=True)

@@ -108,11 +108,6 @@ def agree(*, actor: Actor, user: User, terms: Terms, reason: str, once: uuid.UUI
     UserLimits.objects.filter(pk=row.pk).update(**terms)
 
 
-def of(user: User) -> UserLimits:
-    """What holds for `user`, read afresh; where nothing was agreed, a row with nothing in it that is not stored."""
-    return UserLimits.objects.filter(user=user).first() or UserLimits(user=user)
-
-
 # Who may not come in, and why. What is being made for somebody who is banned is canceled (generation.receivers).
 
 

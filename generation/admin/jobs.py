@@ -288,7 +288,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
-        if job_id := fields.parse(term):
+        if job_id := fields.job_id(term):
             return queryset.filter(pk=job_id), False
         people = User.objects.filter(Q(username=term) | Q(email=term)).values_list("pk", flat=True)
         if found := list(people):

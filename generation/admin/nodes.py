@@ -146,7 +146,7 @@ class GpuNodeAdmin(LoggedAdmin):
     # --- What is shown ---
 
     def get_queryset(self, request: HttpRequest) -> GpuNodeQuerySet:
-        return super().get_queryset(request).told_apart()  # type: ignore[no-any-return]  # by the model's own manager
+        return super().get_queryset(request).with_health()  # type: ignore[no-any-return]  # by the model's own manager
 
     @display(description="Seconds a step", ordering="seconds_per_step")
     def speed(self, node: GpuNode) -> str:

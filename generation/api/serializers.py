@@ -238,7 +238,7 @@ def _video_json(
         "seconds": str(Preset(num_frames=job.num_frames, fps=job.fps).seconds),
         "size": made_size or job.size or offer.size,
         "error": {"code": job.error_code, "message": job.error_message} if status == "failed" else None,
-        "remixed_from_video_id": fields.of(job.remixed_from_id) if job.remixed_from_id else None,
+        "remixed_from_video_id": fields.public_id(job.remixed_from_id) if job.remixed_from_id else None,
         "preset": job.preset.name,
         "seed": job.seed,
         "negative_prompt": job.negative_prompt,

@@ -98,7 +98,7 @@ class Videos(APIView):
                 offer.require_size(size)
         preset = None
         if params.get("preset") or params.get("seconds"):
-            preset = catalog.choose_preset(preset=params.get("preset"), seconds=params.get("seconds")).name
+            preset = catalog.choose_preset(preset=params.get("preset"), seconds=params.get("seconds"))
         job = submission.submit(
             user=caller(request),
             prompt=params["prompt"],
@@ -210,17 +210,13 @@ class Remix(APIView):
         original = find_job(request, video_id)
         body = NewRemix(data=request.data)
         body.is_valid(raise_exception=True)
+        params = submission.same_again(original)
+        params["prompt"], params["remixed_from"] = body.validated_data["prompt"], original
         job = submission.submit(
             user=caller(request),
-            prompt=body.validated_data["prompt"],
             source=GenerationJob.Source.API,
-            preset=original.preset.name,
-            seed=original.seed,
-            negative_prompt=original.negative_prompt,
-            model=original.model,
-            size=original.size,
             idempotency_key=request.headers.get("Idempotency-Key"),
-            remixed_from=original,
+            **params,
         )
         return Response(video_json(job))
 

@@ -1,5 +1,6 @@
-"""Sums over tables that only ever grow, at the cost of what is new: what lies behind is added up once and kept, in the
-database, so that every process and host tells the same and no number ever goes back.
+"""The offer: presets, prices and expected waits, the models and sizes of the nodes, and the queue before them.
+
+The same figures are shown in every door, before submit.
 """
 
 import math
@@ -24,35 +25,57 @@ from generation.errors import InvalidSetting, UnknownModel, UnknownPreset
 from generation.jobs import limits, scheduling
 from generation.models import GenerationJob, GpuNode, Preset, RunningTotal
 
+State = GenerationJob.State
+
 # Enough to be robust against one odd clip, few enough to follow a change of hardware within the hour.
 SAMPLE = 20
 
 
+# --- Presets: price and expected wait ---------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Quote:
-    """A preset as one person is offered it: `cost` in credits, `expected_seconds` from submit to clip with
-    an empty queue.
-    """
+    """A preset as one user is offered it: `cost` in credits, `expected_seconds` from submit to clip without a queue."""
 
     preset: Preset
     cost: int
     expected_seconds: int
 
 
-def price(*, preset: Preset, user: User | None = None) -> int:
-    """Credits for one clip; 0 for staff while STAFF_GENERATE_FREE is on, and at the factor agreed with `user`."""
-    return _cost(preset, _factor(user))
+def price(preset: Preset, factor: Decimal) -> int:
+    """Price one clip in credits. Rounded up, so that a small price is never none."""
+    usual: int = settings.VIDEO_COST if preset.cost is None else preset.cost
+    return math.ceil(usual * factor)
+
+
+def quote(*, preset: Preset, user: User) -> Quote:
+    """Quote one preset."""
+    cost = price(preset, limits.price_factor(user))
+    return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds(preset))
+
+
+def quotes(*, user: User | None = None) -> list[Quote]:
+    """Quote every enabled preset, in the order staff gave them."""
+    factor = limits.price_factor(user) if user else Decimal(1)
+    presets = Preset.objects.filter(enabled=True).annotate(latest_times=_latest_times())
+    return [
+        Quote(
+            preset=preset,
+            cost=price(preset, factor),
+            expected_seconds=_usual_seconds(preset, preset.latest_times),
+        )
+        for preset in presets
+    ]
 
 
 def expected_seconds(preset: Preset) -> int:
-    """Median of the last completed clips of the preset; until there are any, VIDEO_EXPECTED_SECONDS scaled
-    by its work.
-    """
+    """Take the median of the last completed clips; until there are any, VIDEO_EXPECTED_SECONDS scaled by the work."""
     return expected_seconds_of([preset])[preset.pk]
 
 
 def expected_seconds_of(presets: Iterable[Preset]) -> dict[int, int]:
-    """The same for several presets, by primary key, in one query."""
+    """Do the same for several presets, by primary key, in one query."""
     presets = list(presets)
     rows = Preset.objects.filter(pk__in=[preset.pk for preset in presets]).order_by()
     measured = dict(rows.values_list("pk", _latest_times()))
@@ -60,9 +83,9 @@ def expected_seconds_of(presets: Iterable[Preset]) -> dict[int, int]:
 
 
 def _latest_times() -> ArraySubquery:
-    """Of a preset's last completed clips, in milliseconds."""
+    """Milliseconds of a preset's last completed clips."""
     done = GenerationJob.objects.filter(
-        preset=OuterRef("pk"), state=GenerationJob.State.COMPLETED, generation_ms__isnull=False
+        preset=OuterRef("pk"), state=State.COMPLETED, generation_ms__isnull=False
     )
     return ArraySubquery(done.order_by("-finished_at").values_list("generation_ms", flat=True)[:SAMPLE])
 
@@ -74,39 +97,8 @@ def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
     return max(1, round(settings.VIDEO_EXPECTED_SECONDS * work))
 
 
-def quote(*, preset: Preset, user: User | None = None) -> Quote:
-    return Quote(
-        preset=preset, cost=price(preset=preset, user=user), expected_seconds=expected_seconds(preset)
-    )
-
-
-def quotes(*, user: User | None = None) -> list[Quote]:
-    """Every preset on offer, in the order staff gave them."""
-    factor = _factor(user)
-    return [
-        Quote(
-            preset=preset,
-            cost=_cost(preset, factor),
-            expected_seconds=_usual_seconds(preset, preset.latest_times),
-        )
-        for preset in Preset.objects.filter(enabled=True).annotate(latest_times=_latest_times())
-    ]
-
-
-def _factor(user: User | None) -> Decimal:
-    if user is None:
-        return Decimal(1)
-    return Decimal(0) if user.is_staff and settings.STAFF_GENERATE_FREE else limits.price_factor(user)
-
-
-def _cost(preset: Preset, factor: Decimal) -> int:
-    """Rounded up, so that a small price is never none."""
-    usual: int = settings.VIDEO_COST if preset.cost is None else preset.cost
-    return math.ceil(usual * factor)
-
-
 def default_preset() -> Preset:
-    """The preset used when nobody names one."""
+    """Find the preset that is used when a request names none."""
     offered = Preset.objects.filter(enabled=True).order_by("-is_default", "position").first()
     if offered is None:
         raise UnknownPreset("No preset is enabled.")
@@ -114,7 +106,7 @@ def default_preset() -> Preset:
 
 
 def find_preset(name: str | None) -> Preset:
-    """The enabled preset of that name, the default one for None.
+    """Find the enabled preset of that name; the default one for an empty name.
 
     Raises:
         UnknownPreset: there is none; the message names those on offer.
@@ -123,12 +115,42 @@ def find_preset(name: str | None) -> Preset:
         return default_preset()
     preset = Preset.objects.filter(name=name, enabled=True).first() if name.isprintable() else None
     if preset is None:
-        offered = ", ".join(Preset.objects.filter(enabled=True).values_list("name", flat=True))
-        raise UnknownPreset(f"There is no such preset. On offer: {offered}.")
+        raise no_such_preset()
     return preset
 
 
-# What the nodes and presets have to offer to somebody who names a model, a size or a length, as OpenAI's API does.
+def no_such_preset() -> UnknownPreset:
+    """Make the refusal, which names the presets on offer."""
+    offered = ", ".join(Preset.objects.filter(enabled=True).values_list("name", flat=True))
+    return UnknownPreset(f"There is no such preset. On offer: {offered}.")
+
+
+def choose_preset(*, preset: str | None, seconds: str | None) -> Preset:
+    """Choose the preset of that name, or the one whose clips have that length; of two as long, the one staff put first.
+
+    Raises:
+        UnknownPreset, InvalidSetting: there is none, or the two contradict each other; the message names the choices.
+    """
+    if seconds is None:
+        return find_preset(preset)
+    enabled = list(Preset.objects.filter(enabled=True).order_by("-is_default", "position", "name"))
+    lengths = dict.fromkeys(str(length) for length in sorted(each.seconds for each in enabled))
+    if seconds not in lengths:
+        choices = _either([f'"{length}"' for length in lengths])
+        raise InvalidSetting(f"seconds must be {choices}.", param="seconds")
+    if not preset:
+        return next(each for each in enabled if str(each.seconds) == seconds)
+    chosen = find_preset(preset)
+    if str(chosen.seconds) != seconds:
+        raise InvalidSetting(f'The preset {chosen.name} makes "{chosen.seconds}" seconds.', param="seconds")
+    return chosen
+
+
+def _either(choices: Sequence[str]) -> str:
+    return " or ".join(choices) or "left out: nothing is on offer"
+
+
+# --- Nodes: models and sizes ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -141,7 +163,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Offer:
-    """What can be asked for now. The default comes first; both are empty until a node was reached.
+    """Models and sizes that can be asked for now. The default comes first; both are empty until a node was reached.
 
     sizes: `WIDTHxHEIGHT`, of each node the one it makes when nobody asks.
     """
@@ -172,17 +194,17 @@ class Offer:
 
 
 def current() -> Offer:
-    """What can be asked for now, of all nodes."""
-    return of(GpuNode.objects.told_apart().filter(enabled=True))
+    """Read the offer of all nodes as it is now."""
+    return of(GpuNode.objects.with_health().filter(enabled=True))
 
 
 def of(known: Iterable[GpuNode]) -> Offer:
-    """What these nodes, `told_apart`, have to offer: what healthy ones serve first, then what was heard of last."""
+    """Collect the offer of these nodes (`with_health`): healthy ones first, then those heard of last."""
     nodes = sorted((node for node in known if node.backend), key=lambda node: node.created_at)
     added: dict[str, datetime] = {}
     for node in nodes:
         added.setdefault(node.backend, node.created_at)
-    healthy = {node.pk for node in nodes if getattr(node, "is_healthy", False)}
+    healthy = {node.pk for node in nodes if node.is_healthy}
     nodes.sort(key=lambda node: (node.pk in healthy, node.last_seen_at or node.created_at), reverse=True)
     return Offer(
         models=tuple(Model(name, added[name]) for name in dict.fromkeys(node.backend for node in nodes)),
@@ -190,37 +212,7 @@ def of(known: Iterable[GpuNode]) -> Offer:
     )
 
 
-def choose_preset(*, preset: str | None, seconds: str | None) -> Preset:
-    """The preset of that name, or the one whose clips have that length; of two as long, the one staff put first.
-
-    Raises:
-        UnknownPreset, InvalidSetting: there is none, or the two contradict each other. What is on offer is named.
-    """
-    if seconds is None:
-        return find_preset(preset)
-    enabled = list(Preset.objects.filter(enabled=True).order_by("-is_default", "position", "name"))
-    lengths = list(
-        dict.fromkeys(str(each.seconds) for each in sorted(enabled, key=lambda each: each.seconds))
-    )
-    if seconds not in lengths:
-        quoted = [f'"{length}"' for length in lengths]
-        raise InvalidSetting(f"seconds must be {_either(quoted)}.", param="seconds")
-    if not preset:
-        return next(each for each in enabled if str(each.seconds) == seconds)
-    chosen = find_preset(preset)
-    if str(chosen.seconds) != seconds:
-        raise InvalidSetting(f'The preset {chosen.name} makes "{chosen.seconds}" seconds.', param="seconds")
-    return chosen
-
-
-def _either(choices: tuple[str, ...] | list[str]) -> str:
-    return " or ".join(choices) or "left out: nothing is on offer"
-
-
-# The line before the GPUs: who waits, and how long somebody who joins now would.
-
-
-State = GenerationJob.State
+# --- The queue --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -239,12 +231,12 @@ class Line:
     positions: Mapping[uuid.UUID, int] = field(default_factory=dict)
 
     def seconds_before(self, position: int, expected: int) -> float:
-        """Until the clip at that place starts, when all before it take `expected` seconds. Needs a capacity."""
-        # What runs now is half done on average.
+        """Estimate until the clip at that place starts, when each before it takes `expected`. Needs a capacity."""
+        # The clips that run now are half done on average.
         return (position - 1 + self.running / 2) * expected / self.capacity
 
     def seconds_to_join(self, expected: Mapping[int, int]) -> int | None:
-        """Until a clip asked for now would start, from what each preset takes; None when no node is ready."""
+        """Estimate until a new clip would start, from what each preset takes; None when no node is ready."""
         if not self.capacity:
             return None
         usual = max(expected.values(), default=0)
@@ -255,12 +247,12 @@ class Line:
 
 
 def now(jobs: list[GenerationJob]) -> Line:
-    """The line, with the places of those jobs that are queued; at most three queries."""
+    """Read the queue, with the places of those jobs that are in it; at most three queries."""
     counts = GenerationJob.objects.filter(state__in=[State.QUEUED, State.RUNNING]).order_by()
     rows = list(counts.values_list("state", "preset").annotate(number=Count("pk")))
-    nodes = list(GpuNode.objects.told_apart().filter(enabled=True))
+    nodes = list(GpuNode.objects.with_health().filter(enabled=True))
     return Line(
-        capacity=sum(node.capacity for node in nodes if _takes_work(node)),
+        capacity=sum(node.capacity for node in nodes if node.is_healthy and node.set_aside_at is None),
         nodes=nodes,
         running=sum(number for state, _, number in rows if state == State.RUNNING),
         queued={preset: number for state, preset, number in rows if state == State.QUEUED},
@@ -268,13 +260,7 @@ def now(jobs: list[GenerationJob]) -> Line:
     )
 
 
-def _takes_work(node: GpuNode) -> bool:
-    healthy: bool = getattr(node, "is_healthy", False)
-    return healthy and node.set_aside_at is None
-
-
-# Prompts to begin with, such as the model that is on offer can draw.
-
+# --- Sample prompts, such as the model on offer can draw --------------------------------------------------------------
 
 DEMONSTRATION_MODEL = "CogVideoX-tiny"  # comes with the project and knows few words: docs/embedded-model.md
 
@@ -292,19 +278,19 @@ FOR_THE_DEMONSTRATION = (
 
 
 def context(on_offer: Offer) -> dict[str, object]:
-    """For templates: `samples`, and `demonstration`, whether nothing but the demonstration model is on offer."""
+    """Build a template's context: `samples`, and `demonstration`, whether only the demonstration model is on offer."""
     names = {model.id for model in on_offer.models}
     demonstration = names == {DEMONSTRATION_MODEL}
     samples: tuple[str | Promise, ...] = FOR_THE_DEMONSTRATION if demonstration else FOR_ANY_MODEL
     return {"samples": samples, "demonstration": demonstration}
 
 
-# What a clip costs and how long it is expected to take: the same figures in every door, before submit.
-
+# --- Sums over tables that only grow ----------------------------------------------------------------------------------
+# The past is added up once and kept in the database, so that all processes agree and no number ever goes back.
 
 # Transactions that began before a moment may still be open for so long after it.
 SETTLED = timedelta(hours=1)
-# What came since is added up each time, until it is so much.
+# The rest is added up each time, until it spans this much.
 SPAN = timedelta(hours=6)
 
 Totals = Counter[tuple[str, ...]]
@@ -313,10 +299,9 @@ Totals = Counter[tuple[str, ...]]
 def add_up(
     name: str, rows: "QuerySet[Any]", *, moment: str, labels: Sequence[str], number: Aggregate
 ) -> Totals:
-    """`number` of the rows by their labels, all rows there ever were.
+    """Add up `number` of all rows there ever were, by their labels.
 
-    name: what the sum is kept under. moment: the column that says when a row came; its rows never change, and there is
-    an index on it.
+    name: of the kept sum. moment: the column with the time of a row; rows never change, and there is an index on it.
     """
     kept = RunningTotal.objects.filter(pk=name).first()
     since = rows if kept is None else rows.filter(**{f"{moment}__gte": kept.until})
@@ -331,7 +316,7 @@ def add_up(
 
 
 def _now() -> datetime:
-    """By PostgreSQL's clock: a moment that a host took for past would hide what came until then."""
+    """Ask PostgreSQL's clock: a moment that a host took for past would hide what came until then."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT statement_timestamp()")
         [(moment,)] = cursor.fetchall()
@@ -348,7 +333,7 @@ def _numbers_of(kept: RunningTotal | None) -> Totals:
 
 
 def _keep(new: RunningTotal, old: RunningTotal | None) -> None:
-    """Unless somebody else was as quick."""
+    """Store the sum unless another process was quicker."""
     if old is None:
         RunningTotal.objects.bulk_create([new], ignore_conflicts=True)
     else:

@@ -1,19 +1,16 @@
 """Live updates: one NOTIFY for every change of a job, and one LISTEN connection a process that fans it out.
 
-A notification sent inside a transaction is delivered when it commits, so nobody hears of what did not happen.
+A notification sent inside a transaction is delivered when it commits, so no listener hears of what did not happen.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-import psycopg
-from django.db import connection
-
-from generation.database import listen_parameters
+from generation import database
 from generation.models import GenerationJob
 
 logger = logging.getLogger(__name__)
@@ -21,7 +18,6 @@ logger = logging.getLogger(__name__)
 CHANNEL = "generation_job"
 # A subscriber that does not read loses its oldest events, never the newest, and is told to look again.
 BACKLOG = 1000
-RECONNECT_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,9 +32,9 @@ class JobEvent:
     attempt: str | None = None
 
 
-def publish(job: GenerationJob) -> None:
-    """Tell every listener how the job stands, once the current transaction commits."""
-    event = JobEvent(
+def event_of(job: GenerationJob) -> JobEvent:
+    """The event that tells how the job stands."""
+    return JobEvent(
         job=job.id.hex,
         user=job.user_id,
         state=job.state,
@@ -46,8 +42,11 @@ def publish(job: GenerationJob) -> None:
         steps=job.num_inference_steps,
         attempt=job.current_attempt_id.hex if job.current_attempt_id else None,
     )
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_notify(%s, %s)", [CHANNEL, json.dumps(asdict(event))])
+
+
+def publish(job: GenerationJob) -> None:
+    """Tell every listener how the job stands, once the current transaction commits."""
+    database.notify(CHANNEL, json.dumps(asdict(event_of(job))))
 
 
 class Hub:
@@ -63,29 +62,34 @@ class Hub:
 
     @contextlib.contextmanager
     def subscribe(self) -> Iterator[asyncio.Queue[JobEvent | None]]:
-        """A queue of every event from now on.
+        """Open a queue of every event from now on.
 
         Needs a running event loop; starts the listener with the first subscriber.
         """
         queue: asyncio.Queue[JobEvent | None] = asyncio.Queue(maxsize=BACKLOG)
         self._subscribers.add(queue)
         if self._listener is None or self._listener.done():
-            self._listener = asyncio.get_running_loop().create_task(self._listen_for_ever())
+            self._listener = asyncio.get_running_loop().create_task(self._listen())
         try:
             yield queue
         finally:
             self._subscribers.discard(queue)
 
-    async def _listen_for_ever(self) -> None:
+    async def _listen(self) -> None:
         while True:
             try:
-                async for event in _notifications():
-                    self._hand_out(event)
-            except psycopg.OperationalError as error:
-                logger.warning("the event listener lost PostgreSQL, trying again: %s", error)
+                async for payload in database.notifications(CHANNEL):
+                    self._hear(payload)
             except Exception:
                 logger.exception("the event listener broke, trying again")
-            await asyncio.sleep(RECONNECT_SECONDS)
+            await asyncio.sleep(database.RECONNECT_SECONDS)
+
+    def _hear(self, payload: str | None) -> None:
+        try:
+            self._hand_out(None if payload is None else JobEvent(**json.loads(payload)))
+        except (ValueError, TypeError):
+            # A newer or older version of this service may share the database during an upgrade.
+            logger.warning("not an event of ours on %s: %.200s", CHANNEL, payload)
 
     def _hand_out(self, event: JobEvent | None) -> None:
         for queue in self._subscribers:
@@ -94,19 +98,6 @@ class Hub:
                     queue.get_nowait()
                 queue.put_nowait(None)
             queue.put_nowait(event)
-
-
-async def _notifications() -> AsyncIterator[JobEvent | None]:
-    """Events as they come; first a None, because what happened before LISTEN was not heard."""
-    async with await psycopg.AsyncConnection.connect(**listen_parameters(), autocommit=True) as listener:
-        await listener.execute(f"LISTEN {CHANNEL}")
-        yield None
-        async for notification in listener.notifies():
-            try:
-                yield JobEvent(**json.loads(notification.payload))
-            except (ValueError, TypeError):
-                # A newer or older version of this service may share the database during an upgrade.
-                logger.warning("not an event of ours on %s: %.200s", CHANNEL, notification.payload)
 
 
 hub = Hub()

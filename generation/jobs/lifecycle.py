@@ -1,11 +1,10 @@
-"""The life of a job. Each transition is one conditional UPDATE, fenced by the attempt where one is open, in
-one transaction with its credit move and the signal that makes its deliveries. A transition that finds no
-row has lost a race: it changes nothing and says so.
+"""Every change of state of a job. Each is one conditional UPDATE, fenced by the attempt where one is open, in one
+transaction with its credit move and the signal that makes its deliveries. A transition that finds no row has lost a
+race: it changes nothing and says so. A life begins in `submission`.
 """
 
 import logging
 import uuid
-from dataclasses import dataclass
 
 from django.conf import settings
 from django.db import transaction
@@ -15,14 +14,9 @@ from django.utils.translation import gettext_noop
 
 from accounts import ledger
 from accounts.models import CreditTransaction, User
-from generation.errors import (
-    BeingStored,
-    CannotCancel,
-    CannotDelete,
-)
+from generation.errors import BeingStored, CannotCancel, CannotDelete
 from generation.jobs import enqueue, events, locks, node_health, stored_files
-from generation.jobs.submission import submit as submit  # where a life begins
-from generation.media import StoredClip
+from generation.media import VideoFacts
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.signals import job_finished
 
@@ -34,26 +28,9 @@ COMPLETED = gettext_noop("Video completed")
 FAILED = gettext_noop("Video failed")
 CANCELED = gettext_noop("Canceled")
 NODE_LOST = gettext_noop("The GPU node could not be reached or stopped answering.")
-# As JOB_DEADLINE_SECONDS and FIELD_NODE_TIMEOUT_SECONDS come; with other values it is told in English.
+# With the defaults of JOB_DEADLINE_SECONDS and FIELD_NODE_TIMEOUT_SECONDS; with other values it stays English.
 gettext_noop("Video generation timed out (>30 min)")
 gettext_noop("Video generation timed out (>90s)")
-
-
-@dataclass(frozen=True)
-class StoredVideo:
-    """A clip that is safely in storage: names there, pixels, milliseconds, bytes."""
-
-    video: str
-    poster: str
-    width: int
-    height: int
-    frames: int
-    duration_ms: int
-    size_bytes: int
-
-    @property
-    def files(self) -> StoredClip:
-        return StoredClip(video=self.video, poster=self.poster)
 
 
 # --- While it runs: every function is fenced by the attempt and its lease ---------------------------------------------
@@ -63,9 +40,9 @@ class StoredVideo:
 def attempt_posted(
     *, attempt_id: uuid.UUID, token: uuid.UUID, remote_id: str, hand_over: bool = False
 ) -> bool:
-    """The node took it.
+    """Record that the node took it.
 
-    With `hand_over` the lease is dropped, and the event tells a reconciler to follow it from here.
+    With `hand_over` the lease is dropped, and the event has a reconciler follow it from here.
     """
     values: dict[str, object] = {"remote_id": remote_id, "posted_at": Now(), **_heard()}
     if hand_over:
@@ -77,15 +54,13 @@ def attempt_posted(
 
 
 def request_sent(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
-    """The one long request to a field node goes out now; whoever finds this set later cannot re-attach to
-    it.
-    """
+    """Record that the one long request to a node goes out now: from here on it cannot be re-attached to."""
     return bool(locks.held(attempt_id=attempt_id, token=token).filter(posted_at=None).update(posted_at=Now()))
 
 
 @transaction.atomic
 def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bool:
-    """The node is at this denoising step; False when the lease is lost and the caller must stop."""
+    """Record the node's denoising step; False when the lease is lost and the caller must stop."""
     if not locks.held(attempt_id=attempt_id, token=token).update(step=step, **_heard()):
         return False
     moved = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING).exclude(step=step)
@@ -95,10 +70,10 @@ def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bo
 
 
 def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> float | None:
-    """A question to the node went unanswered for so many seconds. Returns how long it has been silent by now, in
-    seconds; None when the lease is lost.
+    """Record that a question to the node went unanswered for so many seconds.
 
-    Any answer ends the silence. It is kept in the row, so a reconciler that is started anew does not forget it.
+    Returns the seconds of silence by now; None when the lease is lost. Any answer ends the silence, which is kept in
+    the row, so that a reconciler that is started anew does not forget it.
     """
     attempt = locks.held(attempt_id=attempt_id, token=token)
     attempt.update(silent_since=Coalesce("silent_since", locks.until(-seconds)))
@@ -115,7 +90,7 @@ def begin_storing(
     generation_ms: int | None = None,
     profile: str = "",
 ) -> bool:
-    """The node has made the file: fetch it. The node's slot is free from here on."""
+    """Record that the node has made the file, and have it fetched. The node's slot is free from here on."""
     if not locks.held(attempt_id=attempt_id, token=token).update(
         file_name=file_name, generation_ms=generation_ms, profile=profile, **_heard()
     ):
@@ -134,33 +109,33 @@ def begin_storing(
 
 
 @transaction.atomic
-def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
-    """The file is stored: charge.
+def complete(*, attempt_id: uuid.UUID, files: tuple[str, str], facts: VideoFacts) -> bool:
+    """Charge for a stored clip. files: names of the video and its poster in the storage.
 
-    False when the job ended meanwhile: the caller removes the file, nothing is charged. The same when the files,
+    False when the job ended meanwhile: the caller removes the files, nothing is charged. The same when the files,
     which were announced before they were written, are not waiting to be claimed any more.
     """
     node_health.count_success(attempt_id=attempt_id)
     storing = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.STORING)
     locks.lock_jobs(storing)
-    if not stored_files.held(stored.files):
+    if not stored_files.held(files):
         return False
     job = _end(
         storing,
         state=State.COMPLETED,
-        video=stored.video,
-        poster=stored.poster,
-        width=stored.width,
-        height=stored.height,
-        stored_frames=stored.frames,
-        duration_ms=stored.duration_ms,
-        size_bytes=stored.size_bytes,
+        video=files[0],
+        poster=files[1],
+        width=facts.width,
+        height=facts.height,
+        stored_frames=facts.frames,
+        duration_ms=facts.duration_ms,
+        size_bytes=facts.size_bytes,
     )
     if job is None:
         return False
-    # Whoever stored a playable file for the current attempt did the work, also if its lease ran out meanwhile.
+    # A playable file for the current attempt counts, also if the lease ran out meanwhile.
     _close(JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN), JobAttempt.State.SUCCEEDED)
-    stored_files.claim(stored.files)
+    stored_files.claim(files)
     ledger.capture(reference=job.id, reason=COMPLETED)
     _announce(job)
     return True
@@ -168,9 +143,7 @@ def complete(*, attempt_id: uuid.UUID, stored: StoredVideo) -> bool:
 
 @transaction.atomic
 def attempt_refused(*, attempt_id: uuid.UUID, token: uuid.UUID, retry_after: float, why: str) -> None:
-    """The node surely did not take it: the job queues again, uncounted, and the node is left alone for
-    `retry_after` seconds.
-    """
+    """Queue the job again, uncounted: the node surely did not take it. It is left alone for `retry_after` seconds."""
     held = locks.held(attempt_id=attempt_id, token=token)
     _leave_alone(held, seconds=retry_after, why=why)
     if not _close(held, JobAttempt.State.CANCELED, error=why):
@@ -191,8 +164,7 @@ def attempt_lost(
     message: str = NODE_LOST,
     pause: float = 0.0,
 ) -> None:
-    """The attempt came to nothing, which is no verdict on the job: it queues again while attempts are left,
-    else it fails.
+    """Close an attempt that is no verdict on the job: it queues again while attempts are left, else it fails.
 
     With `pause` its node is left alone for that many seconds.
     """
@@ -225,7 +197,7 @@ def attempt_failed(
     error: str,
     blame_node: bool = True,
 ) -> None:
-    """A definite verdict: the job ends here. `message` is for its owner, `error` for staff."""
+    """End the job by a definite verdict. `message` is for its owner, `error` for staff."""
     held = locks.held(attempt_id=attempt_id, token=token)
     if blame_node:
         node_health.count_failure(held, error=error)
@@ -241,7 +213,7 @@ def attempt_failed(
 
 @transaction.atomic
 def attempt_stopped(*, attempt_id: uuid.UUID, token: uuid.UUID, stopped_at_step: int | None) -> None:
-    """The node confirmed a cancel: its slot is free again."""
+    """Record that the node confirmed a cancel: its slot is free again."""
     held = locks.held(attempt_id=attempt_id, token=token)
     if _close(held, JobAttempt.State.CANCELED, stopped_at_step=stopped_at_step):
         job = GenerationJob.objects.get(attempts=attempt_id)
@@ -255,7 +227,7 @@ def attempt_stopped(*, attempt_id: uuid.UUID, token: uuid.UUID, stopped_at_step:
 
 @transaction.atomic
 def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCELED) -> GenerationJob:
-    """Stop a queued or running job and give its credits back at once; the node is told by the reconciler.
+    """Stop a queued or running job and give its credits back at once; the reconciler stops it on its node.
 
     Canceling a canceled job again is harmless.
 
@@ -299,7 +271,7 @@ def delete(*, job: GenerationJob) -> None:
     hidden = GenerationJob.objects.filter(pk=job.pk, finished_at__isnull=False, deleted_at=None)
     if hidden.update(deleted_at=Now()):
         job.refresh_from_db()
-        stored_files.let_go(StoredClip(video=job.video.name or "", poster=job.poster.name or ""))
+        stored_files.let_go([name for name in (job.video.name, job.poster.name) if name])
         enqueue.remove_files()
         return
     job.refresh_from_db()
@@ -309,13 +281,10 @@ def delete(*, job: GenerationJob) -> None:
 
 @transaction.atomic
 def cancel_all(*, user: User, reason: str) -> int:
-    """Cancel every live job of somebody who was banned or is leaving; how many there were.
-
-    What is being stored finishes.
-    """
+    """Cancel every live job of a user who was banned or is leaving; returns how many. What is being stored finishes."""
     canceled = 0
     live = GenerationJob.objects.filter(user=user, state__in=[State.QUEUED, State.RUNNING])
-    # All are locked before the first release touches the wallet; what comes after is not among them.
+    # All are locked before the first release touches the wallet; later ones are not among them.
     for job in GenerationJob.objects.filter(pk__in=locks.lock_jobs(live)):
         try:
             cancel(job=job, reason=reason)
@@ -335,10 +304,10 @@ def refund(*, job: GenerationJob, reason: str, actor: User) -> None:
 
 
 def receipt(job: GenerationJob) -> dict[str, int]:
-    """What the ledger says of a job, in credits: reserved, captured, released, refunded."""
-    totals = {"reserved": 0, "captured": 0, "released": 0, "refunded": 0}
+    """Sum up the ledger's entries of a job, in credits: reserved, captured, released, refunded."""
     names = {"reserve": "reserved", "capture": "captured", "release": "released", "refund": "refunded"}
-    # Of whichever wallet: when accounts are joined, entries stay in the one that they were made in.
+    totals = dict.fromkeys(names.values(), 0)
+    # In every wallet: when accounts are joined, entries stay in the one that they were made in.
     for entry in CreditTransaction.objects.filter(reference=job.id, kind__in=names):
         totals[names[entry.kind]] += max(abs(entry.posted_delta), abs(entry.held_delta))
     return totals
@@ -354,7 +323,7 @@ def _fail(live: "QuerySet[GenerationJob]", *, code: str, message: str) -> Genera
 
 
 def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> GenerationJob | None:
-    """The one conditional UPDATE behind every end; the job as it is now, or None when the race was lost."""
+    """Make the one conditional UPDATE behind every end; returns the job as it is now, None when the race was lost."""
     job_id = live.values_list("pk", flat=True).first()
     if job_id is None or not live.filter(pk=job_id).update(state=state, finished_at=Now(), **values):
         return None
@@ -367,7 +336,7 @@ def _announce(job: GenerationJob) -> None:
 
 
 def _heard() -> dict[str, object]:
-    """What an answer of the node changes in its attempt."""
+    """The columns of an attempt that every answer of its node changes."""
     return {"heard_at": Now(), "silent_since": None}
 
 
@@ -376,7 +345,7 @@ def _ask_to_stop(job: GenerationJob) -> None:
 
 
 def _leave_alone(held: "QuerySet[JobAttempt]", *, seconds: float, why: str) -> None:
-    """The node of an attempt that is still the caller's gets no jobs for so long; before the attempt is closed."""
+    """Give the node of an attempt no jobs for so long. Call it before the attempt is closed."""
     GpuNode.objects.filter(attempts__in=held).update(
         leave_alone_until=locks.until(seconds), status_detail=why[:300]
     )
@@ -385,7 +354,7 @@ def _leave_alone(held: "QuerySet[JobAttempt]", *, seconds: float, why: str) -> N
 def _close(
     attempt: "QuerySet[JobAttempt]", state: str, *, error: str = "", stopped_at_step: int | None = None
 ) -> bool:
-    """`attempt`: the one, fenced as its caller needs it; False when it is not so any more."""
+    """Close the attempt, fenced as its caller needs it; False when it is not so any more."""
     values: dict[str, object] = {"state": state, "closed_at": Now(), "error": error[:500]}
     if stopped_at_step is not None:
         values["stopped_at_step"] = stopped_at_step

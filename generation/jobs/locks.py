@@ -1,7 +1,16 @@
-"""Who drives an open attempt: the holder of its lease, one at a time, for LEASE_SECONDS at a time.
+"""Row locks in one order, and the leases by which one process at a time drives an open attempt.
 
-An expired lease moves nothing by itself: the next holder asks the node for the same id and goes on. PostgreSQL's clock
-decides when that is, never a host's.
+Rows are locked in this order by everything that writes them in one transaction, and several of one kind by primary key:
+
+    GPU node → attempt → job → stored file → wallet
+
+Two transactions that keep to it never wait for each other in a circle. One that begins in the middle (a step that is
+noted, a wallet that is granted credits) just never goes back to the left. A row that the same transaction has just
+inserted does not count: no other can lock it. `tests/test_lock_order.py` holds it; where it is broken nevertheless,
+PostgreSQL ends one of the two after a second, and that one is tried again.
+
+A lease lasts for LEASE_SECONDS. An expired one moves nothing by itself: the next holder asks the node for the same id
+and goes on. PostgreSQL's clock decides when that is, never a host's.
 """
 
 import logging
@@ -20,12 +29,14 @@ from django.db.models.functions import Now
 from generation.database import DATABASE_AWAY
 from generation.models import GenerationJob, JobAttempt
 
+logger = logging.getLogger(__name__)
+
 # A job can get a new attempt between the look at its attempts and the lock of its row, JOB_MAX_ATTEMPTS times in all.
 TRIES = 10
 
 
 def lock_jobs(jobs: "QuerySet[GenerationJob]") -> list[uuid.UUID]:
-    """Lock these jobs, their open attempts first, including one that is being opened just now; which they are."""
+    """Lock these jobs, their open attempts first, including one that is being opened just now; returns their ids."""
     for _ in range(TRIES):
         with transaction.atomic():
             locked = _lock_attempts_and_jobs(jobs)
@@ -37,7 +48,7 @@ def lock_jobs(jobs: "QuerySet[GenerationJob]") -> list[uuid.UUID]:
 
 
 def _lock_attempts_and_jobs(jobs: "QuerySet[GenerationJob]") -> list[uuid.UUID] | None:
-    """The jobs; None when one of them got another attempt before it was locked."""
+    """Return the jobs; None when one of them got another attempt before it was locked."""
     attempts = _open().filter(job__in=jobs.values("pk")).order_by("pk").select_for_update(of=("self",))
     seen = set(attempts.values_list("pk", flat=True))
     rows = jobs.order_by("pk").select_for_update(no_key=True, of=("self",))
@@ -50,51 +61,35 @@ def _open() -> "QuerySet[JobAttempt]":
     return JobAttempt.objects.filter(state=JobAttempt.State.OPEN)
 
 
-# The order in which rows are locked, by everything that writes them in one transaction:
-#
-#     GPU node → attempt → job → stored file → wallet
-#
-# and of several of one kind, by primary key. Two transactions that keep to it never wait for each other in a circle.
-# What begins in the middle (a step that is noted, a wallet that is granted credits) just never goes back to the left. A
-# row that the same transaction has just inserted is nobody else's yet and does not count. `tests/test_lock_order.py`
-# holds it; where it is broken nevertheless, PostgreSQL ends one of the two after a second, and that one is tried again.
-#
-
-
-logger = logging.getLogger(__name__)
-
-
 def take(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
-    """Become the one who drives it, or stay it; False when somebody else is, or the attempt is closed."""
-    open_one = JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN)
-    free = open_one.filter(Q(lease_token=token) | Q(lease_token=None) | Q(lease_expires_at__lt=Now()))
-    return bool(free.update(lease_token=token, lease_expires_at=until()))
+    """Take or renew the lease; False when another token holds it, or the attempt is closed."""
+    free = Q(lease_token=token) | Q(lease_token=None) | Q(lease_expires_at__lt=Now())
+    return bool(_open().filter(free, pk=attempt_id).update(lease_token=token, lease_expires_at=until()))
 
 
 def until(seconds: float | None = None) -> Combinable:
-    """That many seconds from now on PostgreSQL's clock; LEASE_SECONDS when none are named."""
+    """Add that many seconds to PostgreSQL's clock; LEASE_SECONDS when none are named."""
     return Now() + timedelta(seconds=settings.LEASE_SECONDS if seconds is None else seconds)
 
 
 def held(*, attempt_id: uuid.UUID, token: uuid.UUID) -> QuerySet[JobAttempt]:
-    """The attempt while it is open and the token's: the fence of every write about it."""
-    return JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN, lease_token=token)
+    """Select the attempt while it is open and the token's: the fence of every write about it."""
+    return _open().filter(pk=attempt_id, lease_token=token)
 
 
 def drop(*, attempt_id: uuid.UUID, token: uuid.UUID) -> None:
-    """Let anybody drive it from now on."""
+    """Give the lease up."""
     held(attempt_id=attempt_id, token=token).update(lease_expires_at=Now())
 
 
 def drop_all(*, token: uuid.UUID) -> None:
-    """The same for every attempt the token drives."""
-    driven = JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_token=token)
-    driven.update(lease_expires_at=Now())
+    """Give every lease of the token up."""
+    _open().filter(lease_token=token).update(lease_expires_at=Now())
 
 
 @contextmanager
 def kept(*, attempt_id: uuid.UUID, token: uuid.UUID) -> Iterator[None]:
-    """Renew it from a thread while the block runs, so that only the death of this process frees it."""
+    """Renew the lease from a thread while the block runs, so that only the death of this process frees it."""
     done = threading.Event()
 
     def renew() -> None:

@@ -1,4 +1,8 @@
-"""The GPU nodes: where they are, and what was last heard of them."""
+"""The health of the GPU nodes: their answers about themselves, and the circuit breaker.
+
+A node that fails again and again is set aside, and a canary clip decides when it is back. Without that, a node that
+fails fast would win every job, because it is always the least loaded.
+"""
 
 import logging
 import uuid
@@ -14,12 +18,81 @@ from generation.nodes import NodeEndpoint, NodeError, NodeHealth, detect_protoco
 
 logger = logging.getLogger(__name__)
 
-# Each failed trial doubles the pause, up to this many times NODE_TRIAL_SECONDS.
+ENVIRONMENT_NODE = "default"
+# Each failed canary doubles the pause, up to this many times NODE_TRIAL_SECONDS.
 LONGEST_PAUSE = 16
 
 
+def sync_environment_node() -> GpuNode | None:
+    """Make the node that VIDEO_API_URL names a row, or follow a changed address; None when none is named."""
+    if not settings.VIDEO_API_URL:
+        return None
+    named = {"base_url": settings.VIDEO_API_URL, "api_key": settings.VIDEO_API_KEY, "from_environment": True}
+    known = GpuNode.objects.filter(base_url=settings.VIDEO_API_URL).first()
+    node = known or GpuNode.objects.filter(from_environment=True).first()
+    if node is None:
+        taken = set(GpuNode.objects.values_list("name", flat=True))
+        names = chain([ENVIRONMENT_NODE], (f"{ENVIRONMENT_NODE}-{number}" for number in count(2)))
+        return GpuNode.objects.create(name=next(name for name in names if name not in taken), **named)
+    moved = {} if known else {"status": "unknown", "detected_protocol": "", "last_seen_at": None}
+    GpuNode.objects.filter(pk=node.pk).update(**named, **moved)
+    others = GpuNode.objects.filter(from_environment=True).exclude(pk=node.pk)
+    others.update(from_environment=False, enabled=False)
+    node.refresh_from_db()
+    return node
+
+
+def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
+    """Say where the node is and how to speak to it."""
+    return NodeEndpoint(
+        base_url=node.base_url, api_key=node.api_key, protocol=protocol or node.effective_protocol
+    )
+
+
+async def examine(node: GpuNode) -> NodeHealth:
+    """Ask the node how it is, in its own protocol, which is found out first where it is not known.
+
+    Raises:
+        NodeError: it cannot be asked, or speaks no protocol of ours.
+    """
+    protocol = node.effective_protocol or await detect_protocol(endpoint_of(node))
+    async with open_client(endpoint_of(node, protocol=protocol)) as client:
+        return await client.health()
+
+
+def record_health(node: GpuNode, health: NodeHealth) -> bool:
+    """Record the node's answer; True when it has just become able to take work."""
+    status = "ready" if health.ready else health.status
+    GpuNode.objects.filter(pk=node.pk).update(
+        detected_protocol=health.protocol,
+        status=status[:20],
+        status_detail=str(health.detail.get("detail") or health.detail.get("error") or "")[:300],
+        backend=(health.backend or health.model or "")[:100],
+        sizes=list(health.sizes[:20]),
+        capacity=max(1, health.capacity),
+        seconds_per_step=health.seconds_per_step,
+        last_seen_at=Now(),
+    )
+    _log_change(node, status)
+    return status == "ready" and node.status != "ready"
+
+
+def record_failure(node: GpuNode, error: NodeError) -> None:
+    """Record that the node could not be asked. It keeps the protocol it was known to speak."""
+    GpuNode.objects.filter(pk=node.pk).update(status="unreachable", status_detail=str(error)[:300])
+    _log_change(node, "unreachable", str(error))
+
+
+def _log_change(node: GpuNode, status: str, why: str = "") -> None:
+    if node.status != status:
+        logger.info("node %s: %s → %s %s", node.name, node.status, status, why)
+
+
+# --- The circuit breaker ----------------------------------------------------------------------------------------------
+
+
 def count_failure(held: "QuerySet[JobAttempt]", *, error: str) -> None:
-    """An attempt came to nothing by its node's fault. `held`: it, as long as its driver holds the lease.
+    """Count an attempt that came to nothing by its node's fault. held: the attempt, while its lease is the caller's.
 
     Call it before the attempt is closed, in the same transaction.
     """
@@ -37,15 +110,12 @@ def count_failure(held: "QuerySet[JobAttempt]", *, error: str) -> None:
 
 
 def count_success(*, attempt_id: uuid.UUID) -> None:
-    """It made a playable clip.
-
-    Writes only where there was a failure before: the row is not touched for every clip.
-    """
+    """Clear the count after a playable clip. Writes only where there was a failure: most clips touch no row."""
     GpuNode.objects.filter(attempts=attempt_id, consecutive_failures__gt=0).update(consecutive_failures=0)
 
 
-def claim_trial(node: GpuNode) -> bool:
-    """Become the one who tries a set-aside node now; the next trial is due when a failed one has been told."""
+def claim_canary(node: GpuNode) -> bool:
+    """Claim the canary of a set-aside node; the next one is due after a pause that doubles with each."""
     due = GpuNode.objects.filter(
         pk=node.pk, enabled=True, set_aside_at__isnull=False, next_trial_at__lt=Now()
     )
@@ -54,98 +124,16 @@ def claim_trial(node: GpuNode) -> bool:
 
 
 def bring_back(node: GpuNode) -> None:
-    """It gets jobs again, with a clean record."""
+    """Give the node jobs again, with a clean record."""
     GpuNode.objects.filter(pk=node.pk).update(
         set_aside_at=None, set_aside_reason="", consecutive_failures=0, trials=0, next_trial_at=None
     )
     logger.info("node %s is back", node.name)
 
 
-def note_failed_trial(node: GpuNode, error: Exception) -> None:
-    """Staff see why it is still set aside."""
+def note_failed_canary(node: GpuNode, error: Exception) -> None:
+    """Show staff why the node is still set aside."""
     GpuNode.objects.filter(pk=node.pk, set_aside_at__isnull=False).update(
         set_aside_reason=f"The trial clip failed: {error}"[:300]
     )
     logger.warning("node %s: trial clip failed: %s", node.name, error)
-
-
-# A circuit breaker for nodes: one that fails again and again is set aside, and trial clips decide when it
-# is back.
-#
-# Without it, a node that fails fast would win every job, because it is always the least loaded.
-#
-
-
-ENVIRONMENT_NODE = "default"
-
-
-def sync_environment_node() -> GpuNode | None:
-    """Make the node that VIDEO_API_URL names a row, or follow a changed address; None when none is named."""
-    if not settings.VIDEO_API_URL:
-        return None
-    said = {"base_url": settings.VIDEO_API_URL, "api_key": settings.VIDEO_API_KEY, "from_environment": True}
-    known = GpuNode.objects.filter(base_url=settings.VIDEO_API_URL).first()
-    node = known or GpuNode.objects.filter(from_environment=True).first()
-    if node is None:
-        return GpuNode.objects.create(name=_free_name(), **said)
-    moved = {} if known else {"status": "unknown", "detected_protocol": "", "last_seen_at": None}
-    GpuNode.objects.filter(pk=node.pk).update(**said, **moved)
-    others = GpuNode.objects.filter(from_environment=True).exclude(pk=node.pk)
-    others.update(from_environment=False, enabled=False)
-    node.refresh_from_db()
-    return node
-
-
-def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
-    """What a client needs to speak to the node."""
-    spoken = protocol or node.effective_protocol or GpuNode.Protocol.VIDEOS
-    return NodeEndpoint(
-        base_url=node.base_url,
-        api_key=node.api_key,
-        protocol="generate_video" if spoken == GpuNode.Protocol.GENERATE_VIDEO else "videos",
-    )
-
-
-async def examine(node: GpuNode) -> NodeHealth:
-    """Ask the node how it is, in its own protocol, which is found out first where it is not known.
-
-    Raises:
-        NodeError: it cannot be asked, or speaks neither protocol.
-    """
-    protocol = node.effective_protocol or await detect_protocol(endpoint_of(node))
-    async with open_client(endpoint_of(node, protocol=protocol)) as client:
-        return await client.health()
-
-
-def record_health(node: GpuNode, health: NodeHealth) -> bool:
-    """Write down what it said; True when it has just become able to take work."""
-    status = "ready" if health.ready else health.status
-    GpuNode.objects.filter(pk=node.pk).update(
-        detected_protocol=health.protocol,
-        status=status[:20],
-        status_detail=str(health.detail.get("detail") or health.detail.get("error") or "")[:300],
-        backend=(health.backend or health.model or "")[:100],
-        sizes=list(health.sizes[:20]),
-        capacity=max(1, health.capacity),
-        seconds_per_step=health.seconds_per_step,
-        last_seen_at=Now(),
-    )
-    _log_change(node, status)
-    return status == "ready" and node.status != "ready"
-
-
-def record_failure(node: GpuNode, error: NodeError) -> None:
-    """It could not be asked. It keeps the protocol it was known to speak."""
-    GpuNode.objects.filter(pk=node.pk).update(status="unreachable", status_detail=str(error)[:300])
-    _log_change(node, "unreachable", str(error))
-
-
-def _log_change(node: GpuNode, status: str, why: str = "") -> None:
-    if node.status != status:
-        logger.info("node %s: %s → %s %s", node.name, node.status, status, why)
-
-
-def _free_name() -> str:
-    taken = set(GpuNode.objects.values_list("name", flat=True))
-    names = chain([ENVIRONMENT_NODE], (f"{ENVIRONMENT_NODE}-{number}" for number in count(2)))
-    return next(name for name in names if name not in taken)

@@ -1,4 +1,13 @@
-"""Background tasks that failed and that staff have run again."""
+"""django-q2's queue and cluster: woken by NOTIFY, first in, first out, and made to fail fast.
+
+As it comes, the ORM broker sleeps between polls of an empty queue (+100 ms on average), and faster polls cost idle CPU.
+Waiting on LISTEN gives the latency of the fast poll at a fraction of the cost (benchmarks/dispatch_latency.py).
+
+As it comes, a SIGKILL of an idle worker wedges the whole cluster for good, because the dead process held the queue's
+read lock (django-q2 #23), and a SIGKILL of the sentinel or of the main process leaves orphans that go on working. Here
+every process of the cluster watches those it depends on: when one dies hard, the whole process group goes down at once
+and the supervisor starts a new one. Tasks are safe to repeat and the job table is the truth, so nothing is lost.
+"""
 
 import logging
 import os
@@ -32,14 +41,18 @@ from generation.database import listen_parameters
 logger = logging.getLogger(__name__)
 
 CHANNEL = "django_q_task"
-# How long one wait lasts: the pusher looks at its stop event in between, and a lost wake-up costs no more
-# than this.
+# One wait: the pusher looks at its stop event in between, and a lost wake-up costs no more than this.
 WAIT_SECONDS = 1.0
+WATCH_SECONDS = 0.5
+# Supervisors kill after 8 to 10 s. A task that takes longer is done again by the next worker.
+STOP_SECONDS = 7.0
+# From a sentinel to a worker whose task is over its time, and to any child at a normal stop.
+EXPECTED_EXITS = (0, -signal.SIGTERM)
 
 
 class NotifiedBroker(ORM):
-    """The same table and the same guarantees. How an idle pusher waits is different, and whose clock it goes by:
-    PostgreSQL's, for a task that a host with a fast clock put in would wait until the others' clocks are there.
+    """The ORM broker, with another wait and with PostgreSQL's clock, not the host's: a task put in by a host with
+    a fast clock would wait until the others' clocks are there.
     """
 
     _listener: psycopg.Connection[Any] | None = None
@@ -57,9 +70,7 @@ class NotifiedBroker(ORM):
         return self._take() or self._wait_and_take()
 
     def _take(self) -> list[tuple[int, str]]:
-        """Up to `bulk` tasks, oldest first, each claimed by moving its lock: who finds it moved was too
-        late.
-        """
+        """Claim up to `bulk` tasks, oldest first, each by moving its lock; one whose lock has moved is another's."""
         queue = self.get_connection()
         waiting = queue.filter(key=self.list_key, lock__lt=Now()).order_by("id")[: Conf.BULK]
         return [
@@ -80,7 +91,7 @@ class NotifiedBroker(ORM):
         return self._take() or None
 
     def _listen(self) -> None:
-        """One connection a process, opened after the fork: a connection must never be shared across one."""
+        """Open one connection a process, after the fork: a connection must never be shared across one."""
         if self._listener is not None and self._listener_pid == os.getpid() and not self._listener.closed:
             return
         self._listener = psycopg.connect(**listen_parameters(), autocommit=True)
@@ -88,29 +99,14 @@ class NotifiedBroker(ORM):
         self._listener.execute(f"LISTEN {CHANNEL}")
 
 
-# The django-q2 cluster, made to fail fast.
-#
-# As it comes, a SIGKILL of an idle worker wedges the whole cluster for good, because the dead process held
-# the queue's read lock (django-q2 #23), and a SIGKILL of the sentinel or of the main process leaves orphans
-# that go on working. Here every process of the cluster watches those it depends on: when one dies hard, the
-# whole process group goes down at once and the supervisor starts a new one. Tasks are safe to repeat and the
-# job table is the truth, so nothing is lost.
-
-
-WATCH_SECONDS = 0.5
-# Supervisors kill after 8 to 10 s. A task that takes longer is done again by the next worker.
-STOP_SECONDS = 7.0
-# What a sentinel does to a worker whose task is over its time, and to any child at a normal stop.
-EXPECTED_EXITS = (0, -signal.SIGTERM)
-
-
 def run() -> None:
-    """Run the cluster until SIGTERM or SIGINT; returns after a clean stop, never returns after a hard
-    death or when tasks are not done STOP_SECONDS after the signal.
+    """Run the cluster until SIGTERM or SIGINT.
 
-    The caller must lead its process group (`lead_process_group`), for the whole group is killed on a hard
-    death.
+    It returns after a clean stop. After a hard death, or when tasks are not done STOP_SECONDS after the signal, the
+    whole process group is killed: the calling process leads one of its own from here on, so nothing else dies with it.
     """
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
     # The cluster starts its sentinel by this name, and has no setting for it.
     django_q_cluster.Sentinel = FailFastSentinel
     main = Cluster()
@@ -121,7 +117,7 @@ def run() -> None:
 
 
 def _stop_in_time(main: Cluster) -> Callable[[int, FrameType | None], None]:
-    """A signal handler: the cluster's own waits for its tasks as long as they take."""
+    """Make a signal handler: the cluster's own waits for its tasks as long as they take."""
 
     def handle(number: int, frame: FrameType | None) -> None:
         patience = threading.Timer(STOP_SECONDS, _fail_fast, [f"tasks still run after {STOP_SECONDS:g} s"])
@@ -130,14 +126,6 @@ def _stop_in_time(main: Cluster) -> Callable[[int, FrameType | None], None]:
         main.sig_handler(number, frame)
 
     return handle
-
-
-def lead_process_group() -> None:
-    """Make the calling process the leader of a group of its own, so that a hard death takes nothing else
-    along.
-    """
-    if os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
 
 
 class FailFastSentinel(Sentinel):
@@ -155,8 +143,7 @@ class FailFastSentinel(Sentinel):
         super().start()
 
     def spawn_process(self, target: Callable[..., Any], *args: Any) -> BaseProcess:
-        # Workers are recognised by their target and have a hook of their own (post_spawn), so they are not
-        # wrapped.
+        # Workers are recognised by their target and have a hook of their own (post_spawn), so they are not wrapped.
         wrapped = target if target is django_q_cluster.worker else _Watched(target)
         process: BaseProcess = super().spawn_process(wrapped, *args)
         self._children[process.sentinel] = process
@@ -172,10 +159,7 @@ class FailFastSentinel(Sentinel):
 
 
 def _exitcode(process: BaseProcess) -> int | None:
-    """Of a process that has ended.
-
-    Another thread may be reaping it in this moment, so the code can be a little late.
-    """
+    """Read the exit code of a process that has ended. Another thread may be reaping it, so it can be a little late."""
     for _ in range(100):
         if process.exitcode is not None:
             break
@@ -196,13 +180,13 @@ class _Watched:
 
 @receiver(post_spawn, dispatch_uid="generation.jobs.queue.begin_child")
 def _begin_child(**_: Any) -> None:
-    # How the sentinel ends a worker whose task is over its time.
+    # The sentinel ends a worker with it whose task is over its time.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent(os.getppid())
 
 
 def _wait_for_sentinel(sentinel: BaseProcess) -> None:
-    """In the main thread: were it elsewhere, the main process could end as if all were well before it is looked at."""
+    """Wait in the main thread: elsewhere, the main process could end as if all were well before the code is read."""
     connection.wait([sentinel.sentinel])
     exitcode = _exitcode(sentinel)
     if exitcode != 0:
@@ -219,20 +203,10 @@ def _die_with_parent(parent: int) -> None:
 
 
 def _fail_fast(why: str) -> None:
-    """End the whole group with SIGKILL: after a hard death no lock that these processes share can be
-    trusted.
-    """
+    """End the whole group with SIGKILL: after a hard death no lock that these processes share can be trusted."""
     logger.critical("%s: the worker stops as a whole, to be started anew", why)
     logging.shutdown()
     os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-# django-q2's ORM broker, woken by NOTIFY instead of sleeping between polls, and first in, first out.
-#
-# As it comes it sleeps `poll` seconds on an empty queue (+100 ms on average); polling faster costs idle CPU.
-# Waiting on LISTEN gives the latency of the fast poll at a fraction of the cost
-# (benchmarks/dispatch_latency.py).
-#
 
 
 @transaction.atomic

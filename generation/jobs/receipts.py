@@ -1,4 +1,4 @@
-"""What the ledger says of one clip, line by line, as its owner reads it."""
+"""The ledger's entries of one clip, line by line, for its owner."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,7 +29,7 @@ class Receipt:
 
 
 def receipt_of(job: GenerationJob) -> Receipt:
-    """Every job has a hold; its charge or release, and a refund, follow as they come.
+    """Read the hold that every job has, and the charge, release or refund that followed.
 
     They are looked for in every wallet: when accounts are joined, entries stay in the one that they were made in.
     """

@@ -1,8 +1,7 @@
-"""Drive one open attempt on its node to its end: hand it over, follow it, stop it, and tell `lifecycle`
-what became of it.
+"""One attempt on one node, from start to end: hand it over, follow it, stop it, and report to `lifecycle`.
 
-Only the holder of the attempt's lease does so. A time-out or a lost connection is no verdict: the node is
-asked again, by the same id, until it was silent for NODE_LOST_SECONDS, or for NODE_MOVE_SECONDS while another is idle.
+Only the holder of the attempt's lease does so. A time-out or a lost connection is no verdict: the node is asked again,
+by the same id, until it was silent for NODE_LOST_SECONDS, or for NODE_MOVE_SECONDS while another is idle.
 """
 
 import asyncio
@@ -11,13 +10,14 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Any, TypeVar
 
 from django.conf import settings
 
 from generation.database import DATABASE_AWAY, in_database
 from generation.jobs import lifecycle, locks, scheduling
 from generation.jobs.node_health import endpoint_of
-from generation.models import GpuNode, JobAttempt
+from generation.models import JobAttempt
 from generation.nodes import (
     GenerationRequest,
     NodeBusy,
@@ -33,6 +33,7 @@ from generation.nodes import (
 )
 
 logger = logging.getLogger(__name__)
+R = TypeVar("R")
 
 # How long a node that cannot be used just now is left alone, in seconds.
 UNREACHABLE_PAUSE = 10.0
@@ -46,8 +47,8 @@ POLL_SECONDS = 1.0
 RETRY_SECONDS = 2.0
 
 
-class Follower:
-    """One attempt, followed by one coroutine. `attempt` must come with its job and node loaded."""
+class AttemptRunner:
+    """One attempt, run by one coroutine. `attempt` must come with its job and node loaded."""
 
     def __init__(self, attempt: JobAttempt, *, token: uuid.UUID) -> None:
         self.attempt = attempt
@@ -58,34 +59,31 @@ class Follower:
         self._silent = False
 
     async def run(self) -> None:
-        """Until the attempt is closed, its file is being stored, or the lease is somebody else's."""
+        """Run until the attempt is closed, its file is being stored, or the lease is another's."""
         try:
-            async with open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol)) as client:
-                if self.attempt.protocol == GpuNode.Protocol.GENERATE_VIDEO:
-                    await self._drive(client)
-                else:
-                    await self._follow(client)
+            async with self._client() as client:
+                await (self._follow if client.background else self._hold_request)(client)
         except PermanentNodeError as error:
             await self._give_up(error)
 
     async def post_once(self) -> None:
-        """Hand the job over, once; what the answer means for the attempt is decided here.
-
-        For the dispatcher.
-        """
+        """Hand the job over, once, and act on the answer. The dispatcher's part."""
         try:
-            async with open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol)) as client:
+            async with self._client() as client:
                 await self._post(client, hand_over=True)
         except TransientNodeError as error:
             logger.info("job %s: no answer to the post yet: %s", self._job, error)
-            await in_database(locks.drop)(attempt_id=self.attempt.pk, token=self.token)
+            await self._record(locks.drop)
         except PermanentNodeError as error:
             await self._give_up(error)
 
-    # --- /v1/videos ---
+    def _client(self) -> NodeClient:
+        return open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol))
+
+    # --- Nodes that run jobs in the background ---
 
     async def _follow(self, client: NodeClient) -> None:
-        while await self._renew_lease():
+        while await self._record(locks.take):
             asked_at = time.monotonic()
             try:
                 over = await self._advance(client)
@@ -94,19 +92,19 @@ class Follower:
                     return
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            self._note_answer()
+            if self._silent:
+                self._silent = False
+                logger.info("job %s: %s answers again", self._job, self.attempt.node)
             if over:
                 return
 
     async def _silent_too_long(self, error: TransientNodeError, waited: float) -> bool:
-        """No answer is no verdict. True when it lasted so long that the job was given up here.
+        """Weigh a missing answer, which is no verdict; True when it lasted so long that the job was given up here.
 
         waited: seconds since the question that this is about.
         """
-        seconds = await in_database(lifecycle.note_silence)(
-            attempt_id=self.attempt.pk, token=self.token, seconds=waited
-        )
-        if seconds is None:  # somebody else's, or over: the lease says so next
+        seconds = await self._record(lifecycle.note_silence, seconds=waited)
+        if seconds is None:  # over, or another's: the lease says so next
             return False
         if not self._silent:
             self._silent = True
@@ -119,19 +117,12 @@ class Follower:
             return True
         return False
 
-    def _note_answer(self) -> None:
-        if self._silent:
-            self._silent = False
-            logger.info("job %s: %s answers again", self._job, self.attempt.node)
-
     async def _advance(self, client: NodeClient) -> bool:
-        """One question to the node and what follows from its answer; True when there is nothing more to
-        follow.
-        """
+        """Ask the node one question and act on its answer; True when there is nothing more to follow."""
         if not self.attempt.remote_id:
             if self.stop_requested.is_set():
                 # It ended before any node answered for it: there is nothing to stop.
-                await self._stopped(None)
+                await self._record(lifecycle.attempt_stopped, stopped_at_step=None)
                 return True
             return not await self._post(client)
         if self.stop_requested.is_set():
@@ -145,35 +136,27 @@ class Follower:
         if await self._apply(remote):
             return True
         # A server without long polling answers at once; one that cannot cancel is asked as rarely.
-        idle = self.stop_requested.is_set() or not self._moved(remote)
-        await asyncio.sleep(
-            max(0.0, (POLL_SECONDS if idle else PACE_SECONDS) - (time.monotonic() - asked_at))
-        )
+        step, self.attempt.step = self.attempt.step, self._step(remote)
+        idle = self.stop_requested.is_set() or step == self.attempt.step
+        pause = POLL_SECONDS if idle else PACE_SECONDS
+        await asyncio.sleep(max(0.0, pause - (time.monotonic() - asked_at)))
         return False
 
     async def _post(self, client: NodeClient, *, hand_over: bool = False) -> bool:
-        """True when the node has it. Repeating is harmless where the node knows Idempotency-Key."""
+        """Hand the job over; True when the node has it. Repeating is harmless where it knows Idempotency-Key."""
         try:
             remote = await client.submit(_request_of(self.attempt))
         except (NodeBusy, NodeNotReached) as error:
-            return await self._refused(error)
+            await self._refused(error)
+            return False
         if remote.remote_id is None:
             await self._lost("the node gave its job no id")
             return False
         self.attempt.remote_id = remote.remote_id
-        return await in_database(lifecycle.attempt_posted)(
-            attempt_id=self.attempt.pk, token=self.token, remote_id=remote.remote_id, hand_over=hand_over
-        )
-
-    async def _refused(self, error: NodeBusy | NodeNotReached) -> bool:
-        pause = error.retry_after if isinstance(error, NodeBusy) else UNREACHABLE_PAUSE
-        await in_database(lifecycle.attempt_refused)(
-            attempt_id=self.attempt.pk, token=self.token, retry_after=pause, why=str(error)
-        )
-        return False
+        return await self._record(lifecycle.attempt_posted, remote_id=remote.remote_id, hand_over=hand_over)
 
     async def _ask(self, client: NodeClient) -> RemoteJob | None:
-        """The job's state on the node; None when a cancel came in while waiting for it."""
+        """Ask for the job's state on the node; None when a cancel came in meanwhile."""
         question = asyncio.create_task(
             client.retrieve(self.attempt.remote_id, wait=settings.LEASE_SECONDS / 3)
         )
@@ -187,16 +170,14 @@ class Follower:
                 task.cancel()
             await asyncio.gather(question, stop, return_exceptions=True)
 
-    # --- /generate_video ---
+    # --- Nodes that make the clip within one request ---
 
-    async def _drive(self, client: NodeClient) -> None:
-        """Hold the one long request that makes the clip; nobody can ask for it again if this process dies
-        meanwhile.
-        """
+    async def _hold_request(self, client: NodeClient) -> None:
+        """Hold the one long request that makes the clip; if this process dies meanwhile, its answer is lost."""
         if self.attempt.posted_at is not None:
             await self._lost("the request was cut off when its process ended")
             return
-        if not await in_database(lifecycle.request_sent)(attempt_id=self.attempt.pk, token=self.token):
+        if not await self._record(lifecycle.request_sent):
             return
         heartbeat = asyncio.create_task(self._keep_lease())
         try:
@@ -205,7 +186,7 @@ class Follower:
             heartbeat.cancel()
 
     async def _generate(self, client: NodeClient) -> Callable[[], Awaitable[object]]:
-        """The long request; returns what is to be written down of its answer."""
+        """Make the long request; returns what is to be written down of its answer."""
         seconds = settings.FIELD_NODE_TIMEOUT_SECONDS
         try:
             remote = await client.generate(_request_of(self.attempt), timeout=seconds)
@@ -219,7 +200,7 @@ class Follower:
         return partial(self._apply, remote)
 
     async def _written_down(self, write: Callable[[], Awaitable[object]]) -> None:
-        """The answer comes once only, so a database that is away is waited for."""
+        """Write the answer down. It comes once only, so a database that is away is waited for."""
         while True:
             try:
                 await write()
@@ -232,19 +213,18 @@ class Follower:
         held = True
         while held:
             try:
-                held = await self._renew_lease()
+                held = await self._record(locks.take)
             except DATABASE_AWAY as error:
                 logger.warning("job %s: lease not renewed: %s", self._job, str(error).strip())
             await asyncio.sleep(settings.LEASE_SECONDS / 3)
 
-    # --- What the answers mean ---
+    # --- The meaning of the answers ---
 
     async def _apply(self, remote: RemoteJob) -> bool:
-        """Write down what the node says; True when the attempt needs no following any more."""
+        """Write down the node's answer; True when the attempt needs no following any more."""
         if remote.state == "completed":
-            await in_database(lifecycle.begin_storing)(
-                attempt_id=self.attempt.pk,
-                token=self.token,
+            await self._record(
+                lifecycle.begin_storing,
                 file_name=remote.file_name or "",
                 generation_ms=remote.generation_ms,
                 profile=remote.profile or "",
@@ -253,15 +233,12 @@ class Follower:
         if remote.finished:
             await self._ended_without_a_file(remote)
             return True
-        step = self._step(remote)
-        return not await in_database(lifecycle.record_progress)(
-            attempt_id=self.attempt.pk, token=self.token, step=step
-        )
+        return not await self._record(lifecycle.record_progress, step=self._step(remote))
 
     async def _ended_without_a_file(self, remote: RemoteJob) -> None:
         if self.stop_requested.is_set():
             step = remote.stopped_at_step if remote.stopped_at_step is not None else remote.step
-            await self._stopped(step)
+            await self._record(lifecycle.attempt_stopped, stopped_at_step=step)
         elif remote.state == "canceled":
             await self._lost("the node says it was canceled there")
         elif remote.error_code in NO_VERDICT:
@@ -271,50 +248,37 @@ class Follower:
             await self._failed(code="generation_failed", message=reason, error=reason)
 
     def _step(self, remote: RemoteJob) -> int:
-        """Denoising steps done: as the node says, else from the percentage it says, else what was known."""
+        """Denoising steps done: the node's own number, else one from its percentage, else the last known."""
         total = self.attempt.job.num_inference_steps
         if remote.step is None and remote.progress is not None:
             return min(total, total * remote.progress // 100)
         return min(total, remote.step if remote.step is not None else self.attempt.step)
 
-    def _moved(self, remote: RemoteJob) -> bool:
-        step, before = self._step(remote), self.attempt.step
-        self.attempt.step = step
-        return step != before
-
     async def _give_up(self, error: PermanentNodeError) -> None:
         """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
         if isinstance(error, NodeRejected):
             await self._failed(code="rejected", message=str(error), error=str(error), blame_node=False)
-            return
-        pause = 0.0 if isinstance(error, RemoteJobLost) else BROKEN_PAUSE
-        await self._lost(str(error), pause=pause)
+        else:
+            await self._lost(str(error), pause=0.0 if isinstance(error, RemoteJobLost) else BROKEN_PAUSE)
+
+    async def _refused(self, error: NodeBusy | NodeNotReached) -> None:
+        pause = error.retry_after if isinstance(error, NodeBusy) else UNREACHABLE_PAUSE
+        await self._record(lifecycle.attempt_refused, retry_after=pause, why=str(error))
 
     async def _lost(self, error: str, *, pause: float = 0.0) -> None:
         logger.warning(
             "job %s: attempt %s on %s is lost: %s", self._job, self.attempt.pk.hex, self.attempt.node, error
         )
-        await in_database(lifecycle.attempt_lost)(
-            attempt_id=self.attempt.pk, token=self.token, error=error, pause=pause
-        )
+        await self._record(lifecycle.attempt_lost, error=error, pause=pause)
 
     async def _failed(self, *, code: str, message: str, error: str, blame_node: bool = True) -> None:
-        await in_database(lifecycle.attempt_failed)(
-            attempt_id=self.attempt.pk,
-            token=self.token,
-            code=code,
-            message=message,
-            error=error,
-            blame_node=blame_node,
+        await self._record(
+            lifecycle.attempt_failed, code=code, message=message, error=error, blame_node=blame_node
         )
 
-    async def _stopped(self, step: int | None) -> None:
-        await in_database(lifecycle.attempt_stopped)(
-            attempt_id=self.attempt.pk, token=self.token, stopped_at_step=step
-        )
-
-    async def _renew_lease(self) -> bool:
-        return await in_database(locks.take)(attempt_id=self.attempt.pk, token=self.token)
+    async def _record(self, write: Callable[..., R], **values: Any) -> R:
+        """Write about the attempt, fenced by the lease."""
+        return await in_database(write)(attempt_id=self.attempt.pk, token=self.token, **values)
 
     @property
     def _job(self) -> str:

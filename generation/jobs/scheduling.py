@@ -1,4 +1,4 @@
-"""Who is next, and where: claims a queued job together with a free slot on a healthy node."""
+"""The choice of the next job and its node: a queued job is claimed together with a free slot on a healthy node."""
 
 import uuid
 from collections import Counter
@@ -14,16 +14,15 @@ from generation.models import GenerationJob, GpuNode, JobAttempt
 
 State = GenerationJob.State
 
-# What a node of the field takes for a clip until it has made one here: 28 s for 16 frames of 20 steps.
-FIELD_SECONDS_PER_FRAME_STEP = 28 / (16 * 20)
+# The pace of a node that makes clips within one request, until it has made one here: 28 s for 16 frames of 20 steps.
+USUAL_SECONDS_PER_FRAME_STEP = 28 / (16 * 20)
 
 
 def claim_next() -> JobAttempt | None:
     """Give the fairest queued job to the least loaded healthy node with a free slot.
 
-    The node's row is locked while its slots are counted, the job's row while it is claimed, skipping jobs that
-    others have locked, so any number of dispatchers may run. Returns the opened attempt, its lease
-    held by its own id, or None.
+    The node's row is locked while its slots are counted, the job's row while it is claimed, skipping jobs that others
+    have locked, so any number of dispatchers may run. Returns the opened attempt, which holds its own lease, or None.
     """
     for node in _nodes_with_a_free_slot():
         attempt = _claim_for(node)
@@ -33,12 +32,12 @@ def claim_next() -> JobAttempt | None:
 
 
 def work_is_waiting() -> bool:
-    """A job is queued and some node could take it now."""
+    """Look whether a job is queued and some node could take one now."""
     return GenerationJob.objects.filter(state=State.QUEUED).exists() and bool(_nodes_with_a_free_slot())
 
 
 def could_move(attempt: JobAttempt) -> bool:
-    """Another node that can make this clip has a GPU with nothing to do, and the job may be tried once more."""
+    """Look whether another node that can make this clip has an idle GPU, and the job may be tried once more."""
     running = GenerationJob.objects.filter(
         current_attempt=attempt, state=State.RUNNING, attempt_count__lt=settings.JOB_MAX_ATTEMPTS
     )
@@ -49,7 +48,7 @@ def could_move(attempt: JobAttempt) -> bool:
 
 
 def why_not_on(node: GpuNode, job: GenerationJob) -> str | None:
-    """Why `node` cannot take a job now, to be read after its name; None when it can. Exact while its row is locked."""
+    """Say why `node` cannot take a job now, to be read after its name; None when it can. Exact while it is locked."""
     if not node.enabled or node.set_aside_at is not None:
         return "is switched off or set aside"
     if node.pk not in {usable.pk for usable in _usable_nodes()}:
@@ -62,9 +61,9 @@ def why_not_on(node: GpuNode, job: GenerationJob) -> str | None:
 
 
 def queue_positions(jobs: Iterable[GenerationJob]) -> dict[uuid.UUID, int]:
-    """The place in line of those that are queued, in one query; 1 is next.
+    """Count the place of each queued one, in one query; 1 is next.
 
-    By time alone: jobs of people with fewer running clips may still go first.
+    By time alone: jobs of users with fewer running clips may still go first.
     """
     queued = [job.pk for job in jobs if job.state == State.QUEUED]
     if not queued:
@@ -84,21 +83,21 @@ def _nodes_with_a_free_slot() -> list[GpuNode]:
 
 
 def _usable_nodes() -> list[GpuNode]:
-    """Nodes that take work now, whether or not a slot is free."""
+    """List the nodes that take work now, whether or not a slot is free."""
     welcome = GpuNode.objects.healthy().filter(enabled=True, set_aside_at=None)
     left_alone = Q(leave_alone_until__gte=Now())
     return [node for node in welcome.exclude(left_alone) if node.effective_protocol]
 
 
 def _slots_taken(nodes: list[GpuNode]) -> Counter[int]:
-    """Attempts that occupy each node, by its id. One whose file is being stored does not: the GPU is done with it."""
+    """Count the attempts on each node, by its id, without those whose file is being stored: their GPU is done."""
     open_attempts = JobAttempt.objects.filter(node__in=nodes, state=JobAttempt.State.OPEN)
     return Counter(open_attempts.exclude(job__state=State.STORING).values_list("node_id", flat=True))
 
 
 @transaction.atomic
 def _claim_for(node: GpuNode) -> JobAttempt | None:
-    # Waits for others who claim here: skipping would leave a job lying until the reconciler's next nudge.
+    # Waits for others that claim here: skipping would leave a job lying until the reconciler wakes the dispatch.
     unlocked = GpuNode.objects.filter(pk=node.pk, enabled=True, set_aside_at=None)
     locked = unlocked.select_for_update(no_key=True).first()
     if locked is None or _slots_taken([locked])[locked.pk] >= locked.slots:
@@ -122,29 +121,26 @@ def _claim_for(node: GpuNode) -> JobAttempt | None:
 
 
 def open_attempt(job: GenerationJob, node: GpuNode) -> JobAttempt:
-    """The dispatcher holds the lease of what it posts itself; a request to a field node is the reconciler's
-    from the start.
-    """
+    """Open an attempt. The dispatcher holds its lease until it is posted; one long request is the reconciler's."""
     identity = uuid.uuid4()
-    field = node.effective_protocol == GpuNode.Protocol.GENERATE_VIDEO
     attempt = JobAttempt.objects.create(
         id=identity,
         job=job,
         node=node,
         protocol=node.effective_protocol,
-        lease_token=None if field else identity,
-        lease_expires_at=Now() if field else locks.until(),
+        lease_token=identity if node.runs_in_background else None,
+        lease_expires_at=locks.until() if node.runs_in_background else Now(),
     )
     attempt.refresh_from_db(fields=["lease_expires_at"])  # set by PostgreSQL's clock
     return attempt
 
 
 def _fairest_job(node: GpuNode) -> GenerationJob | None:
-    """Fewest running clips of its user, then oldest. Only people who have something running need a count."""
+    """Find the job with the fewest running clips of its user, then the oldest. Only busy users need a count."""
     running = GenerationJob.objects.filter(state__in=[State.RUNNING, State.STORING])
     busy = list(running.order_by().values("user").annotate(clips=Count("pk")))
     waiting = GenerationJob.objects.filter(state=State.QUEUED, deadline_at__gt=Now())
-    # no_key: a row that only refers to the job, being inserted just now, must not make it look taken.
+    # no_key: a row that only references the job, being inserted just now, must not make it look taken.
     queued = _it_can_run(node, waiting).select_for_update(skip_locked=True, no_key=True, of=("self",))
     if busy:
         clips = [When(user=row["user"], then=Value(row["clips"])) for row in busy]
@@ -155,15 +151,15 @@ def _fairest_job(node: GpuNode) -> GenerationJob | None:
 
 def _it_can_run(node: GpuNode, jobs: QuerySet[GenerationJob]) -> QuerySet[GenerationJob]:
     served = jobs.filter(Q(model="") | Q(model=node.backend), Q(size="") | Q(size__in=node.sizes))
-    if node.effective_protocol != GpuNode.Protocol.GENERATE_VIDEO:
+    if node.runs_in_background:
         return served
-    # One request makes the whole clip there: only what it can finish before the client gives up.
+    # One request makes the whole clip there, so it is given only clips that it can finish before the client gives up.
     affordable = settings.FIELD_NODE_TIMEOUT_SECONDS / _seconds_per_frame_step(node)
     return served.annotate(work=F("num_frames") * F("num_inference_steps")).filter(work__lte=affordable)
 
 
 def _seconds_per_frame_step(node: GpuNode) -> float:
-    """Measured on the slowest of the node's last clips."""
+    """Measure the slowest of the node's last clips."""
     done = JobAttempt.objects.filter(
         node=node, state=JobAttempt.State.SUCCEEDED, generation_ms__isnull=False, closed_at__isnull=False
     )
@@ -174,4 +170,4 @@ def _seconds_per_frame_step(node: GpuNode) -> float:
         )[:10]
         if milliseconds
     ]
-    return max(rates, default=FIELD_SECONDS_PER_FRAME_STEP)
+    return max(rates, default=USUAL_SECONDS_PER_FRAME_STEP)

@@ -1,4 +1,4 @@
-"""What django-q2 runs.
+"""The tasks of the worker, run by django-q2.
 
 Short, by id, safe to repeat: the job table is the truth and a lost task is healed by the reconciler.
 """
@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -15,9 +16,9 @@ from django.utils.translation import gettext_noop
 from generation import media
 from generation.jobs import lifecycle, locks, scheduling, stored_files
 from generation.jobs.node_health import endpoint_of
-from generation.jobs.runner import Follower
+from generation.jobs.runner import AttemptRunner
 from generation.media.folders import work_folder
-from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.models import GenerationJob, JobAttempt
 from generation.nodes import (
     NodeError,
     RemoteJob,
@@ -32,8 +33,7 @@ logger = logging.getLogger(__name__)
 DOWNLOAD_FAILED = gettext_noop(
     "Video generated but download failed. No credits were deducted. Please try again."
 )
-# Each download already resumes and retries by itself; this is how often a whole one is tried, and how long
-# between.
+# Each download already resumes and retries by itself; this is how often a whole one is tried, and the pause between.
 DOWNLOADS = 3
 DOWNLOAD_PAUSE_SECONDS = 2.0
 
@@ -41,12 +41,12 @@ DOWNLOAD_PAUSE_SECONDS = 2.0
 def dispatch() -> None:
     """Claim queued jobs while nodes have free slots, and hand each to its node.
 
-    Field nodes are driven by the reconciler.
+    A node that makes the clip within one request is left to the reconciler, which can hold that long.
     """
     while (attempt := scheduling.claim_next()) is not None:
         logger.info("job %s: attempt %s on %s", attempt.job_id.hex, attempt.pk.hex, attempt.node)
-        if attempt.protocol != GpuNode.Protocol.GENERATE_VIDEO:
-            async_to_sync(Follower(attempt, token=attempt.pk).post_once)()
+        if attempt.runs_in_background:
+            async_to_sync(AttemptRunner(attempt, token=attempt.pk).post_once)()
 
 
 def store(attempt_id: str) -> None:
@@ -62,40 +62,27 @@ def store(attempt_id: str) -> None:
     if not locks.take(attempt_id=attempt.pk, token=token):
         return
     with locks.kept(attempt_id=attempt.pk, token=token), work_folder() as folder:
+        raw, clip, poster = folder / "raw.mp4", folder / "clip.mp4", folder / "poster.jpg"
         try:
-            stored = _fetch_and_store(attempt, folder)
+            _download(attempt, raw)
+            facts = media.prepare(raw, clip, poster)
         except (NodeError, media.UnplayableVideo) as error:
             _nothing_to_store(attempt, token, error)
             return
-    if lifecycle.complete(attempt_id=attempt.pk, stored=stored):
-        logger.info("job %s completed: %s", attempt.job_id.hex, stored.video)
+        files = media.new_names(attempt.job_id)
+        stored_files.announce(files)
+        media.store(clip, poster, files)
+    if lifecycle.complete(attempt_id=attempt.pk, files=files, facts=facts):
+        logger.info("job %s completed: %s", attempt.job_id.hex, files[0])
     else:
         logger.warning("job %s ended before its file was stored: the file is discarded", attempt.job_id.hex)
-        stored_files.discard(stored.files)
+        stored_files.discard(files)
 
 
 def remove_files() -> None:
     """Remove stored files that no job names: deleted videos, and what a killed worker left."""
     while stored_files.remove_due():
         pass
-
-
-def _fetch_and_store(attempt: JobAttempt, folder: Path) -> lifecycle.StoredVideo:
-    raw, clip, poster = folder / "raw.mp4", folder / "clip.mp4", folder / "poster.jpg"
-    _download(attempt, raw)
-    facts = media.prepare(raw, clip, poster)
-    names = media.new_names(attempt.job_id)
-    stored_files.announce(names)
-    media.store(clip, poster, names)
-    return lifecycle.StoredVideo(
-        video=names.video,
-        poster=names.poster,
-        width=facts.width,
-        height=facts.height,
-        frames=facts.frames,
-        duration_ms=facts.duration_ms,
-        size_bytes=facts.size_bytes,
-    )
 
 
 def _download(attempt: JobAttempt, destination: Path) -> None:
@@ -124,29 +111,14 @@ async def _download_once(attempt: JobAttempt, destination: Path) -> None:
 
 
 def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -> None:
-    """No playable file came of it. Another attempt may do better, while there are any left."""
+    """Close an attempt without a playable file. Another one may do better, while there are any left."""
     logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
+    held: dict[str, Any] = {"attempt_id": attempt.pk, "token": token, "error": str(error)}
     if isinstance(error, ResultTooLarge):
-        lifecycle.attempt_failed(
-            attempt_id=attempt.pk,
-            token=token,
-            code="result_too_large",
-            message=gettext_noop("The video is too large."),
-            error=str(error),
-        )
+        message = gettext_noop("The video is too large.")
+        lifecycle.attempt_failed(code="result_too_large", message=message, **held)
     elif isinstance(error, RemoteJobLost | TransientNodeError):
-        lifecycle.attempt_lost(
-            attempt_id=attempt.pk,
-            token=token,
-            error=str(error),
-            code="download_failed",
-            message=DOWNLOAD_FAILED,
-        )
+        lifecycle.attempt_lost(code="download_failed", message=DOWNLOAD_FAILED, **held)
     else:
-        lifecycle.attempt_lost(
-            attempt_id=attempt.pk,
-            token=token,
-            error=str(error),
-            code="unplayable",
-            message=gettext_noop("The video could not be played."),
-        )
+        message = gettext_noop("The video could not be played.")
+        lifecycle.attempt_lost(code="unplayable", message=message, **held)

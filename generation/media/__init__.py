@@ -10,15 +10,13 @@ from generation.media.sandbox import (
     prepare,
     probe,
 )
-from generation.media.storage import StoredClip, discard, new_names, remove, store
+from generation.media.storage import new_names, remove, store
 
 __all__ = [
     "MediaFailure",
     "MediaLimits",
-    "StoredClip",
     "UnplayableVideo",
     "VideoFacts",
-    "discard",
     "make_playable",
     "make_poster",
     "new_names",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -11,39 +10,24 @@ from django.core.files import File
 from django.core.files.storage import Storage, default_storage
 
 
-@dataclass(frozen=True)
-class StoredClip:
-    """Names in the storage, as models keep them."""
+def new_names(job_id: UUID) -> tuple[str, str]:
+    """Name a clip of this job and its poster, from the job's id and chance.
 
-    video: str
-    poster: str
-
-
-def new_names(job_id: UUID) -> StoredClip:
-    """Names for a clip of this job, made of its id and chance.
-
-    A second call for the same job so has names of its own, and whoever finds its result unwanted can `discard` it
-    without touching what is being played. (S3 overwrites.)
+    A second call for the same job has names of its own, so that an unwanted result can be removed without touching
+    the one that is being played. (S3 overwrites.)
     """
     stem = f"{job_id.hex[:2]}/{job_id.hex}-{uuid4().hex[:8]}"
-    return StoredClip(video=f"videos/{stem}.mp4", poster=f"posters/{stem}.jpg")
+    return f"videos/{stem}.mp4", f"posters/{stem}.jpg"
 
 
-def store(video: Path, poster: Path, names: StoredClip, *, storage: Storage = default_storage) -> None:
+def store(video: Path, poster: Path, names: tuple[str, str], *, storage: Storage = default_storage) -> None:
     """Copy a clip and its poster into the storage; both are there when this returns, or neither."""
-    _save(video, names.video, storage)
+    _save(video, names[0], storage)
     try:
-        _save(poster, names.poster, storage)
+        _save(poster, names[1], storage)
     except BaseException:
-        storage.delete(names.video)
+        storage.delete(names[0])
         raise
-
-
-def discard(clip: StoredClip, *, storage: Storage = default_storage) -> None:
-    """Delete both files; it is fine when they are gone already."""
-    for name in (clip.video, clip.poster):
-        if name:
-            remove(name, storage=storage)
 
 
 def remove(name: str, *, storage: Storage = default_storage) -> None:

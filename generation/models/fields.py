@@ -1,4 +1,4 @@
-"""How a video is named outside: `video_` and 32 hex digits, in the API and in addresses."""
+"""Secrets that are encrypted at rest, and the public ids of videos."""
 
 import base64
 import logging
@@ -16,15 +16,42 @@ from django.db import models
 logger = logging.getLogger(__name__)
 
 MARK = "fernet:"
+# A video outside: in the API and in addresses.
+PUBLIC_ID = "video_[0-9a-f]{32}"
+
+
+def public_id(job_id: uuid.UUID) -> str:
+    """Name a job outside: `video_` and 32 hex digits."""
+    return f"video_{job_id.hex}"
+
+
+def job_id(text: str) -> uuid.UUID | None:
+    """Read a public id; None for any other text."""
+    return uuid.UUID(text.removeprefix("video_")) if re.fullmatch(PUBLIC_ID, text) else None
+
+
+class SecretField(models.TextField):
+    """Text that is encrypted in the database and plain in Python. It cannot be searched for.
+
+    A backup of the table is of no use without the key, which is derived from ENCRYPTION_KEYS, or from SECRET_KEY where
+    that is not set. The first one encrypts, all of them decrypt: a key is changed by putting the new one in front.
+    """
+
+    def from_db_value(self, value: str | None, *_: object) -> str | None:
+        return None if value is None else decrypted(value)
+
+    def get_prep_value(self, value: Any) -> Any:
+        text = super().get_prep_value(value)
+        return text if text is None or text.startswith(MARK) else encrypted(text)
 
 
 def encrypted(text: str) -> str:
-    """As it is stored. Empty stays empty: there is nothing to hide."""
+    """Encrypt a secret for the database. Empty stays empty: there is nothing to hide."""
     return MARK + _keys(tuple(settings.ENCRYPTION_KEYS)).encrypt(text.encode()).decode() if text else ""
 
 
 def decrypted(stored: str) -> str:
-    """The secret; empty, and an error in the log, when it was encrypted with a key that is not known any more."""
+    """Decrypt a secret; empty, and an error in the log, when its key is not known any more."""
     if not stored.startswith(MARK):
         return stored
     try:
@@ -36,42 +63,9 @@ def decrypted(stored: str) -> str:
         return ""
 
 
-class SecretField(models.TextField):
-    """Text that is encrypted in the database and plain in Python. It cannot be searched for."""
-
-    def from_db_value(self, value: str | None, *_: object) -> str | None:
-        return None if value is None else decrypted(value)
-
-    def get_prep_value(self, value: Any) -> Any:
-        text = super().get_prep_value(value)
-        return text if text is None or text.startswith(MARK) else encrypted(text)
-
-
 @lru_cache(maxsize=8)
 def _keys(secrets: tuple[str, ...]) -> MultiFernet:
-    return MultiFernet([Fernet(base64.urlsafe_b64encode(_derived(secret))) for secret in secrets])
-
-
-def _derived(secret: str) -> bytes:
-    """32 bytes for this purpose alone."""
-    return HKDF(SHA256(), length=32, salt=None, info=b"videoplatform stored secrets").derive(secret.encode())
-
-
-# Secrets at rest: what a backup or a look into the table shows of them is of no use without the key.
-#
-# The key is derived from ENCRYPTION_KEYS, or from SECRET_KEY where that is not set. The first one encrypts, all of them
-# decrypt, so that a key is changed by putting the new one in front.
-#
-
-
-PATTERN = "video_[0-9a-f]{32}"
-
-
-def of(job_id: uuid.UUID) -> str:
-    """The public id of a job."""
-    return f"video_{job_id.hex}"
-
-
-def parse(text: str) -> uuid.UUID | None:
-    """The job's id, or None for what is no public id."""
-    return uuid.UUID(text.removeprefix("video_")) if re.fullmatch(PATTERN, text) else None
+    """Derive 32 bytes from each secret, for this purpose alone."""
+    purpose = b"videoplatform stored secrets"
+    derived = [HKDF(SHA256(), length=32, salt=None, info=purpose).derive(s.encode()) for s in secrets]
+    return MultiFernet([Fernet(base64.urlsafe_b64encode(key)) for key in derived])

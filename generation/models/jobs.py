@@ -1,6 +1,6 @@
 """Presets, GPU nodes, jobs and the attempts to run them.
 
-`lifecycle` and `scheduling` are the only writers of states.
+`jobs.lifecycle` and `jobs.scheduling` are the only writers of states.
 """
 
 import secrets
@@ -21,11 +21,14 @@ from django.utils.translation import gettext
 
 from generation.models import fields
 from generation.models.fields import SecretField
-from generation.nodes import NodeMisconfigured, checked_url
+from generation.nodes import CLIENTS, NodeMisconfigured, checked_url, client_class
+
+AUTO = "auto"
+PROTOCOLS = [(AUTO, "Find out from the node"), *((client.protocol, client.route) for client in CLIENTS)]
 
 
 class Preset(models.Model):
-    """What staff offer: how long and how carefully a clip is made, and what it costs."""
+    """An offer of staff: how long and how carefully a clip is made, and its price."""
 
     name = models.SlugField(unique=True, max_length=40)
     label = models.CharField(max_length=60)
@@ -55,7 +58,7 @@ class Preset(models.Model):
 
     @property
     def spoken_label(self) -> str:
-        """In the reader's language, where it is one of the labels that come with the service."""
+        """The label in the reader's language, where it is one that comes with the service."""
         return gettext(self.label)
 
     @property
@@ -66,11 +69,11 @@ class Preset(models.Model):
 
 class GpuNodeQuerySet(models.QuerySet["GpuNode"]):
     def healthy(self) -> "GpuNodeQuerySet":
-        """Those that answered lately and said that they can take work."""
+        """Keep those that answered lately and said that they can take work."""
         return self.filter(self._answered_lately())
 
-    def told_apart(self) -> "GpuNodeQuerySet":
-        """Each with `is_healthy`, for those who need the others too."""
+    def with_health(self) -> "GpuNodeQuerySet":
+        """Annotate each node, the others included, with `is_healthy`."""
         return self.annotate(is_healthy=ExpressionWrapper(self._answered_lately(), BooleanField()))
 
     def _answered_lately(self) -> Q:
@@ -79,7 +82,7 @@ class GpuNodeQuerySet(models.QuerySet["GpuNode"]):
 
 
 def check_node_address(address: str) -> None:
-    """A validator: raises ValidationError for what no node can be asked at."""
+    """Validate a node's address; raises ValidationError where none could be asked at it."""
     try:
         checked_url(address)
     except NodeMisconfigured as error:
@@ -87,12 +90,7 @@ def check_node_address(address: str) -> None:
 
 
 class GpuNode(models.Model):
-    """A server that makes clips, and what was last heard of it."""
-
-    class Protocol(models.TextChoices):
-        AUTO = "auto", "Find out from the node"
-        VIDEOS = "videos", "/v1/videos"
-        GENERATE_VIDEO = "generate_video", "/generate_video"
+    """A server that makes clips, and its last answer about itself."""
 
     name = models.CharField(max_length=60, unique=True)
     # Not a URLField: that takes no name of a machine in the own network, such as http://gpu-box:8081.
@@ -103,7 +101,7 @@ class GpuNode(models.Model):
         help_text="Scheme, host and port; only staff can name a node.",
     )
     api_key = SecretField(blank=True)
-    protocol = models.CharField(max_length=16, choices=Protocol, default=Protocol.AUTO)
+    protocol = models.CharField(max_length=16, choices=PROTOCOLS, default=AUTO)
     enabled = models.BooleanField(
         default=True, help_text="Off: it finishes what it runs and gets nothing new."
     )
@@ -117,7 +115,7 @@ class GpuNode(models.Model):
     )
     from_environment = models.BooleanField(default=False, editable=False, help_text="Follows VIDEO_API_URL.")
 
-    detected_protocol = models.CharField(max_length=16, choices=Protocol, blank=True, editable=False)
+    detected_protocol = models.CharField(max_length=16, choices=PROTOCOLS, blank=True, editable=False)
     status = models.CharField(max_length=20, default="unknown", editable=False)
     status_detail = models.CharField(max_length=300, blank=True, editable=False)
     backend = models.CharField(max_length=100, blank=True, editable=False)
@@ -143,6 +141,7 @@ class GpuNode(models.Model):
     next_trial_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
+    is_healthy: bool  # only of nodes that were read by `with_health`
     objects = GpuNodeQuerySet.as_manager()
 
     class Meta:
@@ -154,44 +153,46 @@ class GpuNode(models.Model):
 
     @property
     def effective_protocol(self) -> str:
-        """`videos`, `generate_video`, or empty while the node was never reached."""
-        return self.detected_protocol if self.protocol == self.Protocol.AUTO else self.protocol
+        """The one it is asked in, as `videos`; empty while the node was never reached."""
+        return self.detected_protocol if self.protocol == AUTO else self.protocol
+
+    @property
+    def runs_in_background(self) -> bool:
+        """Whether it takes a job at once and is asked for it later (`NodeClient.background`)."""
+        return client_class(self.effective_protocol).background
 
     @property
     def slots(self) -> int:
-        """Attempts it may hold: one more than it runs where it queues itself, so that its next job is
-        already there.
-        """
-        return 1 if self.effective_protocol == self.Protocol.GENERATE_VIDEO else self.capacity + 1
+        """Attempts it may hold: one more than it runs where it queues itself, so that its next job is there already."""
+        return self.capacity + 1 if self.runs_in_background else 1
 
 
 def new_seed() -> int:
-    """A seed every server of the protocol can take: 31 bits."""
+    """Draw a seed that every server of the protocol can take: 31 bits."""
     return secrets.randbelow(2**31)
 
 
 def new_share_token() -> str:
-    """128 random bits in 22 characters that need no quoting in an address."""
+    """Draw 128 random bits, in 22 characters that need no quoting in an address."""
     return secrets.token_urlsafe(16)
 
 
 def new_deadline() -> Combinable:
-    """By PostgreSQL's clock, as everything is that several hosts judge by."""
+    """Set the deadline by PostgreSQL's clock, as everything that several hosts judge by."""
     return Now() + timedelta(seconds=settings.JOB_DEADLINE_SECONDS)
 
 
 class JobQuerySet(models.QuerySet["GenerationJob"]):
     def named(self, public_id: str) -> "JobQuerySet":
-        """The job of that public id; none for what is no public id."""
-        job_id = fields.parse(public_id)
+        """Keep the job of that public id; none where the text is no public id."""
+        job_id = fields.job_id(public_id)
         return self.none() if job_id is None else self.filter(pk=job_id)
 
 
 class GenerationJob(models.Model):
-    """A person's wish for one clip, from the prompt to the stored file.
+    """One clip that a user asked for, from the prompt to the stored file.
 
-    QUEUED → RUNNING → STORING → COMPLETED; FAILED and CANCELED end it too. docs/architecture.md has the
-    diagram.
+    QUEUED → RUNNING → STORING → COMPLETED; FAILED and CANCELED end it too. docs/architecture.md has the diagram.
     """
 
     class State(models.TextChoices):
@@ -216,7 +217,7 @@ class GenerationJob(models.Model):
     prompt = models.TextField()
     negative_prompt = models.TextField(blank=True)
     preset = models.ForeignKey(Preset, on_delete=models.PROTECT, related_name="jobs")
-    # What the preset said at submit, so that a later edit of it changes no job.
+    # Copied from the preset at submit, so that a later edit of it changes no job.
     num_frames = models.PositiveIntegerField()
     fps = models.PositiveIntegerField()
     num_inference_steps = models.PositiveIntegerField()
@@ -295,7 +296,7 @@ class GenerationJob(models.Model):
                 condition=Q(state="completed", generation_ms__isnull=False),
                 name="job_usual_time",
             ),
-            # For staff who search (staff/search.py).
+            # For the search of staff (staff/jobs.py).
             GinIndex(
                 SearchVector(Lower("prompt"), Lower("error_message"), config="simple"), name="job_words"
             ),
@@ -306,8 +307,8 @@ class GenerationJob(models.Model):
 
     @property
     def public_id(self) -> str:
-        """The id the API and the web show."""
-        return fields.of(self.id)
+        """The id that the API and the web show."""
+        return fields.public_id(self.id)
 
     @property
     def is_live(self) -> bool:
@@ -315,7 +316,7 @@ class GenerationJob(models.Model):
 
     @property
     def elapsed_seconds(self) -> float | None:
-        """From submit to the end, in seconds."""
+        """Seconds from submit to the end."""
         return (self.finished_at - self.created_at).total_seconds() if self.finished_at else None
 
 
@@ -345,7 +346,7 @@ class JobAttempt(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     job = models.ForeignKey(GenerationJob, on_delete=models.PROTECT, related_name="attempts")
     node = models.ForeignKey(GpuNode, on_delete=models.PROTECT, related_name="attempts")
-    protocol = models.CharField(max_length=16, choices=GpuNode.Protocol)
+    protocol = models.CharField(max_length=16, choices=PROTOCOLS)
     state = models.CharField(max_length=10, choices=State, default=State.OPEN)
     remote_id = models.CharField(max_length=200, blank=True, help_text="The node's own id of it.")
     file_name = models.CharField(
@@ -384,9 +385,14 @@ class JobAttempt(models.Model):
     def __str__(self) -> str:
         return f"attempt {self.id.hex} on {self.node}"
 
+    @property
+    def runs_in_background(self) -> bool:
+        """Whether the node takes it at once and is asked for it later (`NodeClient.background`)."""
+        return client_class(self.protocol).background
+
 
 class RunningTotal(models.Model):
-    """What a table that only grows adds up to until a moment. `running_totals` is the only writer."""
+    """The sum of a table that only grows, until a moment. `jobs.catalog` is the only writer."""
 
     name = models.CharField(max_length=40, primary_key=True)
     until = models.DateTimeField()
@@ -397,7 +403,7 @@ class RunningTotal(models.Model):
 
 
 class SharedLink(models.Model):
-    """An address at which anybody may watch one clip, until it is revoked. `sharing` is the only writer."""
+    """A public address of one clip, until it is revoked. `sharing` is the only writer."""
 
     job = models.ForeignKey(GenerationJob, on_delete=models.PROTECT, related_name="shared_links")
     token = models.CharField(max_length=64, unique=True, default=new_share_token, editable=False)
@@ -414,25 +420,3 @@ class SharedLink(models.Model):
 
     def __str__(self) -> str:
         return f"link to {self.job_id}"
-
-
-# Models of a module of their own.
-from generation.models.staff import BatchedRefund, BlockedPrompt, DayFigures, NodeTrial, RefundBatch, Report  # noqa: E402
-
-__all__ = [
-    "BatchedRefund",
-    "BlockedPrompt",
-    "DayFigures",
-    "GenerationJob",
-    "GpuNode",
-    "GpuNodeQuerySet",
-    "JobAttempt",
-    "JobQuerySet",
-    "NodeTrial",
-    "Preset",
-    "RefundBatch",
-    "Report",
-    "RunningTotal",
-    "SharedLink",
-    "UnclaimedFile",
-]

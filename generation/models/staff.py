@@ -1,4 +1,4 @@
-"""What staff do about many jobs at once, and the figures they look at. `generation.models` imports these."""
+"""Bulk refunds, figures of days, node trials, content rules and reports."""
 
 import uuid
 
@@ -83,9 +83,7 @@ class BatchedRefund(models.Model):
 
 
 class DayFigures(models.Model):
-    """One day that is over (UTC), added up once: what it says cannot change any more, for ended jobs and entries of
-    the ledger are never changed.
-    """
+    """One day that is over (UTC), added up once: ended jobs and entries of the ledger never change."""
 
     day = models.DateField(primary_key=True)
     completed = models.PositiveIntegerField(default=0)
@@ -100,9 +98,9 @@ class DayFigures(models.Model):
     bought = models.BigIntegerField(default=0)
     captured = models.BigIntegerField(default=0)
     refunded = models.BigIntegerField(default=0)
-    # How many clips took how long, from submit to the end; see day_figures.STEP for the bounds of the classes.
+    # How many clips took how long, from submit to the end; staff/stats.py has the bounds of the classes.
     times = models.JSONField(default=dict)
-    # By the id of a node: clips, milliseconds of work, clips that were charged (node_figures).
+    # By the id of a node: clips, milliseconds of work, clips that were charged (staff/stats.py).
     nodes = models.JSONField(null=True, help_text="Empty: not added up yet.")
 
     class Meta:
@@ -115,7 +113,7 @@ class DayFigures(models.Model):
 
 
 class NodeTrial(models.Model):
-    """A clip that a node made outside of any job: staff tested it, or a set-aside node had to show that it works."""
+    """A clip that a node made outside of any job: a test by staff, or the canary of a set-aside node."""
 
     class Kind(models.TextChoices):
         TEST = "test", "Test"
@@ -163,7 +161,7 @@ class BlockedPrompt(models.Model):
 
 
 class Report(models.Model):
-    """What somebody who saw a shared video has against it."""
+    """A complaint about a shared video."""
 
     class About(models.TextChoices):
         SEXUAL = "sexual", _("Sexual content")

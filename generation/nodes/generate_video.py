@@ -5,13 +5,26 @@ from __future__ import annotations
 from generation.nodes import protocol
 from generation.nodes.client import HEALTH_TIMEOUT, NodeClient
 from generation.nodes.protocol import GenerationRequest, NodeHealth, RemoteJob
-from generation.nodes.transport import Answer
+from generation.nodes.transport import Answer, Transport
 
 
 class GenerateVideoClient(NodeClient):
     """Speaks `GET /health`, `POST /generate_video` and `GET /get_video/{name}`, and nothing else."""
 
     protocol = "generate_video"
+    route = "/generate_video"
+    background = False
+
+    @classmethod
+    async def is_spoken(cls, transport: Transport) -> bool:
+        """A node of the field may answer 404 to a GET of its only POST route; its health is what is left."""
+        if await super().is_spoken(transport):
+            return True
+        answer = await transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
+        try:
+            return answer.status == 200 and isinstance(answer.json_object().get("status"), str)
+        except protocol.NodeAnsweredNonsense:
+            return False
 
     async def health(self) -> NodeHealth:
         answer = await self.transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
@@ -31,9 +44,9 @@ class GenerateVideoClient(NodeClient):
             "fps": request.fps,
             "steps": request.num_inference_steps,
         }
-        answer = await self.transport.call("POST", "/generate_video", json_body=body, timeout=timeout)
+        answer = await self.transport.call("POST", self.route, json_body=body, timeout=timeout)
         if answer.status == 404:
-            raise protocol.NodeAnsweredNonsense("The node has no /generate_video.")
+            raise protocol.NodeAnsweredNonsense(f"The node has no {self.route}.")
         if answer.status != 200:
             raise self.transport.refuse(answer)
         return self._outcome(answer)

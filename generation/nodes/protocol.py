@@ -79,7 +79,6 @@ class ResultTooLarge(PermanentNodeError):
 # and read a `RemoteJob` back.
 
 
-Protocol = Literal["videos", "generate_video"]
 RemoteState = Literal["queued", "in_progress", "completed", "failed", "canceled"]
 
 FINISHED_STATES: frozenset[RemoteState] = frozenset({"completed", "failed", "canceled"})
@@ -95,7 +94,7 @@ class NodeEndpoint:
 
     base_url: str
     api_key: str = field(default="", repr=False)
-    protocol: Protocol = "videos"
+    protocol: str = "videos"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +134,7 @@ class NodeHealth:
 
     ready: bool
     status: str
-    protocol: Protocol
+    protocol: str
     backend: str | None = None
     model: str | None = None
     queue_depth: int | None = None
@@ -241,7 +240,7 @@ def known_file_name(path: object) -> str | None:
         return None
 
 
-def node_health(body: Mapping[str, Any], protocol: Protocol) -> NodeHealth:
+def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
     """The answer of `/health`, read leniently: only `status` decides."""
     status = text(body.get("status"))
     if status is None:

@@ -38,6 +38,7 @@ class VideosClient(NodeClient):
     """Speaks `/v1/videos`, JSON first, and multipart to a server that wants it so."""
 
     protocol = "videos"
+    route = COLLECTION
     _wants_form = False
 
     async def health(self) -> NodeHealth:

@@ -22,7 +22,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpResponse
 
 from generation.api.errors import API_PREFIX, SIGNED_OUT, Problem, answer, describe
-from generation.database import DATABASE_AWAY
+from generation.database import DATABASE_AWAY, in_database
 from generation.models import fields
 from generation.sse.streams import (
     MEDIA_TYPE,
@@ -30,7 +30,6 @@ from generation.sse.streams import (
     BrowserStream,
     Stream,
     VideoStream,
-    in_thread,
     owner_of_video,
     user_of_session,
 )
@@ -94,12 +93,12 @@ class EventStreams:
 
     async def _stream_for(self, request: ASGIRequest) -> Stream | None:
         if request.path_info == BROWSER_EVENTS:
-            user = await in_thread(user_of_session, request)
+            user = await in_database(user_of_session)(request)
             return BrowserStream(request, user=user) if user is not None else None
         match = VIDEO_EVENTS.fullmatch(request.path_info)
-        if match and (job := fields.parse(match[1])):
+        if match and (job := fields.job_id(match[1])):
             header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
-            owner = await in_thread(owner_of_video, header, job)
+            owner = await in_database(owner_of_video)(header, job)
             return VideoStream(user=owner, job=job, key=header) if owner is not None else None
         return None
 

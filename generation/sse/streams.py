@@ -13,15 +13,12 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
 
 from django.conf import settings
 from django.contrib.auth import get_user
 from django.core.handlers.asgi import ASGIRequest
-from django.db import connections
 from django.db.models import Q
 from django.utils import timezone, translation
 
@@ -29,31 +26,17 @@ from accounts.languages import language_for
 from accounts.models import User
 from generation.api.auth import key_of_header
 from generation.api.serializers import video_json
-from generation.jobs.events import JobEvent, hub
+from generation.database import in_database
+from generation.jobs.events import JobEvent, event_of, hub
 from generation.models import GenerationJob
 from generation.web.presenters import kept_jobs, render_card
 
 State = GenerationJob.State
-T = TypeVar("T")
 
 MEDIA_TYPE = "text/event-stream"
 # A stream begins with the latest jobs that are live or ended so lately: what ended during a reconnect is sent again.
 SNAPSHOT_JOBS = 24
 SNAPSHOT_WINDOW = timedelta(minutes=10)
-
-_threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="sse")
-
-
-async def in_thread(function: Callable[..., T], *args: Any) -> T:
-    """Run a function that uses the ORM; its connection is given back before this returns."""
-
-    def run() -> T:
-        try:
-            return function(*args)
-        finally:
-            connections.close_all()
-
-    return await asyncio.get_running_loop().run_in_executor(_threads, run)
 
 
 def frame(event: str, data: str, *, at: datetime | None = None) -> bytes:
@@ -210,12 +193,12 @@ class BrowserStream(Stream):
         self._language = language_for(request, user)
 
     async def still_allowed(self) -> bool:
-        user = await in_thread(user_of_session, self._request)
+        user = await in_database(user_of_session)(self._request)
         return user is not None and user.pk == self.inbox.user
 
     async def snapshot(self) -> list[bytes]:
         since = min(_last_seen(self._request), timezone.now() - SNAPSHOT_WINDOW)
-        events = await in_thread(_recent_events, self.inbox.user, since)
+        events = await in_database(_recent_events)(self.inbox.user, since)
         for event in events:
             self.inbox.note(event)
         return await self.news(events)
@@ -242,10 +225,10 @@ class VideoStream(Stream):
         self._sent = b""
 
     async def still_allowed(self) -> bool:
-        return await in_thread(owner_of_video, self._key, self._job) == self.inbox.user
+        return await in_database(owner_of_video)(self._key, self._job) == self.inbox.user
 
     async def snapshot(self) -> list[bytes]:
-        found = await in_thread(_frame_of_video, self._job, self.inbox.user)
+        found = await in_database(_frame_of_video)(self._job, self.inbox.user)
         if found is None:
             self.ended = True
             return []
@@ -283,19 +266,13 @@ def _recent_events(user: int, since: datetime) -> list[JobEvent]:
     """Make events of the user's live jobs and of those that ended since then."""
     jobs = GenerationJob.objects.filter(user=user, deleted_at=None)
     recent = jobs.filter(Q(finished_at=None) | Q(finished_at__gte=since))
-    return [_event_of(job) for job in recent.order_by("-created_at")[:SNAPSHOT_JOBS]]
+    return [event_of(job) for job in recent.order_by("-created_at")[:SNAPSHOT_JOBS]]
 
 
 def _frame_of_video(job: uuid.UUID, user: int) -> tuple[JobEvent, bytes, bool] | None:
     """Read a video as an event, as a frame, and whether that is the last; None when it was deleted."""
     row = kept_jobs(pk=job, user=user).first()
-    return None if row is None else (_event_of(row), video_frame(row), not row.is_live)
-
-
-def _event_of(job: GenerationJob) -> JobEvent:
-    return JobEvent(
-        job=job.id.hex, user=job.user_id, state=job.state, step=job.step, steps=job.num_inference_steps
-    )
+    return None if row is None else (event_of(row), video_frame(row), not row.is_live)
 
 
 _rendering: dict[tuple[JobEvent, str], asyncio.Task[str]] = {}
@@ -306,7 +283,7 @@ async def _card(event: JobEvent, language: str) -> str:
     wanted = (event, language)
     task = _rendering.get(wanted)
     if task is None:
-        task = asyncio.create_task(in_thread(_render, uuid.UUID(event.job), language))
+        task = asyncio.create_task(in_database(_render)(uuid.UUID(event.job), language))
         _rendering[wanted] = task
 
         def forget(done: asyncio.Task[str]) -> None:

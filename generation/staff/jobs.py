@@ -18,7 +18,7 @@ from accounts.models import CreditTransaction, Notice, StaffAct, User
 from accounts.staff import audit_log
 from accounts.staff.actor import Actor, Refused
 from generation.errors import BeingStored, GenerationError
-from generation.jobs import enqueue, events, lifecycle, locks, scheduling
+from generation.jobs import events, lifecycle, locks, scheduling, submission
 from generation.jobs.node_health import endpoint_of
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.nodes import NodeError, open_client
@@ -254,22 +254,6 @@ async def _stop(attempt: JobAttempt) -> None:
 # What staff do to one job: cancel it, give its credits back.
 
 
-# What the new job has of the old one.
-COPIED = (
-    "user",
-    "prompt",
-    "negative_prompt",
-    "preset",
-    "num_frames",
-    "fps",
-    "num_inference_steps",
-    "guidance_scale",
-    "seed",
-    "model",
-    "size",
-)
-
-
 @transaction.atomic
 def retry(*, actor: Actor, job: GenerationJob, reason: str, once: uuid.UUID | None = None) -> GenerationJob:
     """Queue the same video again for the same person, free for them; it comes by the door that they asked at.
@@ -278,23 +262,12 @@ def retry(*, actor: Actor, job: GenerationJob, reason: str, once: uuid.UUID | No
         NotPermitted: the actor may not. Refused: it did not fail, it was tried again before, or its owner is gone.
     """
     actor.must("generation.retry_job")
-    ledger.lock_account(user=job.user)
+    wallet = ledger.lock_account(user=job.user)
     if why := why_not_retry(job):
         raise Refused(why)
     audit_log.record(actor=actor, act="job.retry", subject=job, reason=reason, once=once)
-    again = GenerationJob(
-        **{name: getattr(job, name) for name in COPIED},
-        source=GenerationJob.Source.STAFF,
-        cost=0,
-        idempotency_key=_key(job),
-        remixed_from=job,
-    )
-    ledger.reserve(user=job.user, amount=0, reference=again.id, reason="Made again by staff")
-    again.save(force_insert=True)
-    again.refresh_from_db(fields=["deadline_at"])  # set by PostgreSQL's clock
+    again = submission.submit_again(job, wallet=wallet, idempotency_key=_key(job))
     job_retried.send(sender=GenerationJob, original=job, job=again)
-    events.publish(again)
-    enqueue.dispatch()
     return again
 
 

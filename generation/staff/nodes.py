@@ -1,12 +1,12 @@
 """Whether a node works, step by step: what `check_gpu_node --generate` does, in the background, for staff to watch."""
 
-import asyncio
 import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+from asgiref.sync import async_to_sync
 from django.db import transaction
 from django.db.models.functions import Coalesce, Now
 from django_q.tasks import async_task
@@ -145,7 +145,7 @@ def run(trial_id: int) -> None:
     """A task. One that was cut off says so when it is repeated."""
     row = NodeTrial.objects.select_related("node").filter(pk=trial_id, passed=None).first()
     if row is not None:
-        asyncio.run(_Test(row).run())
+        async_to_sync(_Test(row).run)()
 
 
 def note_canary(node: GpuNode, error: Exception | None) -> None:
@@ -180,8 +180,7 @@ class _Test:
         )
         self.at = 1
         await self._mark("running", "")
-        made = await canary.make_clip(node, protocol=health.protocol, on_made=self._is_made)
-        facts = made.facts
+        facts, _ = await canary.make_clip(node, protocol=health.protocol, on_made=self._is_made)
         await self._mark("passed", f"{facts.frames} frames, {facts.width}×{facts.height}, {facts.codec}")
         await self._end(passed=True)
 

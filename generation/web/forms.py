@@ -9,7 +9,7 @@ from django.core.exceptions import ValidationError
 
 from accounts.models import User
 from generation.errors import GenerationError
-from generation.jobs import submission
+from generation.jobs import catalog, submission
 from generation.models import GenerationJob
 
 
@@ -51,7 +51,7 @@ class ComposerForm(forms.Form):
                 user=user,
                 prompt=data["prompt"],
                 source=GenerationJob.Source.WEB,
-                preset=data["preset"] or None,
+                preset=catalog.find_preset(data["preset"]),
                 seed=data["seed"],
                 negative_prompt=data["negative_prompt"],
                 idempotency_key=self._idempotency_key(),

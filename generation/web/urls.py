@@ -11,13 +11,13 @@ from generation.web import public_views, views
 class VideoId:
     """A video's public id in an address; anything else is 404."""
 
-    regex = fields.PATTERN
+    regex = fields.PUBLIC_ID
 
     def to_python(self, value: str) -> uuid.UUID | None:
-        return fields.parse(value)
+        return fields.job_id(value)
 
     def to_url(self, value: uuid.UUID) -> str:
-        return fields.of(value)
+        return fields.public_id(value)
 
 
 register_converter(VideoId, "video_id")

@@ -19,7 +19,7 @@ from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 from accounts.auth import SiteRequest, address_of_page, signed_in
 from generation import sharing
 from generation.errors import GenerationError
-from generation.jobs import catalog, lifecycle, submission
+from generation.jobs import catalog, lifecycle, limits, submission
 from generation.jobs.receipts import receipt_of
 from generation.models import GenerationJob, JobQuerySet
 from generation.web import gallery
@@ -128,7 +128,7 @@ def _composer(
         "queue": queue,
         "expected": expected,
         "before_it": queue.seconds_to_join(expected),
-        "cooldown": submission.cooldown_left(request.user),
+        "cooldown": limits.cooldown_left(request.user),
         "key": uuid.uuid4().hex,
         "max_prompt": settings.MAX_PROMPT_LENGTH,
     }
@@ -207,12 +207,9 @@ def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     try:
         again = submission.submit(
             user=request.user,
-            prompt=job.prompt,
             source=GenerationJob.Source.WEB,
-            preset=job.preset.name,
-            seed=job.seed,
-            negative_prompt=job.negative_prompt,
             idempotency_key=f"retry-{job.id.hex}",
+            **submission.same_again(job),
         )
     except GenerationError as error:
         messages.error(request, error.message)

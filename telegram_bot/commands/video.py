@@ -10,7 +10,7 @@ from django.utils.translation import gettext_lazy
 from telegram.error import BadRequest
 
 from generation.database import in_database
-from generation.jobs import lifecycle
+from generation.jobs import submission
 from generation.models import GenerationJob, Preset
 from telegram_bot.commands.welcome import quote_for
 from telegram_bot.models import JobMessage, TelegramAccount
@@ -62,11 +62,11 @@ def submit(account: TelegramAccount, wish: Wish, *, place: dict[str, int | None]
     """
     chosen = wish.preset or account.preset
     with transaction.atomic():
-        job = lifecycle.submit(
+        job = submission.submit(
             user=account.user,
             prompt=wish.prompt,
             source=GenerationJob.Source.TELEGRAM,
-            preset=chosen.name if chosen is not None and chosen.enabled else None,
+            preset=chosen if chosen is not None and chosen.enabled else None,
             seed=wish.seed,
             negative_prompt=wish.negative_prompt,
             idempotency_key=wish.key,

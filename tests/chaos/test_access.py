@@ -22,7 +22,7 @@ from django.utils.regex_helper import normalize
 
 from accounts import api_keys
 from accounts.models import ApiKey, CreditTransaction, User
-from generation.jobs import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode
 from telegram_bot.models import JobMessage, TelegramAccount
 from tests.environment import REPOSITORY
@@ -179,7 +179,7 @@ def victim(
     user = make_user(f"{SECRET}-user", email=f"{SECRET}@example.org", first_name=SECRET)
 
     def submit(name: str) -> GenerationJob:
-        return lifecycle.submit(
+        return submission.submit(
             user=user, prompt=f"{SECRET} {name}", source="api", idempotency_key=f"{SECRET}-{name}"
         )
 

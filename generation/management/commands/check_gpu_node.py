@@ -57,7 +57,7 @@ class Command(BaseCommand):
 
     def _generate(self, node: GpuNode, health: NodeHealth, preset: Preset, options: dict[str, Any]) -> None:
         with tqdm(total=preset.num_inference_steps, unit="step", leave=False) as bar:
-            made = asyncio.run(
+            facts, milliseconds = asyncio.run(
                 canary.make_clip(
                     node,
                     protocol=health.protocol,
@@ -69,8 +69,7 @@ class Command(BaseCommand):
                     keep_as=options["output"],
                 )
             )
-        facts = made.facts
-        took = f", {made.generation_ms / 1000:.1f} s" if made.generation_ms else ""
+        took = f", {milliseconds / 1000:.1f} s" if milliseconds else ""
         self.stdout.write(
             self.style.SUCCESS(
                 f"  made {facts.frames} frames at {facts.fps:g} fps, {facts.width}×{facts.height}, {facts.codec}{took}"

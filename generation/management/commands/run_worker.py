@@ -12,5 +12,4 @@ class Command(BaseCommand):
     help = "Run the worker: hands queued jobs to GPU nodes and stores what they made."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        queue.lead_process_group()
         queue.run()
