@@ -1,6 +1,4 @@
-"""What follows from changes elsewhere: a ban cancels what is live, who leaves is forgotten, a fresh database gets its
-presets.
-"""
+"""Receivers: a ban cancels live jobs, a closed account is forgotten, a fresh database gets its presets."""
 
 from typing import Any
 
@@ -15,22 +13,11 @@ from generation import privacy
 from generation.jobs import lifecycle
 from generation.models import Preset
 
+QUICK, STANDARD = gettext_noop("Quick"), gettext_noop("Standard")
 # cost None: VIDEO_COST
 FIRST_PRESETS: tuple[dict[str, Any], ...] = (
-    {
-        "name": "quick",
-        "label": gettext_noop("Quick"),
-        "num_frames": 16,
-        "num_inference_steps": 20,
-        "is_default": True,
-    },
-    {
-        "name": "standard",
-        "label": gettext_noop("Standard"),
-        "num_frames": 49,
-        "num_inference_steps": 50,
-        "cost": 250,
-    },
+    {"name": "quick", "label": QUICK, "num_frames": 16, "num_inference_steps": 20, "is_default": True},
+    {"name": "standard", "label": STANDARD, "num_frames": 49, "num_inference_steps": 50, "cost": 250},
 )
 
 
@@ -52,7 +39,7 @@ def clips_of(user: User, **_: Any) -> Part:
 
 @receiver(post_migrate, dispatch_uid="generation.first_presets")
 def first_presets(sender: Any, using: str = "default", **_: Any) -> None:
-    """Only where there is none: staff may have renamed or removed them."""
+    """Make the presets only where there is none: staff may have renamed or removed them."""
     if sender.name != "generation" or Preset.objects.using(using).exists():
         return
     for position, values in enumerate(FIRST_PRESETS):

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 from django.conf import settings
 from django.db.models.functions import Now
@@ -45,7 +45,7 @@ class Reconciler:
         self._canaries: dict[int, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._done_at: dict[str, float] = {}
+        self._woken_at = -math.inf
         self._broken: dict[str, str] = {}
 
     def stop(self) -> None:
@@ -85,32 +85,33 @@ class Reconciler:
                 logger.info("%s works again", what)
 
     async def _sweep_for_ever(self) -> None:
-        parts = {
-            "ending what is overdue": self._end_overdue,
-            "having files stored": self._repeat_stores,
-            "following free attempts": self._follow_free,
-            "stopping ended jobs": self._stop_ended,
-            "waking the dispatch": self._wake_dispatch,
-            "having files removed": self._remove_files,
-            "forgetting closed accounts": self._forget_accounts,
-            "having figures added up": self._add_up,
-            "going on with refunds": in_database(bulk_refunds.wake_stalled),
+        """Do each part as often as its seconds say; one that failed is due at once."""
+        parts: dict[str, tuple[float, Callable[[], Awaitable[object]]]] = {
+            "ending what is overdue": (0, self._end_overdue),
+            "having files stored": (0, in_database(_repeat_stores)),
+            "following free attempts": (0, self._follow_free),
+            "stopping ended jobs": (0, self._stop_ended),
+            "waking the dispatch": (0, self._wake_dispatch),
+            "having files removed": (REMOVAL_SECONDS, in_database(_remove_files)),
+            "forgetting closed accounts": (REMOVAL_SECONDS, in_database(privacy.forget_closed_accounts)),
+            "having figures added up": (ADDING_UP_SECONDS, in_database(enqueue.add_up)),
+            "going on with refunds": (0, in_database(bulk_refunds.wake_stalled)),
         }
+        done_at = dict.fromkeys(parts, -math.inf)
         while True:
             self._wake.clear()
-            for what, part in parts.items():
-                with self._survived(what):
-                    await part()
-            await self._pause(SWEEP_SECONDS)
+            for what, (seconds, part) in parts.items():
+                if time.monotonic() - done_at[what] >= seconds:
+                    with self._survived(what):
+                        await part()
+                        done_at[what] = time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), timeout=SWEEP_SECONDS)
 
     async def _end_overdue(self) -> None:
         for job_id in await in_database(_overdue_jobs)():
             with self._survived(f"job {job_id.hex}: ending it by its deadline"):
                 await in_database(lifecycle.expire)(job_id=job_id)
-
-    async def _repeat_stores(self) -> None:
-        for attempt_id in await in_database(_unstored_attempts)():
-            await in_database(enqueue.store)(attempt_id=attempt_id)
 
     async def _follow_free(self) -> None:
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
@@ -125,31 +126,10 @@ class Reconciler:
                 runner.stop_requested.set()
 
     async def _wake_dispatch(self) -> None:
-        if self._due("dispatch", enqueue.REPEAT_SECONDS) and await in_database(scheduling.work_is_waiting)():
+        lately = time.monotonic() - self._woken_at < enqueue.REPEAT_SECONDS
+        if not lately and await in_database(scheduling.work_is_waiting)():
             await in_database(enqueue.dispatch)()
-            self._done("dispatch")
-
-    async def _remove_files(self) -> None:
-        if self._due("files", REMOVAL_SECONDS):
-            if await in_database(stored_files.due)():
-                await in_database(enqueue.remove_files)()
-            self._done("files")
-
-    async def _forget_accounts(self) -> None:
-        if self._due("accounts", REMOVAL_SECONDS):
-            await in_database(privacy.forget_closed_accounts)()
-            self._done("accounts")
-
-    async def _add_up(self) -> None:
-        if self._due("figures", ADDING_UP_SECONDS):
-            await in_database(enqueue.add_up)()
-            self._done("figures")
-
-    def _due(self, what: str, seconds: float) -> bool:
-        return time.monotonic() - self._done_at.get(what, -math.inf) >= seconds
-
-    def _done(self, what: str) -> None:
-        self._done_at[what] = time.monotonic()
+            self._woken_at = time.monotonic()
 
     def _follow(self, attempt: JobAttempt) -> None:
         runner = AttemptRunner(attempt, token=self._token)
@@ -246,14 +226,8 @@ class Reconciler:
 
     def _look_again(self) -> None:
         """Wake the dispatch: a node can take work that could not before."""
-        self._done_at.pop("dispatch", None)
+        self._woken_at = -math.inf
         self._wake.set()
-
-    async def _pause(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout=seconds)
-        except TimeoutError:
-            return
 
 
 def _overdue_jobs() -> list[uuid.UUID]:
@@ -280,6 +254,16 @@ def _unstored_attempts() -> list[uuid.UUID]:
         state=JobAttempt.State.OPEN, job__state=State.STORING, lease_expires_at__lt=Now()
     )
     return list(free.values_list("pk", flat=True)[:100])
+
+
+def _repeat_stores() -> None:
+    for attempt_id in _unstored_attempts():
+        enqueue.store(attempt_id=attempt_id)
+
+
+def _remove_files() -> None:
+    if stored_files.due():
+        enqueue.remove_files()
 
 
 def _nodes_to_watch() -> list[GpuNode]:

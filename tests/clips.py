@@ -5,7 +5,7 @@ from pathlib import Path
 import av
 import numpy
 
-from generation.media import VideoFacts
+from generation import media
 
 
 def write_clip(
@@ -25,7 +25,7 @@ def write_clip(
 
 
 # Of a clip as `media.prepare` gives them, for tests that need no file.
-FACTS = VideoFacts(
+FACTS = media.VideoFacts(
     codec="h264",
     pix_fmt="yuv420p",
     width=96,

@@ -213,7 +213,7 @@ def finish_job(start_job: Callable[[Any], Any], clip: Path) -> Callable[[Any], A
         attempt = start_job(job)
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=28300)
         poster = clip.with_name("poster.jpg")
-        facts = media.make_poster(clip, poster)
+        facts = media.prepare(clip, clip.with_name("playable.mp4"), poster)
         files = (
             default_storage.save(f"videos/{job.id.hex}.mp4", File(clip.open("rb"))),
             default_storage.save(f"posters/{job.id.hex}.jpg", File(poster.open("rb"))),

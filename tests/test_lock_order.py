@@ -212,6 +212,7 @@ PARTS = {
     "submission.compiled",
     "node_health.endpoint_of",
     "node_health.examine",
+    "lifecycle.entries_of",
     "lifecycle.receipt",
     "scheduling.work_is_waiting",
     "scheduling.could_move",

@@ -208,6 +208,15 @@ class CreditTransaction(models.Model):
         return -self.posted_delta
 
     @property
+    def moved(self) -> int:
+        """Credits that changed hands or were held or let go, positive."""
+        return max(abs(self.posted_delta), abs(self.held_delta))
+
+    @property
+    def balance_before(self) -> int:
+        return self.balance_after - self.amount
+
+    @property
     def balance_after(self) -> int:
         return self.posted_after - self.held_after
 

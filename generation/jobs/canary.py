@@ -64,7 +64,12 @@ async def make_clip(
                 ) from None
             if on_made:
                 await on_made(made.generation_ms)
-            await client.download(made, raw, max_bytes=settings.MAX_VIDEO_BYTES)
+            await client.download(
+                made,
+                raw,
+                max_bytes=settings.MAX_VIDEO_BYTES,
+                timeout=settings.DOWNLOAD_TIMEOUT_SECONDS,
+            )
         facts = await asyncio.to_thread(media.prepare, raw, clip, poster)
         if keep_as:
             keep_as.write_bytes(clip.read_bytes())

@@ -23,6 +23,8 @@ from generation.signals import job_finished
 logger = logging.getLogger(__name__)
 State = GenerationJob.State
 
+# The kinds of a job's entries, and their sums.
+TOTALS = {"reserve": "reserved", "capture": "captured", "release": "released", "refund": "refunded"}
 # Stored in English, translated where they are shown.
 COMPLETED = gettext_noop("Video completed")
 FAILED = gettext_noop("Video failed")
@@ -303,13 +305,19 @@ def refund(*, job: GenerationJob, reason: str, actor: User) -> None:
     ledger.refund(reference=job.id, reason=reason, actor=actor)
 
 
+def entries_of(job: GenerationJob) -> list[CreditTransaction]:
+    """Read the ledger's entries of a job, oldest first: its hold, its charge or release, and a refund.
+
+    They may be in several wallets: when accounts are joined, entries stay in the one that they were made in.
+    """
+    return list(CreditTransaction.objects.filter(reference=job.id, kind__in=TOTALS).order_by("id"))
+
+
 def receipt(job: GenerationJob) -> dict[str, int]:
     """Sum up the ledger's entries of a job, in credits: reserved, captured, released, refunded."""
-    names = {"reserve": "reserved", "capture": "captured", "release": "released", "refund": "refunded"}
-    totals = dict.fromkeys(names.values(), 0)
-    # In every wallet: when accounts are joined, entries stay in the one that they were made in.
-    for entry in CreditTransaction.objects.filter(reference=job.id, kind__in=names):
-        totals[names[entry.kind]] += max(abs(entry.posted_delta), abs(entry.held_delta))
+    totals = dict.fromkeys(TOTALS.values(), 0)
+    for entry in entries_of(job):
+        totals[TOTALS[entry.kind]] += entry.moved
     return totals
 
 

@@ -4,7 +4,6 @@ Short, by id, safe to repeat: the job table is the truth and a lost task is heal
 """
 
 import logging
-import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,6 @@ logger = logging.getLogger(__name__)
 DOWNLOAD_FAILED = gettext_noop(
     "Video generated but download failed. No credits were deducted. Please try again."
 )
-# Each download already resumes and retries by itself; this is how often a whole one is tried, and the pause between.
-DOWNLOADS = 3
-DOWNLOAD_PAUSE_SECONDS = 2.0
 
 
 def dispatch() -> None:
@@ -64,7 +60,7 @@ def store(attempt_id: str) -> None:
     with locks.kept(attempt_id=attempt.pk, token=token), work_folder() as folder:
         raw, clip, poster = folder / "raw.mp4", folder / "clip.mp4", folder / "poster.jpg"
         try:
-            _download(attempt, raw)
+            async_to_sync(_download)(attempt, raw)
             facts = media.prepare(raw, clip, poster)
         except (NodeError, media.UnplayableVideo) as error:
             _nothing_to_store(attempt, token, error)
@@ -85,19 +81,7 @@ def remove_files() -> None:
         pass
 
 
-def _download(attempt: JobAttempt, destination: Path) -> None:
-    for left in reversed(range(DOWNLOADS)):
-        try:
-            async_to_sync(_download_once)(attempt, destination)
-            return
-        except TransientNodeError as error:
-            if not left:
-                raise
-            logger.info("job %s: download: %s, trying again", attempt.job_id.hex, error)
-            time.sleep(DOWNLOAD_PAUSE_SECONDS)
-
-
-async def _download_once(attempt: JobAttempt, destination: Path) -> None:
+async def _download(attempt: JobAttempt, destination: Path) -> None:
     remote = RemoteJob(
         state="completed", remote_id=attempt.remote_id or None, file_name=attempt.file_name or None
     )
@@ -106,7 +90,7 @@ async def _download_once(attempt: JobAttempt, destination: Path) -> None:
             remote,
             destination,
             max_bytes=settings.MAX_VIDEO_BYTES,
-            timeout=settings.DOWNLOAD_TIMEOUT_SECONDS / DOWNLOADS,
+            timeout=settings.DOWNLOAD_TIMEOUT_SECONDS,
         )
 
 

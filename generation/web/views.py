@@ -20,7 +20,6 @@ from accounts.auth import SiteRequest, address_of_page, signed_in
 from generation import sharing
 from generation.errors import GenerationError
 from generation.jobs import catalog, lifecycle, limits, submission
-from generation.jobs.receipts import receipt_of
 from generation.models import GenerationJob, JobQuerySet
 from generation.web import gallery
 from generation.web.forms import ComposerForm
@@ -174,7 +173,7 @@ def _prefill(request: SiteRequest) -> dict[str, Any]:
 def video(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """Show one clip: its progress, or the player with all that is known about it."""
     job = own_job(request, job_id)
-    context = {"card": cards([job])[0], "receipt": receipt_of(job)} | _sharing(request, job)
+    context = {"card": cards([job])[0], "receipt": lifecycle.entries_of(job)} | _sharing(request, job)
     return render(request, "generation/video.html", context)
 
 
