@@ -31,7 +31,7 @@ class ErrorBody(serializers.Serializer):
     error = ErrorDetail()
 
 
-def operation(name: str, summary: str, response: Any, *statuses: int, **options: Any) -> Callable[[F], F]:
+def documented(name: str, summary: str, response: Any, *statuses: int, **options: Any) -> Callable[[F], F]:
     """Describe a view in the OpenAPI document: its response (or responses by status), and the errors it may have."""
     responses = response if isinstance(response, dict) else {200: response}
     responses = responses | {status: OpenApiResponse(ErrorBody) for status in statuses}
@@ -82,7 +82,7 @@ class CreditsSerializer(serializers.Serializer):
 
 
 class Credits(APIView):
-    @operation(
+    @documented(
         "credits_retrieve",
         "Your credits and where they went",
         CreditsSerializer,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from django.conf import settings
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import extend_schema_field, inline_serializer
 from rest_framework import serializers
 
 from generation.errors import EmptyPrompt, InvalidSetting
@@ -251,20 +251,6 @@ def _video_json(
     }
 
 
-class VideoList(serializers.Serializer):
-    object = serializers.CharField(default="list")
-    data = VideoSerializer(many=True)  # type: ignore[assignment]  # the wire's name for it
-    first_id = serializers.CharField(allow_null=True)
-    last_id = serializers.CharField(allow_null=True, help_text="`after` of the next page.")
-    has_more = serializers.BooleanField()
-
-
-class DeletedVideo(serializers.Serializer):
-    id = serializers.CharField()
-    object = serializers.CharField(default="video.deleted")
-    deleted = serializers.BooleanField()
-
-
 class ModelSerializer(serializers.Serializer):
     """A backend that a GPU node runs, in OpenAI's shape of a model."""
 
@@ -277,11 +263,6 @@ class ModelSerializer(serializers.Serializer):
 def model_json(model: catalog.Model) -> dict[str, Any]:
     created = int(model.created.timestamp())
     return {"id": model.id, "object": "model", "created": created, "owned_by": "system"}
-
-
-class ModelList(serializers.Serializer):
-    object = serializers.CharField(default="list")
-    data = ModelSerializer(many=True)  # type: ignore[assignment]
 
 
 class PresetSerializer(serializers.Serializer):
@@ -315,6 +296,26 @@ def preset_json(quote: catalog.Quote) -> dict[str, Any]:
     }
 
 
-class PresetList(serializers.Serializer):
-    object = serializers.CharField(default="list")
-    data = PresetSerializer(many=True)  # type: ignore[assignment]
+def _list_of(name: str, item: type[serializers.Serializer], **fields: serializers.Field) -> Any:
+    return inline_serializer(
+        name, {"object": serializers.CharField(default="list"), "data": item(many=True), **fields}
+    )
+
+
+VideoList = _list_of(
+    "VideoList",
+    VideoSerializer,
+    first_id=serializers.CharField(allow_null=True),
+    last_id=serializers.CharField(allow_null=True, help_text="`after` of the next page."),
+    has_more=serializers.BooleanField(),
+)
+ModelList = _list_of("ModelList", ModelSerializer)
+PresetList = _list_of("PresetList", PresetSerializer)
+DeletedVideo = inline_serializer(
+    "DeletedVideo",
+    {
+        "id": serializers.CharField(),
+        "object": serializers.CharField(default="video.deleted"),
+        "deleted": serializers.BooleanField(),
+    },
+)

@@ -16,7 +16,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.api import operation
+from accounts.api import documented
 from accounts.models import User
 from generation.api.errors import API_PREFIX, PRECONDITION_FAILED, UNSATISFIABLE_RANGE, answer
 from generation.api.serializers import (
@@ -76,7 +76,7 @@ def find_job(request: Request, video_id: str) -> GenerationJob:
 
 
 class Videos(APIView):
-    @operation(
+    @documented(
         "videos_create",
         "Make a video",
         VIDEO,
@@ -112,7 +112,7 @@ class Videos(APIView):
         )
         return Response(video_json(job))
 
-    @operation("videos_list", "List your videos", VideoList, 400, 401, 404, parameters=[PageQuery])
+    @documented("videos_list", "List your videos", VideoList, 400, 401, 404, parameters=[PageQuery])
     def get(self, request: Request) -> Response:
         """Newest first unless `order` says otherwise. Deleted videos are left out."""
         query = PageQuery(data=request.query_params.dict())
@@ -143,11 +143,11 @@ class Videos(APIView):
 
 
 class Video(APIView):
-    @operation("videos_retrieve", "How a video stands", VIDEO, 401, 404)
+    @documented("videos_retrieve", "How a video stands", VIDEO, 401, 404)
     def get(self, request: Request, video_id: str) -> Response:
         return Response(video_json(find_job(request, video_id)))
 
-    @operation("videos_delete", "Delete a video", DeletedVideo, 401, 404, 409)
+    @documented("videos_delete", "Delete a video", DeletedVideo, 401, 404, 409)
     def delete(self, request: Request, video_id: str) -> Response:
         """For good, its files with it. One that is still being made must be canceled first (409)."""
         job = find_job(request, video_id)
@@ -156,7 +156,7 @@ class Video(APIView):
 
 
 class Content(APIView):
-    @operation(
+    @documented(
         "videos_content",
         "Download a video or its poster",
         dict.fromkeys([(200, "video/mp4"), (200, "image/jpeg"), (206, "video/mp4")], OpenApiTypes.BINARY),
@@ -189,7 +189,7 @@ class Content(APIView):
 
 
 class Cancel(APIView):
-    @operation("videos_cancel", "Stop making a video", VIDEO, 401, 404, 409, request=None)
+    @documented("videos_cancel", "Stop making a video", VIDEO, 401, 404, 409, request=None)
     def post(self, request: Request, video_id: str) -> Response:
         """Gives the held credits back at once. `status` becomes `failed`, `error.code` is `canceled`."""
         job = lifecycle.cancel(job=find_job(request, video_id), actor=caller(request))
@@ -197,7 +197,7 @@ class Cancel(APIView):
 
 
 class Remix(APIView):
-    @operation(
+    @documented(
         "videos_remix",
         "Make it again with another prompt",
         VIDEO,
@@ -222,7 +222,7 @@ class Remix(APIView):
 
 
 class Events(APIView):
-    @operation("videos_events", "Follow a video", {(200, MEDIA_TYPE): SERVER_SENT_EVENT}, 401, 404, 429)
+    @documented("videos_events", "Follow a video", {(200, MEDIA_TYPE): SERVER_SENT_EVENT}, 401, 404, 429)
     def get(self, request: Request, video_id: str) -> HttpResponse:
         """Server-sent events: `video.updated` for each change, then `video.completed` or `video.failed` and the end.
 
@@ -237,14 +237,14 @@ class Events(APIView):
 
 
 class Models(APIView):
-    @operation("models_list", "What can make videos", ModelList, 401)
+    @documented("models_list", "What can make videos", ModelList, 401)
     def get(self, request: Request) -> Response:
         """The default first."""
         return Response({"object": "list", "data": [model_json(model) for model in catalog.current().models]})
 
 
 class Model(APIView):
-    @operation("models_retrieve", "One model", ModelSerializer, 401, 404)
+    @documented("models_retrieve", "One model", ModelSerializer, 401, 404)
     def get(self, request: Request, model: str) -> Response:
         for known in catalog.current().models:
             if known.id == model:
@@ -253,7 +253,7 @@ class Model(APIView):
 
 
 class Presets(APIView):
-    @operation("presets_list", "What a video costs", PresetList, 401)
+    @documented("presets_list", "What a video costs", PresetList, 401)
     def get(self, request: Request) -> Response:
         """Price for the caller and expected wait of everything on offer."""
         quotes = catalog.quotes(user=caller(request))
