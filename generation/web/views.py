@@ -17,6 +17,7 @@ from django.views.decorators.http import require_GET, require_POST, require_safe
 from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 
 from accounts.auth import SiteRequest, address_of_page, signed_in
+from accounts.models import UserLimits
 from generation import sharing
 from generation.errors import GenerationError
 from generation.jobs import catalog, lifecycle, limits, submission
@@ -113,7 +114,8 @@ def _composer(
 
     jobs: those whose cards the same page shows; their places in line are read in the same queries.
     """
-    quotes = catalog.quotes(user=request.user)
+    agreed = UserLimits.of(request.user)
+    quotes = catalog.quotes(user=request.user, agreed=agreed)
     wanted = form["preset"].value()
     chosen = next((quote for quote in quotes if quote.preset.name == wanted), None)
     default = next((quote for quote in quotes if quote.preset.is_default), quotes[0] if quotes else None)
@@ -127,7 +129,7 @@ def _composer(
         "queue": queue,
         "expected": expected,
         "before_it": queue.seconds_to_join(expected),
-        "cooldown": limits.cooldown_left(request.user),
+        "cooldown": limits.cooldown_left(request.user, agreed),
         "key": uuid.uuid4().hex,
         "max_prompt": settings.MAX_PROMPT_LENGTH,
     }
