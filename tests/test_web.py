@@ -285,8 +285,10 @@ def test_a_remix_brings_back_prompt_seed_and_preset_and_remembers_where_it_came_
     assert 'value="77"' in html
     assert 'value="rain"' in html
     assert page.context["chosen"].preset.name == "standard"
+    GenerationJob.objects.filter(pk=source.pk).update(model="CogVideoX-tiny", size="96x64")
     browser.post("/videos/", {"prompt": "A blue fox", "remix": hidden(page, "remix")})
-    assert GenerationJob.objects.get(prompt="A blue fox").remixed_from == source
+    remix = GenerationJob.objects.get(prompt="A blue fox")
+    assert (remix.remixed_from, remix.model, remix.size) == (source, "CogVideoX-tiny", "96x64")
 
 
 def test_a_remix_of_nothing_is_no_page(browser, make_user, submit):
@@ -397,10 +399,12 @@ def test_retry_makes_one_new_clip_however_often_it_is_pressed(browser, submit, s
     job = submit("A red fox", seed=5, negative_prompt="rain")
     attempt = start_job(job)
     lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="It broke.", error="")
+    GenerationJob.objects.filter(pk=job.pk).update(model="CogVideoX-tiny", size="96x64")
     first, second = (browser.post(f"{page_of(job)}retry/") for _ in range(2))
     again = GenerationJob.objects.exclude(pk=job.pk).get()
     assert first.url == second.url == page_of(again)
     assert (again.prompt, again.seed, again.negative_prompt) == ("A red fox", 5, "rain")
+    assert (again.model, again.size) == ("CogVideoX-tiny", "96x64")
 
 
 def test_a_refused_retry_says_why(browser, user, staff, submit):

@@ -42,22 +42,23 @@ class ComposerForm(forms.Form):
 
     def submit(self, *, user: User) -> GenerationJob | None:
         """Submit the job; None with every refusal among the form's errors."""
-        data = self.cleaned_data if self.is_valid() else {}
+        valid, data = self.is_valid(), self.cleaned_data
         try:
-            if not data:
-                submission.check_prompt(self.cleaned_data["prompt"])  # two mistakes are named at once
+            if not valid:
+                submission.check_prompt(data["prompt"])  # two mistakes are named at once
                 return None
+            original = GenerationJob.objects.filter(user=user, deleted_at=None).named(data["remix"]).first()
             return submission.submit(
                 user=user,
-                prompt=data["prompt"],
                 source=GenerationJob.Source.WEB,
+                idempotency_key=self._idempotency_key(),
+                prompt=data["prompt"],
                 preset=catalog.find_preset(data["preset"]),
                 seed=data["seed"],
                 negative_prompt=data["negative_prompt"],
-                idempotency_key=self._idempotency_key(),
-                remixed_from=GenerationJob.objects.filter(user=user, deleted_at=None)
-                .named(data["remix"])
-                .first(),
+                model=original.model if original else "",
+                size=original.size if original else "",
+                remixed_from=original,
             )
         except GenerationError as error:
             self.add_error(error.param if error.param in self.fields else None, error.message)
