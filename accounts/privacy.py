@@ -100,7 +100,7 @@ def _anonymise(user: User) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """What one app holds about a user.
+    """The data that one app holds about a user.
 
     name: its key in data.json. data: anything that JSON can hold. files: path in the ZIP → name in the storage.
     """

@@ -114,7 +114,7 @@ class Videos(APIView):
 
     @documented("videos_list", "List your videos", VideoList, 400, 401, 404, parameters=[PageQuery])
     def get(self, request: Request) -> Response:
-        """Newest first unless `order` says otherwise. Deleted videos are left out."""
+        """Lists the newest first unless `order` says otherwise, without deleted videos."""
         query = PageQuery(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         after = None
@@ -149,7 +149,7 @@ class Video(APIView):
 
     @documented("videos_delete", "Delete a video", DeletedVideo, 401, 404, 409)
     def delete(self, request: Request, video_id: str) -> Response:
-        """For good, its files with it. One that is still being made must be canceled first (409)."""
+        """Removes the video and its files for good. One that is still being made must be canceled first (409)."""
         job = find_job(request, video_id)
         lifecycle.delete(job=job)
         return Response({"id": job.public_id, "object": "video.deleted", "deleted": True})
@@ -164,7 +164,7 @@ class Content(APIView):
         parameters=[ContentQuery],
     )
     def get(self, request: Request, video_id: str) -> HttpResponseBase:
-        """The MP4 (H.264), or a JPEG with `variant=thumbnail`. Knows Range."""
+        """Returns the MP4 (H.264), or a JPEG with `variant=thumbnail`. Supports Range."""
         query = ContentQuery(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         job = find_job(request, video_id)
@@ -206,7 +206,7 @@ class Remix(APIView):
         request={"application/json": NewRemix, "multipart/form-data": NewRemix},
     )
     def post(self, request: Request, video_id: str) -> Response:
-        """A new video with the seed, preset and negative prompt of this one."""
+        """Makes a new video with the preset, seed, negative prompt, model and size of this one."""
         original = find_job(request, video_id)
         body = NewRemix(data=request.data)
         body.is_valid(raise_exception=True)
@@ -239,7 +239,7 @@ class Events(APIView):
 class Models(APIView):
     @documented("models_list", "What can make videos", ModelList, 401)
     def get(self, request: Request) -> Response:
-        """The default first."""
+        """Lists the default first."""
         return Response({"object": "list", "data": [model_json(model) for model in catalog.current().models]})
 
 
@@ -255,7 +255,7 @@ class Model(APIView):
 class Presets(APIView):
     @documented("presets_list", "What a video costs", PresetList, 401)
     def get(self, request: Request) -> Response:
-        """Price for the caller and expected wait of everything on offer."""
+        """Lists every preset with its price for the caller and its expected wait."""
         quotes = catalog.quotes(user=caller(request))
         return Response({"object": "list", "data": [preset_json(quote) for quote in quotes]})
 

@@ -29,7 +29,7 @@ class Card:
 
     @property
     def is_moving(self) -> bool:
-        """Whether the card will change by itself: the job is live, or the GPU has yet to confirm its stop."""
+        """The card changes by itself: the job is live, or the GPU has yet to confirm its stop."""
         return self.job.is_live or self.is_stopping
 
     @property
