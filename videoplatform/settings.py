@@ -318,9 +318,9 @@ CONTENT_SECURITY_POLICY = {
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api.auth.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api.auth.AnyAccept",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api.formats.AnyAccept",
     "DEFAULT_PARSER_CLASSES": [
-        "generation.api.auth.PlainJSONParser",
+        "generation.api.formats.PlainJSONParser",
         "rest_framework.parsers.MultiPartParser",
         "rest_framework.parsers.FormParser",
     ],
