@@ -166,22 +166,13 @@ class Stream(ABC):
         self.inbox = inbox
         self.ended = False
 
-    async def read(self) -> list[bytes]:
-        """Read what is to be sent now."""
-        events, everything = self.inbox.take()
-        return await self.snapshot() if everything else await self.news(events)
-
     @abstractmethod
     async def still_allowed(self) -> bool:
         """Check the reader's session or key again."""
 
     @abstractmethod
-    async def snapshot(self) -> list[bytes]:
-        """Read the state of everything, whatever was sent before."""
-
-    @abstractmethod
-    async def news(self, events: list[JobEvent]) -> list[bytes]:
-        """Read what these events changed."""
+    async def read(self) -> list[bytes]:
+        """Read the frames to send now: what the events of the inbox changed, or everything."""
 
 
 class BrowserStream(Stream):
@@ -196,14 +187,13 @@ class BrowserStream(Stream):
         user = await in_database(user_of_session)(self._request)
         return user is not None and user.pk == self.inbox.user
 
-    async def snapshot(self) -> list[bytes]:
-        since = min(_last_seen(self._request), timezone.now() - SNAPSHOT_WINDOW)
-        events = await in_database(_recent_events)(self.inbox.user, since)
-        for event in events:
-            self.inbox.note(event)
-        return await self.news(events)
-
-    async def news(self, events: list[JobEvent]) -> list[bytes]:
+    async def read(self) -> list[bytes]:
+        events, everything = self.inbox.take()
+        if everything:
+            since = min(_last_seen(self._request), timezone.now() - SNAPSHOT_WINDOW)
+            events = await in_database(_recent_events)(self.inbox.user, since)
+            for event in events:
+                self.inbox.note(event)
         frames = []
         for event in events:
             card = await _card(event, self._language)
@@ -227,20 +217,20 @@ class VideoStream(Stream):
     async def still_allowed(self) -> bool:
         return await in_database(owner_of_video)(self._key, self._job) == self.inbox.user
 
-    async def snapshot(self) -> list[bytes]:
-        found = await in_database(_frame_of_video)(self._job, self.inbox.user)
+    async def read(self) -> list[bytes]:
+        if not any(self.inbox.take()):
+            return []
+        found = await in_database(_kept_video)(self._job, self.inbox.user)
         if found is None:
             self.ended = True
             return []
-        event, update, self.ended = found
-        self.inbox.note(event)
+        row, update = found
+        self.ended = not row.is_live
+        self.inbox.note(event_of(row))
         if update == self._sent:
             return []
         self._sent = update
         return [update]
-
-    async def news(self, events: list[JobEvent]) -> list[bytes]:
-        return await self.snapshot() if events else []
 
 
 # --- What streams read from the database, in a thread -----------------------------------------------------------------
@@ -269,10 +259,10 @@ def _recent_events(user: int, since: datetime) -> list[JobEvent]:
     return [event_of(job) for job in recent.order_by("-created_at")[:SNAPSHOT_JOBS]]
 
 
-def _frame_of_video(job: uuid.UUID, user: int) -> tuple[JobEvent, bytes, bool] | None:
-    """Read a video as an event, as a frame, and whether that is the last; None when it was deleted."""
+def _kept_video(job: uuid.UUID, user: int) -> tuple[GenerationJob, bytes] | None:
+    """Read a video and its frame; None when it was deleted."""
     row = kept_jobs(pk=job, user=user).first()
-    return None if row is None else (event_of(row), video_frame(row), not row.is_live)
+    return None if row is None else (row, video_frame(row))
 
 
 _rendering: dict[tuple[JobEvent, str], asyncio.Task[str]] = {}

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import uuid
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -70,16 +69,14 @@ def signed(amount: int) -> str:
 
 
 @register.filter
-def jobs_of(entries: Iterable[CreditTransaction], owner: Model) -> dict[uuid.UUID, GenerationJob]:
-    """Find the owner's jobs that ledger entries are about, by reference, in one query."""
+def with_jobs(
+    entries: Iterable[CreditTransaction], owner: Model
+) -> list[tuple[CreditTransaction, GenerationJob | None]]:
+    """Pair ledger entries with the owner's jobs they are about, in one query."""
+    entries = list(entries)
     references = {entry.reference for entry in entries if entry.reference}
-    return GenerationJob.objects.filter(user_id=owner.pk).in_bulk(references)
-
-
-@register.filter
-def of(mapping: dict[object, object], key: object) -> object:
-    """Return the mapping's value for the key, or None."""
-    return mapping.get(key)
+    jobs = GenerationJob.objects.filter(user_id=owner.pk).in_bulk(references)
+    return [(entry, jobs.get(entry.reference)) for entry in entries]
 
 
 @register.filter
