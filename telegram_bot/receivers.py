@@ -49,7 +49,7 @@ def pass_notice_on(notice: UserNotice, **_: Any) -> None:
     if account is None or not settings.TELEGRAM_BOT_TOKEN:
         return
     with translation.override(language.language_of(account)):
-        outbox.tell(chat_id=account.telegram_id, text=f"ℹ️ {escaped(notices.words(notice))}")
+        outbox.tell(chat_id=account.telegram_id, text=f"ℹ️ {escaped(notices.text_of(notice))}")
 
 
 @receiver(account_closing, dispatch_uid="telegram_bot.unlink")

@@ -1,4 +1,4 @@
-"""`audit_credits`, `grant_credits` and `create_api_key`, as somebody at a terminal meets them."""
+"""The commands `audit_credits`, `grant_credits` and `create_api_key`."""
 
 import io
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class TestCreateApiKey:
         assert key is not None
         assert key.user == user
 
-    def test_there_is_none_for_nobody_or_the_banned(self, user: User) -> None:
+    def test_unknown_and_banned_users_get_none(self, user: User) -> None:
         with pytest.raises(CommandError, match="nobody"):
             run("create_api_key", "nobody")
         user.is_active = False

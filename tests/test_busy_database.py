@@ -1,4 +1,4 @@
-"""More requests than the database has room for: every door says so with 503, and when to come again."""
+"""More requests than the database has connections for: a 503 that says when to come again."""
 
 import time
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def somebody_waits() -> bool:
         return bool(cursor.fetchone()[0])
 
 
-def test_who_gets_no_connection_is_told_to_come_again(server, site, user, finish_job):
+def test_a_request_without_a_connection_is_503_with_retry_after(server, site, user, finish_job):
     job = finish_job(submission.submit(user=user, prompt="A red fox", source="web"))
     session, key = cookie(user), bearer(user)
     site.cookies.set("csrftoken", "a" * 32)

@@ -359,7 +359,7 @@ class TestBulkRefund:
         assert CreditTransaction.objects.filter(kind="refund").count() == 3
         batch.refresh_from_db()
         assert batch.state == "done"
-        told = {notice.user_id: notices.words(notice) for notice in Notice.objects.all()}
+        told = {notice.user_id: notices.text_of(notice) for notice in Notice.objects.all()}
         assert told[people[0].pk] == "We gave you back 100 credits for 2 videos: Bad night"
         assert told[people[1].pk] == "We gave you back 50 credits for 1 video: Bad night"
         [said_in_chat] = ChatNotice.objects.all()

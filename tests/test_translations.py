@@ -53,7 +53,7 @@ def test_there_are_catalogs():
     assert [path.name for path in CATALOGS] == ["django.po", "djangojs.po"]
 
 
-def test_every_message_is_translated_by_somebody(po):
+def test_every_message_is_translated(po):
     left = [message.id for message in catalog(po) if message.id and not whole(message.string)]
     fuzzy = [message.id for message in catalog(po) if message.id and message.fuzzy]
     assert not left, f"not translated: {left}"
@@ -69,7 +69,7 @@ def test_translations_have_the_same_gaps_to_fill(po):
     assert not wrong
 
 
-def test_what_is_compiled_is_what_is_written(po):
+def test_compiled_catalogs_are_up_to_date(po):
     with po.with_suffix(".mo").open("rb") as file:
         compiled = {key(message.id): forms(message.string) for message in read_mo(file) if message.id}
     written = {key(message.id): forms(message.string) for message in catalog(po) if message.id}

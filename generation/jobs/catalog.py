@@ -20,7 +20,7 @@ from django.db.models import Aggregate, Count, OuterRef, QuerySet
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from accounts.models import User
+from accounts.models import User, UserLimits
 from generation.errors import InvalidSetting, UnknownModel, UnknownPreset
 from generation.jobs import limits, scheduling
 from generation.models import GenerationJob, GpuNode, Preset, RunningTotal
@@ -55,9 +55,9 @@ def quote(*, preset: Preset, user: User) -> Quote:
     return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds(preset))
 
 
-def quotes(*, user: User | None = None) -> list[Quote]:
-    """Quote every enabled preset, in the order staff gave them."""
-    factor = limits.price_factor(user) if user else Decimal(1)
+def quotes(*, user: User | None = None, agreed: UserLimits | None = None) -> list[Quote]:
+    """Quote every enabled preset, in the order staff gave them. agreed: the user's limits, if they are read already."""
+    factor = limits.price_factor(user, agreed) if user else Decimal(1)
     presets = Preset.objects.filter(enabled=True).annotate(latest_times=_latest_times())
     return [
         Quote(

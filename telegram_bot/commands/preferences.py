@@ -75,7 +75,7 @@ async def set_preset(press: Press) -> None:
 @button("language")
 async def set_language(press: Press) -> None:
     """Speak another language from now on, on the web too; an empty one is the language of their Telegram."""
-    if press.argument and not languages.is_spoken(press.argument):
+    if press.argument and not languages.is_supported(press.argument):
         await press.refuse(_("This language is not spoken here."))
         return
     await choose_language(press.account, press.argument)

@@ -9,7 +9,7 @@ from django.utils.translation import pgettext
 from telegram import BotCommand, InlineKeyboardMarkup
 
 from accounts.models import CreditTransaction
-from accounts.templatetags.accounts import reason_words
+from accounts.templatetags.accounts import translated_reason
 from generation.errors import CooldownActive, DailyLimitReached, GenerationError, TooManyAtOnce, in_words
 from generation.jobs.catalog import Quote
 from generation.models import GenerationJob
@@ -143,7 +143,7 @@ def balance(*, free: int, held: int, entries: list[CreditTransaction]) -> str:
 
 def _entry(entry: CreditTransaction) -> str:
     when, change = date_format(entry.created_at, "j E, H:i"), f"{entry.amount:+d}".replace("-", "−")
-    return f"{when} UTC · {change} · {escaped(shortened(reason_words(entry.reason), LINE_UNITS))}"
+    return f"{when} UTC · {change} · {escaped(shortened(translated_reason(entry.reason), LINE_UNITS))}"
 
 
 def history(jobs: list[GenerationJob]) -> str:

@@ -1,4 +1,4 @@
-"""Every page of the site, looked at by machines: accessibility, the content security policy, origin, weight, width."""
+"""Automatic checks of every page: accessibility, the content security policy, origin, weight, width."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -268,7 +268,7 @@ def test_a_passkey_is_added_and_then_signs_in_without_a_password(site, chromium)
     context.close()
 
 
-def test_a_passkey_that_is_not_there_is_told_in_words(site, chromium):
+def test_a_missing_passkey_shows_a_message(site, chromium):
     page = chromium.new_context(base_url=site).new_page()
     add_authenticator(page)
     page.goto("/accounts/login/")
