@@ -45,6 +45,9 @@ class Preset(models.Model):
     is_default = models.BooleanField(default=False)
     enabled = models.BooleanField(default=True)
 
+    # A job keeps these as they are at submit, so that a later edit changes no job.
+    COPIED = ("num_frames", "fps", "num_inference_steps", "guidance_scale")
+
     class Meta:
         ordering = ["position", "name"]
         constraints = [
@@ -217,7 +220,7 @@ class GenerationJob(models.Model):
     prompt = models.TextField()
     negative_prompt = models.TextField(blank=True)
     preset = models.ForeignKey(Preset, on_delete=models.PROTECT, related_name="jobs")
-    # Copied from the preset at submit, so that a later edit of it changes no job.
+    # Preset.COPIED
     num_frames = models.PositiveIntegerField()
     fps = models.PositiveIntegerField()
     num_inference_steps = models.PositiveIntegerField()
