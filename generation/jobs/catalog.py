@@ -165,7 +165,7 @@ class Model:
 class Offer:
     """Models and sizes that can be asked for now. The default comes first; both are empty until a node was reached.
 
-    sizes: `WIDTHxHEIGHT`, of each node the one it makes when nobody asks.
+    sizes: `WIDTHxHEIGHT`, of each node the one that it makes unasked.
     """
 
     models: tuple[Model, ...]
