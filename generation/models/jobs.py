@@ -161,7 +161,7 @@ class GpuNode(models.Model):
 
     @property
     def runs_in_background(self) -> bool:
-        """Whether it takes a job at once and is asked for it later (`NodeClient.background`)."""
+        """True where the node takes a job at once and is asked for it later (`NodeClient.background`)."""
         return client_class(self.effective_protocol).background
 
     @property
@@ -390,7 +390,7 @@ class JobAttempt(models.Model):
 
     @property
     def runs_in_background(self) -> bool:
-        """Whether the node takes it at once and is asked for it later (`NodeClient.background`)."""
+        """True where the node takes it at once and is asked for it later (`NodeClient.background`)."""
         return client_class(self.protocol).background
 
 
