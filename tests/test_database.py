@@ -3,9 +3,12 @@
 import asyncio
 import threading
 
+import pytest
 from asgiref.sync import async_to_sync
 
 from generation.database import in_database
+
+pytestmark = pytest.mark.django_db  # the bridge looks at the connections of its thread
 
 
 def test_a_slow_call_delays_no_other() -> None:
