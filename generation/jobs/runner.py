@@ -17,7 +17,7 @@ from django.conf import settings
 from generation.database import DATABASE_AWAY, in_database
 from generation.jobs import lifecycle, locks, scheduling
 from generation.jobs.node_health import endpoint_of
-from generation.models import JobAttempt
+from generation.models import JobAttempt, Preset
 from generation.nodes import (
     GenerationRequest,
     NodeBusy,
@@ -292,11 +292,8 @@ def _request_of(attempt: JobAttempt) -> GenerationRequest:
         id=attempt.pk.hex,
         prompt=job.prompt,
         negative_prompt=job.negative_prompt,
-        num_frames=job.num_frames,
-        fps=job.fps,
-        num_inference_steps=job.num_inference_steps,
-        guidance_scale=job.guidance_scale,
         seed=job.seed,
+        **{name: getattr(job, name) for name in Preset.COPIED},
         width=int(width) if width else None,
         height=int(height) if height else None,
     )
