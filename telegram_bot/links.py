@@ -37,7 +37,7 @@ def bot_id_of(token: str) -> int:
 
 def video_page(job: GenerationJob) -> str:
     """The page of a video, as an absolute URL that needs no sign-in: people in the chat may have no password."""
-    return settings.SITE_URL + reverse("telegram_video", args=[_video.sign(job.pk.hex)])
+    return page("telegram_video", _video.sign(job.pk.hex))
 
 
 def video_behind(signed: str) -> uuid.UUID:
@@ -49,18 +49,9 @@ def video_behind(signed: str) -> uuid.UUID:
     return uuid.UUID(_video.unsign(signed, max_age=VIDEO_LIFE))
 
 
-def link_page(token: str) -> str:
-    """The page on which a request to join from the chat is answered."""
-    return settings.SITE_URL + reverse("telegram_link", args=[token])
-
-
-def connect_page() -> str:
-    """The page that shows how the connection with Telegram stands."""
-    return settings.SITE_URL + reverse("telegram_connect")
-
-
-def login_page(token: str) -> str:
-    return settings.SITE_URL + reverse("telegram_login", args=[token])
+def page(name: str, *args: str) -> str:
+    """The absolute URL of a page, for messages in the chat."""
+    return settings.SITE_URL + reverse(name, args=args)
 
 
 def remember_bot(*, bot_id: int, username: str) -> None:

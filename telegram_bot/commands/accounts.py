@@ -51,7 +51,7 @@ def decline_answer(request_id: int, account: TelegramAccount) -> None:
 async def link(request: Request) -> None:
     """Begin here; the web answers, and is confirmed here."""
     request.must_be_private()
-    url = links.link_page(await begin(account=request.account))
+    url = links.page("telegram_link", await begin(account=request.account))
     await request.reply(texts.link_begun(url, life=linking.LIFE))
 
 
@@ -69,7 +69,7 @@ async def agreed(press: Press) -> None:
     """They agree to the account on the web, which confirms next."""
     await answer(token=press.argument, account=press.account)
     words = _("Now confirm it in your browser, where you began:")
-    await press.show(f"{words}\n{escaped(links.connect_page())}")
+    await press.show(f"{words}\n{escaped(links.page('telegram_connect'))}")
 
 
 @button("linkno")
@@ -113,7 +113,7 @@ async def parted(press: Press) -> None:
 @deep_link("login")
 async def login(request: Request) -> None:
     request.must_be_private()
-    url = links.login_page(await issue_login(account=request.account))
+    url = links.page("telegram_login", await issue_login(account=request.account))
     await request.reply(texts.login(url, account=request.account, life=tokens.LIFE))
 
 

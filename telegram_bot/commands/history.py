@@ -23,6 +23,7 @@ from telegram_bot.receiving.context import Press, Request
 from telegram_bot.receiving.routes import button, command
 from telegram_bot.texts import jobs as texts
 from telegram_bot.texts.buttons import row
+from telegram_bot.texts.parts import lines, prompt_line
 
 logger = logging.getLogger(__name__)
 
@@ -103,16 +104,11 @@ async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) ->
     return True
 
 
-@in_database
-def address_of(job: GenerationJob) -> str:
-    return sharing.address(sharing.share(job=job))
-
-
 @button("share")
 async def share(press: Press) -> None:
     """A link for all who have it, in a message that can be passed on."""
     job = await own_job(press.account, press.argument)
-    address = await address_of(job)
+    address = sharing.address(await in_database(sharing.share)(job=job))
     stop = row((_("Stop sharing"), "unshare"), argument=job.id.hex)
     await press.reply(texts.shared(job.prompt, address=address), reply_markup=stop)
 
@@ -122,7 +118,7 @@ async def unshare(press: Press) -> None:
     """End the link; its message shows it."""
     job = await own_job(press.account, press.argument)
     await in_database(sharing.revoke)(job=job)
-    await press.show(texts.not_shared(job.prompt))
+    await press.show(lines(_("🔗 The link does not work any more."), prompt_line(job.prompt)))
 
 
 @in_database

@@ -1,5 +1,6 @@
 """/start and /help."""
 
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from accounts import ledger
@@ -13,6 +14,8 @@ from telegram_bot.receiving import routes
 from telegram_bot.receiving.context import Request
 from telegram_bot.receiving.routes import command
 from telegram_bot.texts import jobs as texts
+from telegram_bot.texts.buttons import row
+from telegram_bot.texts.parts import credits_of
 
 for_sale = in_database(payments.for_sale)
 
@@ -39,7 +42,8 @@ async def start(request: Request) -> None:
     """Welcome, balance, and something to try."""
     wallet, quote = await wallet_of(request.person), await quote_for(request.account)
     text = texts.welcome(name=request.account.first_name, balance=wallet.balance)
-    await request.reply(text, reply_markup=texts.of_sample(cost=quote.cost))
+    make_it = _("🎬 Make it · %(credits)s") % {"credits": credits_of(quote.cost)}
+    await request.reply(text, reply_markup=row((make_it, "sample")))
 
 
 @command("help", menu=gettext_lazy("Show all commands"))

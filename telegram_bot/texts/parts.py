@@ -14,6 +14,14 @@ def example() -> str:
     return _("A red fox running through fresh snow at sunrise")
 
 
+def lines(*texts: str) -> str:
+    return "\n".join(texts)
+
+
+def paragraphs(*texts: str) -> str:
+    return "\n\n".join(texts)
+
+
 def escaped(text: str) -> str:
     return html.escape(text, quote=False)
 
@@ -44,6 +52,10 @@ def about_seconds(number: int) -> str:
     if number < 100:
         return _("about %(number)d s") % {"number": number if number < 15 else 5 * round(number / 5)}
     return _("about %(number)d min") % {"number": round(number / 60)}
+
+
+def balance_of(number: int) -> str:
+    return _("💰 Balance: %(credits)s") % {"credits": credits_of(number)}
 
 
 def nothing_deducted() -> str:

@@ -8,7 +8,7 @@ from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment
 from telegram_bot.texts.buttons import button, row
-from telegram_bot.texts.parts import credits_of, escaped
+from telegram_bot.texts.parts import balance_of, credits_of, escaped, lines, paragraphs
 
 State = StarPayment.State
 
@@ -19,12 +19,10 @@ def stars_of(number: int) -> str:
 
 
 def offers(*, balance: int) -> str:
-    return "\n\n".join(
-        [
-            _("⭐ <b>Buy credits</b>"),
-            _("💰 Balance: %(credits)s") % {"credits": credits_of(balance)},
-            _("Choose a pack and pay for it with Telegram Stars. /terms · /paysupport"),
-        ]
+    return paragraphs(
+        _("⭐ <b>Buy credits</b>"),
+        balance_of(balance),
+        _("Choose a pack and pay for it with Telegram Stars. /terms · /paysupport"),
     )
 
 
@@ -69,13 +67,8 @@ def paid(payment: StarPayment, *, balance: int) -> str:
             "We look into it, and you can ask for your Stars back: /paysupport."
         )
     facts = {"credits": credits_of(payment.purchase.posted_delta), "stars": stars_of(payment.stars)}
-    return "\n".join(
-        [
-            _("✅ Thank you! %(credits)s for %(stars)s.") % facts,
-            _("💰 Balance: %(credits)s") % {"credits": credits_of(balance)},
-            receipt_of(payment),
-        ]
-    )
+    thanks = _("✅ Thank you! %(credits)s for %(stars)s.") % facts
+    return lines(thanks, balance_of(balance), receipt_of(payment))
 
 
 def receipt_of(payment: StarPayment) -> str:
