@@ -76,31 +76,23 @@ def receipt_of(payment: StarPayment) -> str:
 
 
 def refunded(payment: StarPayment) -> str:
-    words = [_("↩️ %(stars)s were given back to you.") % {"stars": stars_of(payment.stars)}]
+    text = _("↩️ %(stars)s were given back to you.") % {"stars": stars_of(payment.stars)}
     if payment.refund is not None:
-        taken = {"credits": credits_of(-payment.refund.posted_delta)}
-        words.append(_("%(credits)s were taken back.") % taken)
-    return " ".join(words) + "\n" + receipt_of(payment)
+        text += " " + _("%(credits)s were taken back.") % {"credits": credits_of(-payment.refund.posted_delta)}
+    return lines(text, receipt_of(payment))
 
 
 def support(payments: list[StarPayment]) -> str:
-    parts = [_("🛟 <b>Help with payments</b>"), _how_to_reach_us()]
-    if payments:
-        parts.append(_("Your last payments:") + "\n" + "\n".join(_line(payment) for payment in payments))
+    if settings.SUPPORT_CONTACT:
+        how = _("Write to %(contact)s and name the receipt. Telegram's own support cannot help with it.")
+        how %= {"contact": escaped(settings.SUPPORT_CONTACT)}
     else:
-        parts.append(_("You have not paid for anything yet."))
-    return "\n\n".join(parts)
-
-
-def _how_to_reach_us() -> str:
-    if not settings.SUPPORT_CONTACT:
-        return _(
+        how = _(
             "Write to whoever runs this bot, and name the receipt. Telegram's own support cannot help with it."
         )
-    contact = {"contact": escaped(settings.SUPPORT_CONTACT)}
-    return (
-        _("Write to %(contact)s and name the receipt. Telegram's own support cannot help with it.") % contact
-    )
+    none, heading = _("You have not paid for anything yet."), _("Your last payments:")
+    latest = lines(heading, *map(_line, payments)) if payments else none
+    return paragraphs(_("🛟 <b>Help with payments</b>"), how, latest)
 
 
 def _line(payment: StarPayment) -> str:
@@ -117,12 +109,11 @@ def _line(payment: StarPayment) -> str:
 
 
 def terms() -> str:
-    lines = [
+    url = [_("All terms: %(url)s") % {"url": escaped(settings.TERMS_URL)}] if settings.TERMS_URL else []
+    return paragraphs(
         _("📄 <b>Terms</b>"),
         _("Credits pay for videos here. They do not expire, and cannot be passed on or exchanged for money."),
         _("A video that fails costs nothing."),
         _("Credits that you bought and did not spend can be turned back into Stars: /paysupport."),
-    ]
-    if settings.TERMS_URL:
-        lines.append(_("All terms: %(url)s") % {"url": escaped(settings.TERMS_URL)})
-    return "\n\n".join(lines)
+        *url,
+    )
