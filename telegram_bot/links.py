@@ -16,22 +16,14 @@ VIDEO_LIFE = 7 * 24 * 3600
 _video = signing.TimestampSigner(salt="telegram_bot.video")
 
 
-class BadToken(Exception):
-    """The token cannot be one from @BotFather: it has to be digits, a colon and letters. Check TELEGRAM_BOT_TOKEN."""
-
-    def __init__(self) -> None:
-        super().__init__(self.__doc__)
-
-
 def bot_id_of(token: str) -> int:
-    """The id of the bot, which its token begins with.
-
-    Raises:
-        BadToken: it has another form.
-    """
+    """The id of the bot, which its token begins with. Raises ValueError when the token has another form."""
     match = TOKEN.fullmatch(token)
     if match is None:
-        raise BadToken
+        raise ValueError(
+            "The token cannot be one from @BotFather: it has to be digits, a colon and letters. "
+            "Check TELEGRAM_BOT_TOKEN."
+        )
     return int(match[1])
 
 

@@ -14,7 +14,6 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 
 from accounts import ledger
-from accounts.models import CreditAccount
 from telegram_bot.errors import Refusal
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAccount
 
@@ -124,12 +123,6 @@ def _credit(*, bot_id: int, telegram_id: int, charge: Charge) -> StarPayment:
         )
     payment.save(force_insert=True)
     return payment
-
-
-def balance_of(payment: StarPayment) -> int:
-    """Free credits of the payer, or of the account they are part of."""
-    account = TelegramAccount.objects.filter(telegram_id=payment.telegram_id).first()
-    return CreditAccount.objects.get(user=account.user_id if account else payment.user_id).balance
 
 
 def latest(account: TelegramAccount) -> list[StarPayment]:

@@ -14,7 +14,7 @@ from accounts.models import CreditAccount, CreditTransaction, User
 from generation.database import DATABASE_AWAY, in_database
 from telegram_bot import language, payments, refunds
 from telegram_bot.commands.welcome import for_sale, wallet_of
-from telegram_bot.models import StarPayment
+from telegram_bot.models import StarPayment, TelegramAccount
 from telegram_bot.payments import Charge
 from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.receiving.routes import button, command, deep_link, message, update
@@ -36,9 +36,10 @@ seen_outside = in_database(refunds.seen_outside)
 
 @in_database
 def credit(*, bot_id: int, telegram_id: int, charge: Charge) -> tuple[StarPayment, int]:
-    """The payment, and the free credits after it."""
+    """The payment, and the free credits of the payer after it, or of the account they are part of."""
     payment = payments.credit(bot_id=bot_id, telegram_id=telegram_id, charge=charge)
-    return payment, payments.balance_of(payment)
+    account = TelegramAccount.objects.filter(telegram_id=telegram_id).first()
+    return payment, CreditAccount.objects.get(user=account.user_id if account else payment.user_id).balance
 
 
 @in_database

@@ -280,9 +280,7 @@ class HideToken(logging.Filter):
         self._secrets = [token, token.partition(":")[2]]
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if (clean := self._clean(message)) != message:
-            record.msg, record.args = clean, ()
+        record.msg, record.args = self._clean(record.getMessage()), ()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:

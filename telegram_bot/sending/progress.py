@@ -149,7 +149,11 @@ class LiveStatus:
                 await asyncio.sleep(self._pause(job_id))
                 self._changed.discard(job_id)
                 try:
-                    await self._bring_up_to_date(job_id)
+                    async with self.lock(job_id):
+                        if (found := await message_of(job_id)) is None:
+                            self._forget(job_id)
+                        else:
+                            await self._show(*found)
                 except DATABASE_AWAY as error:
                     logger.warning("cannot look at job %s now: %s", job_id.hex, error)
         except InvalidToken:
@@ -165,25 +169,18 @@ class LiveStatus:
         interval = GROUP_EDIT_SECONDS if self._chats.get(job_id, 0) < 0 else EDIT_SECONDS
         return max(0.0, self._edited_at.get(job_id, 0.0) + interval - monotonic())
 
-    async def _bring_up_to_date(self, job_id: uuid.UUID) -> None:
-        async with self.lock(job_id):
-            if (found := await message_of(job_id)) is None:
-                self._forget(job_id)
-                return
-            row, status = found
-            if status.text != row.last_text:
-                async with self._limit:
-                    await self._show(row, status)
-
     async def _show(self, row: JobMessage, status: Status) -> None:
-        self._edited_at[row.job_id] = monotonic()
+        if status.text == row.last_text:
+            return
         try:
-            await self._bot.edit_message_text(
-                status.text,
-                chat_id=row.chat_id,
-                message_id=row.status_message_id,
-                reply_markup=status.buttons,
-            )
+            async with self._limit:
+                self._edited_at[row.job_id] = monotonic()
+                await self._bot.edit_message_text(
+                    status.text,
+                    chat_id=row.chat_id,
+                    message_id=row.status_message_id,
+                    reply_markup=status.buttons,
+                )
         except InvalidToken:
             raise
         except (BadRequest, Forbidden) as error:

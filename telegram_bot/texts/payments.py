@@ -78,7 +78,9 @@ def receipt_of(payment: StarPayment) -> str:
 def refunded(payment: StarPayment) -> str:
     text = _("↩️ %(stars)s were given back to you.") % {"stars": stars_of(payment.stars)}
     if payment.refund is not None:
-        text += " " + _("%(credits)s were taken back.") % {"credits": credits_of(-payment.refund.posted_delta)}
+        text += " " + _("%(credits)s were taken back.") % {
+            "credits": credits_of(-payment.refund.posted_delta)
+        }
     return lines(text, receipt_of(payment))
 
 
