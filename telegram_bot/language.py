@@ -13,7 +13,7 @@ def language_of(account: TelegramAccount) -> str:
 
 
 def language_for(user: User) -> str:
-    """The same for a user. Reads the database."""
+    """The language of a user, read from the database."""
     if user.language:
         return user.language
     code = TelegramAccount.objects.filter(user=user).values_list("language_code", flat=True).first()

@@ -52,7 +52,7 @@ def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
 
 @command("balance", menu=gettext_lazy("Show your credits"))
 async def balance(request: Request) -> None:
-    """What is free to spend, and how it came to that."""
+    """Free credits and the last entries."""
     wallet, entries = await statement_of(request.person)
     text = jobs.balance(free=wallet.balance, held=wallet.held, entries=entries)
     await request.reply(text, reply_markup=await way_to_buy(request))
@@ -70,7 +70,7 @@ async def buy(request: Request) -> None:
 
 @button("offers")
 async def offers(press: Press) -> None:
-    """The same, from the button below a message that speaks of credits."""
+    """The packs for sale, from the button below a message that speaks of credits."""
     await _show_offers(press)
 
 

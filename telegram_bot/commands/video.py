@@ -150,7 +150,7 @@ async def talk(request: Request) -> None:
 
 
 def with_another_seed(job: GenerationJob) -> VideoRequest:
-    """The same again but for the seed, which would give the same picture."""
+    """Ask for a job again without its seed, which would give the same picture."""
     request = same_again(job)
     request["seed"] = None
     return request
@@ -158,7 +158,7 @@ def with_another_seed(job: GenerationJob) -> VideoRequest:
 
 @button("again")
 async def again(press: Press) -> None:
-    """The same prompt with another seed."""
+    """Make the prompt again with another seed."""
     await make(press, with_another_seed(await own_job(press.account, press.argument)))
 
 

@@ -109,7 +109,7 @@ class Dispatcher:
         is_talk = text.strip() and not text.startswith("/") and not message.forward_origin
         if is_talk and (addressed or to_us):
             return Choice(routes.MESSAGES[TEXT], text.strip(), addressed)
-        # Joins, pins and the like are written by nobody.
+        # Joins, pins and the like are not written by a person.
         is_service = message.effective_attachment is None and message.text is None
         return Choice(routes.COMMANDS[HELP]) if addressed and not is_service else None
 

@@ -66,7 +66,7 @@ def prune() -> int:
 
 
 def has_id(update: dict[str, Any]) -> bool:
-    """Only an update with a number can be told from others and acknowledged."""
+    """Only an update with a number can be identified and acknowledged."""
     return type(update.get("update_id")) is int and abs(update["update_id"]) < 2**63
 
 

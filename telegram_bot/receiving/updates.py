@@ -83,7 +83,7 @@ def receive(request: HttpRequest) -> HttpResponse:
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:
-    """None for what can never be handled: without a number it cannot be told from others."""
+    """None for a body that can never be handled: an update without a number cannot be identified."""
     try:
         update = json.loads(body)
     except (ValueError, RecursionError):

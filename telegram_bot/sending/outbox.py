@@ -67,7 +67,7 @@ def load(row_id: int) -> Parcel:
 
 
 def mark_upload(row_id: int, *, began: bool) -> None:
-    """From its beginning on, the video may be in the chat, whatever becomes of this process."""
+    """Store that an upload began: from then on, the video may be in the chat even if this process dies."""
     JobMessage.objects.filter(pk=row_id).update(upload_began_at=Now() if began else None)
 
 
