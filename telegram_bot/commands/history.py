@@ -22,8 +22,7 @@ from telegram_bot.models import JobMessage
 from telegram_bot.receiving.context import Press, Request
 from telegram_bot.receiving.routes import button, command
 from telegram_bot.texts import jobs as texts
-from telegram_bot.texts.buttons import row
-from telegram_bot.texts.parts import lines, prompt_line
+from telegram_bot.texts.parts import lines, prompt_line, row
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +47,8 @@ def sent_before(job: GenerationJob, *, bot_id: int) -> tuple[str, str]:
 @transaction.atomic
 def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
     """Put a result into the outbox again, for this chat, unless it is there already."""
-    fresh: dict[str, object] = {
-        "state": JobMessage.State.PENDING,
-        "next_attempt_at": Now(),
-        "attempts": 0,
-        "file_id": "",
-        "status_message_id": None,
-        "upload_began_at": None,
-        "error": "",
-    }
-    row, created = JobMessage.objects.get_or_create(job=job, defaults=place | fresh)
-    if not created:
-        settled = JobMessage.objects.filter(pk=row.pk).exclude(state=JobMessage.State.PENDING)
-        settled.update(**place, **fresh)
+    JobMessage.objects.filter(job=job).exclude(state=JobMessage.State.PENDING).delete()
+    JobMessage.objects.get_or_create(job=job, defaults={**place, "next_attempt_at": Now()})
     wakeup.call(wakeup.OUTBOX)
 
 

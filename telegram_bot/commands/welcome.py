@@ -14,8 +14,7 @@ from telegram_bot.receiving import routes
 from telegram_bot.receiving.context import Request
 from telegram_bot.receiving.routes import command
 from telegram_bot.texts import jobs as texts
-from telegram_bot.texts.buttons import row
-from telegram_bot.texts.parts import credits_of
+from telegram_bot.texts.parts import credits_of, row
 
 for_sale = in_database(payments.for_sale)
 

@@ -2,7 +2,7 @@
 
 @command("balance", menu=gettext_lazy("Show your credits"))   /balance
 @deep_link("link")                                            /start link_<argument>
-@button("cancel")                                             a button with `texts.jobs.data("cancel", argument)`
+@button("cancel")                                             a button of `parts.button(label, "cancel", argument)`
 @message("successful_payment")                                a message that has this field
 @update("pre_checkout_query")                                 an update of another kind: the part of that name
 """
@@ -51,7 +51,7 @@ def deep_link(prefix: str) -> Callable[[RequestHandler], RequestHandler]:
 
 
 def button(name: str) -> Callable[[PressHandler], PressHandler]:
-    """Handle presses on buttons whose data is `data(name, argument)`."""
+    """Handle presses on buttons made by `parts.button(label, name, argument)`."""
     return _into(BUTTONS, name)
 
 

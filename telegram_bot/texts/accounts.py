@@ -15,8 +15,7 @@ from generation.errors import in_words
 from generation.jobs.catalog import Quote
 from generation.models import Preset
 from telegram_bot.models import TelegramAccount
-from telegram_bot.texts.buttons import button, row
-from telegram_bot.texts.parts import credits_of, escaped, lines, paragraphs, seconds_of
+from telegram_bot.texts.parts import button, credits_of, escaped, lines, paragraphs, row, seconds_of
 
 CHOSEN = "✅ "
 

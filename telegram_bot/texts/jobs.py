@@ -14,11 +14,11 @@ from generation.errors import CooldownActive, DailyLimitReached, GenerationError
 from generation.jobs.catalog import Quote
 from generation.models import GenerationJob
 from generation.web.presenters import Card
-from telegram_bot.texts.buttons import button, row
 from telegram_bot.texts.parts import (
     PROMPT_UNITS,
     about_seconds,
     balance_of,
+    button,
     credits_of,
     escaped,
     example,
@@ -26,6 +26,7 @@ from telegram_bot.texts.parts import (
     nothing_deducted,
     paragraphs,
     prompt_line,
+    row,
     shortened,
 )
 

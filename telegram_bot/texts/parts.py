@@ -1,12 +1,15 @@
-"""Parts of several messages."""
+"""Parts of messages, and the buttons below them."""
 
 import html
 
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
+from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 # A caption may have 1024 characters; the text around the prompt needs fewer than 200.
 PROMPT_UNITS = 800
+# Telegram's limit for the data of a button, in bytes.
+MAX_DATA = 64
 
 
 def example() -> str:
@@ -64,3 +67,16 @@ def nothing_deducted() -> str:
 
 def only_in_private() -> str:
     return _("This is between you and me: please write it to me in private.")
+
+
+def button(label: str, name: str, argument: str = "") -> InlineKeyboardButton:
+    """A button for `@button(name)`, with an argument to carry. Raises ValueError for more than it can carry."""
+    data = f"{name}:{argument}"
+    if len(data.encode()) > MAX_DATA:
+        raise ValueError(f"a button cannot carry {data!r}")
+    return InlineKeyboardButton(label, callback_data=data)
+
+
+def row(*named: tuple[str, str], argument: str = "") -> InlineKeyboardMarkup:
+    """Buttons side by side, each a label and a name, which all carry the same argument."""
+    return InlineKeyboardMarkup.from_row([button(label, name, argument) for label, name in named])

@@ -7,8 +7,7 @@ from django.utils.translation import ngettext
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment
-from telegram_bot.texts.buttons import button, row
-from telegram_bot.texts.parts import balance_of, credits_of, escaped, lines, paragraphs
+from telegram_bot.texts.parts import balance_of, button, credits_of, escaped, lines, paragraphs, row
 
 State = StarPayment.State
 
