@@ -17,7 +17,7 @@ _video = signing.TimestampSigner(salt="telegram_bot.video")
 
 
 def bot_id_of(token: str) -> int:
-    """The id of the bot, which its token begins with. Raises ValueError when the token has another form."""
+    """Read the bot's id, which its token begins with. Raises ValueError when the token has another form."""
     match = TOKEN.fullmatch(token)
     if match is None:
         raise ValueError(
@@ -28,12 +28,12 @@ def bot_id_of(token: str) -> int:
 
 
 def video_page(job: GenerationJob) -> str:
-    """The page of a video, as an absolute URL that needs no sign-in: people in the chat may have no password."""
+    """Make the URL of a video's page, which needs no sign-in: people in the chat may have no password."""
     return page("telegram_video", _video.sign(job.pk.hex))
 
 
 def video_behind(signed: str) -> uuid.UUID:
-    """The job of such a link.
+    """Read the job's id from such a link.
 
     Raises:
         signing.SignatureExpired: it is too old. signing.BadSignature: it is none of ours.
@@ -42,7 +42,7 @@ def video_behind(signed: str) -> uuid.UUID:
 
 
 def page(name: str, *args: str) -> str:
-    """The absolute URL of a page, for messages in the chat."""
+    """Return the absolute URL of a page, for messages in the chat."""
     return settings.SITE_URL + reverse(name, args=args)
 
 
@@ -52,7 +52,7 @@ def remember_bot(*, bot_id: int, username: str) -> None:
 
 
 def to_bot(start: str) -> str | None:
-    """A link that opens the chat with the bot and sends it `/start <start>`; None before the bot first ran."""
+    """Make a link that opens the chat and sends `/start <start>`; None before the bot first ran."""
     if not settings.TELEGRAM_BOT_TOKEN:
         return None
     known = KnownBot.objects.filter(bot_id=bot_id_of(settings.TELEGRAM_BOT_TOKEN)).first()
@@ -60,7 +60,7 @@ def to_bot(start: str) -> str | None:
 
 
 def to_shop() -> str | None:
-    """A link to the offers in the chat; None when nothing is for sale."""
+    """Make a link to the offers in the chat; None when nothing is for sale."""
     if not settings.TELEGRAM_BOT_TOKEN or not CreditPack.objects.filter(for_sale=True).exists():
         return None
     return to_bot("buy_here")

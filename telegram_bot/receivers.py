@@ -64,7 +64,7 @@ def unlink(user: User, **_: Any) -> None:
 
 @receiver(account_closed, dispatch_uid="telegram_bot.forget_messages")
 def forget_messages(user: User, **_: Any) -> None:
-    """After the jobs, in the order of all locks, hence not while the account is being closed."""
+    """Delete after the jobs, in the order of all locks, hence not while the account is being closed."""
     JobMessage.objects.filter(job__user=user).delete()
     JobPost.objects.filter(job__user=user).delete()
 

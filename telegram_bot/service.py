@@ -165,7 +165,7 @@ def _prune() -> int:
 
 
 async def _prune_for_ever() -> None:
-    """Once an hour, delete what is old."""
+    """Delete old rows once an hour."""
     while True:
         try:
             if pruned := await _prune():

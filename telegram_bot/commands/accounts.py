@@ -35,7 +35,7 @@ async def link(request: Request) -> None:
 
 @deep_link("link")
 async def opened(request: Request) -> None:
-    """Begun on the web: name the account that asks, and do nothing before they agree."""
+    """Name the account on the web that asks, and do nothing before they agree."""
     request.must_be_private()
     row = await find(request.argument, began_on=LinkRequest.Side.WEB)
     assert row.user is not None
@@ -46,7 +46,7 @@ async def opened(request: Request) -> None:
 
 @button("linkyes")
 async def agreed(press: Press) -> None:
-    """They agree to the account on the web, which confirms next."""
+    """Agree to the account on the web, which confirms next."""
     await answer(token=press.argument, account=press.account)
     words = _("Now confirm it in your browser, where you began:")
     await press.show(f"{words}\n{parts.escaped(links.page('telegram_connect'))}")
@@ -61,7 +61,7 @@ async def disagreed(press: Press) -> None:
 
 @button("join")
 async def confirmed(press: Press) -> None:
-    """Begun here, answered on the web: the last word."""
+    """Take the last word on the account that answered on the web."""
     user = await confirm(_number(press.argument), account=press.account)
     await press.show(texts.joined(user, balance=(await wallet_of(user)).balance))
 
@@ -98,5 +98,5 @@ async def login(request: Request) -> None:
 
 
 def _number(argument: str) -> int:
-    """The id that a button carries; 0, which no row has, for anything else."""
+    """Read the id that a button carries; 0, which no row has, for anything else."""
     return int(argument) if argument.isascii() and argument.isdigit() and len(argument) < 19 else 0

@@ -37,7 +37,7 @@ def last_jobs(person: User) -> list[GenerationJob]:
 
 @in_database
 def sent_before(job: GenerationJob, *, bot_id: int) -> tuple[str, str]:
-    """The id of its file at Telegram, empty when this bot never sent it; and a caption."""
+    """Find the id of its file at Telegram, empty when this bot never sent it; and a caption."""
     row = JobMessage.objects.filter(job=job, bot_id=bot_id).first()
     balance = CreditAccount.objects.get(user=job.user_id).balance
     return row.file_id if row else "", texts.caption(job, balance_left=balance)
@@ -72,7 +72,7 @@ async def resend(press: Press) -> None:
 
 
 async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) -> bool:
-    """False when Telegram does not know the file."""
+    """Send the file; False when Telegram does not know it."""
     await press.acknowledge()
     try:
         message = await press.bot.send_video(
@@ -94,7 +94,7 @@ async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) ->
 
 @button("share")
 async def share(press: Press) -> None:
-    """A link for all who have it, in a message that can be passed on."""
+    """Make a link for everyone, in a message that can be passed on."""
     job = await own_job(press.account, press.argument)
     address = sharing.address(await in_database(sharing.share)(job=job))
     stop = row((_("Stop sharing"), "unshare"), argument=job.id.hex)
@@ -111,7 +111,7 @@ async def unshare(press: Press) -> None:
 
 @in_database
 def cancel_newest(person: User) -> GenerationJob | None:
-    """The job that was canceled; None when none is live.
+    """Cancel the newest job; None when none is live.
 
     Raises:
         CannotCancel: all that are live are being stored.

@@ -44,7 +44,7 @@ class Choice:
 
 
 class Dispatcher:
-    """Finds the handler of an update. A message that has none gets the help."""
+    """The way from an update to its handler. A message that has none gets the help."""
 
     def __init__(self, *, bot: BotClient, live: LiveStatus) -> None:
         self._bot, self._live = bot, live
@@ -86,7 +86,7 @@ class Dispatcher:
             await _run(choice.handler, request)
 
     def _choose(self, message: Message) -> Choice | None:
-        """None when the bot is not meant: in a group it answers only what is addressed to it."""
+        """Choose a handler; None when the bot is not meant: in a group it answers only what is addressed to it."""
         for field, handler in routes.MESSAGES.items():
             if field != TEXT and getattr(message, field, None):
                 return Choice(handler)

@@ -94,7 +94,7 @@ class TelegramChannel(Channel[R]):
 
 
 class Notices(TelegramChannel[Notice]):
-    """Texts that other processes wrote down, sent one after the other."""
+    """Texts from other processes, sent one after the other."""
 
     table = Notice
 
@@ -107,8 +107,8 @@ class Notices(TelegramChannel[Notice]):
 
 
 class Refunds(TelegramChannel[StarPayment]):
-    """Asks Telegram to give Stars back. An answer that says nothing is no verdict: the same question is asked again,
-    which Telegram answers with CHARGE_ALREADY_REFUNDED if the first one went through.
+    """Refunds that Telegram is asked for. Without a definite answer it is asked again, and answers
+    CHARGE_ALREADY_REFUNDED if the first request went through.
     """
 
     table = StarPayment
@@ -129,7 +129,7 @@ class Refunds(TelegramChannel[StarPayment]):
 
 
 class Results(TelegramChannel[JobMessage]):
-    """Sends the results of jobs, and removes their status messages."""
+    """The results of jobs, which are sent before their status messages are removed."""
 
     table = JobMessage
     at_once = 32
@@ -258,7 +258,7 @@ class Results(TelegramChannel[JobMessage]):
         )
 
     async def _show_cancel(self, parcel: Parcel) -> Sent:
-        """In the status message, without a sound: the person who canceled knows."""
+        """Change the status message, without a sound: the person who canceled knows."""
         job, status = parcel.row.job, parcel.row.status_message_id
         text = texts.canceled(job.prompt)
         if status is None:
@@ -281,7 +281,7 @@ class Results(TelegramChannel[JobMessage]):
 
 
 class FileUnavailable(OSError):
-    """The stored video cannot be read."""
+    """A stored video that cannot be read."""
 
 
 def _read(name: str) -> bytes:
@@ -293,7 +293,7 @@ def _read(name: str) -> bytes:
 
 
 def _facts(parcel: Parcel) -> dict[str, Any]:
-    """A video as Telegram wants it described; sizes in pixels."""
+    """Describe a video as Telegram wants it; sizes in pixels."""
     job = parcel.row.job
     return {
         "filename": f"{job.public_id}.mp4",
@@ -306,6 +306,6 @@ def _facts(parcel: Parcel) -> dict[str, Any]:
 
 
 def _file_id(message: Message | None) -> str:
-    """Telegram files a short clip without sound under animations."""
+    """Find the id of the file: Telegram files a short clip without sound under animations."""
     media = message and (message.video or message.animation or message.document)
     return media.file_id if media else ""

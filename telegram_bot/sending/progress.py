@@ -46,7 +46,7 @@ class Status:
 
 
 def status_of(job: GenerationJob) -> Status:
-    """The status of a live job now, in the active language. Reads the database."""
+    """Make the status of a live job, in the active language. Reads the database."""
     expected = catalog.expected_seconds(job.preset)
     [card] = cards([job], expected={job.preset_id: expected})
     return Status(texts.generating(card, expected_seconds=expected), texts.of_job(job))
@@ -54,7 +54,7 @@ def status_of(job: GenerationJob) -> Status:
 
 @in_database
 def message_of(job_id: uuid.UUID) -> tuple[JobMessage, Status] | None:
-    """The row of a job and what its message should show; None when there is no message, or the job has ended."""
+    """Find the row and the status of a job; None when there is no message, or the job has ended."""
     rows = JobMessage.objects.select_related("job__preset", "job__user")
     row = rows.filter(job=job_id, state=JobMessage.State.PENDING).first()
     if row is None or row.status_message_id is None or not row.job.is_live:
@@ -70,7 +70,7 @@ def update_row(row: JobMessage, **values: object) -> None:
 
 @in_database
 def jobs_being_made(bot_id: int, *, only_queued: bool = False) -> list[tuple[uuid.UUID, int]]:
-    """Jobs and chats whose status message may have to change."""
+    """Find the jobs and chats whose status message may have to change."""
     pending = JobMessage.objects.filter(bot_id=bot_id, state=JobMessage.State.PENDING)
     rows = pending.filter(status_message_id__isnull=False, job__finished_at=None)
     if only_queued:
@@ -80,7 +80,7 @@ def jobs_being_made(bot_id: int, *, only_queued: bool = False) -> list[tuple[uui
 
 
 class LiveStatus:
-    """Edits status messages: each at most once in EDIT_SECONDS, all of them together slower than answers are sent."""
+    """The status messages: each is edited once in EDIT_SECONDS at most, all together slower than answers are sent."""
 
     def __init__(self, *, bot: BotClient, tasks: TaskGroup) -> None:
         self._bot, self._tasks = bot, tasks
@@ -93,7 +93,7 @@ class LiveStatus:
         self._line_moved = asyncio.Event()
 
     def lock(self, job_id: uuid.UUID) -> asyncio.Lock:
-        """The lock under which the job is written about, so that no late edit follows its result."""
+        """Return the lock under which the job is written about, so that no late edit follows its result."""
         return self._locks.setdefault(job_id, asyncio.Lock())
 
     def track(self, *, job_id: uuid.UUID, chat_id: int) -> None:

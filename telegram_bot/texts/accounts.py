@@ -32,7 +32,7 @@ def link_begun(url: str, *, life: timedelta) -> str:
 
 
 def asks_to_join(user: User, plan: Plan) -> str:
-    """The question before a person in Telegram agrees."""
+    """Ask a person in Telegram to agree."""
     site = django_settings.SITE_URL.partition("://")[2]
     names = {"name": escaped(user.username), "site": escaped(site)}
     moves = [_("Your videos and credits from here become part of that account.")]
@@ -54,7 +54,7 @@ def asks_to_join(user: User, plan: Plan) -> str:
 
 
 def yes_or_no(yes: str, no: str, argument: object) -> InlineKeyboardMarkup:
-    """Two buttons, by the names of their handlers."""
+    """Make two buttons, by the names of their handlers."""
     return row((_("Yes, connect"), yes), (_("No"), no), argument=str(argument))
 
 
@@ -124,7 +124,7 @@ def _mark(preset: Preset, choices: Choices) -> str:
 
 
 def preset_buttons(choices: Choices, *, name: str) -> list[InlineKeyboardButton]:
-    """One for each preset; `name` is that of their handler."""
+    """Make a button for each preset; `name` is that of their handler."""
     return [
         button(
             f"{_mark(quote.preset, choices)}{_(quote.preset.label)} · {credits_of(quote.cost)}",
@@ -159,5 +159,5 @@ def settings_buttons(choices: Choices, language: str) -> InlineKeyboardMarkup:
 
 
 def _language_name(code: str) -> str:
-    """A language's name in itself."""
+    """Name a language in itself."""
     return dict(django_settings.LANGUAGES).get(code) or _("As in Telegram")

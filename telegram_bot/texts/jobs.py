@@ -36,7 +36,7 @@ BAR_CELLS = 10
 
 
 def of_job(job: GenerationJob) -> InlineKeyboardMarkup | None:
-    """The actions on a job in its state of now; None when there is none."""
+    """Offer the actions on a job in its state of now; None when there is none."""
     match job.state:
         case State.QUEUED | State.RUNNING:
             return row((_("✖️ Cancel"), "cancel"), argument=job.id.hex)
@@ -51,7 +51,7 @@ def of_job(job: GenerationJob) -> InlineKeyboardMarkup | None:
 
 
 def of_history(jobs: list[GenerationJob]) -> InlineKeyboardMarkup | None:
-    """A button for each video that can be sent again, by its number in the list."""
+    """Make a button for each video that can be sent again, by its number in the list."""
     done = [
         button(f"▶️ {number}", "resend", job.id.hex)
         for number, job in enumerate(jobs, 1)
@@ -71,7 +71,7 @@ def welcome(*, name: str, balance: int) -> str:
 
 
 def sample() -> str:
-    """A command to tap and send."""
+    """Give a command to tap and send."""
     return f"<code>/video {example()}</code>"
 
 
@@ -103,7 +103,7 @@ def video_usage(quote: Quote) -> str:
 
 
 def balance(*, free: int, held: int, entries: list[CreditTransaction]) -> str:
-    """The wallet, and how it came to that: `entries`, newest first."""
+    """Show the wallet and `entries`, newest first."""
     wallet = balance_of(free)
     if held:
         wallet += "\n" + _("%(credits)s held for videos being made") % {"credits": credits_of(held)}
@@ -147,7 +147,7 @@ def step_of(job: GenerationJob) -> str:
 
 
 def refusal(error: GenerationError) -> str:
-    """Plain text, as it may be shown over the chat too."""
+    """Say a refusal in plain text, as it may be shown over the chat too."""
     mark = "⏳" if isinstance(error, CooldownActive | DailyLimitReached | TooManyAtOnce) else "❌"
     return f"{mark} {error.message}"
 
@@ -170,7 +170,7 @@ def shared(prompt: str, *, address: str) -> str:
 
 
 def generating(card: Card, *, expected_seconds: int) -> str:
-    """The status message of a live job; `expected_seconds` is how long a clip of its preset takes."""
+    """Show the status of a live job; `expected_seconds` is how long a clip of its preset takes."""
     wait = _("⏱ This takes ~%(seconds)s. Please wait...") % {"seconds": in_words(expected_seconds)}
     text = lines(_("🎬 Generating video..."), prompt_line(card.job.prompt), wait)
     stage = _stage(card)

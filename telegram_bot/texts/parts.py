@@ -13,7 +13,6 @@ MAX_DATA = 64
 
 
 def example() -> str:
-    """A prompt to try."""
     return _("A red fox running through fresh snow at sunrise")
 
 
@@ -30,7 +29,7 @@ def escaped(text: str) -> str:
 
 
 def shortened(text: str, units: int) -> str:
-    """At most `units` UTF-16 code units, which is how Telegram counts."""
+    """Shorten to at most `units` UTF-16 code units, which is how Telegram counts."""
     encoded = text.encode("utf-16-le", "replace")
     if len(encoded) <= 2 * units:
         return text
@@ -51,7 +50,7 @@ def seconds_of(number: int) -> str:
 
 
 def about_seconds(number: int) -> str:
-    """A guess, roundly: `about 25 s`, `about 3 min`."""
+    """Say a guess roundly: `about 25 s`, `about 3 min`."""
     if number < 100:
         return _("about %(number)d s") % {"number": number if number < 15 else 5 * round(number / 5)}
     return _("about %(number)d min") % {"number": round(number / 60)}
@@ -70,7 +69,7 @@ def only_in_private() -> str:
 
 
 def button(label: str, name: str, argument: str = "") -> InlineKeyboardButton:
-    """A button for `@button(name)`, with an argument to carry. Raises ValueError for more than it can carry."""
+    """Make a button for `@button(name)` with an argument. Raises ValueError for more than it can carry."""
     data = f"{name}:{argument}"
     if len(data.encode()) > MAX_DATA:
         raise ValueError(f"a button cannot carry {data!r}")
@@ -78,5 +77,5 @@ def button(label: str, name: str, argument: str = "") -> InlineKeyboardButton:
 
 
 def row(*named: tuple[str, str], argument: str = "") -> InlineKeyboardMarkup:
-    """Buttons side by side, each a label and a name, which all carry the same argument."""
+    """Put buttons side by side, each a label and a name, which all carry the same argument."""
     return InlineKeyboardMarkup.from_row([button(label, name, argument) for label, name in named])
