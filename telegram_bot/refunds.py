@@ -26,11 +26,11 @@ State = StarPayment.State
 
 
 class CannotRefund(Exception):
-    """The Stars of this payment cannot be given back; the message says why."""
+    """A payment whose Stars cannot be given back; the message says why."""
 
 
 def why_not(payment: StarPayment) -> str | None:
-    """The reason why a payment cannot be refunded now; None when it can."""
+    """Explain why a payment cannot be refunded now; None when it can."""
     if payment.state == State.REFUNDED:
         return "This payment was refunded before."
     if payment.state == State.REFUNDING:

@@ -49,13 +49,13 @@ class Asked:
         return self.chat.type == Chat.PRIVATE
 
     def must_be_private(self) -> None:
-        """Raises Refusal in a group."""
+        """Raise Refusal in a group."""
         if not self.in_private:
             raise Refusal(only_in_private())
 
     @property
     def reply_to_asker(self) -> ReplyParameters | None:
-        """In a group, an answer names what it answers."""
+        """Name the message that is answered, in a group."""
         return None if self.in_private else quoting(self.about)
 
     async def reply(self, text: str, **how: Any) -> Message:
@@ -64,7 +64,7 @@ class Asked:
         return await self.bot.send_message(self.chat.id, text, reply_parameters=self.reply_to_asker, **how)
 
     async def acknowledge(self) -> None:
-        """Called before anything is sent."""
+        """Answer a press; called before anything is sent."""
 
     async def refuse(self, words: str) -> None:
         """Say why not; `words` are plain text."""
