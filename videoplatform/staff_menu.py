@@ -1,4 +1,4 @@
-"""The left menu of the staff's console: by what one comes for, not by where the code lives."""
+"""The left menu of the admin, ordered by task instead of by app."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ def _may(permission: str) -> Callable[[HttpRequest], bool]:
 
 
 def _rows(title: str, icon: str, model: str) -> Item:
-    """A list of rows. `model` as `app.model`; shown to who may look at them."""
+    """A list of rows, `model` as `app.model`; hidden without the permission to view them."""
     app, _, name = model.partition(".")
     return {
         "title": title,
@@ -34,7 +34,7 @@ NAVIGATION = [
         {"title": "Home", "icon": "home", "link": reverse_lazy("admin:index")},
         _rows("Jobs", "movie", "generation.generationjob"),
         _rows("GPU nodes", "memory", "generation.gpunode"),
-        _rows("Refund batches", "healing", "generation.refundbatch"),
+        _rows("Bulk refunds", "healing", "generation.refundbatch"),
     ),
     _group(
         "Users and credits",
@@ -56,7 +56,7 @@ NAVIGATION = [
     ),
     _group(
         "Checks",
-        _rows("Log of staff", "history", "accounts.staffact"),
+        _rows("Audit log", "history", "accounts.staffact"),
         _rows("Audits of the books", "fact_check", "accounts.auditrun"),
         _rows("Failed tasks", "error", "django_q.failure"),
     ),

@@ -2,7 +2,7 @@
 
 import functools
 import uuid
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from string import Template
 from typing import Any
@@ -245,7 +245,8 @@ def row_action(
         def answer(page: ModelAdmin, request: HttpRequest, object_id: str) -> HttpResponseBase:
             subject = row(page, request, object_id)
             if request.method != "POST" and (why := why_not(subject)):
-                return say_why_not(page, request, subject, why)
+                messages.error(request, why)
+                return HttpResponseRedirect(_back(page, request, subject))
             explanation, done = question(page, subject)
             asked: dict[str, Any] = {"form_class": form_class, "initial": initial(subject)}
             act = does(operation, subject, done)
@@ -350,12 +351,6 @@ def ask_about_each(
     return ask(admin, request, chosen, title, explanation, act, form_class=form_class)
 
 
-def say_why_not(admin: ModelAdmin, request: HttpRequest, obj: Model, why: str) -> HttpResponse:
-    """Redirect to the object's page with the reason why the action is impossible."""
-    messages.error(request, why)
-    return HttpResponseRedirect(_back(admin, request, obj))
-
-
 def _answer(request: HttpRequest, form: forms.Form, act: Act, back: str) -> HttpResponseBase | None:
     """The response to a valid form; None when it is refused, with the error in the form."""
     try:
@@ -428,13 +423,8 @@ def state_now(words: str, *, moves: bool) -> SafeString:
     return format_html("<span data-live>{}</span>" if moves else "<span>{}</span>", words)
 
 
-def badge(value: Hashable, words: str, colours: Mapping[Any, str]) -> SafeString:
-    """`words` in the colour of `value`: info, success, warning or danger."""
-    return _label(words, colours.get(value, ""))
-
-
 @functools.lru_cache(maxsize=1000)
-def _label(words: str, colour: str) -> SafeString:
-    """A list has it in each row, and few different ones."""
+def badge(words: str, colour: str) -> SafeString:
+    """`words` in a colour: info, success, warning, danger. Kept, as the rows of a list have few different ones."""
     shown: SafeString = display_for_label((colour, words), "-", {colour: colour})
     return shown

@@ -186,7 +186,7 @@ class AuditRunAdmin(ReadOnlyAdmin):
     @display(description="Result")
     def verdict(self, run: AuditRun) -> SafeString:
         words = f"{run.found} discrepancies" if run.found else "The books are right"
-        return badge(bool(run.found), words, {False: "success", True: "danger"})
+        return badge(words, "danger" if run.found else "success")
 
     @display(description="Discrepancies")
     def sentences(self, run: AuditRun) -> SafeString | str:

@@ -6,7 +6,6 @@ from allauth.account.models import EmailAddress
 from django import forms
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as PlainUserAdmin
-from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db.models import Model, QuerySet
 from django.forms import model_to_dict
 from django.http import HttpRequest
@@ -62,28 +61,23 @@ class AdjustForm(ReasonForm):
     field_order = ["amount", "reason"]
 
 
-def _limit(label: str, max_value: int) -> forms.IntegerField:
-    return forms.IntegerField(
-        label=label, min_value=0, max_value=max_value, required=False, widget=UnfoldAdminIntegerFieldWidget
-    )
-
-
-class LimitsForm(ReasonForm):
+class LimitsForm(ReasonForm, forms.ModelForm):
     """Every limit of one user; an empty field means the same as for all users."""
 
-    daily_clips = _limit("Videos in 24 hours", 1_000_000)
-    concurrent_jobs = _limit("Videos at the same time", 1_000_000)
-    cooldown_seconds = _limit("Seconds between videos", 10_000_000)
-    price_factor = forms.DecimalField(
-        label="Price factor",
-        max_digits=6,
-        decimal_places=3,
-        required=False,
-        validators=[MinValueValidator(0), MaxValueValidator(100)],
-        widget=UnfoldAdminDecimalFieldWidget(attrs={"step": "0.001"}),
-        help_text="1 is the usual price, 0.5 half of it.",
-    )
-    field_order = [*operations.LIMITS, "reason"]
+    class Meta:
+        model = UserLimits
+        fields = operations.LIMITS
+        labels: ClassVar = {
+            "daily_clips": "Videos in 24 hours",
+            "concurrent_jobs": "Videos at the same time",
+            "cooldown_seconds": "Seconds between videos",
+        }
+        widgets: ClassVar = {
+            "daily_clips": UnfoldAdminIntegerFieldWidget,
+            "concurrent_jobs": UnfoldAdminIntegerFieldWidget,
+            "cooldown_seconds": UnfoldAdminIntegerFieldWidget,
+            "price_factor": UnfoldAdminDecimalFieldWidget(attrs={"step": "0.001"}),
+        }
 
 
 class NewPasswordForm(Reasoned, AdminPasswordChangeForm):

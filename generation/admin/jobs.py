@@ -198,7 +198,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     @display(description="State", ordering="state")
     def status(self, job: GenerationJob) -> SafeString:
         step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
-        return badge(job.state, f"{job.get_state_display()}{step}", STATE_COLOURS)
+        return badge(f"{job.get_state_display()}{step}", STATE_COLOURS[State(job.state)])
 
     @display(description="State")
     def now(self, job: GenerationJob) -> SafeString:
@@ -210,7 +210,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @display(description="Cost", ordering="cost")
     def price(self, job: Any) -> SafeString | str:
-        refunded = badge(True, "refunded", {True: "info"})
+        refunded = badge("refunded", "info")
         return format_html("{} {}", job.cost, refunded) if job.refunded else str(job.cost)
 
     @display(description="Took")
