@@ -92,10 +92,6 @@ class CreditTransactionAdmin(ReadOnlyAdmin):
     def amount(self, entry: CreditTransaction) -> str:
         return f"{entry.amount:+d}"
 
-    @display(description="Balance after")
-    def balance_after(self, entry: CreditTransaction) -> int:
-        return entry.balance_after
-
     @display(description="Job")
     def job(self, entry: CreditTransaction) -> SafeString | str:
         return link_to_job(entry)
