@@ -160,7 +160,9 @@ def _decide(
     def act(actor: Actor, values: dict[str, Any]) -> str:
         read = bulk_refunds.Total(**{name: values.pop(name) for name in ("jobs", "people", "credits")})
         batch = bulk_refunds.start(charged, read, actor=actor, **window, **values)
-        return f"{batch.jobs} videos are being refunded, {batch.credits} credits. Each user is told at the end."
+        return (
+            f"{batch.jobs} videos are being refunded, {batch.credits} credits. Each user is told at the end."
+        )
 
     lines = [f"Charged and not refunded yet on {where}:", f"{total}."]
     if left is not None and total.credits > left:
