@@ -280,7 +280,10 @@ class TestApiKeys:
         assert api_keys.verify(secret) is not None
         assert "Revoked the key" in said(admin.post(address, sent(reason="Leaked"), follow=True))
         assert api_keys.verify(secret) is None
-        assert said(admin.get(address, follow=True)) == "This key was revoked before."
+        again = admin.get(address, follow=True)
+        assert said(again) == "This key was revoked before."
+        assert address not in again.content.decode(), "what is impossible is not offered"
+        assert "revoked before" in admin.post(address, sent(reason="Leaked")).content.decode()
 
     def test_revoking_needs_the_right_to(self, make_user: Callable[..., User], user: User) -> None:
         key, secret = api_keys.issue(user=user)

@@ -175,6 +175,16 @@ class TestAuditLog:
                 cursor.execute(statement)
         assert StaffAct.objects.count() == 1
 
+    def test_an_operation_that_records_nothing_is_undone(self, make_user: MakeUser, user: User) -> None:
+        @audit_log.operation("accounts.ban_user", "user.rename")
+        def rename(op: audit_log.Operation, user: User) -> None:
+            User.objects.filter(pk=user.pk).update(first_name=op.reason)
+
+        with pytest.raises(RuntimeError, match="no entry in the audit log"):
+            rename(user, actor=in_role(make_user, "owner"), reason="Eve")
+        user.refresh_from_db()
+        assert user.first_name == ""
+
     def test_it_is_shown_with_its_subject_and_not_edited(
         self, admin: Client, user: User, staff: User
     ) -> None:

@@ -22,7 +22,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from unfold.admin import ModelAdmin
 from unfold.admin import checkbox as CHECKBOX  # noqa: N812  (it is one)
-from unfold.decorators import action, display
+from unfold.decorators import action
 from unfold.templatetags import unfold_list
 from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminTextInputWidget
@@ -80,6 +80,10 @@ def never(page: ModelAdmin, request: HttpRequest, obj: object = None) -> bool:
     return False
 
 
+def _possible(obj: object) -> None:
+    """The WhyNot of what is always possible."""
+
+
 class ShortPaginator(Paginator):
     """Counts no further than MOST_COUNTED rows, so that a list takes the same time however many there are."""
 
@@ -102,7 +106,6 @@ class FastAdmin(ModelAdmin):
     list_per_page = 50
     list_max_show_all = 0
 
-    @display(description=mark_safe(CHECKBOX.render("action_toggle_all", 1)))  # noqa: S308  (as Unfold has it)
     def action_checkbox(self, obj: Model) -> SafeString:
         before, after = _checkbox()
         return format_html("{}{}{}", before, obj.pk, after)
@@ -111,10 +114,7 @@ class FastAdmin(ModelAdmin):
         """Offer only the actions that are possible just now."""
         offered: list[Any] = super().get_actions_detail(request, object_id)
         obj = self.get_object(request, str(object_id))
-        if obj is None:
-            return []
-        why_not = [getattr(each.method, "why_not", lambda _: None) for each in offered]
-        return [each for each, why in zip(offered, why_not, strict=True) if why(obj) is None]
+        return [each for each in offered if obj and not getattr(each.method, "why_not", _possible)(obj)]
 
 
 @functools.cache
@@ -227,7 +227,7 @@ def row_action(
     operation: Callable[..., object],
     *,
     icon: str,
-    why_not: WhyNot = lambda _: None,
+    why_not: WhyNot = _possible,
     title: str = "",
     url_path: str = "",
     form_class: type[forms.Form] = ReasonForm,
@@ -322,7 +322,7 @@ def ask_about_each(
     *,
     title: str,
     do: Callable[..., object],
-    why_not: WhyNot = lambda _: None,
+    why_not: WhyNot = _possible,
     form_class: type[forms.Form] = ReasonForm,
 ) -> HttpResponseBase:
     """Ask about rows of a list, then call the operation `do` for each, in the order of their ids.
