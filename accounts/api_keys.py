@@ -39,11 +39,7 @@ def revoke(*, key: ApiKey) -> None:
 
 @operation("accounts.change_apikey", "key.revoke")
 def revoke_by_staff(op: Operation, key: ApiKey) -> None:
-    """Revoke a user's key, with an entry in the audit log.
-
-    Raises:
-        Refused: it was revoked before.
-    """
+    """Refuse the key from now on. Raises Refused when it was revoked before."""
     key = ApiKey.objects.select_for_update().get(pk=key.pk)
     refuse(why_not_revoke(key))
     op.record(key)

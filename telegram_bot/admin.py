@@ -8,11 +8,10 @@ from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import reverse
-from django.utils.safestring import SafeString
 from unfold.decorators import display
 
 from accounts import merging
-from accounts.admin.audit_log import history_of
+from accounts.admin.audit_log import history_field
 from accounts.admin.base import (
     LoggedAdmin,
     Question,
@@ -50,11 +49,8 @@ class CreditPackAdmin(LoggedAdmin):
     list_filter = ("for_sale",)
     search_fields = ("name",)
     fields = ("name", "credits", "stars", "for_sale", "position", "history")
+    history = history_field
     readonly_fields = ("history",)
-
-    @display(description="History")
-    def history(self, pack: CreditPack) -> SafeString | str:
-        return history_of(pack)
 
     @display(description="Credits a Star")
     def credits_per_star(self, pack: CreditPack) -> str:

@@ -44,11 +44,7 @@ def handle_again(op: Operation, update: TelegramUpdate) -> None:
 
 @operation("telegram_bot.change_jobmessage", "delivery.again")
 def deliver_again(op: Operation, message: JobMessage) -> None:
-    """Retry a delivery that failed.
-
-    Raises:
-        Refused: it was delivered, or is being tried.
-    """
+    """Retry a delivery that failed. Raises Refused when it was delivered, or is being tried."""
     failed = JobMessage.objects.filter(pk=message.pk, state=JobMessage.State.FAILED)
     if not failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now()):
         raise Refused("Only what could not be delivered is delivered again.")

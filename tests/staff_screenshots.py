@@ -54,11 +54,11 @@ def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     page.get_by_role("button", name="Look").click()
     expect(page.get_by_text("videos of 2 users")).to_be_visible()
     page.get_by_label("Reason").fill("A bad night of one of our machines")
-    shoot(page, folder, "staff-incident-plan")
+    shoot(page, folder, "staff-bulk-refund-total")
     confirm(page, "Refund", reason="A bad night of one of our machines")
     page.locator("#result_list tbody a").first.click()
     expect(page.get_by_text("3 refunded, 0 waiting")).to_be_visible(timeout=60_000)
-    shoot(page, folder, "staff-incident-done")
+    shoot(page, folder, "staff-bulk-refund-done")
 
 
 def shoot(page: Page, folder: Path, name: str, *, full: bool = False) -> None:
