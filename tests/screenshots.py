@@ -68,8 +68,8 @@ FOR_THE_OWNER = {
 }
 ERRORS = ("400", "403", "403_csrf", "413", "429", "500", "503")
 IN_RUSSIAN = {"front": "/", "dashboard": "/", "credits": "/credits/", "account": "/account/"}
-# What the README shows.
-SHOWN = ("front-desktop-light", "dashboard-desktop-dark", "dashboard-phone-dark")
+# The picture of the README.
+SHOWN = ("dashboard-desktop-dark",)
 
 
 @dataclass
