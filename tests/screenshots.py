@@ -109,7 +109,7 @@ def furnish(browser: Browser, site: str, stack: Stack) -> Furnished:
     sign_up(page, "ada")
     stack.manage("grant_credits", "ada", "2500", "--reason", "Prize of the month")
     page.goto("/")
-    unwanted = generate(page, "A wish that was withdrawn")
+    unwanted = generate(page, "A plan that was withdrawn")
     unwanted.get_by_role("button", name="Cancel").click()
     expect(page.locator(".card.canceled")).to_be_visible()
     pages = {"canceled": where(unwanted)}
