@@ -213,7 +213,7 @@ class KeepingPipeline(VideoPipeline):
     def denoise(
         self, clip: Clip, prompts: Prompts, *, picture: Path | None = None, on_step: Callable[[int], None]
     ) -> torch.Tensor:
-        """As in the base class."""
+        """Denoise as the base class does."""
         self.latents = super().denoise(clip, prompts, picture=picture, on_step=on_step)
         return self.latents
 

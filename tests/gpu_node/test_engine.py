@@ -208,7 +208,7 @@ class TestAttention:
 
         assert chosen == "native"
 
-    def test_a_backend_that_nobody_knows_is_refused(self, folders: Callable[[str], Path]) -> None:
+    def test_an_unknown_backend_is_refused(self, folders: Callable[[str], Path]) -> None:
         with pytest.raises(ModelUnavailable, match="no attention backend 'magic'"):
             loaded(folders("CogVideoX-5B"), attention="magic")
 
