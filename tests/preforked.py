@@ -12,7 +12,8 @@ platform reads it too. It stands in for the real command:
 Not the same: /proc/PID/environ and cmdline show the server's, and what a library reads from the environment at import
 was read by the server. Tests of those, and of the way in which the product starts its worker, use the real command.
 
-The server is started at first use and ends with the last test process that used it. Linux only (`AVAILABLE`).
+The server is started at first use and ends when the last test process that used it has ended or called `release`.
+Linux only (`AVAILABLE`). PREFORKED_MODULES names other modules to import.
 """
 
 import contextlib
@@ -67,10 +68,17 @@ def forked_pid(pid: int) -> int | None:
     return None
 
 
+def release() -> None:
+    """Let go of the server: it ends when no other test process holds it."""
+    while _held:
+        _held.pop().close()
+
+
 def _hold_server() -> Path:
     """Keep this run's server alive for as long as this process lives; return its socket."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    path = Path(tempfile.gettempdir()) / f"preforked-{os.getuid()}-{run[:12]}" / "socket"
+    run = os.environ.get("TEST_RUN") or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    name = f"preforked-{os.getuid()}-{run.replace('/', '-')[:30]}"
+    path = Path(tempfile.gettempdir()) / name / "socket"
     if _held:
         return path
     with _locked(path.parent):
@@ -92,7 +100,11 @@ def _locked(folder: Path):
     """Hold the lock of this run's folder, and have the folder: a server that ends takes it away."""
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), (folder / "lock").open("w") as lock:
+        try:
+            lock = (folder / "lock").open("w")
+        except FileNotFoundError:
+            continue
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if os.fstat(lock.fileno()).st_nlink:
                 yield

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import psutil
@@ -70,7 +71,7 @@ def test_a_command_that_is_killed_takes_the_process_with_it(program: dict[str, s
 
 def test_the_server_ends_with_its_last_user() -> None:
     code = "from tests import preforked; print(preforked.forked_command('x')[-2])"
-    environment = os.environ | {"PREFORKED_MODULES": "json", "PYTEST_XDIST_TESTRUNUID": ""}
+    environment = os.environ | {"PREFORKED_MODULES": "json", "TEST_RUN": str(uuid.uuid4())}
     command = [sys.executable, "-c", code]
     socket = Path(
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
