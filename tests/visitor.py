@@ -44,7 +44,8 @@ def cancel_all(page: Page) -> None:
     [token] = [cookie["value"] for cookie in page.context.cookies() if cookie["name"] == "csrftoken"]
     live = page.locator(".card[data-live]")
     for job in live.evaluate_all("(cards) => cards.map((card) => card.dataset.job)"):
-        page.request.post(f"/videos/video_{job}/cancel/", form={"csrfmiddlewaretoken": token})
+        # Once more where the server has just closed the connection, which had been idle.
+        page.request.post(f"/videos/video_{job}/cancel/", form={"csrfmiddlewaretoken": token}, max_retries=2)
     expect(live).to_have_count(0, timeout=CLIP_MS)
 
 
