@@ -42,6 +42,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Not gpu_node.worker itself: it is run as __main__, like any program.
 PRELOADED = "gpu_node.engine.pipeline gpu_node.video gpu_node.ipc"
 START_SECONDS = 120.0
+REQUEST_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
 
 _held: list[socket.socket] = []  # this process's connection to the server
@@ -182,16 +183,25 @@ class Server:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        head, streams, _, _ = socket.recv_fds(connection, 4, 3)
-        left, parts = struct.unpack("!I", head)[0], []
-        if not left:
+        connection.settimeout(REQUEST_SECONDS)
+        try:
+            head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+            (size,) = struct.unpack("!I", head)
+            request = connection.recv(size, socket.MSG_WAITALL) if size else b""
+        except (OSError, struct.error):
+            connection.close()  # the command was killed or stopped before it had said what it wants
+            return
+        connection.settimeout(None)
+        if not size:
             self._holders.add(connection)
             self._selector.register(connection, selectors.EVENT_READ, self._on_holder_gone)
             return
-        while left:
-            parts.append(connection.recv(left))
-            left -= len(parts[-1])
-        child = self._fork(json.loads(b"".join(parts)), streams)
+        if len(request) < size:
+            for stream in streams:
+                os.close(stream)
+            connection.close()
+            return
+        child = self._fork(json.loads(request), streams)
         self._children[connection] = child
         self._selector.register(connection, selectors.EVENT_READ, self._on_command_gone)
         self._selector.register(
@@ -204,8 +214,9 @@ class Server:
         connection.close()
 
     def _on_command_gone(self, connection: socket.socket) -> None:
-        self._selector.unregister(connection)
-        os.kill(self._children[connection], signal.SIGKILL)
+        if connection in self._children:  # else its process has ended in the same moment
+            self._selector.unregister(connection)
+            os.kill(self._children[connection], signal.SIGKILL)
 
     def _on_end(self, pidfd: int, connection: socket.socket) -> None:
         self._selector.unregister(pidfd)
