@@ -76,17 +76,14 @@ class SiteRequest(HttpRequest):
     htmx: HtmxDetails
 
 
-def signed_in(
-    *methods: str,
-) -> Callable[
-    [Callable[Concatenate[SiteRequest, P], HttpResponseBase]],
-    Callable[Concatenate[HttpRequest, P], HttpResponseBase],
-]:
+SiteView = Callable[Concatenate[SiteRequest, P], HttpResponseBase]
+View = Callable[Concatenate[HttpRequest, P], HttpResponseBase]
+
+
+def signed_in(*methods: str) -> Callable[[SiteView[P]], View[P]]:
     """Require these methods and a sign-in, to which htmx sends the whole browser. Nothing is cached."""
 
-    def decorate(
-        view: Callable[Concatenate[SiteRequest, P], HttpResponseBase],
-    ) -> Callable[Concatenate[HttpRequest, P], HttpResponseBase]:
+    def decorate(view: SiteView[P]) -> View[P]:
         @require_http_methods(methods)
         @functools.wraps(view)
         def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
