@@ -1,12 +1,11 @@
-"""Every address of the site, but for the event streams: `generation.sse` answers them before Django does."""
+"""The URLs of the site. `generation.sse` answers those of the event streams before Django sees them."""
 
 from django.contrib import admin
 from django.urls import include, path
 
 from videoplatform import metrics
-from videoplatform.metrics import manifest
 
-# Here and not when Django starts: a worker, a bot or a command needs none of the staff's pages, and starts sooner.
+# Here and not when Django starts: a worker, a bot or a command needs none of the admin's pages, and starts sooner.
 admin.autodiscover()
 
 handler400 = "generation.api.errors.bad_request"
@@ -15,7 +14,7 @@ handler500 = "generation.api.errors.server_error"
 urlpatterns = [
     path("healthz", metrics.healthz, name="healthz"),
     path("metrics", metrics.metrics, name="metrics"),
-    path("manifest.webmanifest", manifest, name="manifest"),
+    path("manifest.webmanifest", metrics.manifest, name="manifest"),
     path("v1/", include("generation.api.views")),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
