@@ -24,6 +24,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpRespons
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
 from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 from unfold.forms import AuthenticationForm
@@ -75,21 +76,27 @@ class SiteRequest(HttpRequest):
     htmx: HtmxDetails
 
 
-def signed_in(
-    view: Callable[Concatenate[SiteRequest, P], HttpResponseBase],
-) -> Callable[Concatenate[HttpRequest, P], HttpResponseBase]:
-    """Require a sign-in; a request of htmx sends the whole browser there. Nothing is cached."""
+SiteView = Callable[Concatenate[SiteRequest, P], HttpResponseBase]
+View = Callable[Concatenate[HttpRequest, P], HttpResponseBase]
 
-    @functools.wraps(view)
-    def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
-        if not request.user.is_authenticated:
-            return _redirect_to_sign_in(request)
-        response = view(cast("SiteRequest", request), *args, **kwargs)
-        if not response.has_header("Cache-Control"):
-            add_never_cache_headers(response)
-        return response
 
-    return wrapped
+def signed_in(*methods: str) -> Callable[[SiteView[P]], View[P]]:
+    """Require these methods and a sign-in, to which htmx sends the whole browser. Nothing is cached."""
+
+    def decorate(view: SiteView[P]) -> View[P]:
+        @require_http_methods(methods)
+        @functools.wraps(view)
+        def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+            if not request.user.is_authenticated:
+                return _redirect_to_sign_in(request)
+            response = view(cast("SiteRequest", request), *args, **kwargs)
+            if not response.has_header("Cache-Control"):
+                add_never_cache_headers(response)
+            return response
+
+        return wrapped
+
+    return decorate
 
 
 def address_of_page(htmx: HtmxDetails) -> str:

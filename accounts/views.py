@@ -17,7 +17,7 @@ from django.utils import timezone, translation
 from django.utils.cache import patch_cache_control
 from django.utils.http import content_disposition_header, url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
 
 from accounts import api_keys, languages, notices, privacy
@@ -56,8 +56,7 @@ def script_catalog(request: HttpRequest, language: str, version: str) -> HttpRes
 # --- The account ------------------------------------------------------------------------------------------------------
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def close_notice(request: SiteRequest, notice_id: int) -> HttpResponse:
     """Close the notice and go back to the page."""
     notices.close(user=request.user, notice_id=notice_id)
@@ -65,8 +64,7 @@ def close_notice(request: SiteRequest, notice_id: int) -> HttpResponse:
     return redirect(target if url_has_allowed_host_and_scheme(target, {request.get_host()}) else "dashboard")
 
 
-@require_safe
-@signed_in
+@signed_in("GET", "HEAD")
 def account(request: SiteRequest) -> HttpResponse:
     """Show the account; each line leads to its own page."""
     user = request.user
@@ -81,8 +79,7 @@ def account(request: SiteRequest) -> HttpResponse:
     return render(request, "accounts/account.html", context)
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def export_data(request: SiteRequest) -> StreamingHttpResponse:
     """Send a ZIP of everything that is known about the visitor, with their videos."""
     user = request.user
@@ -98,8 +95,7 @@ def export_data(request: SiteRequest) -> StreamingHttpResponse:
     )
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
-@signed_in
+@signed_in("GET", "HEAD", "POST")
 def close_account(request: SiteRequest) -> HttpResponse:
     """Ask for the password, then close the account for good."""
     form = CloseAccountForm(request.POST or None, user=request.user)
@@ -124,8 +120,7 @@ def _close(request: SiteRequest) -> HttpResponse:
 # --- Credits and keys -------------------------------------------------------------------------------------------------
 
 
-@require_safe
-@signed_in
+@signed_in("GET", "HEAD")
 def credit_history(request: SiteRequest) -> HttpResponse:
     """List the entries of the wallet, newest first; `?before=` an entry's id leads on."""
     account = CreditAccount.objects.get(user=request.user)
@@ -144,8 +139,7 @@ def credit_history(request: SiteRequest) -> HttpResponse:
     return render(request, "accounts/credits.html", context)
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
-@signed_in
+@signed_in("GET", "HEAD", "POST")
 def api_keys_page(request: SiteRequest) -> HttpResponse:
     """List the keys that work, and make a new one, which only this response shows."""
     form, secret = ApiKeyForm(request.POST or None), None
@@ -157,8 +151,7 @@ def api_keys_page(request: SiteRequest) -> HttpResponse:
     return render(request, "accounts/api_keys.html", context, status=422 if form.errors else 200)
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def revoke_api_key(request: SiteRequest, key_id: uuid.UUID) -> HttpResponse:
     key = get_object_or_404(ApiKey, pk=key_id, user=request.user)
     api_keys.revoke(key=key)

@@ -130,7 +130,7 @@ class TestAuditCredits:
     ) -> None:
         facts = {"user": user.pk} | {name: job.pk for name, job in books.items()}
         with connection.cursor() as cursor:
-            # As somebody who owns the tables could: no guard runs.
+            # The owner of the tables could do this: no guard runs.
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
             for table in GUARDED_TABLES:
                 cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")

@@ -60,7 +60,7 @@ def submit(user: Any, prompt: str = PROMPT, **options: Any) -> GenerationJob:
 
 
 def wallet(user: Any) -> CreditAccount:
-    """As it is now; the one on the user's object may be older."""
+    """Read the wallet again; the one on the user's object may be older."""
     return CreditAccount.objects.get(user=user)
 
 

@@ -29,12 +29,12 @@ def browser(user):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "spoken"), [("ru-RU,ru;q=0.9", "ru"), ("de,ru;q=0.5", "ru"), ("de", "en"), ("", "en")]
+    ("accepted", "language"), [("ru-RU,ru;q=0.9", "ru"), ("de,ru;q=0.5", "ru"), ("de", "en"), ("", "en")]
 )
-def test_a_visitors_language_is_the_browsers(client, wanted, spoken):
-    page = client.get("/", headers={"Accept-Language": wanted})
-    assert language_of(page) == spoken
-    assert ("Войти" in page.content.decode()) == (spoken == "ru")
+def test_a_visitors_language_is_the_browsers(client, accepted, language):
+    page = client.get("/", headers={"Accept-Language": accepted})
+    assert language_of(page) == language
+    assert ("Войти" in page.content.decode()) == (language == "ru")
     assert "Accept-Language" in page.headers["Vary"]
 
 

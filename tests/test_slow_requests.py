@@ -34,7 +34,7 @@ def post(path: str, length: int) -> bytes:
 
 
 def all_of(connection: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """Read until the server closes."""
     answer = b""
     while chunk := connection.recv(65536):
         answer += chunk

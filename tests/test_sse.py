@@ -125,7 +125,7 @@ class Event:
 
 
 class Events:
-    """What a stream says, read as the standard has it. Comments are counted."""
+    """The events of a stream, parsed by the standard. Comments are counted."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
@@ -181,7 +181,7 @@ class Connection:
 
 
 def connections_of_others() -> list[str]:
-    """What each connection to this database but our own did last."""
+    """Return the last query of each connection to this database but our own."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"

@@ -311,7 +311,7 @@ def test_a_file_that_was_cut_off_meanwhile_ends_in_an_error_not_in_silence() -> 
 
 
 class BucketRoutes(BaseHTTPRequestHandler):
-    """As much of S3 as it takes to look at an object and to read a range of it."""
+    """The part of S3 that it takes to look at an object and to read a range of it."""
 
     protocol_version = "HTTP/1.1"
     objects: dict[str, bytes]

@@ -36,7 +36,7 @@ KEYWORDS = {
 }
 # Names, and words of programs.
 SAME_EVERYWHERE = {"Video platform", "API", "Telegram", "JSON", "UTC"}
-SPOKEN_ATTRIBUTES = {"alt", "aria-label", "placeholder", "title"}
+READ_ATTRIBUTES = {"alt", "aria-label", "placeholder", "title"}
 
 
 def catalog(path: Path) -> Catalog:
@@ -140,7 +140,7 @@ def first_call(source: str) -> str:
 
 
 class Words(HTMLParser):
-    """What a person reads or hears of HTML."""
+    """Collects the texts and labels of HTML."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -149,7 +149,7 @@ class Words(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self._silent += tag in ("script", "style", "code", "pre")
-        self.found += [value for name, value in attrs if name in SPOKEN_ATTRIBUTES and value]
+        self.found += [value for name, value in attrs if name in READ_ATTRIBUTES and value]
 
     def handle_endtag(self, tag):
         self._silent -= tag in ("script", "style", "code", "pre")

@@ -50,7 +50,7 @@ def submit(user):
 
 
 def text(response):
-    """What is read on a page: without tags, white space collapsed."""
+    """Return the text of a page: without tags, white space collapsed."""
     words = re.sub(r"<[^>]+>", " ", response.content.decode())
     return re.sub(r"\s+", " ", unescape(words))
 
@@ -538,9 +538,9 @@ OWNERS_ONLY += [("post", "cancel/"), ("post", "retry/"), ("post", "delete/")]
 def test_anothers_clip_is_as_unknown_as_none(browser, make_user, submit, finish_job, method, path):
     foreign = finish_job(submit(owner=make_user("bob")))
     theirs = getattr(browser, method)(f"{page_of(foreign)}{path}")
-    nobodys = getattr(browser, method)(f"/videos/video_{uuid.uuid4().hex}/{path}")
-    assert theirs.status_code == nobodys.status_code == 404
-    assert theirs.content == nobodys.content
+    missing = getattr(browser, method)(f"/videos/video_{uuid.uuid4().hex}/{path}")
+    assert theirs.status_code == missing.status_code == 404
+    assert theirs.content == missing.content
 
 
 @pytest.mark.parametrize("path", ["cancel/", "retry/"])

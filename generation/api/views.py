@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.urls import path, re_path
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
@@ -16,7 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.api import documented
+from accounts.api import Credits, documented
 from accounts.models import User
 from generation.api.errors import API_PREFIX, PRECONDITION_FAILED, UNSATISFIABLE_RANGE, answer
 from generation.api.serializers import (
@@ -295,3 +296,21 @@ class UnknownRoute(APIView):
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         raise NotFound(f"There is no {request.method} for this address. See /v1/docs.")
+
+
+# Everything under /v1/. No trailing slashes, as clients of OpenAI's API expect.
+urlpatterns = [
+    path("videos", Videos.as_view(), name="api-videos"),
+    path("videos/<str:video_id>", Video.as_view(), name="api-video"),
+    path("videos/<str:video_id>/content", Content.as_view(), name="api-content"),
+    path("videos/<str:video_id>/cancel", Cancel.as_view(), name="api-cancel"),
+    path("videos/<str:video_id>/remix", Remix.as_view(), name="api-remix"),
+    path("videos/<str:video_id>/events", Events.as_view(), name="api-events"),
+    path("credits", Credits.as_view(), name="api-credits"),
+    path("models", Models.as_view(), name="api-models"),
+    path("models/<path:model>", Model.as_view(), name="api-model"),
+    path("presets", Presets.as_view(), name="api-presets"),
+    path("schema", Schema.as_view(), name="api-schema"),
+    path("docs", Docs.as_view(), name="api-docs"),
+    re_path(r"", UnknownRoute.as_view()),
+]

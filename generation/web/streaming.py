@@ -32,10 +32,6 @@ CACHE_CONTROL = "private, max-age=3600"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
-class UnsatisfiableRange(Exception):
-    """The range asked for begins behind the end of the file."""
-
-
 @dataclass(frozen=True)
 class _Stored:
     """An open file of the storage and what identifies its contents."""
@@ -145,9 +141,8 @@ def _respond(request: HttpRequest, stored: _Stored) -> HttpResponseBase:
     if request.method == "HEAD":
         whole["Content-Length"] = str(stored.size)
         return whole
-    try:
-        asked = _range_asked(request, stored)
-    except UnsatisfiableRange:
+    asked = _range_asked(request, stored)
+    if asked and asked[0] >= stored.size:
         return HttpResponse(status=416, headers=headers | {"Content-Range": f"bytes */{stored.size}"})
     start, stop = asked or (0, stored.size)
     if asked:
@@ -185,8 +180,6 @@ def _range_asked(request: HttpRequest, stored: _Stored) -> tuple[int, int] | Non
         start, stop = first, stored.size if last is None else min(last + 1, stored.size)
         if last is not None and last < first:
             return None
-    if start >= stored.size:
-        raise UnsatisfiableRange
     return start, stop
 
 

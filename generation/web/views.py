@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_POST, require_safe
+from django.views.decorators.http import require_GET, require_safe
 from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 
 from accounts.auth import SiteRequest, address_of_page, signed_in
@@ -56,7 +56,7 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
     return render(request, "front.html", context)
 
 
-@signed_in
+@signed_in("GET", "HEAD")
 def _workspace(request: SiteRequest) -> HttpResponse:
     if not request.htmx:
         return _dashboard(request, ComposerForm(initial=_prefill(request)))
@@ -75,22 +75,20 @@ def start(request: HttpRequest) -> HttpResponse:
     return redirect(f"{reverse('account_signup')}?{urlencode({'next': composer})}")
 
 
-@require_GET
-@signed_in
+@signed_in("GET")
 def balance(request: SiteRequest) -> HttpResponse:
     """Render the header's balance alone."""
     return render(request, "_balance.html")
 
 
-@require_GET
-@signed_in
+@signed_in("GET")
 def submit_bar(request: SiteRequest) -> HttpResponse:
     """Render the composer's button and what stands beside it, as they are now."""
     form = ComposerForm(initial={"preset": request.GET.get("preset", "")})
     return render(request, "generation/_ready.html", _composer(request, form))
 
 
-@signed_in
+@signed_in("GET", "HEAD", "POST")
 def submit(request: SiteRequest) -> HttpResponse:
     """Submit a prompt. The new clip's page follows; for htmx, its card as the first one of the gallery."""
     if request.method != "POST":
@@ -170,8 +168,7 @@ def _prefill(request: SiteRequest) -> dict[str, Any]:
 # --- One clip ---------------------------------------------------------------------------------------------------------
 
 
-@require_safe
-@signed_in
+@signed_in("GET", "HEAD")
 def video(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """Show one clip: its progress, or the player with all that is known about it."""
     job = own_job(request, job_id)
@@ -179,15 +176,13 @@ def video(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     return render(request, "generation/video.html", context)
 
 
-@require_GET
-@signed_in
+@signed_in("GET")
 def card(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """Render one clip's card alone, for pages whose live updates are down."""
     return _card(request, job_id)
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def cancel(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     job = own_job(request, job_id)
     try:
@@ -199,8 +194,7 @@ def cancel(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     return trigger_client_event(_card(request, job_id, with_messages=True), "wallet")
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """Submit the same clip again; a second click finds the first one's."""
     job = own_job(request, job_id)
@@ -221,7 +215,7 @@ def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     return trigger_client_event(response, "wallet")
 
 
-@signed_in
+@signed_in("GET", "HEAD", "POST")
 def delete(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """Ask, then delete. A second click finds the clip deleted, and says the same."""
     if request.method != "POST":
@@ -239,8 +233,7 @@ def delete(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     return _redirect(request, reverse("dashboard"))
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def share(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """Make the clip's link, or show the one there is."""
     job = own_job(request, job_id)
@@ -251,8 +244,7 @@ def share(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     return _share_box(request, job)
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def unshare(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """End the clip's link."""
     job = own_job(request, job_id)
@@ -260,14 +252,12 @@ def unshare(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     return _share_box(request, job)
 
 
-@require_safe
-@signed_in
+@signed_in("GET", "HEAD")
 def video_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
     return serve_video(request, own_job(request, job_id))
 
 
-@require_safe
-@signed_in
+@signed_in("GET", "HEAD")
 def poster_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
     return serve_file(request, str(own_job(request, job_id).poster), content_type="image/jpeg")
 

@@ -83,7 +83,7 @@ for number in range(40):
 
 @dataclass
 class Owner:
-    """Somebody with a gallery full of clips, a passkey and a shared link; `state` is their browser's cookies."""
+    """A user with a gallery full of clips, a passkey and a shared link; `state` is their browser's cookies."""
 
     state: dict
     pages: list[str] = field(default_factory=list)
@@ -188,7 +188,7 @@ class Inspector:
 
 @pytest.fixture
 def inspector(site: str, chromium: Browser) -> Iterator[Callable[..., Inspector]]:
-    """Inspectors, each somebody's; at the end of the test all complaints together are its failure."""
+    """Make inspectors, one a user; at the end of the test all complaints together are its failure."""
     contexts, inspectors = [], []
 
     def make(*, state: dict | None = None, locale: str = "en-GB") -> Inspector:
