@@ -9,6 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from django.conf import settings
 from generation.database import DATABASE_AWAY, in_database
 from generation.jobs import lifecycle, locks, scheduling
 from generation.jobs.node_health import endpoint_of
-from generation.models import JobAttempt, Preset
+from generation.models import JobAttempt
 from generation.nodes import (
     GenerationRequest,
     NodeBusy,
@@ -286,14 +287,6 @@ class AttemptRunner:
 
 
 def _request_of(attempt: JobAttempt) -> GenerationRequest:
-    job = attempt.job
-    width, _, height = job.size.partition("x")
-    return GenerationRequest(
-        id=attempt.pk.hex,
-        prompt=job.prompt,
-        negative_prompt=job.negative_prompt,
-        seed=job.seed,
-        **{name: getattr(job, name) for name in Preset.COPIED},
-        width=int(width) if width else None,
-        height=int(height) if height else None,
-    )
+    """Ask for the attempt's job. The fields of a request have the names of the job's."""
+    asked = {field.name: getattr(attempt.job, field.name) for field in fields(GenerationRequest)}
+    return GenerationRequest(**asked | {"id": attempt.pk.hex})

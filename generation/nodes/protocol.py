@@ -104,8 +104,8 @@ class GenerationRequest:
     """The request of one attempt.
 
     id: the attempt's id, sent as Idempotency-Key: the same id is the same clip on nodes that know the header.
-    num_frames: pixel frames in the delivered file. fps: frames a second. width, height: pixels.
-    None leaves the choice to the node.
+    num_frames: pixel frames in the delivered file. fps: frames a second. size: `WIDTHxHEIGHT` in pixels.
+    None, or an empty text, leaves the choice to the node.
     """
 
     id: str
@@ -116,13 +116,7 @@ class GenerationRequest:
     num_inference_steps: int = 20
     guidance_scale: float | None = None
     seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-
-    @property
-    def size(self) -> str | None:
-        """`WIDTHxHEIGHT` as `/v1/videos` writes it, or None when the node is to choose."""
-        return f"{self.width}x{self.height}" if self.width and self.height else None
+    size: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

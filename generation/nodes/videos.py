@@ -183,7 +183,7 @@ def _fields(request: GenerationRequest) -> dict[str, Any]:
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "seed": request.seed,
-        "size": request.size,
+        "size": request.size or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
