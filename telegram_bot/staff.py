@@ -49,6 +49,7 @@ def deliver_again(op: Operation, message: JobMessage) -> None:
     if not failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now()):
         raise Refused("Only what could not be delivered is delivered again.")
     op.record(message, before={"error": message.error})
+    wakeup.call(wakeup.OUTBOX)
 
 
 @operation("telegram_bot.refund_starpayment", "payment.refund")
@@ -65,7 +66,4 @@ def refund_payment(op: Operation, payment: StarPayment) -> StarPayment:
         after={"state": StarPayment.State.REFUNDING, "stars": payment.stars},
         credits=-taken,
     )
-    try:
-        return refunds.begin(payment=payment, reason=op.reason, actor=op.actor.user)
-    except refunds.CannotRefund as error:
-        raise Refused(str(error)) from error
+    return refunds.begin(payment=payment, reason=op.reason, actor=op.actor.user)

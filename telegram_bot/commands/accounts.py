@@ -62,14 +62,14 @@ async def disagreed(press: Press) -> None:
 @button("join")
 async def confirmed(press: Press) -> None:
     """Take the last word on the account that answered on the web."""
-    user = await confirm(_number(press.argument), account=press.account)
+    user = await confirm(press.number, account=press.account)
     await press.show(texts.joined(user, balance=(await wallet_of(user)).balance))
 
 
 @button("joinno")
 async def refused(press: Press) -> None:
     with contextlib.suppress(linking.LinkGone):
-        await decline(await answered(_number(press.argument), press.account))
+        await decline(await answered(press.number, press.account))
     await press.show(_("Nothing was connected."))
 
 
@@ -95,8 +95,3 @@ async def login(request: Request) -> None:
     request.must_be_private()
     url = links.page("telegram_login", await issue_login(account=request.account))
     await request.reply(texts.login(url, account=request.account, life=tokens.LIFE))
-
-
-def _number(argument: str) -> int:
-    """Read the id that a button carries; 0, which no row has, for anything else."""
-    return int(argument) if argument.isascii() and argument.isdigit() and len(argument) < 19 else 0

@@ -14,7 +14,6 @@ from accounts.models import CreditAccount, CreditTransaction, User
 from generation.database import DATABASE_AWAY, in_database
 from telegram_bot import language, payments, refunds
 from telegram_bot.commands.welcome import for_sale, wallet_of
-from telegram_bot.models import StarPayment, TelegramAccount
 from telegram_bot.payments import Charge
 from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.receiving.routes import button, command, deep_link, message, update
@@ -30,16 +29,9 @@ LAST_ENTRIES = 5
 
 offer = in_database(payments.offer)
 check_out = in_database(payments.check_out)
+credit = in_database(payments.credit)
 latest = in_database(payments.latest)
 seen_outside = in_database(refunds.seen_outside)
-
-
-@in_database
-def credit(*, bot_id: int, telegram_id: int, charge: Charge) -> tuple[StarPayment, int]:
-    """Store the payment; returns it with the free credits of the payer, or of the account they are part of."""
-    payment = payments.credit(bot_id=bot_id, telegram_id=telegram_id, charge=charge)
-    account = TelegramAccount.objects.filter(telegram_id=telegram_id).first()
-    return payment, CreditAccount.objects.get(user=account.user_id if account else payment.user_id).balance
 
 
 @in_database
@@ -94,8 +86,7 @@ async def way_to_buy(asked: Asked) -> InlineKeyboardMarkup | None:
 @button("buy")
 async def choose(press: Press) -> None:
     """Send an invoice. Forwarded, it leads to /buy instead of being paid by others."""
-    pack = int(press.argument) if press.argument.isdecimal() and len(press.argument) < 19 else 0
-    invoice = await offer(account=press.account, pack_id=pack, asked_by=press.key)
+    invoice = await offer(account=press.account, pack_id=press.number, asked_by=press.key)
     await press.acknowledge()
     await press.bot.send_invoice(
         press.account.telegram_id,
@@ -147,8 +138,8 @@ async def paid(request: Request) -> None:
         currency=payment.currency,
         amount=payment.total_amount,
     )
-    row, balance = await credit(bot_id=request.bot.id, telegram_id=request.account.telegram_id, charge=charge)
-    await request.reply(texts.paid(row, balance=balance))
+    row = await credit(bot_id=request.bot.id, telegram_id=request.account.telegram_id, charge=charge)
+    await request.reply(texts.paid(row, balance=(await wallet_of(request.person)).balance))
 
 
 @message("refunded_payment")

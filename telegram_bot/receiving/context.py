@@ -94,6 +94,12 @@ class Press(Asked):
     query: CallbackQuery
     _answers: list[str] = field(default_factory=list)
 
+    @property
+    def number(self) -> int:
+        """The id that the button carries; 0, which no row has, for anything else."""
+        carried = self.argument
+        return int(carried) if carried.isascii() and carried.isdigit() and len(carried) < 19 else 0
+
     async def answer(self, words: str = "", *, alert: bool = False) -> None:
         """Show words over the chat for a moment, as plain text; with `alert` until they are tapped away. Only once."""
         if self._answers:

@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 BotClient = ExtBot[int]
 
 MEDIA_SECONDS = 300.0
-MAX_UPDATES = 100
 # A payment hangs, or a button spins, until these are answered: no flood wait of others holds them up.
 AT_ONCE = {"answerPreCheckoutQuery", "answerCallbackQuery"}
 PERMANENT = (BadRequest, Forbidden, InvalidToken, ChatMigrated)
@@ -214,7 +213,7 @@ async def fetch_updates(
     bot: BotClient, *, offset: int | None, timeout: int, kinds: list[str]
 ) -> list[dict[str, Any]]:
     """Fetch up to 100 updates of these kinds as they came, after a wait of at most `timeout` seconds."""
-    data = {"offset": offset, "timeout": timeout, "limit": MAX_UPDATES, "allowed_updates": kinds}
+    data = {"offset": offset, "timeout": timeout, "allowed_updates": kinds}
     try:
         result = await bot.do_api_request("get_updates", api_kwargs=data, read_timeout=timeout + 10.0)
     except EndPointNotFound as error:  # so this method calls an unknown token

@@ -280,16 +280,12 @@ class Results(TelegramChannel[JobMessage]):
         return Sent(message.message_id)
 
 
-class FileUnavailable(OSError):
-    """A stored video that cannot be read."""
-
-
 def _read(name: str) -> bytes:
     try:
         with default_storage.open(name, "rb") as stored:
             return bytes(stored.read())
     except Exception as error:  # each storage has errors of its own
-        raise FileUnavailable(f"the stored video cannot be read: {error}") from error
+        raise OSError(f"the stored video cannot be read: {error}") from error
 
 
 def _facts(parcel: Parcel) -> dict[str, Any]:
