@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.e2e.staff_desk import confirm, customer, hire, job_page, sign_in
+from tests.e2e.staff_desk import confirm, customer, hire, job_page, open_person, sign_in
 from tests.stack import Stack
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "screenshots"
@@ -42,8 +42,7 @@ def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     sign_in(page, "the-owner")
     page.wait_for_timeout(1500)  # the chart draws itself
     shoot(page, folder, "staff-home", full=True)
-    page.goto("/admin/accounts/user/?q=carla@example.org")
-    page.get_by_role("link", name="carla", exact=True).first.click()
+    open_person(page, "carla")
     shoot(page, folder, "staff-person")
     job_page(page, job)
     shoot(page, folder, "staff-job")
