@@ -1,4 +1,4 @@
-"""More requests than the pool has connections: every page and the API answer 503 with Retry-After."""
+"""More requests than the database has room for: every door says so with 503, and when to come again."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ GRACE_SECONDS = 3  # gunicorn's asgi_disconnect_grace_period
 
 @pytest.fixture(scope="module")
 def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Serve with a pool of one connection and a short wait for it."""
+    """A pool of one connection, for which nobody waits long."""
     narrow = {"DATABASE_POOL_SIZE": "1", "DATABASE_POOL_SECONDS": "0.2"}
     with serving(tmp_path_factory.mktemp("web"), **narrow) as running:
         yield running
@@ -37,13 +37,13 @@ def site(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def a_query_waits() -> bool:
+def somebody_waits() -> bool:
     with connection.cursor() as cursor:
         cursor.execute(WAITERS)
         return bool(cursor.fetchone()[0])
 
 
-def test_requests_without_a_connection_get_503_and_retry_after(server, site, user, finish_job):
+def test_who_gets_no_connection_is_told_to_come_again(server, site, user, finish_job):
     job = finish_job(lifecycle.submit(user=user, prompt="A red fox", source="web"))
     session, key = cookie(user), bearer(user)
     site.cookies.set("csrftoken", "a" * 32)
@@ -69,7 +69,7 @@ def test_requests_without_a_connection_get_503_and_retry_after(server, site, use
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f"LOCK TABLE {table}")
             stuck = threads.submit(httpx.get, f"{server.url}/v1/credits", headers=key, timeout=60)
-            wait_for(a_query_waits)
+            wait_for(somebody_waits)
             answers = list(threads.map(site.send, [*pages, *api, *plain]))
         assert stuck.result().status_code == 200
     said = {f"{answer.request.method} {answer.request.url.path}": answer for answer in answers}
@@ -92,7 +92,7 @@ def test_a_request_whose_client_has_left_gives_its_connection_back_when_it_is_do
         cursor.execute(f"LOCK TABLE {table}")
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(f"{server.url}{door}", headers=key | session, timeout=1)
-        assert a_query_waits()
+        assert somebody_waits()
         time.sleep(GRACE_SECONDS + 2)
         assert site.get("/healthz").status_code == 503, "the one connection is in use"
     wait_for(lambda: site.get("/v1/credits", headers=key).status_code == 200, seconds=10)

@@ -1,4 +1,4 @@
-"""Slow clients, over real sockets to the server that `make run` starts."""
+"""Clients that say too slowly what they want, over real sockets to the server that `make run` starts."""
 
 import socket
 import time
@@ -41,7 +41,7 @@ def all_of(connection: socket.socket) -> bytes:
     return answer
 
 
-def test_stalled_requests_are_ended_and_delay_no_other(server: Server) -> None:
+def test_stalled_requests_are_ended_and_hold_nobody_up_meanwhile(server: Server) -> None:
     silent, half = connected(server), connected(server)
     half.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: local")
     api, page = connected(server), connected(server)

@@ -83,7 +83,7 @@ def leader(stack: Stack, program: str) -> psutil.Process | None:
 def terminate(stack: Stack, program: str) -> float:
     """SIGTERM to a program's leader; how many seconds it and all its children took to be gone.
 
-    The database server is not a child of the platform: it stays while any program uses it.
+    The database server is nobody's child: it stays while any program uses it.
     """
     process = wait_for(lambda: leader(stack, program), message=f"{program} does not run")
     children = process.children(recursive=True)
@@ -190,7 +190,7 @@ def test_sigterm_in_the_middle_of_a_job_ends_in_time_and_loses_nothing(
 def test_a_worker_does_not_wait_for_a_task_that_takes_long(stack: Stack, headers: dict[str, str]) -> None:
     stack.manage("shell", "--no-imports", "-c", LONG_TASK)
     taken = "SELECT 1 FROM django_q_ormq WHERE lock > now() + interval '60 seconds'"
-    wait_for(lambda: sql(stack, taken), message="the task was not taken")
+    wait_for(lambda: sql(stack, taken), message="nobody took the task")
     old = stack.pid_of("worker")
     assert terminate(stack, "worker") <= STOP_SECONDS
     restarted(stack, "worker", instead_of=old)
@@ -200,7 +200,7 @@ def test_a_worker_does_not_wait_for_a_task_that_takes_long(stack: Stack, headers
 def test_sigterm_of_the_database_server_itself_does_not_leave_it_half_stopped(
     stack: Stack, headers: dict[str, str]
 ) -> None:
-    """For PostgreSQL it means to wait until all clients have left, and to refuse new ones meanwhile."""
+    """For PostgreSQL it means to wait until everybody has left, and to let nobody in meanwhile."""
 
     def server() -> int:
         return int((stack.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
