@@ -59,7 +59,7 @@ class Unplayable(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one clip may cost.
+    """The limits of one clip.
 
     seconds: wall clock. max_side: pixels. max_duration: seconds of video. memory, max_bytes: bytes.
     """
@@ -258,7 +258,7 @@ class Timeline:
 
 
 def _is_blank(frame: VideoFrame) -> bool:
-    """Whether the first plane (luma, mostly) is the same all over; each row ends in padding that is not looked at."""
+    """Look for differences in the first plane (luma, mostly); each row ends in padding, which is left out."""
     plane = frame.planes[0]
     rows = memoryview(plane)
     step = plane.line_size * max(1, plane.height // 64)
@@ -297,7 +297,7 @@ def _described(source: Path, container: InputContainer, stream: VideoStream, tim
 
 
 def _has_index_in_front(source: Path) -> bool:
-    """Whether the index of an MP4 comes before its pictures, so that playing can begin before all is there."""
+    """Look whether the index of an MP4 comes before its pictures, so that playing can begin before all is there."""
     boxes = list(_top_level_boxes(source))
     if b"moov" not in boxes or b"moof" in boxes:
         return False
