@@ -258,7 +258,7 @@ class Timeline:
 
 
 def _is_blank(frame: VideoFrame) -> bool:
-    """Look for differences in the first plane (luma, mostly); each row ends in padding, which is left out."""
+    """Check that the first plane (luma, mostly) is the same all over; each row ends in padding, which is left out."""
     plane = frame.planes[0]
     rows = memoryview(plane)
     step = plane.line_size * max(1, plane.height // 64)
