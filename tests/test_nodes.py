@@ -181,7 +181,7 @@ def test_a_wrong_key_is_unauthorized_everywhere(field_node: FieldNode, tmp_path:
         with_client(field(field_node, key=""), lambda client: client.download(job, tmp_path / "clip.mp4"))
 
 
-def test_nobody_at_the_address_is_not_reached() -> None:
+def test_an_address_without_a_server_is_not_reached() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = NodeEndpoint(

@@ -88,7 +88,7 @@ FINISHED_STATES: frozenset[RemoteState] = frozenset({"completed", "failed", "can
 
 @dataclass(frozen=True, kw_only=True)
 class NodeEndpoint:
-    """Where a node is and how to speak to it.
+    """The address, the key and the protocol of a node.
 
     base_url: http(s) address without a path of ours, e.g. `http://10.0.0.7:8081`; a prefix is kept.
     api_key: sent as `x-api-key` and as a bearer token; empty when the node wants none.
@@ -165,7 +165,7 @@ class RemoteJob:
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended on the node."""
+        """True once it has ended on the node."""
         return self.state in FINISHED_STATES
 
 
@@ -173,13 +173,13 @@ class RemoteJob:
 # A finished file is asked for by this name under /get_video/, so it must never be a path.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-# A node whose model starts from pictures would refuse every job: the platform sends words alone.
+# A node whose model starts from pictures would refuse every job: the platform sends text only.
 PICTURES_ONLY = "pictures only"
 _WHY_NOT_PICTURES = "Its model makes videos from pictures; this service sends text."
 _SIZE = re.compile(r"\d{1,5}x\d{1,5}")
 # More jobs at once than any one server runs: a slip or a lie.
 MOST_CAPACITY = 256
-# Servers that are not ours have other words for the same.
+# Other servers have other words for it.
 _READY_WORDS = frozenset({"ready", "ok", "healthy", "up"})
 
 

@@ -97,7 +97,7 @@ class VideosClient(NodeClient):
         self._wants_form = True
         answer = await self._post(fields, key=key)
         if answer.status in (415, 422):
-            # The form is no better, so the request was at fault; the first refusal has the fitting words.
+            # The form is no better, so the request was at fault; the first refusal explains it.
             self._wants_form = False
             return refusal if refusal.status == 422 else answer
         return answer
