@@ -125,7 +125,7 @@ def record(
 
 
 def carried_out(once: uuid.UUID) -> bool:
-    """Whether the form with this id was carried out."""
+    """Tell whether the form with this id was carried out."""
     return StaffAct.objects.filter(once=once).exists()
 
 

@@ -54,7 +54,7 @@ def clips(staffed: Stack, evening: datetime) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sessions() -> dict[str, Any]:
-    """Who has signed in, by role: once is enough, and no code is taken twice."""
+    """Storage states of signed-in browsers, by role: no code is taken twice."""
     return {}
 
 
@@ -81,7 +81,7 @@ def _books(staffed: Stack) -> Iterator[None]:
 
 @pytest.fixture
 def logged(at_work: Callable[[str], Page]) -> Callable[[str, str, str], None]:
-    """Whether an act is in the log, as an owner reads it: by whom, why, from where, and when."""
+    """Check that the audit log, as an owner reads it, has an operation with actor, reason, address and time."""
     page = at_work("owner")
 
     def check(name: str, by: str, why: str) -> None:
@@ -93,7 +93,7 @@ def logged(at_work: Callable[[str], Page]) -> Callable[[str, str, str], None]:
     return check
 
 
-def test_somebody_new_sees_nothing_before_they_have_a_second_step(new_page, staffed):
+def test_a_newcomer_sees_nothing_before_the_second_step_is_set_up(new_page, staffed):
     page = new_page()
     sign_in(page, "the-newcomer", to="/")
     page.goto("/admin/accounts/user/")
@@ -316,7 +316,7 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     logged("report.dismiss", "operator", "Nothing wrong with it")
 
 
-def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page, evening, logged):
+def test_the_bad_night_of_a_node_is_refunded_by_finance(at_work, new_page, evening, logged):
     page = at_work("finance")
     page.goto("/admin/generation/refundbatch/")
     act(page, "Refund a bad time of a node").click()
@@ -438,7 +438,7 @@ def test_an_operator_moves_cancels_and_retries_a_selection(at_work, stack, logge
         logged(f"job.{name}", "operator", why)
 
 
-def test_nobody_edits_the_log(at_work):
+def test_the_audit_log_is_not_edited(at_work):
     page = at_work("owner")
     page.goto("/admin/accounts/staffact/")
     expect(act(page, "Add staff act")).to_have_count(0)
