@@ -316,7 +316,7 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     logged("report.dismiss", "operator", "Nothing wrong with it")
 
 
-def test_the_bad_night_of_a_node_is_refunded_by_finance(at_work, new_page, evening, logged):
+def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, new_page, evening, logged):
     page = at_work("finance")
     page.goto("/admin/generation/refundbatch/")
     act(page, "Refund a bad time of a node").click()
@@ -438,7 +438,7 @@ def test_an_operator_moves_cancels_and_retries_a_selection(at_work, stack, logge
         logged(f"job.{name}", "operator", why)
 
 
-def test_the_audit_log_is_not_edited(at_work):
+def test_nobody_edits_the_log(at_work):
     page = at_work("owner")
     page.goto("/admin/accounts/staffact/")
     expect(act(page, "Add staff act")).to_have_count(0)
