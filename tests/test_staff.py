@@ -165,7 +165,7 @@ class TestStaffAmongThemselves:
 
 class TestAuditLog:
     def test_sql_cannot_change_it_either(self, make_user: MakeUser, user: User) -> None:
-        audit_log.record(actor=in_role(make_user, "owner"), act="user.note", subject=user)
+        audit_log.Operation(in_role(make_user, "owner"), "user.note", "By phone").record(user)
         for statement in (
             "UPDATE accounts_staffact SET reason = 'other'",
             "DELETE FROM accounts_staffact",
