@@ -80,7 +80,7 @@ class TestRoles:
             operations.ban(actor=support, user=user, reason="x")
         assert not StaffAct.objects.exists()
 
-    def test_nobody_acts_after_they_lost_their_role(
+    def test_an_actor_without_a_role_any_more_is_refused(
         self, make_user: MakeUser, clip_of_ada: GenerationJob
     ) -> None:
         actor = in_role(make_user, "finance")
@@ -164,8 +164,8 @@ class TestStaffAmongThemselves:
 
 
 class TestAuditLog:
-    def test_nobody_changes_it_in_sql_either(self, make_user: MakeUser, user: User) -> None:
-        audit_log.record(actor=in_role(make_user, "owner"), act="user.note", subject=user)
+    def test_sql_cannot_change_it_either(self, make_user: MakeUser, user: User) -> None:
+        audit_log.Operation(in_role(make_user, "owner"), "user.note", "By phone").record(user)
         for statement in (
             "UPDATE accounts_staffact SET reason = 'other'",
             "DELETE FROM accounts_staffact",
@@ -243,7 +243,7 @@ class TestOnce:
         admin.post(address, form)
         assert [wallet(user).balance for user in people] == [507, 507, 507]
 
-    def test_an_adjustment_that_one_cannot_afford_changes_nobody(
+    def test_an_adjustment_that_one_cannot_afford_changes_no_balance(
         self, admin: Client, make_user: MakeUser
     ) -> None:
         rich, poor = make_user("rich"), make_user("poor")

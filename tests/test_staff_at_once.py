@@ -23,7 +23,7 @@ HANDS = 6
 
 
 def at_once(act: Callable[[int], object]) -> list[object]:
-    """What each of several threads got of `act`, begun together: its result, or what refused it."""
+    """Call `act` in several threads begun together; the result of each, or its refusal."""
     ready = Barrier(HANDS)
 
     def run(number: int) -> object:

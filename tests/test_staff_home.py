@@ -102,7 +102,7 @@ def test_wrong_books_are_an_alarm_on_it(admin: Client) -> None:
     )
 
 
-def test_the_books_are_added_up_at_the_touch_of_a_button_by_who_may(
+def test_finance_has_the_books_added_up_at_the_touch_of_a_button(
     admin: Client, make_user: Callable[..., User], user: User
 ) -> None:
     address = page("accounts_auditrun_run_now")

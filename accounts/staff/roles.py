@@ -94,5 +94,5 @@ def install() -> None:
 
 
 def shipped(name: str) -> bool:
-    """Whether a group of that name comes with the service, and so is not edited."""
+    """Tell whether a group of that name comes with the service, and so is not edited."""
     return name in {*RIGHTS, OWNER}

@@ -158,7 +158,7 @@ class GpuNodeAdmin(LoggedAdmin):
 
     @display(description="Standing")
     def standing(self, node: GpuNode) -> str:
-        """Whether it gets jobs, or the reason why not."""
+        """Say that it gets jobs, or the reason why not."""
         if node.set_aside_at is not None:
             return f"set aside since {node.set_aside_at:%Y-%m-%d %H:%M}: {node.set_aside_reason}"
         if not node.enabled:

@@ -41,7 +41,7 @@ class Total:
     credits: int
 
     def __str__(self) -> str:
-        """For example `3 videos of 1 user, 150 credits`."""
+        """Put it in words, such as `3 videos of 1 user, 150 credits`."""
         videos = "1 video" if self.jobs == 1 else f"{self.jobs} videos"
         users = "1 user" if self.people == 1 else f"{self.people} users"
         return f"{videos} of {users}, {self.credits} credits"

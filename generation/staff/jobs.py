@@ -77,7 +77,7 @@ def why_not_refund(job: GenerationJob) -> str | None:
 
 
 def refunded() -> Exists:
-    """For queries of jobs: whether the credits were given back."""
+    """A condition for queries of jobs: the credits were given back."""
     refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
     return Exists(refunds)
 

@@ -1,7 +1,6 @@
 """Operations of the staff on nodes: drain, enable, set aside, bring back, and a test step by step in the background."""
 
-import asyncio
-
+from asgiref.sync import async_to_sync
 from django.db.models.functions import Coalesce, Now
 from django_q.tasks import async_task
 
@@ -89,7 +88,7 @@ def run_test(trial_id: int) -> None:
     """A task: carry a test out. A repeated one begins again."""
     trial = NodeTrial.objects.select_related("node").filter(pk=trial_id, passed=None).first()
     if trial is not None:
-        asyncio.run(_Test(trial).run())
+        async_to_sync(_Test(trial).run)()
 
 
 def note_canary(node: GpuNode, error: Exception | None) -> None:

@@ -83,7 +83,7 @@ def success_rate(days: Iterable[DayFigures]) -> float | None:
 
 
 def median_seconds(days: Iterable[DayFigures]) -> float | None:
-    """From submit to the finished clip, to within 3 %; None without any."""
+    """The median time from submit to the finished clip, to within 3 %; None without any."""
     counts: Counter[int] = Counter()
     for row in days:
         counts.update({int(name): number for name, number in row.times.items()})
@@ -105,7 +105,7 @@ def settled() -> date:
 
 
 def _days(first: date, end: date) -> list[date]:
-    """From `first` up to `end` without it."""
+    """The days from `first` up to `end` without it."""
     return [first + timedelta(days=number) for number in range((end - first).days)]
 
 

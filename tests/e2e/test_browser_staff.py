@@ -50,7 +50,7 @@ def clips(staffed: Stack) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sessions() -> dict[str, Any]:
-    """Who has signed in, by role: once is enough, and no code is taken twice."""
+    """Storage states of signed-in browsers, by role: no code is taken twice."""
     return {}
 
 
@@ -77,7 +77,7 @@ def _books(staffed: Stack) -> Iterator[None]:
 
 @pytest.fixture
 def logged(at_work: Callable[[str], Page]) -> Callable[[str, str, str], None]:
-    """Whether an act is in the log, as an owner reads it: by whom, why, from where, and when."""
+    """Check that the audit log, as an owner reads it, has an operation with actor, reason, address and time."""
     page = at_work("owner")
 
     def check(name: str, by: str, why: str) -> None:
@@ -89,7 +89,7 @@ def logged(at_work: Callable[[str], Page]) -> Callable[[str, str, str], None]:
     return check
 
 
-def test_somebody_new_sees_nothing_before_they_have_a_second_step(new_page, staffed):
+def test_a_newcomer_sees_nothing_before_the_second_step_is_set_up(new_page, staffed):
     page = new_page()
     sign_in(page, "the-newcomer", to="/")
     page.goto("/admin/accounts/user/")
