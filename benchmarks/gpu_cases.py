@@ -16,13 +16,11 @@ from diffusers.utils import logging as diffusers_logging
 
 from benchmarks.gpu_shapes import SHAPES, build, floating_point_operations
 from gpu_node import ipc
-from gpu_node.catalog import PROFILES
+from gpu_node.catalog import PROFILES, Placement
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.engine.loading import check_hardware, set_up
-from gpu_node.engine.pipeline import VideoPipeline, memory_of
-from gpu_node.engine.prompts import Prompts
+from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
 from gpu_node.engine.speed import STEP_CACHES
-from gpu_node.placement import Placement
 from gpu_node.schemas import Clip
 from gpu_node.settings import EngineOptions, NodeSettings
 from gpu_node.video import ClipEncoder

@@ -28,8 +28,7 @@ from gpu_node.engine.errors import (
     is_out_of_memory,
     poisons_process,
 )
-from gpu_node.engine.pipeline import VideoPipeline, memory_of
-from gpu_node.engine.prompts import Prompts
+from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
 from gpu_node.settings import LOG_FORMAT, EngineOptions, shown_name
 from gpu_node.video import ClipEncoder
 

@@ -22,7 +22,8 @@ from diffusers import CogVideoXPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gpu_node.demo_model import TRAINED, latents
+from gpu_node.demo_model import latents
+from gpu_node.demo_model.architecture import TRAINED
 from gpu_node.demo_model.renderer import FRAMES, HEIGHT, WIDTH, draw, scenes
 from gpu_node.demo_model.scoring import look
 from gpu_node.demo_model.vocabulary import MAX_TOKENS, Combination, combinations, held_out_combinations

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gpu_node.demo_model import architecture, latents
 from gpu_node.demo_model.renderer import Scenes, draw, object_coordinates, pixel_grid, scenes
-from gpu_node.demo_model.training.optim import Average, Muon, Run, autocast
+from gpu_node.demo_model.training.optim import Run, autocast, moving_average, muon
 from gpu_node.demo_model.vocabulary import training_combinations
 
 BATCH = 2
@@ -79,7 +79,7 @@ def train(
         seconds=seconds,
         model=half,
         optimisers=_optimisers(half),
-        average=Average(half, decay=0.995),
+        average=moving_average(half, decay=0.995),
     )
     torch.manual_seed(run.samples)
     loss = _decoder_loss if part == "decoder" else _encoder_loss
@@ -99,7 +99,7 @@ def _borrow_decoder(model: AutoencoderKLCogVideoX, folder: Path, start: Path | N
     """Load the decoder as far as it is trained, here or where training began; False when there is none."""
     checkpoint = folder / "decoder.pt"
     if checkpoint.is_file():
-        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]["weights"]
+        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
         model.decoder.load_state_dict(kept)
     elif start is not None:
         shipped = AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32)
@@ -224,6 +224,6 @@ def _optimisers(half: nn.Module) -> list[torch.optim.Optimizer]:
     kept = {id(value) for value in large}
     rest = [value for value in half.parameters() if id(value) not in kept]
     return [
-        Muon(large, lr=0.01),
+        muon(large, lr=0.01),
         torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
