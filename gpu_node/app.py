@@ -81,12 +81,8 @@ async def list_models(request: Request) -> dict[str, Any]:
 async def generate_video(request: Request) -> dict[str, Any]:
     """Make a clip and answer when it is there. The job goes on if the client leaves; the same key finds it again."""
     node = _node(request)
-    try:
-        spec = parse_generate_video(await read_json(request), node.settings)
-        job = node.submit(spec=spec, key=idempotency_key(request))
-    except InvalidRequest as error:
-        error.status = 422
-        raise
+    spec = parse_generate_video(await read_json(request), node.settings)
+    job = node.submit(spec=spec, key=idempotency_key(request))
     await job.ended()
     if job.error is None:
         path = str(node.store.clip_path(job))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
 from gpu_node import catalog
 from gpu_node.catalog import GB, PROFILES, Profile, Traits
@@ -67,7 +69,7 @@ def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
     """Return whether the weights are there, or fit where they would be kept, and for people where."""
     if Path(model).is_dir():
         return _folder_verdict(Path(model))
-    cache = _hub_cache()
+    cache = Path(constants.HF_HUB_CACHE)
     if is_downloaded(traits):
         return True, f"downloaded already, in {cache}"
     nearest = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
@@ -78,18 +80,14 @@ def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
 
 def is_downloaded(traits: Traits) -> bool:
     """Return True when the published weights are on this machine."""
-    return any(_hub_cache().glob(f"models--{traits.hub_id.replace('/', '--')}/snapshots/*/model_index.json"))
+    folder = repo_folder_name(repo_id=traits.hub_id, repo_type="model")
+    return any(Path(constants.HF_HUB_CACHE, folder).glob("snapshots/*/model_index.json"))
 
 
 def _folder_verdict(folder: Path) -> tuple[bool, str]:
     if not (folder / "model_index.json").is_file():
         return False, f"the folder {folder} has no model_index.json, so it is no model"
     return True, f"a folder on this machine: {folder}"
-
-
-def _hub_cache() -> Path:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
 
 
 def report(settings: NodeSettings, found: list[Card]) -> tuple[bool, list[str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -113,23 +114,26 @@ def preferred_wait(request: Request) -> int:
 
 def handle_errors(app: FastAPI) -> None:
     """Answer every error in the shape of the protocol that the path belongs to."""
-    for kind in (Refusal, RequestValidationError, HTTPException, Exception):
+    for kind in (Refusal, RequestValidationError, ValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, Refusal):
         refusal = error
-    elif isinstance(error, RequestValidationError):
+    elif isinstance(error, (RequestValidationError, ValidationError)):
         problem = error.errors()[0]
-        name = str(problem["loc"][-1])
-        refusal = InvalidRequest(f"{name}: {problem['msg']}", param=name)
+        name = str(problem["loc"][-1]) if problem["loc"] else None
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        refusal = InvalidRequest(f"{name}: {message}" if name else message, param=name)
     elif isinstance(error, HTTPException):
         message = f"{request.method} {request.url.path}: {error.detail}"
         refusal = Refusal(Code.method_not_allowed if error.status_code == 405 else Code.not_found, message)
         refusal.status = error.status_code
     else:
         refusal = Refusal(Code.internal_error, "The node failed to answer; its log says why.")
+    if isinstance(refusal, InvalidRequest) and request.url.path == "/generate_video":
+        refusal.status = 422  # as its clients in the field know it
     return _response(request.url.path, refusal)
 
 

@@ -56,7 +56,7 @@ def load(options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> L
     """
     device = _choose_device(options)
     dtype = _choose_dtype(options, device)
-    check_hardware(options, device)  # before anything is downloaded
+    quantization.check_hardware(options.levers.quantization, device)  # before anything is downloaded
     place = _choose_placement(options, device)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
@@ -120,12 +120,6 @@ def _choose_device(options: EngineOptions) -> torch.device:
         )
     torch.cuda.set_device(device)
     return device
-
-
-def check_hardware(options: EngineOptions, device: torch.device) -> None:
-    """Raise ModelUnavailable for what this hardware cannot do."""
-    if options.levers.quantization == "fp8":
-        quantization.check_fp8(device)
 
 
 def _choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
