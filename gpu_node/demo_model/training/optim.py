@@ -19,6 +19,7 @@ from gpu_node.settings import LOG_FORMAT
 
 log = logging.getLogger(__name__)
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
 SAVE_EVERY = 60.0  # seconds
 LOG_EVERY = 15.0
 CONSTANT_PART = 0.45  # of the time, before the learning rate falls
@@ -27,7 +28,7 @@ CONSTANT_PART = 0.45  # of the time, before the learning rate falls
 def moving_average(model: nn.Module, *, decay: float) -> AveragedModel:
     """Average the weights as they move, which draws better; the early ones, which are poor, are soon forgotten."""
 
-    def forget(averaged: list[Tensor], present: list[Tensor], updates: Tensor) -> None:
+    def forget(averaged: Tensors, present: Tensors, updates: Tensor | int) -> None:
         count = int(updates)
         torch._foreach_lerp_(averaged, present, 1 - min(decay, (1 + count) / (10 + count)))
 
@@ -158,7 +159,7 @@ def muon(parameters: list[nn.Parameter], *, lr: float) -> Optimizer:
             assert changed.grad is not None
             matrix.grad = changed.grad.flatten(1)
 
-        parameter.register_post_accumulate_grad_hook(share_gradient)
+        parameter.register_post_accumulate_grad_hook(share_gradient)  # type: ignore[no-untyped-call]
     return torch.optim.Muon(matrices, lr=lr, weight_decay=0.0, ns_steps=4)
 
 
