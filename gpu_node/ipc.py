@@ -112,8 +112,7 @@ class Failed(Message):
 
 
 Command = Annotated[Run | Cancel, Field(discriminator="kind")]
-JobEvent = Started | Step | Done | Stopped | Failed
-Event = Annotated[Ready | LoadFailed | JobEvent, Field(discriminator="kind")]
+Event = Annotated[Ready | LoadFailed | Started | Step | Done | Stopped | Failed, Field(discriminator="kind")]
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 

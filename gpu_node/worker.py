@@ -28,8 +28,7 @@ from gpu_node.engine.errors import (
     is_out_of_memory,
     poisons_process,
 )
-from gpu_node.engine.pipeline import VideoPipeline, memory_of
-from gpu_node.engine.prompts import Prompts
+from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
 from gpu_node.settings import LOG_FORMAT, EngineOptions, shown_name
 from gpu_node.video import ClipEncoder
 
@@ -159,23 +158,18 @@ class Worker:
         picture = Path(job.image_path) if job.image_path is not None else None
         latents = self._pipeline.denoise(job.clip, prompts, picture=picture, on_step=on_step)
         clock.first_step_began = self._pipeline.first_step_began
-        if not self._fits_whole(job, latents, clock):
-            log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
-            free_memory()
-            self._decode(job, latents, clock, tiled=True)
-
-    def _fits_whole(self, job: ipc.Run, latents: torch.Tensor, clock: JobClock) -> bool:
-        """Decode in one piece; False when memory ran out.
-
-        The error ends here, before anything is tried again: while it is known, it keeps alive what filled the memory.
-        """
+        fits = True
         try:
             self._decode(job, latents, clock, tiled=False)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return False
-        return True
+            fits = False
+        # The error has ended here: while it is known, it keeps alive what filled the memory.
+        if not fits:
+            log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
+            free_memory()
+            self._decode(job, latents, clock, tiled=True)
 
     def _decode(self, job: ipc.Run, latents: torch.Tensor, clock: JobClock, *, tiled: bool) -> None:
         def on_end(error: Exception | None) -> None:
