@@ -18,7 +18,6 @@ from generation.errors import BeingStored, CannotCancel, CannotDelete
 from generation.jobs import enqueue, events, locks, node_health, stored_files
 from generation.media import VideoFacts
 from generation.models import GenerationJob, GpuNode, JobAttempt
-from generation.signals import job_finished
 
 logger = logging.getLogger(__name__)
 State = GenerationJob.State
@@ -339,7 +338,7 @@ def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> Ge
 
 
 def _announce(job: GenerationJob) -> None:
-    job_finished.send(sender=GenerationJob, job=job)
+    events.job_finished.send(sender=GenerationJob, job=job)
     events.publish(job)
 
 
