@@ -97,7 +97,7 @@ def net_moved(row: WalletMerge) -> int:
     entries = CreditTransaction.objects.filter(
         account=row.source_id, counterpart=row.target_id, kind=Kind.TRANSFER, pk__gt=row.after_entry
     )
-    return -(entries.aggregate(total=Sum("posted_delta"))["total"] or 0)
+    return -_sum(entries)
 
 
 def unspent_welcome(account: CreditAccount) -> int:

@@ -44,13 +44,9 @@ class PromptTooLong(InvalidPrompt):
     )
     code = "prompt_too_long"
 
-    def __init__(self, *, maximum: int) -> None:
-        super().__init__(n=maximum)
-
 
 class InvalidSetting(GenerationError):
-    def __init__(self, message: str, *, param: str | None) -> None:
-        super().__init__(message, param=param)
+    """A setting that is no choice. `param` is its name."""
 
 
 class UnknownPreset(GenerationError):

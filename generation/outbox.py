@@ -15,8 +15,7 @@ from django.db import models
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
-from generation.database import DATABASE_AWAY, in_database
-from generation.retrying import delay
+from generation.database import DATABASE_AWAY, delay, in_database
 
 logger = logging.getLogger(__name__)
 

@@ -121,7 +121,10 @@ class Reconciler:
     async def _stop_ended(self) -> None:
         """Do as `_hear` does at once, for jobs whose event was missed."""
         running = [pk for pk, runner in self._runners.items() if not runner.stop_requested.is_set()]
-        for attempt_id in await in_database(_attempts_to_stop)(running) if running else []:
+        if not running:
+            return
+        ended = JobAttempt.objects.filter(pk__in=running, cancel_requested_at__isnull=False)
+        for attempt_id in await in_database(list)(ended.values_list("pk", flat=True)):
             if runner := self._runners.get(attempt_id):
                 runner.stop_requested.set()
 
@@ -189,21 +192,18 @@ class Reconciler:
     async def _examine(self, node: GpuNode) -> None:
         # One node, whatever it answers, must not keep the others from being asked.
         with self._survived(f"looking at node {node.name}"):
-            await self._ask_how_it_is(node)
-
-    async def _ask_how_it_is(self, node: GpuNode) -> None:
-        try:
-            health = await node_health.examine(node)
-        except NodeError as error:
-            await in_database(node_health.record_failure)(node, error)
-            return
-        if await in_database(node_health.record_health)(node, health):
-            self._look_again()
-            await in_database(enqueue.stop_what_was_lost)(node)
-        if node.set_aside_at and health.ready and node.pk not in self._canaries:
-            self._canaries[node.pk] = asyncio.create_task(
-                self._make_canary(node, health.protocol), name=f"canary-{node.name}"
-            )
+            try:
+                health = await node_health.examine(node)
+            except NodeError as error:
+                await in_database(node_health.record_failure)(node, error)
+                return
+            if await in_database(node_health.record_health)(node, health):
+                self._look_again()
+                await in_database(enqueue.stop_what_was_lost)(node)
+            if node.set_aside_at and health.ready and node.pk not in self._canaries:
+                self._canaries[node.pk] = asyncio.create_task(
+                    self._make_canary(node, health.protocol), name=f"canary-{node.name}"
+                )
 
     async def _make_canary(self, node: GpuNode, protocol: str) -> None:
         """Bring a set-aside node back when it makes a clip that plays."""
@@ -240,12 +240,6 @@ def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
     return list(
         free.exclude(job__state=State.STORING).exclude(pk__in=followed).select_related("job", "node")[:100]
     )
-
-
-def _attempts_to_stop(followed: list[uuid.UUID]) -> list[uuid.UUID]:
-    """Find those whose job was canceled or ended by its deadline."""
-    ended = JobAttempt.objects.filter(pk__in=followed, cancel_requested_at__isnull=False)
-    return list(ended.values_list("pk", flat=True))
 
 
 def _unstored_attempts() -> list[uuid.UUID]:

@@ -17,8 +17,8 @@ from accounts.models import Notice as UserNotice
 from accounts.models import User
 from accounts.privacy import Part
 from accounts.signals import account_closed, account_closing, personal_data
+from generation.jobs.events import job_finished, job_retried
 from generation.models import GenerationJob
-from generation.signals import job_finished, job_retried
 from telegram_bot import language, wakeup
 from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, StarPayment, TelegramAccount
 from telegram_bot.sending import outbox

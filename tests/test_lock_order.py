@@ -224,6 +224,8 @@ PARTS = {
     "locks.kept",
     "locks.until",
     "stored_files.due",
+    "stored_files.new_names",
+    "stored_files.store",
     "stored_files.held",
 }
 

@@ -2,19 +2,24 @@
 
 import asyncio
 import codecs
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 
-from generation.api.errors import TOO_LARGE, TOO_SLOW, Problem, answer
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Any, Any, Any], Awaitable[None]]
+from generation.api.errors import (
+    TOO_LARGE,
+    TOO_SLOW,
+    App,
+    Message,
+    Problem,
+    Receive,
+    Send,
+    answer,
+    send_response,
+)
 
 # Bytes a second that a body must come at, once REQUEST_SECONDS have passed: a poor telephone line.
 SLOWEST = 1024
@@ -45,7 +50,9 @@ class BodyLimit:
         except BodyRefused as refused:
             if watched.answered:
                 raise
-            await _refuse(scope["path"], refused.problem, send)
+            response = answer(scope["path"], refused.problem)
+            response["Connection"] = "close"  # the rest of the body is not read
+            await send_response(response, send)
 
 
 class _Watched:
@@ -86,18 +93,6 @@ def _announced(scope: Message) -> int:
         if name == b"content-length" and value.isdigit():
             return int(value) if len(value) < 19 else settings.MAX_REQUEST_BYTES + 1
     return 0
-
-
-async def _refuse(path: str, problem: Problem, send: Send) -> None:
-    """Answer without reading the rest, so the connection cannot be used again."""
-    response = answer(path, problem)
-    headers = [
-        (b"content-type", response["Content-Type"].encode()),
-        (b"content-length", str(len(response.content)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.content})
 
 
 class FinishCancelled:

@@ -316,9 +316,9 @@ CONTENT_SECURITY_POLICY = {
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api.auth.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api.formats.AnyAccept",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api.auth.AnyAccept",
     "DEFAULT_PARSER_CLASSES": [
-        "generation.api.formats.PlainJSONParser",
+        "generation.api.auth.PlainJSONParser",
         "rest_framework.parsers.MultiPartParser",
         "rest_framework.parsers.FormParser",
     ],

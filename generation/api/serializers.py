@@ -210,7 +210,7 @@ def video_json(job: GenerationJob) -> dict[str, Any]:
 
 def videos_json(jobs: Sequence[GenerationJob]) -> list[dict[str, Any]]:
     """Make the JSON of many jobs, in the same order and in a few queries, however many there are."""
-    offer = catalog.current()
+    offer = catalog.current_offer()
     positions = scheduling.queue_positions(jobs)
     waits = catalog.expected_seconds_of({job.preset_id: job.preset for job in jobs if job.is_live}.values())
     return [

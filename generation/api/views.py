@@ -92,11 +92,7 @@ class Videos(APIView):
         params: dict[str, Any] = body.validated_data
         model, size = params.get("model") or "", params.get("size") or ""
         if model or size:
-            offer = catalog.current()
-            if model:
-                offer.require_model(model)
-            if size:
-                offer.require_size(size)
+            catalog.current_offer().require(model=model, size=size)
         preset = None
         if params.get("preset") or params.get("seconds"):
             preset = catalog.choose_preset(preset=params.get("preset"), seconds=params.get("seconds"))
@@ -241,13 +237,15 @@ class Models(APIView):
     @documented("models_list", "What can make videos", ModelList, 401)
     def get(self, request: Request) -> Response:
         """Lists the default first."""
-        return Response({"object": "list", "data": [model_json(model) for model in catalog.current().models]})
+        return Response(
+            {"object": "list", "data": [model_json(model) for model in catalog.current_offer().models]}
+        )
 
 
 class Model(APIView):
     @documented("models_retrieve", "One model", ModelSerializer, 401, 404)
     def get(self, request: Request, model: str) -> Response:
-        for known in catalog.current().models:
+        for known in catalog.current_offer().models:
             if known.id == model:
                 return Response(model_json(known))
         raise NotFound("There is no such model.")

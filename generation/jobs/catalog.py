@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any
 
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
@@ -179,26 +179,27 @@ class Offer:
     def size(self) -> str | None:
         return self.sizes[0] if self.sizes else None
 
-    def require_model(self, name: str) -> None:
-        """Raises UnknownModel when no node runs it; the message names those on offer."""
-        names = [model.id for model in self.models]
-        if name not in names:
-            raise UnknownModel(names)
+    def require(self, *, model: str, size: str) -> None:
+        """Refuse what no node runs, or makes unasked. Empty is any.
 
-    def require_size(self, size: str) -> None:
-        """Raises InvalidSetting when no node makes it unasked; the message names what they make."""
-        if not self.sizes:
+        Raises:
+            UnknownModel, InvalidSetting: the message names those on offer.
+        """
+        names = [known.id for known in self.models]
+        if model and model not in names:
+            raise UnknownModel(names)
+        if size and not self.sizes:
             raise InvalidSetting("size cannot be chosen just now: leave it out.", param="size")
-        if size not in self.sizes:
+        if size and size not in self.sizes:
             raise InvalidSetting(f"size must be {_either(self.sizes)}.", param="size")
 
 
-def current() -> Offer:
+def current_offer() -> Offer:
     """Read the offer of all nodes as it is now."""
-    return of(GpuNode.objects.with_health().filter(enabled=True))
+    return offer_of(GpuNode.objects.with_health().filter(enabled=True))
 
 
-def of(known: Iterable[GpuNode]) -> Offer:
+def offer_of(known: Iterable[GpuNode]) -> Offer:
     """Collect the offer of these nodes (`with_health`): healthy ones first, then those heard of last."""
     nodes = sorted((node for node in known if node.backend), key=lambda node: node.created_at)
     added: dict[str, datetime] = {}
@@ -216,7 +217,7 @@ def of(known: Iterable[GpuNode]) -> Offer:
 
 
 @dataclass(frozen=True)
-class Line:
+class Queue:
     """The queue as it is now.
 
     capacity: clips that all healthy nodes make at once; 0 when none is ready. running: clips being made.
@@ -246,12 +247,12 @@ class Line:
         return round((waiting + self.running / 2 * usual) / self.capacity)
 
 
-def now(jobs: list[GenerationJob]) -> Line:
+def read_queue(jobs: list[GenerationJob]) -> Queue:
     """Read the queue, with the places of those jobs that are in it; at most three queries."""
     counts = GenerationJob.objects.filter(state__in=[State.QUEUED, State.RUNNING]).order_by()
     rows = list(counts.values_list("state", "preset").annotate(number=Count("pk")))
     nodes = list(GpuNode.objects.with_health().filter(enabled=True))
-    return Line(
+    return Queue(
         capacity=sum(node.capacity for node in nodes if node.is_healthy and node.set_aside_at is None),
         nodes=nodes,
         running=sum(number for state, _, number in rows if state == State.RUNNING),
@@ -277,7 +278,7 @@ FOR_THE_DEMONSTRATION = (
 )
 
 
-def context(on_offer: Offer) -> dict[str, object]:
+def samples_context(on_offer: Offer) -> dict[str, object]:
     """Build a template's context: `samples`, and `demonstration`, whether only the demonstration model is on offer."""
     names = {model.id for model in on_offer.models}
     demonstration = names == {DEMONSTRATION_MODEL}
@@ -313,7 +314,10 @@ def add_up(
     since = rows.filter(**{f"{moment}__gte": kept.until}) if kept else rows
     totals = past.copy()
     totals.update(sums(since))
-    settled = _now() - SETTLED
+    with connection.cursor() as cursor:
+        # PostgreSQL's clock: a moment that a host took for past would hide what came until then.
+        cursor.execute("SELECT statement_timestamp()")
+        settled: datetime = cursor.fetchone()[0] - SETTLED
     if kept is None or settled - kept.until > SPAN:
         past.update(sums(since.filter(**{f"{moment}__lt": settled})))
         new = RunningTotal(name=name, until=settled, numbers=[[*key, n] for key, n in past.items()])
@@ -323,11 +327,3 @@ def add_up(
         else:
             RunningTotal.objects.filter(pk=name, until=kept.until).update(until=settled, numbers=new.numbers)
     return totals
-
-
-def _now() -> datetime:
-    """Ask PostgreSQL's clock: a moment that a host took for past would hide what came until then."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT statement_timestamp()")
-        [(moment,)] = cursor.fetchall()
-    return cast(datetime, moment)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from django.conf import settings
 
-from generation.database import DATABASE_AWAY, in_database
+from generation.database import DATABASE_AWAY, in_database, written
 from generation.jobs import lifecycle, locks, scheduling
 from generation.jobs.node_health import endpoint_of
 from generation.models import JobAttempt
@@ -182,7 +182,8 @@ class AttemptRunner:
             return
         heartbeat = asyncio.create_task(self._keep_lease())
         try:
-            await self._written_down(await self._generate(client))
+            # The answer comes once only, so a database that is away is waited for.
+            await written(await self._generate(client), about=f"job {self._job}: its request to the node")
         finally:
             heartbeat.cancel()
 
@@ -199,16 +200,6 @@ class AttemptRunner:
         except TransientNodeError as error:
             return partial(self._lost, str(error), pause=UNREACHABLE_PAUSE)
         return partial(self._apply, remote)
-
-    async def _written_down(self, write: Callable[[], Awaitable[object]]) -> None:
-        """Write the answer down. It comes once only, so a database that is away is waited for."""
-        while True:
-            try:
-                await write()
-                return
-            except DATABASE_AWAY as error:
-                logger.warning("job %s: what the node answered waits: %s", self._job, str(error).strip())
-                await asyncio.sleep(RETRY_SECONDS)
 
     async def _keep_lease(self) -> None:
         held = True

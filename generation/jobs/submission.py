@@ -176,7 +176,7 @@ def check_prompt(prompt: str) -> str:
     if not prompt:
         raise EmptyPrompt()
     if len(prompt) > settings.MAX_PROMPT_LENGTH:
-        raise PromptTooLong(maximum=settings.MAX_PROMPT_LENGTH)
+        raise PromptTooLong(n=settings.MAX_PROMPT_LENGTH)
     if broken := matching(prompt):
         raise PromptBlocked(broken[0].explanation)
     return prompt

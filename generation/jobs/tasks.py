@@ -65,9 +65,9 @@ def store(attempt_id: str) -> None:
         except (NodeError, media.UnplayableVideo) as error:
             _nothing_to_store(attempt, token, error)
             return
-        files = media.new_names(attempt.job_id)
+        files = stored_files.new_names(attempt.job_id)
         stored_files.announce(files)
-        media.store(clip, poster, files)
+        stored_files.store(clip, poster, files)
     if lifecycle.complete(attempt_id=attempt.pk, files=files, facts=facts):
         logger.info("job %s completed: %s", attempt.job_id.hex, files[0])
     else:

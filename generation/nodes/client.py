@@ -8,13 +8,7 @@ from types import TracebackType
 from typing import ClassVar, Self
 
 from generation.nodes.download import download_file
-from generation.nodes.protocol import (
-    GenerationRequest,
-    NodeCannot,
-    NodeEndpoint,
-    NodeHealth,
-    RemoteJob,
-)
+from generation.nodes.protocol import GenerationRequest, NodeCannot, NodeEndpoint, NodeHealth, RemoteJob
 from generation.nodes.transport import Answer, Transport
 
 HEALTH_TIMEOUT = 5.0

@@ -83,8 +83,6 @@ class ResultTooLarge(PermanentNodeError):
 
 RemoteState = Literal["queued", "in_progress", "completed", "failed", "canceled"]
 
-FINISHED_STATES: frozenset[RemoteState] = frozenset({"completed", "failed", "canceled"})
-
 
 @dataclass(frozen=True, kw_only=True)
 class NodeEndpoint:
@@ -133,7 +131,6 @@ class NodeHealth:
     protocol: str
     backend: str | None = None
     model: str | None = None
-    queue_depth: int | None = None
     capacity: int = 1
     seconds_per_step: float | None = None
     sizes: tuple[str, ...] = ()
@@ -147,7 +144,7 @@ class RemoteJob:
     remote_id: None on the field protocol, which has no ids. step of steps: denoising steps that are done.
     progress: percent. error: one sentence of the node's, when failed; error_code: its word for it, where it
     has one. file_name: what `/get_video/` wants. generation_ms: the node's own clock. stopped_at_step: set by a
-    confirmed cancel. queue_position: 1 is next. profile: the node's word for how the clip is made, as `exact`.
+    confirmed cancel. profile: the node's word for how the clip is made, as `exact`.
     """
 
     state: RemoteState
@@ -160,13 +157,12 @@ class RemoteJob:
     file_name: str | None = None
     generation_ms: int | None = None
     stopped_at_step: int | None = None
-    queue_position: int | None = None
     profile: str | None = None
 
     @property
     def finished(self) -> bool:
         """True once it has ended on the node."""
-        return self.state in FINISHED_STATES
+        return self.state in ("completed", "failed", "canceled")
 
 
 # --- Values of a node's JSON, whose types are not trusted -------------------------------------------------------------
@@ -244,7 +240,6 @@ def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
         protocol=protocol,
         backend=text(body.get("backend")),
         model=text(body.get("model")),
-        queue_depth=whole_number(body.get("queue_depth")),
         capacity=min(max(1, whole_number(body.get("capacity")) or 1), MOST_CAPACITY),
         seconds_per_step=real_number(body.get("seconds_per_step")),
         sizes=tuple(size for size in sizes if isinstance(size, str) and _SIZE.fullmatch(size)),

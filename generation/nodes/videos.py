@@ -160,7 +160,6 @@ class VideosClient(NodeClient):
             file_name=protocol.known_file_name(body.get("file_name")),
             generation_ms=_generation_ms(body),
             stopped_at_step=protocol.whole_number(body.get("stopped_at_step")),
-            queue_position=protocol.whole_number(body.get("queue_position")),
             profile=protocol.profile(body.get("made_with")),
         )
 

@@ -9,16 +9,25 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from io import BytesIO
-from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpResponse
 
-from generation.api.errors import API_PREFIX, SIGNED_OUT, Problem, answer, describe
+from generation.api.errors import (
+    API_PREFIX,
+    SIGNED_OUT,
+    App,
+    Message,
+    Problem,
+    Receive,
+    Send,
+    answer,
+    describe,
+    send_response,
+)
 from generation.database import DATABASE_AWAY, in_database
 from generation.models import fields
 from generation.sse.streams import (
@@ -32,11 +41,6 @@ from generation.sse.streams import (
 )
 
 logger = logging.getLogger(__name__)
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Any, Any, Any], Awaitable[None]]
 
 BROWSER_EVENTS = "/events"
 VIDEO_EVENTS = re.compile(r"/v1/videos/([^/]+)/events")
@@ -179,12 +183,9 @@ def _refusal(path: str, problem: Problem) -> App:
     response = answer(API_PREFIX, problem)
     if not path.startswith(API_PREFIX):
         response = HttpResponse(problem.message, "text/plain; charset=utf-8", headers=problem.headers)
-    response["Cache-Control"] = "no-store"
-    response["Content-Length"] = str(len(response.content))
+    response.status_code, response["Cache-Control"] = problem.status, "no-store"
 
     async def refuse(scope: Message, receive: Receive, send: Send) -> None:
-        headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
-        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.content})
+        await send_response(response, send)
 
     return refuse

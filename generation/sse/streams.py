@@ -20,7 +20,7 @@ from django.conf import settings
 from django.contrib.auth import get_user
 from django.core.handlers.asgi import ASGIRequest
 from django.db.models import Q
-from django.utils import timezone, translation
+from django.utils import timezone
 
 from accounts.languages import language_for
 from accounts.models import User
@@ -273,7 +273,7 @@ async def _card(event: JobEvent, language: str) -> str:
     wanted = (event, language)
     task = _rendering.get(wanted)
     if task is None:
-        task = asyncio.create_task(in_database(_render)(uuid.UUID(event.job), language))
+        task = asyncio.create_task(in_database(render_card)(uuid.UUID(event.job), language))
         _rendering[wanted] = task
 
         def forget(done: asyncio.Task[str]) -> None:
@@ -283,11 +283,6 @@ async def _card(event: JobEvent, language: str) -> str:
 
         task.add_done_callback(forget)
     return await asyncio.shield(task)
-
-
-def _render(job: uuid.UUID, language: str) -> str:
-    with translation.override(language):
-        return render_card(job)
 
 
 def _last_seen(request: ASGIRequest) -> datetime:

@@ -15,10 +15,10 @@ from accounts.staff.actor import Actor, Refused, refuse
 from accounts.staff.audit_log import Operation, operation
 from generation.errors import BeingStored, GenerationError
 from generation.jobs import events, lifecycle, locks, scheduling, submission
+from generation.jobs.events import job_retried
 from generation.jobs.node_health import endpoint_of
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.nodes import NodeError, open_client
-from generation.signals import job_retried
 
 logger = logging.getLogger(__name__)
 State = GenerationJob.State

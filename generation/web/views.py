@@ -51,7 +51,7 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
     """Show the composer and the gallery; to visitors, the front page."""
     if request.user.is_authenticated:
         return _workspace(request)
-    context = catalog.context(catalog.current())
+    context = catalog.samples_context(catalog.current_offer())
     context |= {"quotes": catalog.quotes(), "signup_credits": settings.SIGNUP_CREDITS}
     return render(request, "front.html", context)
 
@@ -117,7 +117,7 @@ def _composer(
     wanted = form["preset"].value()
     chosen = next((quote for quote in quotes if quote.preset.name == wanted), None)
     default = next((quote for quote in quotes if quote.preset.is_default), quotes[0] if quotes else None)
-    queue = catalog.now(jobs or [])
+    queue = catalog.read_queue(jobs or [])
     expected = {quote.preset.pk: quote.expected_seconds for quote in quotes}
     return {
         "form": form,
@@ -146,7 +146,7 @@ def _dashboard(request: SiteRequest, form: ComposerForm, *, status: int = 200) -
     context = _gallery(request)
     context |= _composer(request, form, jobs=context["jobs"])
     context["cards"] = cards(context["jobs"], expected=context["expected"], queue=context["queue"])
-    context |= catalog.context(catalog.of(context["queue"].nodes))
+    context |= catalog.samples_context(catalog.offer_of(context["queue"].nodes))
     return render(request, "generation/dashboard.html", context, status=status)
 
 

@@ -11,11 +11,10 @@ from telegram.error import BadRequest
 
 from accounts.models import CreditAccount, User
 from generation import sharing
-from generation.database import in_database
+from generation.database import in_database, written
 from generation.errors import CannotCancel, VideoNotReady
 from generation.jobs import lifecycle
 from generation.models import GenerationJob
-from generation.retrying import written
 from telegram_bot import wakeup
 from telegram_bot.commands.video import own_job, remember
 from telegram_bot.models import JobMessage

@@ -11,12 +11,11 @@ from django.utils.translation import gettext_lazy
 from telegram import ForceReply
 from telegram.error import BadRequest
 
-from generation.database import in_database
+from generation.database import in_database, written
 from generation.errors import JobNotFound
 from generation.jobs import submission
 from generation.jobs.submission import VideoRequest, same_again
 from generation.models import GenerationJob
-from generation.retrying import written
 from telegram_bot.commands.welcome import quote_for
 from telegram_bot.models import JobMessage, JobPost, TelegramAccount
 from telegram_bot.receiving.context import Asked, Press, Request

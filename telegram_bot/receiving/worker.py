@@ -12,9 +12,8 @@ from aiolimiter import AsyncLimiter
 from telegram import Update
 from telegram.error import Forbidden, InvalidToken, TelegramError
 
-from generation.database import DATABASE_AWAY, in_database
+from generation.database import DATABASE_AWAY, delays, in_database, written
 from generation.outbox import woken
-from generation.retrying import delays, written
 from telegram_bot.models import TelegramUpdate
 from telegram_bot.receiving import inbox
 from telegram_bot.sending import client

@@ -18,10 +18,9 @@ from telegram import InlineKeyboardMarkup, InputMediaVideo, Message
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, TelegramError
 
-from generation.database import in_database
+from generation.database import in_database, written
 from generation.models import GenerationJob
 from generation.outbox import Channel, OutboxRow, TryLater
-from generation.retrying import written
 from telegram_bot import links, refunds
 from telegram_bot.models import JobMessage, Notice, StarPayment
 from telegram_bot.sending import client, outbox
