@@ -16,7 +16,7 @@ from django.utils.translation import gettext_lazy, gettext_noop
 from accounts import merging
 from accounts.models import CreditAccount, User, UserLimits, WalletMerge
 from generation import privacy
-from telegram_bot import tokens
+from telegram_bot import links
 from telegram_bot.errors import Refusal
 from telegram_bot.models import LinkRequest, TelegramAccount
 
@@ -85,7 +85,7 @@ def begin_in_telegram(*, account: TelegramAccount) -> str:
 @transaction.atomic
 def _begin(row: LinkRequest, *, earlier: Q) -> str:
     LinkRequest.objects.filter(earlier, state=State.OPEN).update(state=State.DECLINED, settled_at=Now())
-    token, row.digest = tokens.new()
+    token, row.digest = links.new_token()
     row.expires_at = Now() + LIFE
     row.save(force_insert=True)
     return token
@@ -96,7 +96,7 @@ def _begin(row: LinkRequest, *, earlier: Q) -> str:
 
 def find(token: str, *, began_on: str) -> LinkRequest:
     """Find the request behind a link. Raises LinkGone when it is over, or never was."""
-    return _first(_open().filter(digest=tokens.digest(token), began_on=began_on))
+    return _first(_open().filter(digest=links.digest(token), began_on=began_on))
 
 
 @dataclass(frozen=True)

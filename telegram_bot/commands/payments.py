@@ -12,7 +12,7 @@ from telegram.error import BadRequest
 from accounts import ledger
 from accounts.models import CreditAccount, CreditTransaction, User
 from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import language, payments, refunds
+from telegram_bot import payments, refunds, users
 from telegram_bot.commands.welcome import for_sale, wallet_of
 from telegram_bot.payments import Charge
 from telegram_bot.receiving.context import Asked, Press, Request
@@ -102,7 +102,7 @@ async def choose(press: Press) -> None:
 @update("pre_checkout_query")
 async def checkout(bot: BotClient, query: PreCheckoutQuery) -> None:
     """Accept a payment or refuse it. Telegram waits ten seconds, and takes silence for a refusal."""
-    with translation.override(language.nearest(query.from_user.language_code or "")):
+    with translation.override(users.nearest_language(query.from_user.language_code or "")):
         why_not = await _why_not(query)
     try:
         await bot.answer_pre_checkout_query(query.id, ok=not why_not, error_message=why_not or None)

@@ -10,7 +10,7 @@ from telegram import BotCommandScopeChat, InlineKeyboardMarkup
 from accounts import languages
 from generation.database import in_database
 from generation.jobs import catalog
-from telegram_bot import language
+from telegram_bot import users
 from telegram_bot.commands.welcome import preset_of
 from telegram_bot.models import TelegramAccount
 from telegram_bot.receiving import routes
@@ -79,7 +79,7 @@ async def set_language(press: Press) -> None:
         await press.refuse(_("This language is not spoken here."))
         return
     await choose_language(press.account, press.argument)
-    with translation.override(language.language_of(press.account)):
+    with translation.override(users.language_of(press.account)):
         await _show_menu(press)
         await press.show(**await _settings(press))
 

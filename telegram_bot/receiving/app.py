@@ -12,7 +12,7 @@ from telegram.error import TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
 from generation.errors import GenerationError, InsufficientCredits
-from telegram_bot import commands, language, users
+from telegram_bot import commands, users
 from telegram_bot.commands.payments import way_to_buy
 from telegram_bot.errors import Refusal
 from telegram_bot.receiving import routes
@@ -82,7 +82,7 @@ class Dispatcher:
             addressed=choice.addressed,
             message=message,
         )
-        with translation.override(language.language_of(request.account)):
+        with translation.override(users.language_of(request.account)):
             await _run(choice.handler, request)
 
     def _choose(self, message: Message) -> Choice | None:
@@ -124,7 +124,7 @@ class Dispatcher:
             argument=argument,
             query=query,
         )
-        with translation.override(language.language_of(press.account)):
+        with translation.override(users.language_of(press.account)):
             await _run(routes.BUTTONS.get(name, _unknown_button), press)
             await press.answer()
 

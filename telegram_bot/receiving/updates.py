@@ -21,7 +21,6 @@ from generation.retrying import delays
 from telegram_bot import wakeup
 from telegram_bot.links import bot_id_of
 from telegram_bot.receiving import inbox, routes
-from telegram_bot.receiving.worker import Worker
 from telegram_bot.sending.client import BotClient, fetch_updates, wait_asked_for
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,7 @@ HEADER = "X-Telegram-Bot-Api-Secret-Token"
 store = in_database(inbox.store)
 
 
-async def poll_for_ever(bot: BotClient, worker: Worker) -> None:
+async def poll_for_ever(bot: BotClient, worker: inbox.Worker) -> None:
     """Store the updates that Telegram has, and hand them to `worker`."""
     # Ids are drawn at random after an idle week: an offset is used to acknowledge a batch, and then forgotten.
     offset: int | None = None

@@ -13,9 +13,9 @@ from django.db.models.functions import Now
 
 from accounts.models import CreditAccount
 from generation.models import GenerationJob
-from telegram_bot import language, users, wakeup
+from telegram_bot import users, wakeup
 from telegram_bot.links import bot_id_of
-from telegram_bot.models import JobMessage, JobPost, Notice
+from telegram_bot.models import JobMessage, JobPost, Notice, TelegramAccount
 
 if TYPE_CHECKING:
     from telegram import InlineKeyboardMarkup
@@ -63,7 +63,7 @@ class Sent:
 def load(row_id: int) -> Parcel:
     row = JobMessage.objects.select_related("job__user").get(pk=row_id)
     balance = CreditAccount.objects.get(user=row.job.user_id).balance
-    return Parcel(row, balance, language.language_for(row.job.user))
+    return Parcel(row, balance, users.language_for(row.job.user))
 
 
 def mark_upload(row_id: int, *, began: bool) -> None:
@@ -95,7 +95,8 @@ def mark_failed(row: JobMessage | Notice, *, error: str, blocked: bool = False) 
     else:
         Notice.objects.filter(pk=row.pk).update(state=Notice.State.FAILED, error=error[:500])
     if blocked:
-        users.mark_blocked(chat_id=row.chat_id)
+        # A private chat has the id of the person.
+        TelegramAccount.objects.filter(telegram_id=row.chat_id, blocked_at=None).update(blocked_at=Now())
 
 
 def forget_status(row_id: int) -> None:

@@ -20,10 +20,9 @@ from generation.jobs import catalog
 from generation.jobs.events import hub
 from generation.models import GenerationJob
 from generation.web.presenters import cards
-from telegram_bot import language
+from telegram_bot import users
 from telegram_bot.models import JobMessage
 from telegram_bot.sending.client import BotClient, is_unmodified, wait_asked_for
-from telegram_bot.task_group import TaskGroup
 from telegram_bot.texts import jobs as texts
 
 logger = logging.getLogger(__name__)
@@ -59,7 +58,7 @@ def message_of(job_id: uuid.UUID) -> tuple[JobMessage, Status] | None:
     row = rows.filter(job=job_id, state=JobMessage.State.PENDING).first()
     if row is None or row.status_message_id is None or not row.job.is_live:
         return None
-    with translation.override(language.language_for(row.job.user)):
+    with translation.override(users.language_for(row.job.user)):
         return row, status_of(row.job)
 
 
@@ -98,7 +97,7 @@ class Tracked:
 class LiveStatus:
     """The status messages: each is edited once in EDIT_SECONDS at most, all together slower than answers are sent."""
 
-    def __init__(self, *, bot: BotClient, tasks: TaskGroup) -> None:
+    def __init__(self, *, bot: BotClient, tasks: asyncio.TaskGroup) -> None:
         self._bot, self._tasks = bot, tasks
         self._limit = AsyncLimiter(EDITS_PER_SECOND, 1)
         self._tracked: dict[uuid.UUID, Tracked] = {}
@@ -154,7 +153,7 @@ class LiveStatus:
         tracked.changed = True
         if not tracked.is_edited:
             tracked.is_edited = True
-            self._tasks.loop(self._edit(job_id, tracked))
+            self._tasks.create_task(self._edit(job_id, tracked))
 
     async def _edit(self, job_id: uuid.UUID, tracked: Tracked) -> None:
         try:

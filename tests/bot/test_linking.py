@@ -19,7 +19,7 @@ from accounts.models import User, WalletMerge
 from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob
 from telegram_bot import linking, links
-from telegram_bot.models import LinkRequest, LoginLink, TelegramAccount
+from telegram_bot.models import KnownBot, LinkRequest, LoginLink, TelegramAccount
 from telegram_bot.users import open_account
 from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, people
 from tests.bot_api_server import Message, PressOfButton
@@ -31,7 +31,7 @@ def _site(settings: Any, bot: Bot) -> None:
     settings.VIDEO_COOLDOWN_SECONDS = 0
     settings.SITE_URL = "https://videos.example.org"
     settings.TELEGRAM_BOT_TOKEN = bot.telegram.token
-    links.remember_bot(bot_id=bot.telegram.bot_id, username="videos_test_bot")
+    KnownBot.objects.update_or_create(bot_id=bot.telegram.bot_id, defaults={"username": "videos_test_bot"})
 
 
 @pytest.fixture
