@@ -44,19 +44,19 @@ def connect(request: SiteRequest) -> HttpResponse:
         except linking.LinkError as error:
             messages.error(request, str(error))
             return redirect("account")
-    stage = linking.stage_on_web(user)
-    if stage.name == "none":
+    stage, row = linking.stage_on_web(user)
+    if stage == "none":
         return redirect("account")
-    context: dict[str, object] = {"stage": stage, "to_bot": to_bot, "minutes": MINUTES}
-    if stage.row is not None and stage.row.account is not None:
-        context["plan"] = linking.what_moves(stage.row.account, user)
+    context: dict[str, object] = {"stage": stage, "row": row, "to_bot": to_bot, "minutes": MINUTES}
+    if row is not None and row.account is not None:
+        context["plan"] = linking.what_moves(row.account, user)
     return render(request, "telegram/connect.html", context)
 
 
 @signed_in("GET", "HEAD")
 def connect_state(request: SiteRequest, shown: str) -> HttpResponse:
     """Answer the page, which asks every few seconds, once what it shows no longer holds."""
-    if linking.stage_on_web(request.user).name == shown:
+    if linking.stage_on_web(request.user)[0] == shown:
         return HttpResponse(status=204)
     return HttpResponse(headers={"HX-Redirect": reverse("telegram_connect")})
 
@@ -130,7 +130,7 @@ def disconnect(request: SiteRequest) -> HttpResponse:
     """Ask; a POST parts the two."""
     account = TelegramAccount.objects.filter(user=request.user).first()
     if account is None or account.former_user_id is None:
-        messages.info(request, str(linking.NotJoined()))
+        messages.info(request, linking.NOT_JOINED)
         return redirect("account")
     if request.method != "POST":
         return render(request, "telegram/disconnect.html", {"account": account})

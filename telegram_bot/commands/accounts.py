@@ -78,7 +78,7 @@ async def unlink(request: Request) -> None:
     """Ask first."""
     request.must_be_private()
     if request.account.former_user_id is None:
-        raise linking.NotJoined
+        raise linking.LinkError(linking.NOT_JOINED)
     await request.reply(texts.asks_to_part(request.person), reply_markup=parts.row((_("Disconnect"), "part")))
 
 

@@ -96,8 +96,12 @@ class Dispatcher:
         addressed = match["bot"] is not None
         if addressed and match["bot"].lower() != self._bot.username.lower():
             return None
-        if choice := _choose_command(match["name"].lower(), (match["argument"] or "").strip()):
-            return choice
+        name, argument = match["name"].lower(), (match["argument"] or "").strip()
+        link = DEEP_LINK.fullmatch(argument) if name == "start" else None
+        if link and link["prefix"] in routes.DEEP_LINKS:
+            return Choice(routes.DEEP_LINKS[link["prefix"]], link["argument"])
+        if name in routes.COMMANDS:
+            return Choice(routes.COMMANDS[name], argument)
         return Choice(routes.COMMANDS[HELP]) if addressed or message.chat.type == Chat.PRIVATE else None
 
     def _choose_talk(self, message: Message) -> Choice | None:
@@ -127,12 +131,6 @@ class Dispatcher:
         with translation.override(users.language_of(press.account)):
             await _run(routes.BUTTONS.get(name, _unknown_button), press)
             await press.answer()
-
-
-def _choose_command(name: str, argument: str) -> Choice | None:
-    if name == "start" and (link := DEEP_LINK.fullmatch(argument)) and link["prefix"] in routes.DEEP_LINKS:
-        return Choice(routes.DEEP_LINKS[link["prefix"]], link["argument"])
-    return Choice(routes.COMMANDS[name], argument) if name in routes.COMMANDS else None
 
 
 async def _unknown_button(press: Press) -> None:

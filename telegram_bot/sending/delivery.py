@@ -250,13 +250,8 @@ class Results(TelegramChannel[JobMessage]):
         return Sent(status, _file_id(message if isinstance(message, Message) else None), in_status=True)
 
     async def _send_link(self, row: JobMessage) -> Sent:
-        job = row.job
-        return await self._say(
-            row,
-            texts.link_instead(
-                job, balance_left=row.job.user.credit_account.balance, url=links.video_page(job)
-            ),
-        )
+        balance, url = row.job.user.credit_account.balance, links.video_page(row.job)
+        return await self._say(row, texts.link_instead(row.job, balance_left=balance, url=url))
 
     async def _show_cancel(self, row: JobMessage) -> Sent:
         """Change the status message, without a sound: the person who canceled knows."""

@@ -52,7 +52,7 @@ def status_of(job: GenerationJob) -> dict[str, Any]:
 @in_database
 def message_of(job_id: uuid.UUID) -> tuple[JobMessage, dict[str, Any]] | None:
     """Find the row and the status of a job; None when there is no message, or the job has ended."""
-    rows = JobMessage.objects.select_related("job__preset", "job__user")
+    rows = JobMessage.objects.select_related("job__preset", "job__user__telegram_account")
     row = rows.filter(job=job_id, state=JobMessage.State.PENDING).first()
     if row is None or row.status_message_id is None or not row.job.is_live:
         return None
