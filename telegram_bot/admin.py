@@ -155,10 +155,6 @@ class LinkRequestAdmin(ReadOnlyAdmin):
     exclude = ("digest",)
 
 
-def _why_not_undo(merge: WalletMerge) -> str | None:
-    return "This merge was undone before." if merge.undone_at is not None else None
-
-
 @admin.register(WalletMerge)
 class WalletMergeAdmin(ReadOnlyAdmin):
     """Accounts that became one. A mistake is undone by entries of its own; nothing is rewritten."""
@@ -170,7 +166,13 @@ class WalletMergeAdmin(ReadOnlyAdmin):
     actions_detail = ("undo",)
     has_undo_permission = allowed("accounts.undo_walletmerge")
 
-    @row_action("Undo", "undo", staff.undo_merge, icon="undo", why_not=_why_not_undo)
+    @row_action(
+        "Undo",
+        "undo",
+        staff.undo_merge,
+        icon="undo",
+        why_not=lambda merge: "This merge was undone before." if merge.undone_at else None,
+    )
     def undo(self, merge: WalletMerge) -> Question:
         explanation = (
             f"{merging.net_moved(merge)} credits go back from {merge.target.user} to {merge.source.user}, "

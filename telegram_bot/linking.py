@@ -5,7 +5,6 @@ by one, joins nothing. The joined account has one wallet and one history: the ac
 videos that the person had in Telegram.
 """
 
-from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import transaction
@@ -16,7 +15,7 @@ from django.utils.translation import gettext_lazy, gettext_noop
 from accounts import merging
 from accounts.models import CreditAccount, User, UserLimits, WalletMerge
 from generation import privacy
-from telegram_bot import tokens
+from telegram_bot import links
 from telegram_bot.errors import Refusal
 from telegram_bot.models import LinkRequest, TelegramAccount
 
@@ -27,42 +26,27 @@ KEEP = timedelta(days=30)
 JOINED = gettext_noop("Joined")  # stored in English, translated where it is shown
 
 
+GONE = gettext_lazy("This link does not work any more. Please begin again.")
+WEB_HAS_TELEGRAM = gettext_lazy(
+    "This account is connected with somebody on Telegram already. Disconnect them first."
+)
+TELEGRAM_IS_JOINED = gettext_lazy(
+    "This Telegram account is connected with another account already. Disconnect it there first."
+)
+NOT_ACTIVE = gettext_lazy("One of the two accounts is not active.")
+STAFF_STAYS = gettext_lazy("An account of the staff cannot become part of another one.")
+VIDEO_IS_MADE = gettext_lazy(
+    "A video is being made for one of the two accounts. Please try again when it is done."
+)
+NOT_JOINED = gettext_lazy("This Telegram account is not connected with an account on the web.")
+
+
 class LinkError(Refusal):
     """A refusal to join the two, or to part them."""
 
 
 class LinkGone(LinkError):
-    words = gettext_lazy("This link does not work any more. Please begin again.")
-
-
-class WebHasTelegram(LinkError):
-    words = gettext_lazy(
-        "This account is connected with somebody on Telegram already. Disconnect them first."
-    )
-
-
-class TelegramIsJoined(LinkError):
-    words = gettext_lazy(
-        "This Telegram account is connected with another account already. Disconnect it there first."
-    )
-
-
-class NotActive(LinkError):
-    words = gettext_lazy("One of the two accounts is not active.")
-
-
-class StaffStays(LinkError):
-    words = gettext_lazy("An account of the staff cannot become part of another one.")
-
-
-class VideoIsMade(LinkError):
-    words = gettext_lazy(
-        "A video is being made for one of the two accounts. Please try again when it is done."
-    )
-
-
-class NotJoined(LinkError):
-    words = gettext_lazy("This Telegram account is not connected with an account on the web.")
+    """The request is over, or never was."""
 
 
 # --- Beginning ------------------------------------------------------------------------------------------------------
@@ -71,7 +55,7 @@ class NotJoined(LinkError):
 def begin_on_web(*, user: User) -> str:
     """Make a request; returns the token for the link to the bot. Earlier requests of this account end."""
     if TelegramAccount.objects.filter(user=user).exists():
-        raise WebHasTelegram
+        raise LinkError(WEB_HAS_TELEGRAM)
     return _begin(LinkRequest(began_on=Side.WEB, user=user), earlier=Q(user=user, began_on=Side.WEB))
 
 
@@ -85,7 +69,7 @@ def begin_in_telegram(*, account: TelegramAccount) -> str:
 @transaction.atomic
 def _begin(row: LinkRequest, *, earlier: Q) -> str:
     LinkRequest.objects.filter(earlier, state=State.OPEN).update(state=State.DECLINED, settled_at=Now())
-    token, row.digest = tokens.new()
+    token, row.digest = links.new_token()
     row.expires_at = Now() + LIFE
     row.save(force_insert=True)
     return token
@@ -96,30 +80,23 @@ def _begin(row: LinkRequest, *, earlier: Q) -> str:
 
 def find(token: str, *, began_on: str) -> LinkRequest:
     """Find the request behind a link. Raises LinkGone when it is over, or never was."""
-    return _first(_open().filter(digest=tokens.digest(token), began_on=began_on))
+    return _first(_open().filter(digest=links.digest(token), began_on=began_on))
 
 
-@dataclass(frozen=True)
-class Stage:
-    """The state of joining, as an account on the web sees it.
+def stage_on_web(user: User) -> tuple[str, LinkRequest | None]:
+    """Name the state of joining, as an account on the web sees it.
 
-    name: `joined`; `confirm`, a person on Telegram agreed and is in `row`; `chat`, they have the last word; `waiting`
+    `joined`; `confirm`, a person on Telegram agreed and is in the request; `chat`, they have the last word; `waiting`
     for the link to be opened; `none`.
     """
-
-    name: str
-    row: LinkRequest | None = None
-
-
-def stage_on_web(user: User) -> Stage:
     if TelegramAccount.objects.filter(user=user).exists():
-        return Stage("joined")
+        return "joined", None
     begun_here, begun_there = (_open().filter(user=user, began_on=side) for side in (Side.WEB, Side.TELEGRAM))
     if row := begun_here.filter(answered_at__isnull=False).first():
-        return Stage("confirm", row)
+        return "confirm", row
     if begun_there.filter(answered_at__isnull=False).exists():
-        return Stage("chat")
-    return Stage("waiting" if begun_here.exists() else "none")
+        return "chat", None
+    return "waiting" if begun_here.exists() else "none", None
 
 
 def answered_for_telegram(request_id: int, account: TelegramAccount) -> LinkRequest:
@@ -131,7 +108,7 @@ def answered_for_telegram(request_id: int, account: TelegramAccount) -> LinkRequ
 
 def _first(rows: "QuerySet[LinkRequest]") -> LinkRequest:
     if (row := rows.first()) is None:
-        raise LinkGone
+        raise LinkGone(GONE)
     return row
 
 
@@ -166,7 +143,7 @@ def _answer(row: LinkRequest, *, user: User, account: TelegramAccount) -> LinkRe
         pk=row.pk, state=State.OPEN, answered_at=None, expires_at__gt=Now()
     )
     if not unanswered.update(answered_at=Now(), user=user, account=account):
-        raise LinkGone
+        raise LinkGone(GONE)
     row.refresh_from_db()
     return row
 
@@ -187,7 +164,7 @@ def confirm(row: LinkRequest, *, by: User) -> WalletMerge:
         if locked.merge is not None:
             return locked.merge
         if not _open().filter(pk=row.pk, answered_at__isnull=False).exists():
-            raise LinkGone
+            raise LinkGone(GONE)
         assert locked.account_id is not None
         assert locked.user is not None
         locked.merge = _join(account_id=locked.account_id, user=locked.user, by=by)
@@ -198,10 +175,9 @@ def confirm(row: LinkRequest, *, by: User) -> WalletMerge:
 
 def confirm_in_telegram(request_id: int, *, account: TelegramAccount) -> User:
     """Join the person who began in the chat with the account that answered; returns its user. Raises LinkError."""
-    requests = LinkRequest.objects.select_related("user").filter(pk=request_id, account=account)
-    if (row := requests.filter(state=State.JOINED).first()) is None:
-        row = answered_for_telegram(request_id, account)
-        confirm(row, by=account.user)
+    begun = LinkRequest.objects.select_related("user").filter(account=account, began_on=Side.TELEGRAM)
+    row = _first(begun.filter(pk=request_id))
+    confirm(row, by=account.user)
     assert row.user is not None
     return row.user
 
@@ -224,11 +200,11 @@ def _join(*, account_id: int, user: User, by: User) -> WalletMerge:
     try:
         merge = merging.merge(source=source, target=user, reason=f"{JOINED}: {account}", actor=by)
     except merging.CreditsAreHeld:
-        raise VideoIsMade from None
+        raise LinkError(VIDEO_IS_MADE) from None
     # Submitting takes the lock of a wallet, so from here on nothing new begins.
     _check(user=user, account=account)
     if privacy.is_live(source, user):
-        raise VideoIsMade
+        raise LinkError(VIDEO_IS_MADE)
     privacy.hand_over(source=source, target=user)
     account.former_user, account.user = source, user
     account.save(update_fields=["former_user", "user"])
@@ -241,9 +217,9 @@ def part(*, account: TelegramAccount) -> None:
     """Give the person on Telegram their former account; credits and videos stay on the web. Raises LinkError."""
     row = _locked().get(pk=account.pk)
     if row.former_user is None:
-        raise NotJoined
+        raise LinkError(NOT_JOINED)
     if not row.user.is_active:
-        raise NotActive
+        raise LinkError(NOT_ACTIVE)
     _go_back(row)
 
 
@@ -259,7 +235,7 @@ def undo(*, merge: WalletMerge, reason: str, actor: User) -> None:
     privacy.lock_videos(of=target)
     merging.undo(merge=merge, reason=reason, actor=actor)
     if privacy.is_live(source, target):
-        raise VideoIsMade
+        raise LinkError(VIDEO_IS_MADE)
     privacy.give_back(source=source, target=target)
     if row is not None:
         _go_back(row)
@@ -297,19 +273,19 @@ def _check(*, user: User, account: TelegramAccount) -> None:
     """Raise LinkError unless the two may be joined, by the rows as they are now."""
     _check_telegram(account)
     if TelegramAccount.objects.filter(user=user).exists():
-        raise WebHasTelegram
+        raise LinkError(WEB_HAS_TELEGRAM)
     if not User.objects.filter(pk=user.pk, is_active=True).exists():
-        raise NotActive
+        raise LinkError(NOT_ACTIVE)
 
 
 def _check_telegram(account: TelegramAccount) -> None:
     now = TelegramAccount.objects.select_related("user").get(pk=account.pk)
     if now.former_user_id is not None:
-        raise TelegramIsJoined
+        raise LinkError(TELEGRAM_IS_JOINED)
     if not now.user.is_active:
-        raise NotActive
+        raise LinkError(NOT_ACTIVE)
     if now.user.is_staff:
-        raise StaffStays
+        raise LinkError(STAFF_STAYS)
 
 
 def prune() -> int:

@@ -7,11 +7,11 @@ a second one.
 
 import logging
 import uuid
-from dataclasses import dataclass
 
 from django.db import IntegrityError, transaction
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop
+from django.utils.translation import gettext_lazy, gettext_noop
+from telegram import PreCheckoutQuery, SuccessfulPayment
 
 from accounts import ledger
 from telegram_bot.errors import Refusal
@@ -24,18 +24,8 @@ BOUGHT = gettext_noop("Bought with Telegram Stars")  # stored in English, transl
 State = StarPayment.State
 
 
-class CannotBuy(Refusal):
-    """A refusal to sell; nothing is paid."""
-
-
-@dataclass(frozen=True)
-class Charge:
-    """A payment as Telegram reports it."""
-
-    charge_id: str
-    payload: str
-    currency: str
-    amount: int
+PACK_GONE = gettext_lazy("This offer has ended. Send /buy for what is for sale now.")
+NOT_ACTIVE = gettext_lazy("This account is not active. Nothing was paid.")
 
 
 def for_sale() -> list[CreditPack]:
@@ -43,44 +33,36 @@ def for_sale() -> list[CreditPack]:
 
 
 def offer(*, account: TelegramAccount, pack_id: int, asked_by: str) -> StarInvoice:
-    """Make an invoice for a pack at its price of now, once for each update that asks. Raises CannotBuy."""
+    """Make an invoice for a pack at its price of now, once for each update that asks. Raises Refusal."""
     if not account.user.is_active:
-        raise _not_active()
+        raise Refusal(NOT_ACTIVE)
     pack = CreditPack.objects.filter(pk=pack_id, for_sale=True).first()
     if pack is None:
-        raise _pack_gone()
+        raise Refusal(PACK_GONE)
     facts = {"account": account, "pack": pack, "credits": pack.credits, "stars": pack.stars}
     return StarInvoice.objects.get_or_create(asked_by=asked_by, defaults=facts)[0]
 
 
-def check_out(*, telegram_id: int, payload: str, currency: str, amount: int) -> StarInvoice:
+def check_out(query: PreCheckoutQuery) -> StarInvoice:
     """Find the invoice that is about to be paid, and check that it still holds.
 
     Raises:
-        CannotBuy: it does not, and the person keeps their Stars.
+        Refusal: it does not, and the person keeps their Stars.
     """
-    invoice = _invoice_of(payload)
+    invoice = _invoice_of(query.invoice_payload)
     if invoice is None or invoice.pack is None or not invoice.pack.for_sale:
-        raise _pack_gone()
-    if invoice.account is None or invoice.account.telegram_id != telegram_id:
-        raise CannotBuy(_("This invoice was made for somebody else. Send /buy for one of your own."))
+        raise Refusal(PACK_GONE)
+    if invoice.account is None or invoice.account.telegram_id != query.from_user.id:
+        raise Refusal(_("This invoice was made for somebody else. Send /buy for one of your own."))
     promised = (STARS, invoice.stars, invoice.stars, invoice.credits)
-    if (currency, amount, invoice.pack.stars, invoice.pack.credits) != promised:
-        raise CannotBuy(_("The price has changed since. Send /buy for the new one. Nothing was paid."))
+    if (query.currency, query.total_amount, invoice.pack.stars, invoice.pack.credits) != promised:
+        raise Refusal(_("The price has changed since. Send /buy for the new one. Nothing was paid."))
     if not invoice.account.user.is_active:
-        raise _not_active()
+        raise Refusal(NOT_ACTIVE)
     return invoice
 
 
-def _pack_gone() -> CannotBuy:
-    return CannotBuy(_("This offer has ended. Send /buy for what is for sale now."))
-
-
-def _not_active() -> CannotBuy:
-    return CannotBuy(_("This account is not active. Nothing was paid."))
-
-
-def credit(*, bot_id: int, telegram_id: int, charge: Charge) -> StarPayment:
+def credit(*, bot_id: int, telegram_id: int, charge: SuccessfulPayment) -> StarPayment:
     """Store a charge and give the credits for it, both once. The payer gets them even when banned.
 
     A charge that fits no invoice is kept too, without credits: staff give it back or make it good.
@@ -89,37 +71,39 @@ def credit(*, bot_id: int, telegram_id: int, charge: Charge) -> StarPayment:
         return _credit(bot_id=bot_id, telegram_id=telegram_id, charge=charge)
     except IntegrityError:
         # Another process stored the same charge at the same moment.
-        return StarPayment.objects.select_related("purchase").get(charge_id=charge.charge_id)
+        return StarPayment.objects.select_related("purchase").get(charge_id=charge.telegram_payment_charge_id)
 
 
 @transaction.atomic
-def _credit(*, bot_id: int, telegram_id: int, charge: Charge) -> StarPayment:
+def _credit(*, bot_id: int, telegram_id: int, charge: SuccessfulPayment) -> StarPayment:
     # Locked, so that the person is not just becoming part of another account.
     accounts = TelegramAccount.objects.select_for_update(of=("self",)).select_related("user")
     account = accounts.get(telegram_id=telegram_id)
     ledger.lock_account(user=account.user)
-    stored = StarPayment.objects.select_related("purchase").filter(charge_id=charge.charge_id)
+    stored = StarPayment.objects.select_related("purchase").filter(
+        charge_id=charge.telegram_payment_charge_id
+    )
     if earlier := stored.first():
         return earlier
     payment = StarPayment(
         bot_id=bot_id,
-        charge_id=charge.charge_id,
+        charge_id=charge.telegram_payment_charge_id,
         telegram_id=telegram_id,
         user=account.user,
-        payload=charge.payload.replace("\x00", "")[:128],
-        stars=charge.amount,
+        payload=charge.invoice_payload.replace("\x00", "")[:128],
+        stars=charge.total_amount,
         state=State.UNKNOWN,
     )
-    invoice = _invoice_of(charge.payload)
-    if invoice is None or (charge.currency, charge.amount) != (STARS, invoice.stars):
-        logger.error("charge %s paid for something that was never offered", charge.charge_id)
+    invoice = _invoice_of(charge.invoice_payload)
+    if invoice is None or (charge.currency, charge.total_amount) != (STARS, invoice.stars):
+        logger.error("charge %s paid for something that was never offered", charge.telegram_payment_charge_id)
     else:
         payment.invoice, payment.state = invoice, State.PAID
         payment.purchase = ledger.purchase(
             user=account.user,
             amount=invoice.credits,
-            external_id=charge.charge_id,
-            reason=f"{BOUGHT}: {charge.amount}",
+            external_id=charge.telegram_payment_charge_id,
+            reason=f"{BOUGHT}: {charge.total_amount}",
         )
     payment.save(force_insert=True)
     return payment

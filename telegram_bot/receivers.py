@@ -19,7 +19,7 @@ from accounts.privacy import Part
 from accounts.signals import account_closed, account_closing, personal_data
 from generation.jobs.events import job_finished, job_retried
 from generation.models import GenerationJob
-from telegram_bot import language, wakeup
+from telegram_bot import users, wakeup
 from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, StarPayment, TelegramAccount
 from telegram_bot.sending import outbox
 
@@ -48,7 +48,7 @@ def pass_notice_on(notice: UserNotice, **_: Any) -> None:
     account = TelegramAccount.objects.select_related("user").filter(user=notice.user, blocked_at=None).first()
     if account is None or not settings.TELEGRAM_BOT_TOKEN:
         return
-    with translation.override(language.language_of(account)):
+    with translation.override(users.language_of(account)):
         outbox.tell(
             chat_id=account.telegram_id, text=f"ℹ️ {html.escape(notices.text_of(notice), quote=False)}"
         )

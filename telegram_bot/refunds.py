@@ -16,7 +16,7 @@ from accounts import ledger
 from accounts.ledger import InsufficientBalance, holder_of
 from accounts.models import CreditAccount, User
 from accounts.staff.actor import Refused
-from telegram_bot import language, wakeup
+from telegram_bot import users, wakeup
 from telegram_bot.models import StarPayment, TelegramAccount
 from telegram_bot.sending import outbox
 from telegram_bot.texts import payments as texts
@@ -69,7 +69,7 @@ def refunded(payment_id: int) -> None:
     row.save()
     account = TelegramAccount.objects.select_related("user").filter(telegram_id=row.telegram_id).first()
     if account is not None:
-        with translation.override(language.language_of(account)):
+        with translation.override(users.language_of(account)):
             outbox.tell(chat_id=row.telegram_id, text=texts.refunded(row))
 
 

@@ -5,7 +5,9 @@ import contextlib
 import hashlib
 import logging
 import signal
+from collections.abc import Coroutine
 from functools import partial
+from typing import Any
 
 import psycopg
 from django.conf import settings
@@ -13,15 +15,14 @@ from telegram.error import InvalidToken
 
 from generation.database import DATABASE_AWAY, in_database, listen_parameters
 from generation.outbox import Outbox
-from telegram_bot import linking, links, tokens, wakeup
+from telegram_bot import linking, links, wakeup
+from telegram_bot.models import KnownBot
 from telegram_bot.receiving import inbox, routes, updates
 from telegram_bot.receiving.app import Dispatcher
-from telegram_bot.receiving.worker import Worker
 from telegram_bot.sending import outbox
 from telegram_bot.sending.client import BotClient, patiently, traffic
 from telegram_bot.sending.delivery import Notices, Refunds, Results
 from telegram_bot.sending.progress import LiveStatus
-from telegram_bot.task_group import TaskGroup
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +32,6 @@ PRUNE_SECONDS = 3600.0
 # Sends that are under way at SIGTERM may take so long.
 GRACE_SECONDS = 5.0
 GOODBYE_SECONDS = 2.0
-
-remember_bot = in_database(links.remember_bot)
 
 
 async def run(client: BotClient) -> None:
@@ -54,7 +53,11 @@ async def run(client: BotClient) -> None:
         with contextlib.suppress(asyncio.CancelledError):
             await work
     finally:
-        await _hang_up(client)
+        try:
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await client.shutdown()
+        except TimeoutError:
+            logger.warning("connections to Telegram were still open and are cut off")
     logger.info("the bot has stopped")
 
 
@@ -105,41 +108,55 @@ async def _watch(connection: psycopg.AsyncConnection) -> None:
 
 
 async def _serve(client: BotClient, lock: psycopg.AsyncConnection) -> None:
-    """Run all loops until one fails or the task is cancelled; then what is under way gets a moment."""
-    tasks = TaskGroup()
-    live = LiveStatus(bot=client, tasks=tasks)
-    worker = Worker(bot=client, tasks=tasks, handle=Dispatcher(bot=client, live=live).handle)
+    """Run until a loop fails or this is cancelled; then jobs, such as an upload, get a moment to come to their end."""
+    jobs: set[asyncio.Task[None]] = set()
     wakeups = {wakeup.INBOX: asyncio.Event(), wakeup.OUTBOX: asyncio.Event()}
-    deliveries = Outbox(
-        [Results(client, live), Notices(client), Refunds(client)],
-        start=tasks.job,
-        wakeup=wakeups[wakeup.OUTBOX],
-        fatal=InvalidToken,
-    )
-    loops = [
-        _watch(lock),
-        patiently(partial(_introduce, client), trouble="the webhook or the menu could not be set"),
-        traffic.flush_for_ever(),
-        wakeup.listen_for_ever(wakeups),
-        worker.pick_up_for_ever(wakeups[wakeup.INBOX]),
-        deliveries.run(),
-        live.follow_events(),
-        live.follow_the_line(),
-        _prune_for_ever(),
-    ]
-    if not settings.TELEGRAM_WEBHOOK_URL:
-        loops.append(updates.poll_for_ever(client, worker))
-    grace = 0.0
+
+    def start_job(work: Coroutine[Any, Any, None]) -> None:
+        job = tasks.create_task(work)
+        jobs.add(job)
+        job.add_done_callback(jobs.discard)
+
     try:
-        for loop in loops:
-            tasks.loop(loop)
-        logger.info("the bot is at work")
-        await tasks.first_failure()
-    except asyncio.CancelledError:
-        grace = GRACE_SECONDS
-        raise
+        async with asyncio.TaskGroup() as tasks:
+            live = LiveStatus(bot=client, tasks=tasks)
+            worker = inbox.Worker(
+                bot=client, start=start_job, handle=Dispatcher(bot=client, live=live).handle
+            )
+            deliveries = Outbox(
+                [Results(client, live), Notices(client), Refunds(client)],
+                start=start_job,
+                wakeup=wakeups[wakeup.OUTBOX],
+                fatal=InvalidToken,
+            )
+            work = [
+                _watch(lock),
+                patiently(partial(_introduce, client), trouble="the webhook or the menu could not be set"),
+                traffic.flush_for_ever(),
+                wakeup.listen_for_ever(wakeups),
+                worker.pick_up_for_ever(wakeups[wakeup.INBOX]),
+                deliveries.run(),
+                live.follow_events(),
+                live.follow_the_line(),
+                _prune_for_ever(),
+            ]
+            if not settings.TELEGRAM_WEBHOOK_URL:
+                work.append(updates.poll_for_ever(client, worker))
+            loops = [tasks.create_task(loop) for loop in work]
+            logger.info("the bot is at work")
+            try:
+                await asyncio.wait(loops)
+            except asyncio.CancelledError:
+                for loop in loops:
+                    loop.cancel()
+                if jobs:
+                    await asyncio.wait(jobs, timeout=GRACE_SECONDS)
+                raise
+    except BaseExceptionGroup as failures:
+        if (task := asyncio.current_task()) and task.cancelling():  # by a signal, which must not be lost
+            raise asyncio.CancelledError from failures
+        raise failures.exceptions[0] from None
     finally:
-        await tasks.stop(grace=grace)
         await traffic.flush()
 
 
@@ -154,14 +171,18 @@ async def _introduce(client: BotClient) -> None:
         logger.info("Telegram brings updates to %s", settings.TELEGRAM_WEBHOOK_URL)
     else:
         await client.delete_webhook()  # polling needs it gone
-    await remember_bot(bot_id=client.id, username=client.username)
-    for language, theirs in routes.languages():
-        await client.set_my_commands(routes.menu(language), language_code=theirs)
+    await in_database(KnownBot.objects.update_or_create)(
+        bot_id=client.id, defaults={"username": client.username}
+    )
+    for language, _ in settings.LANGUAGES:
+        # Telegram shows the menu without a language to all others.
+        code = None if language == settings.LANGUAGE_CODE else language
+        await client.set_my_commands(routes.menu(language), language_code=code)
 
 
 @in_database
 def _prune() -> int:
-    return inbox.prune() + outbox.prune() + linking.prune() + tokens.prune()
+    return inbox.prune() + outbox.prune() + linking.prune() + links.prune_logins()
 
 
 async def _prune_for_ever() -> None:
@@ -173,11 +194,3 @@ async def _prune_for_ever() -> None:
         except DATABASE_AWAY as error:
             logger.warning("cannot delete old rows now: %s", error)
         await asyncio.sleep(PRUNE_SECONDS)
-
-
-async def _hang_up(client: BotClient) -> None:
-    try:
-        async with asyncio.timeout(GOODBYE_SECONDS):
-            await client.shutdown()
-    except TimeoutError:
-        logger.warning("connections to Telegram were still open and are cut off")

@@ -1,11 +1,11 @@
-"""Telegram users as users of this service."""
+"""Telegram users as users of this service, and the language the bot speaks to them."""
 
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from django.conf import settings
 from django.db import IntegrityError, transaction
-from django.db.models.functions import Now
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from accounts.models import User
 from telegram_bot.models import TelegramAccount
@@ -50,9 +50,23 @@ def open_account(*, telegram_id: int) -> TelegramAccount:
         return accounts.get(telegram_id=telegram_id)
 
 
-def mark_blocked(*, chat_id: int) -> None:
-    """Note that the bot was blocked: a private chat has the id of the person."""
-    TelegramAccount.objects.filter(telegram_id=chat_id, blocked_at=None).update(blocked_at=Now())
+def language_of(account: TelegramAccount) -> str:
+    """Return the language they chose, else the one of their Telegram: a code of settings.LANGUAGES."""
+    return account.user.language or nearest_language(account.language_code)
+
+
+def language_for(user: User) -> str:
+    """Return the same for a user, who may have left Telegram since."""
+    account: TelegramAccount | None = getattr(user, "telegram_account", None)
+    return user.language or nearest_language(account.language_code if account else "")
+
+
+def nearest_language(language_code: str) -> str:
+    """Find our language nearest to Telegram's, which may be any IETF tag: `ru`, `pt-br`, or none."""
+    try:
+        return translation.get_supported_language_variant(language_code)
+    except LookupError:
+        return settings.LANGUAGE_CODE
 
 
 def _free_username(telegram_id: int) -> str:

@@ -1,11 +1,10 @@
 """Pages for people on Telegram: connecting an account, signing in by a one-time link, one video by a signed link."""
 
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from allauth.account.internal.flows.login import record_authentication  # has no public name
 from allauth.account.utils import perform_login
 from django.contrib import messages
-from django.contrib.auth.decorators import login_required
 from django.core import signing
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
@@ -14,12 +13,13 @@ from django.urls import reverse
 from django.utils import translation
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 
-from accounts.models import CreditAccount, User
+from accounts.auth import SiteRequest, signed_in
+from accounts.models import CreditAccount
 from generation.models import GenerationJob
 from generation.web.streaming import filename_for, serve_file
-from telegram_bot import language, linking, links, tokens
+from telegram_bot import linking, links, users
 from telegram_bot.models import LinkRequest, TelegramAccount
 from telegram_bot.sending import outbox
 from telegram_bot.texts import accounts as texts
@@ -31,12 +31,10 @@ Answer = TypeVar("Answer", bound=HttpResponseBase)
 # --- Connecting and disconnecting -----------------------------------------------------------------------------------
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
-@login_required
-@never_cache
-def connect(request: HttpRequest) -> HttpResponse:
+@signed_in("GET", "HEAD", "POST")
+def connect(request: SiteRequest) -> HttpResponse:
     """Show the stage; a POST makes a new link to the bot, which is shown in this one answer."""
-    user, to_bot = _user(request), None
+    user, to_bot = request.user, None
     if request.method == "POST":
         if links.to_bot("link") is None:
             messages.error(request, _("The bot has not been running yet. Please try again later."))
@@ -46,31 +44,27 @@ def connect(request: HttpRequest) -> HttpResponse:
         except linking.LinkError as error:
             messages.error(request, str(error))
             return redirect("account")
-    stage = linking.stage_on_web(user)
-    if stage.name == "none":
+    stage, row = linking.stage_on_web(user)
+    if stage == "none":
         return redirect("account")
-    context: dict[str, object] = {"stage": stage, "to_bot": to_bot, "minutes": MINUTES}
-    if stage.row is not None and stage.row.account is not None:
-        context["plan"] = linking.what_moves(stage.row.account, user)
+    context: dict[str, object] = {"stage": stage, "row": row, "to_bot": to_bot, "minutes": MINUTES}
+    if row is not None and row.account is not None:
+        context["plan"] = linking.what_moves(row.account, user)
     return render(request, "telegram/connect.html", context)
 
 
-@require_safe
-@login_required
-@never_cache
-def connect_state(request: HttpRequest, shown: str) -> HttpResponse:
+@signed_in("GET", "HEAD")
+def connect_state(request: SiteRequest, shown: str) -> HttpResponse:
     """Answer the page, which asks every few seconds, once what it shows no longer holds."""
-    if linking.stage_on_web(_user(request)).name == shown:
+    if linking.stage_on_web(request.user)[0] == shown:
         return HttpResponse(status=204)
     return HttpResponse(headers={"HX-Redirect": reverse("telegram_connect")})
 
 
-@require_POST
-@login_required
-@never_cache
-def confirm(request: HttpRequest, request_id: int) -> HttpResponse:
+@signed_in("POST")
+def confirm(request: SiteRequest, request_id: int) -> HttpResponse:
     """Take the last word on the person who agreed in Telegram."""
-    user = _user(request)
+    user = request.user
     row = LinkRequest.objects.filter(pk=request_id, user=user, began_on=LinkRequest.Side.WEB).first()
     if row is None:
         raise Http404
@@ -83,19 +77,17 @@ def confirm(request: HttpRequest, request_id: int) -> HttpResponse:
         return redirect("telegram_connect")
     account = TelegramAccount.objects.filter(user=user).first()
     if account is not None:
-        with translation.override(language.language_of(account)):
+        with translation.override(users.language_of(account)):
             words = texts.joined(user, balance=CreditAccount.objects.get(user=user).balance)
             outbox.tell(chat_id=account.telegram_id, text=words)
     messages.success(request, _("Telegram is connected: one wallet, one history."))
     return redirect("account")
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
-@login_required
-@never_cache
-def link(request: HttpRequest, token: str) -> HttpResponse:
+@signed_in("GET", "HEAD", "POST")
+def link(request: SiteRequest, token: str) -> HttpResponse:
     """Show the person in the chat who made the link; a POST answers, and the chat has the last word."""
-    user = _user(request)
+    user = request.user
     try:
         row = linking.find(token, began_on=LinkRequest.Side.TELEGRAM)
         assert row.account is not None
@@ -107,11 +99,11 @@ def link(request: HttpRequest, token: str) -> HttpResponse:
     return render(request, "telegram/link.html", {"account": row.account, "plan": plan, "token": token})
 
 
-def _answer(request: HttpRequest, row: LinkRequest, token: str) -> HttpResponse:
+def _answer(request: SiteRequest, row: LinkRequest, token: str) -> HttpResponse:
     if request.POST.get("answer") != "yes":
         return _declined(request, row)
     try:
-        answered = linking.answer_on_web(token=token, user=_user(request))
+        answered = linking.answer_on_web(token=token, user=request.user)
     except linking.LinkGone:
         raise
     except linking.LinkError as error:
@@ -119,7 +111,7 @@ def _answer(request: HttpRequest, row: LinkRequest, token: str) -> HttpResponse:
         return redirect("account")
     account, user = answered.account, answered.user
     if row.answered_at is None and account is not None and user is not None:
-        with translation.override(language.language_of(account)):
+        with translation.override(users.language_of(account)):
             words = texts.asks_to_join(user, linking.what_moves(account, user))
             outbox.tell(
                 chat_id=account.telegram_id, text=words, markup=texts.yes_or_no("join", "joinno", row.pk)
@@ -127,20 +119,18 @@ def _answer(request: HttpRequest, row: LinkRequest, token: str) -> HttpResponse:
     return redirect("telegram_connect")
 
 
-def _declined(request: HttpRequest, row: LinkRequest) -> HttpResponse:
+def _declined(request: SiteRequest, row: LinkRequest) -> HttpResponse:
     linking.decline(row)
     messages.info(request, _("Nothing was connected."))
     return redirect("account")
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
-@login_required
-@never_cache
-def disconnect(request: HttpRequest) -> HttpResponse:
+@signed_in("GET", "HEAD", "POST")
+def disconnect(request: SiteRequest) -> HttpResponse:
     """Ask; a POST parts the two."""
-    account = TelegramAccount.objects.filter(user=_user(request)).first()
+    account = TelegramAccount.objects.filter(user=request.user).first()
     if account is None or account.former_user_id is None:
-        messages.info(request, str(linking.NotJoined()))
+        messages.info(request, linking.NOT_JOINED)
         return redirect("account")
     if request.method != "POST":
         return render(request, "telegram/disconnect.html", {"account": account})
@@ -149,14 +139,10 @@ def disconnect(request: HttpRequest) -> HttpResponse:
     except linking.LinkError as error:
         messages.error(request, str(error))
         return redirect("account")
-    with translation.override(language.language_of(account)):
-        outbox.tell(chat_id=account.telegram_id, text=texts.parted(_user(request).username))
+    with translation.override(users.language_of(account)):
+        outbox.tell(chat_id=account.telegram_id, text=texts.parted(request.user.username))
     messages.success(request, _("Telegram is disconnected."))
     return redirect("account")
-
-
-def _user(request: HttpRequest) -> User:
-    return cast("User", request.user)
 
 
 # --- Links from a chat ----------------------------------------------------------------------------------------------
@@ -167,9 +153,9 @@ def _user(request: HttpRequest) -> User:
 def login(request: HttpRequest, token: str) -> HttpResponse:
     """Ask, so that a preview burns nothing; a POST signs in, once. A second step is asked for in any case."""
     if request.method != "POST":
-        if found := tokens.find(token):
+        if found := links.find_login(token):
             return _unlisted(render(request, "telegram/login.html", {"link": found, "token": token}))
-    elif user := tokens.redeem(token):
+    elif user := links.redeem_login(token):
         record_authentication(request, user, method="telegram")
         response: HttpResponse = perform_login(request, user)
         return response

@@ -17,7 +17,7 @@ from generation.jobs.queue import NotifiedBroker
 from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 from generation.nodes import NodeHealth
 from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored_attempts
-from telegram_bot import linking, tokens
+from telegram_bot import linking, links
 from telegram_bot.models import JobMessage, LinkRequest, LoginLink, Notice, TelegramUpdate
 from telegram_bot.receiving import inbox
 from telegram_bot.sending import outbox
@@ -203,8 +203,8 @@ def test_links_between_the_chat_and_the_web_live_as_long_as_they_say(host, off):
     account = open_account(telegram_id=77)
     with host(off):
         linking.begin_in_telegram(account=account)
-        tokens.issue(account=account)
-    for model, life in ((LinkRequest, linking.LIFE), (LoginLink, tokens.LIFE)):
+        links.issue_login(account=account)
+    for model, life in ((LinkRequest, linking.LIFE), (LoginLink, links.LOGIN_LIFE)):
         left = model.objects.get().expires_at - timezone.now()
         assert life - timedelta(minutes=1) < left <= life
 

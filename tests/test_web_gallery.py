@@ -13,8 +13,7 @@ from django.utils import timezone
 from accounts import ledger
 from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, Preset
-from telegram_bot import links
-from telegram_bot.models import CreditPack, TelegramAccount
+from telegram_bot.models import CreditPack, KnownBot, TelegramAccount
 
 pytestmark = pytest.mark.django_db
 
@@ -352,7 +351,7 @@ def test_the_credits_page_leads_to_where_credits_are_offered(browser, user, sett
 
 def test_credits_that_are_for_sale_in_the_chat_are_led_to(browser, user, settings):
     settings.TELEGRAM_BOT_TOKEN = "4242:token"
-    links.remember_bot(bot_id=4242, username="clips_bot")
+    KnownBot.objects.create(bot_id=4242, username="clips_bot")
     assert "name your account" in browser.get("/credits/").content.decode(), "nothing is for sale yet"
     CreditPack.objects.update(for_sale=True)
     unconnected = browser.get("/credits/").content.decode()
@@ -367,6 +366,6 @@ def test_credits_that_are_for_sale_in_the_chat_are_led_to(browser, user, setting
 def test_the_sign_in_page_leads_to_the_bot_where_there_is_one(client, settings):
     assert "t.me" not in client.get("/accounts/login/").content.decode()
     settings.TELEGRAM_BOT_TOKEN = "4242:token"
-    links.remember_bot(bot_id=4242, username="clips_bot")
+    KnownBot.objects.create(bot_id=4242, username="clips_bot")
     page = client.get("/accounts/login/").content.decode()
     assert 'href="https://t.me/clips_bot?start=login_here"' in page

@@ -6,7 +6,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from generation.database import in_database
-from telegram_bot import linking, links, tokens
+from telegram_bot import linking, links
 from telegram_bot.commands.welcome import wallet_of
 from telegram_bot.models import LinkRequest
 from telegram_bot.receiving.context import Press, Request
@@ -22,7 +22,7 @@ answered = in_database(linking.answered_for_telegram)
 confirm = in_database(linking.confirm_in_telegram)
 decline = in_database(linking.decline)
 part = in_database(linking.part)
-issue_login = in_database(tokens.issue)
+issue_login = in_database(links.issue_login)
 
 
 @command("link", menu=gettext_lazy("Connect with your account on the web"))
@@ -78,7 +78,7 @@ async def unlink(request: Request) -> None:
     """Ask first."""
     request.must_be_private()
     if request.account.former_user_id is None:
-        raise linking.NotJoined
+        raise linking.LinkError(linking.NOT_JOINED)
     await request.reply(texts.asks_to_part(request.person), reply_markup=parts.row((_("Disconnect"), "part")))
 
 
@@ -94,4 +94,4 @@ async def parted(press: Press) -> None:
 async def login(request: Request) -> None:
     request.must_be_private()
     url = links.page("telegram_login", await issue_login(account=request.account))
-    await request.reply(texts.login(url, account=request.account, life=tokens.LIFE))
+    await request.reply(texts.login(url, account=request.account, life=links.LOGIN_LIFE))

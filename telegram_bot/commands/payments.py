@@ -12,9 +12,9 @@ from telegram.error import BadRequest
 from accounts import ledger
 from accounts.models import CreditAccount, CreditTransaction, User
 from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import language, payments, refunds
+from telegram_bot import payments, refunds, users
 from telegram_bot.commands.welcome import for_sale, wallet_of
-from telegram_bot.payments import Charge
+from telegram_bot.errors import Refusal
 from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.receiving.routes import button, command, deep_link, message, update
 from telegram_bot.sending.client import BotClient
@@ -102,42 +102,27 @@ async def choose(press: Press) -> None:
 @update("pre_checkout_query")
 async def checkout(bot: BotClient, query: PreCheckoutQuery) -> None:
     """Accept a payment or refuse it. Telegram waits ten seconds, and takes silence for a refusal."""
-    with translation.override(language.nearest(query.from_user.language_code or "")):
-        why_not = await _why_not(query)
+    why_not = None
+    with translation.override(users.nearest_language(query.from_user.language_code or "")):
+        try:
+            await check_out(query)
+        except Refusal as error:
+            why_not = str(error)
+        except DATABASE_AWAY as error:
+            logger.warning("a checkout is refused, for nothing can be looked up now: %s", error)
+            why_not = _("This cannot be paid just now. Please try again in a moment. Nothing was paid.")
     try:
-        await bot.answer_pre_checkout_query(query.id, ok=not why_not, error_message=why_not or None)
+        await bot.answer_pre_checkout_query(query.id, ok=not why_not, error_message=why_not)
     except BadRequest as error:
         # Telegram has stopped waiting, and nothing is paid.
         logger.warning("a checkout was answered too late: %s", error)
 
 
-async def _why_not(query: PreCheckoutQuery) -> str:
-    try:
-        await check_out(
-            telegram_id=query.from_user.id,
-            payload=query.invoice_payload,
-            currency=query.currency,
-            amount=query.total_amount,
-        )
-    except payments.CannotBuy as error:
-        return str(error)
-    except DATABASE_AWAY as error:
-        logger.warning("a checkout is refused, for nothing can be looked up now: %s", error)
-        return _("This cannot be paid just now. Please try again in a moment. Nothing was paid.")
-    return ""
-
-
 @message("successful_payment")
 async def paid(request: Request) -> None:
     """Give the credits for a payment, once."""
-    payment = request.message.successful_payment
-    assert payment is not None
-    charge = Charge(
-        charge_id=payment.telegram_payment_charge_id,
-        payload=payment.invoice_payload,
-        currency=payment.currency,
-        amount=payment.total_amount,
-    )
+    charge = request.message.successful_payment
+    assert charge is not None
     row = await credit(bot_id=request.bot.id, telegram_id=request.account.telegram_id, charge=charge)
     await request.reply(texts.paid(row, balance=(await wallet_of(request.person)).balance))
 

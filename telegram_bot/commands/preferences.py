@@ -10,7 +10,8 @@ from telegram import BotCommandScopeChat, InlineKeyboardMarkup
 from accounts import languages
 from generation.database import in_database
 from generation.jobs import catalog
-from telegram_bot import language
+from generation.models import Preset
+from telegram_bot import users
 from telegram_bot.commands.welcome import preset_of
 from telegram_bot.models import TelegramAccount
 from telegram_bot.receiving import routes
@@ -20,8 +21,8 @@ from telegram_bot.texts import accounts as texts
 
 
 @in_database
-def choices_for(account: TelegramAccount) -> texts.Choices:
-    return texts.Choices(catalog.quotes(user=account.user), preset_of(account))
+def choices_for(account: TelegramAccount) -> tuple[list[catalog.Quote], Preset]:
+    return catalog.quotes(user=account.user), preset_of(account)
 
 
 @in_database
@@ -38,9 +39,9 @@ def choose_language(account: TelegramAccount, language: str) -> None:
 
 
 async def _presets(asked: Asked) -> dict[str, Any]:
-    choices = await choices_for(asked.account)
-    markup = InlineKeyboardMarkup.from_column(texts.preset_buttons(choices, name="preset"))
-    return {"text": texts.presets(choices), "reply_markup": markup}
+    quotes, chosen = await choices_for(asked.account)
+    markup = InlineKeyboardMarkup.from_column(texts.preset_buttons(quotes, chosen, name="preset"))
+    return {"text": texts.presets(quotes, chosen), "reply_markup": markup}
 
 
 @command("presets", menu=gettext_lazy("Lengths and qualities of videos"))
@@ -56,8 +57,9 @@ async def use_preset(press: Press) -> None:
 
 
 async def _settings(asked: Asked) -> dict[str, Any]:
-    choices, chosen = await choices_for(asked.account), asked.person.language
-    return {"text": texts.settings(choices, chosen), "reply_markup": texts.settings_buttons(choices, chosen)}
+    (quotes, chosen), language = await choices_for(asked.account), asked.person.language
+    markup = texts.settings_buttons(quotes, chosen, language)
+    return {"text": texts.settings(chosen, language), "reply_markup": markup}
 
 
 @command("settings", menu=gettext_lazy("Your preset and language"))
@@ -79,7 +81,7 @@ async def set_language(press: Press) -> None:
         await press.refuse(_("This language is not spoken here."))
         return
     await choose_language(press.account, press.argument)
-    with translation.override(language.language_of(press.account)):
+    with translation.override(users.language_of(press.account)):
         await _show_menu(press)
         await press.show(**await _settings(press))
 

@@ -2,6 +2,7 @@
 
 import contextlib
 from functools import partial
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -22,7 +23,7 @@ from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.receiving.routes import button, command, message
 from telegram_bot.sending import outbox
 from telegram_bot.sending.client import quoting
-from telegram_bot.sending.progress import Status, status_of
+from telegram_bot.sending.progress import status_of
 from telegram_bot.texts import jobs as texts
 from telegram_bot.texts.parts import example, shortened
 
@@ -38,7 +39,7 @@ remember = in_database(outbox.remember)
 @in_database
 def submit(
     account: TelegramAccount, request: VideoRequest, *, key: str, place: dict[str, int | None]
-) -> tuple[JobMessage, Status]:
+) -> tuple[JobMessage, dict[str, Any]]:
     """Make the job and its row in the outbox, in one transaction; returns the row, and the first status to show.
 
     The same `key` is the same job. `place` is where the result goes: bot_id, chat_id, reply_to.
@@ -95,10 +96,8 @@ async def make(asked: Asked, request: VideoRequest, *, key: str = "") -> Generat
     if row.status_message_id is not None or row.state != Pending:
         return row.job
     await asked.acknowledge()
-    sent = await asked.bot.send_message(
-        row.chat_id, status.text, reply_markup=status.buttons, reply_parameters=quoting(asked.about)
-    )
-    mark = partial(remember_status, row, message_id=sent.message_id, text=status.text)
+    sent = await asked.bot.send_message(row.chat_id, reply_parameters=quoting(asked.about), **status)
+    mark = partial(remember_status, row, message_id=sent.message_id, text=status["text"])
     if await written(mark, about=f"the status message of job {row.job_id.hex}"):
         asked.live.track(job_id=row.job_id, chat_id=row.chat_id)
     else:

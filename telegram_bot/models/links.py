@@ -9,6 +9,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from generation.outbox import OutboxRow
+from telegram_bot.models.accounts import JobMessage
 
 
 class KnownBot(models.Model):
@@ -114,10 +115,7 @@ class Notice(OutboxRow):
     PENDING → SENT, or FAILED when it can never be delivered.
     """
 
-    class State(models.TextChoices):
-        PENDING = "pending", "Pending"
-        SENT = "sent", "Sent"
-        FAILED = "failed", "Failed"
+    State = JobMessage.State
 
     OPEN = Q(state=State.PENDING)
     SINCE = "created_at"

@@ -12,7 +12,7 @@ from telegram.error import TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
 from generation.errors import GenerationError, InsufficientCredits
-from telegram_bot import commands, language, users
+from telegram_bot import commands, users
 from telegram_bot.commands.payments import way_to_buy
 from telegram_bot.errors import Refusal
 from telegram_bot.receiving import routes
@@ -82,7 +82,7 @@ class Dispatcher:
             addressed=choice.addressed,
             message=message,
         )
-        with translation.override(language.language_of(request.account)):
+        with translation.override(users.language_of(request.account)):
             await _run(choice.handler, request)
 
     def _choose(self, message: Message) -> Choice | None:
@@ -96,8 +96,12 @@ class Dispatcher:
         addressed = match["bot"] is not None
         if addressed and match["bot"].lower() != self._bot.username.lower():
             return None
-        if choice := _choose_command(match["name"].lower(), (match["argument"] or "").strip()):
-            return choice
+        name, argument = match["name"].lower(), (match["argument"] or "").strip()
+        link = DEEP_LINK.fullmatch(argument) if name == "start" else None
+        if link and link["prefix"] in routes.DEEP_LINKS:
+            return Choice(routes.DEEP_LINKS[link["prefix"]], link["argument"])
+        if name in routes.COMMANDS:
+            return Choice(routes.COMMANDS[name], argument)
         return Choice(routes.COMMANDS[HELP]) if addressed or message.chat.type == Chat.PRIVATE else None
 
     def _choose_talk(self, message: Message) -> Choice | None:
@@ -124,15 +128,9 @@ class Dispatcher:
             argument=argument,
             query=query,
         )
-        with translation.override(language.language_of(press.account)):
+        with translation.override(users.language_of(press.account)):
             await _run(routes.BUTTONS.get(name, _unknown_button), press)
             await press.answer()
-
-
-def _choose_command(name: str, argument: str) -> Choice | None:
-    if name == "start" and (link := DEEP_LINK.fullmatch(argument)) and link["prefix"] in routes.DEEP_LINKS:
-        return Choice(routes.DEEP_LINKS[link["prefix"]], link["argument"])
-    return Choice(routes.COMMANDS[name], argument) if name in routes.COMMANDS else None
 
 
 async def _unknown_button(press: Press) -> None:

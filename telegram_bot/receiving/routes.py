@@ -10,7 +10,6 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from django.conf import settings
 from django.utils import translation
 from django.utils.functional import Promise
 from telegram import BotCommand
@@ -92,9 +91,3 @@ def besides_video(*, shop: bool) -> list[BotCommand]:
 
 def _entry(name: str) -> BotCommand:
     return BotCommand(name, str(_descriptions[name]))
-
-
-def languages() -> list[tuple[str, str | None]]:
-    """List languages as Django and as Telegram call them; Telegram's None stands for all others."""
-    default = settings.LANGUAGE_CODE
-    return [(default, None), *((code, code) for code, _ in settings.LANGUAGES if code != default)]

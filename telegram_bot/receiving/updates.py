@@ -6,7 +6,6 @@ Either acknowledges an update when it is stored, and not before: fetching by the
 import asyncio
 import json
 import logging
-from typing import Any
 
 from django.conf import settings
 from django.db import transaction
@@ -20,7 +19,6 @@ from generation.database import DATABASE_AWAY, delays, in_database
 from telegram_bot import wakeup
 from telegram_bot.links import bot_id_of
 from telegram_bot.receiving import inbox, routes
-from telegram_bot.receiving.worker import Worker
 from telegram_bot.sending.client import BotClient, fetch_updates, wait_asked_for
 
 logger = logging.getLogger(__name__)
@@ -31,7 +29,7 @@ HEADER = "X-Telegram-Bot-Api-Secret-Token"
 store = in_database(inbox.store)
 
 
-async def poll_for_ever(bot: BotClient, worker: Worker) -> None:
+async def poll_for_ever(bot: BotClient, worker: inbox.Worker) -> None:
     """Store the updates that Telegram has, and hand them to `worker`."""
     # Ids are drawn at random after an idle week: an offset is used to acknowledge a batch, and then forgotten.
     offset: int | None = None
@@ -71,20 +69,14 @@ def receive(request: HttpRequest) -> HttpResponse:
     if not constant_time_compare(request.headers.get(HEADER, ""), secret()):
         logger.warning("a request without the secret token was posted to the webhook")
         return HttpResponse(status=403)
-    update = _parse(request.body)
-    if update is None:
+    try:
+        update = json.loads(request.body)
+    except (ValueError, RecursionError):
+        update = None
+    if not isinstance(update, dict) or not inbox.has_id(update):
         logger.error("the webhook got something that is no update")
         return HttpResponse(status=400)
     with transaction.atomic():
         inbox.store(bot_id_of(settings.TELEGRAM_BOT_TOKEN), [update])
         wakeup.call(wakeup.INBOX)
     return HttpResponse()
-
-
-def _parse(body: bytes) -> dict[str, Any] | None:
-    """Parse a body; None for one that can never be handled: an update without a number cannot be identified."""
-    try:
-        update = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    return update if isinstance(update, dict) and inbox.has_id(update) else None

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from django.core.files.storage import default_storage
 from django.db.models import QuerySet
+from django.db.models.functions import Now
 from django.utils import translation
 from telegram import InlineKeyboardMarkup, InputMediaVideo, Message
 from telegram.constants import ChatAction
@@ -21,7 +22,7 @@ from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, Te
 from generation.database import in_database, written
 from generation.models import GenerationJob
 from generation.outbox import Channel, OutboxRow, TryLater
-from telegram_bot import links, refunds
+from telegram_bot import links, refunds, users
 from telegram_bot.models import JobMessage, Notice, StarPayment
 from telegram_bot.sending import client, outbox
 from telegram_bot.sending.client import (
@@ -34,7 +35,7 @@ from telegram_bot.sending.client import (
     quoting,
     wait_asked_for,
 )
-from telegram_bot.sending.outbox import Parcel, Sent
+from telegram_bot.sending.outbox import Sent
 from telegram_bot.sending.progress import LiveStatus
 from telegram_bot.texts import jobs as texts
 
@@ -54,9 +55,7 @@ LINK_AFTER = 4
 load = in_database(outbox.load)
 mark_sent = in_database(outbox.mark_sent)
 mark_failed = in_database(outbox.mark_failed)
-mark_upload = in_database(outbox.mark_upload)
-forget_status = in_database(outbox.forget_status)
-move_chat = in_database(outbox.move_chat)
+update = in_database(outbox.update)
 
 
 class TelegramChannel(Channel[R]):
@@ -101,7 +100,7 @@ class Notices(TelegramChannel[Notice]):
         markup = InlineKeyboardMarkup.de_json({"inline_keyboard": row.keyboard}, self._bot)
         async with client.turn():
             await self._bot.send_message(row.chat_id, row.text, reply_markup=markup if row.keyboard else None)
-            mark = partial(in_database(outbox.mark_notice_sent), row)
+            mark = partial(update, row, state=Notice.State.SENT, error="", sent_at=Now())
             await written(mark, about=str(row))
 
 
@@ -140,29 +139,28 @@ class Results(TelegramChannel[JobMessage]):
     async def send(self, row: JobMessage) -> None:
         async with self._live.lock(row.job_id):
             try:
-                parcel = await load(row.pk)
+                row = await load(row.pk)
             except JobMessage.DoesNotExist:
                 logger.info("job %s is not delivered: its owner left", row.job_id.hex)
                 return
-            if parcel.row.state == JobMessage.State.PENDING:
-                with translation.override(parcel.language):
-                    await self._send_result(parcel)
+            if row.state == JobMessage.State.PENDING:
+                with translation.override(users.language_for(row.job.user)):
+                    await self._send_result(row)
             else:
-                await self._remove_status(parcel.row, parcel.row.status_message_id)
+                await self._remove_status(row, row.status_message_id)
 
-    async def _send_result(self, parcel: Parcel) -> None:
-        row = parcel.row
+    async def _send_result(self, row: JobMessage) -> None:
         if row.job.deleted_at is not None:  # before it was sent: only the status message is left
             await self._remove_status(row, row.status_message_id)
             await mark_failed(row, error="deleted by its owner")
             return
         try:
             async with client.turn():
-                sent = await self._send(parcel)
+                sent = await self._send(row)
                 mark = partial(mark_sent, row, sent)
                 status = await written(mark, about=f"the delivery of job {row.job_id.hex}")
         except ChatMigrated as error:
-            await move_chat(row, error.new_chat_id)
+            await in_database(_move_chat)(row.chat_id, error.new_chat_id)
             return
         logger.info("job %s is delivered", row.job_id.hex)
         await self._remove_status(row, status)
@@ -178,48 +176,48 @@ class Results(TelegramChannel[JobMessage]):
             if is_transient(error) and row.attempts < LINK_AFTER:
                 raise TryLater(str(error), wait=wait_asked_for(error)) from error
             logger.info("the status message %s cannot be removed: %s", message_id, error)
-        await forget_status(row.pk)
+        await update(row, status_message_id=None, next_attempt_at=None)
 
-    async def _send(self, parcel: Parcel) -> Sent:
-        match parcel.row.job.state:
+    async def _send(self, row: JobMessage) -> Sent:
+        match row.job.state:
             case State.COMPLETED:
-                return await self._send_video(parcel)
+                return await self._send_video(row)
             case State.CANCELED:
-                return await self._show_cancel(parcel)
-        return await self._say(parcel, texts.failed(parcel.row.job))
+                return await self._show_cancel(row)
+        return await self._say(row, texts.failed(row.job))
 
-    async def _send_video(self, parcel: Parcel) -> Sent:
-        job = parcel.row.job
+    async def _send_video(self, row: JobMessage) -> Sent:
+        job = row.job
         if (job.size_bytes or 0) > MAX_UPLOAD_BYTES:
-            return await self._send_link(parcel)
+            return await self._send_link(row)
         try:
             async with self._uploads:
-                return await self._upload(parcel)
+                return await self._upload(row)
         except (InvalidToken, Forbidden, ChatMigrated):
             raise
         except (TelegramError, OSError) as error:
             # BadRequest or 413: Telegram will not take this file, today or tomorrow.
             refused = isinstance(error, BadRequest) or "too large" in str(error).lower()
-            if not refused and parcel.row.attempts + 1 < LINK_AFTER:
+            if not refused and row.attempts + 1 < LINK_AFTER:
                 raise
             logger.warning("job %s cannot be uploaded, sending a link: %s", job.id.hex, error)
-            return await self._send_link(parcel)
+            return await self._send_link(row)
 
-    async def _upload(self, parcel: Parcel) -> Sent:
+    async def _upload(self, row: JobMessage) -> Sent:
         """Send the video as a message of its own; where an earlier one may have arrived, put it into the status
         message, which can be done any number of times and still shows one video.
         """
-        row = parcel.row
         await self._bot.send_chat_action(row.chat_id, ChatAction.UPLOAD_VIDEO)
         clip: bytes | str = row.file_id
         if not clip:
             clip = await asyncio.to_thread(_read, row.job.video.name or "")
         if row.upload_began_at is not None and row.status_message_id is not None:
             try:
-                return await self._put_into_status(parcel, clip, row.status_message_id)
+                return await self._put_into_status(row, clip, row.status_message_id)
             except BadRequest as error:
                 logger.info("the status message %s cannot show the video: %s", row.status_message_id, error)
-        await mark_upload(row.pk, began=True)
+        # From now on the video may be in the chat, even if this process dies.
+        await update(row, upload_began_at=Now())
         try:
             message = await self._bot.send_video(
                 row.chat_id,
@@ -227,21 +225,21 @@ class Results(TelegramChannel[JobMessage]):
                 reply_parameters=quoting(row.reply_to),
                 reply_markup=texts.of_job(row.job),
                 read_timeout=MEDIA_SECONDS,
-                **_facts(parcel),
+                **_facts(row),
             )
         except TelegramError as error:
             if not may_have_arrived(error):
-                await mark_upload(row.pk, began=False)
+                await update(row, upload_began_at=None)
             raise
         return Sent(message.message_id, _file_id(message))
 
-    async def _put_into_status(self, parcel: Parcel, clip: bytes | str, status: int) -> Sent:
+    async def _put_into_status(self, row: JobMessage, clip: bytes | str, status: int) -> Sent:
         try:
             message = await self._bot.edit_message_media(
-                InputMediaVideo(clip, **_facts(parcel)),
-                chat_id=parcel.row.chat_id,
+                InputMediaVideo(clip, **_facts(row)),
+                chat_id=row.chat_id,
                 message_id=status,
-                reply_markup=texts.of_job(parcel.row.job),
+                reply_markup=texts.of_job(row.job),
                 read_timeout=MEDIA_SECONDS,
             )
         except BadRequest as error:
@@ -250,33 +248,35 @@ class Results(TelegramChannel[JobMessage]):
             return Sent(status, in_status=True)
         return Sent(status, _file_id(message if isinstance(message, Message) else None), in_status=True)
 
-    async def _send_link(self, parcel: Parcel) -> Sent:
-        job = parcel.row.job
-        return await self._say(
-            parcel, texts.link_instead(job, balance_left=parcel.balance, url=links.video_page(job))
-        )
+    async def _send_link(self, row: JobMessage) -> Sent:
+        balance, url = row.job.user.credit_account.balance, links.video_page(row.job)
+        return await self._say(row, texts.link_instead(row.job, balance_left=balance, url=url))
 
-    async def _show_cancel(self, parcel: Parcel) -> Sent:
+    async def _show_cancel(self, row: JobMessage) -> Sent:
         """Change the status message, without a sound: the person who canceled knows."""
-        job, status = parcel.row.job, parcel.row.status_message_id
+        job, status = row.job, row.status_message_id
         text = texts.canceled(job.prompt)
         if status is None:
-            return await self._say(parcel, text)
+            return await self._say(row, text)
         try:
             await self._bot.edit_message_text(
-                text, chat_id=parcel.row.chat_id, message_id=status, reply_markup=texts.of_job(job)
+                text, chat_id=row.chat_id, message_id=status, reply_markup=texts.of_job(job)
             )
         except BadRequest as error:
             if not is_unmodified(error):
-                return await self._say(parcel, text)
+                return await self._say(row, text)
         return Sent(status, in_status=True)
 
-    async def _say(self, parcel: Parcel, text: str) -> Sent:
-        row = parcel.row
+    async def _say(self, row: JobMessage, text: str) -> Sent:
         message = await self._bot.send_message(
             row.chat_id, text, reply_markup=texts.of_job(row.job), reply_parameters=quoting(row.reply_to)
         )
         return Sent(message.message_id)
+
+
+def _move_chat(old: int, new: int) -> None:
+    """Follow a group that became a supergroup; its old messages are out of reach."""
+    JobMessage.objects.filter(chat_id=old).update(chat_id=new, status_message_id=None, reply_to=None)
 
 
 def _read(name: str) -> bytes:
@@ -287,12 +287,12 @@ def _read(name: str) -> bytes:
         raise OSError(f"the stored video cannot be read: {error}") from error
 
 
-def _facts(parcel: Parcel) -> dict[str, Any]:
+def _facts(row: JobMessage) -> dict[str, Any]:
     """Describe a video as Telegram wants it; sizes in pixels."""
-    job = parcel.row.job
+    job = row.job
     return {
         "filename": f"{job.public_id}.mp4",
-        "caption": texts.caption(job, balance_left=parcel.balance),
+        "caption": texts.caption(job, balance_left=row.job.user.credit_account.balance),
         "width": job.width,
         "height": job.height,
         "duration": timedelta(milliseconds=job.duration_ms or 0),

@@ -11,11 +11,10 @@ from django.conf import settings
 from django.db import transaction
 from django.db.models.functions import Now
 
-from accounts.models import CreditAccount
 from generation.models import GenerationJob
-from telegram_bot import language, users, wakeup
+from telegram_bot import wakeup
 from telegram_bot.links import bot_id_of
-from telegram_bot.models import JobMessage, JobPost, Notice
+from telegram_bot.models import JobMessage, JobPost, Notice, TelegramAccount
 
 if TYPE_CHECKING:
     from telegram import InlineKeyboardMarkup
@@ -32,23 +31,10 @@ def tell(*, chat_id: int, text: str, markup: "InlineKeyboardMarkup | None" = Non
     wakeup.call(wakeup.OUTBOX)
 
 
-def mark_notice_sent(row: Notice) -> None:
-    Notice.objects.filter(pk=row.pk).update(state=Notice.State.SENT, error="", sent_at=Now())
-
-
 def prune() -> int:
     """Delete notices that were settled and are a week old."""
     old = Notice.objects.filter(created_at__lt=Now() - KEEP_NOTICES).exclude(state=Notice.State.PENDING)
     return old.delete()[0]
-
-
-@dataclass(frozen=True)
-class Parcel:
-    """A row that is due with what is needed to send it. balance: in credits. language: a code."""
-
-    row: JobMessage
-    balance: int
-    language: str
 
 
 @dataclass(frozen=True)
@@ -60,15 +46,14 @@ class Sent:
     in_status: bool = False
 
 
-def load(row_id: int) -> Parcel:
-    row = JobMessage.objects.select_related("job__user").get(pk=row_id)
-    balance = CreditAccount.objects.get(user=row.job.user_id).balance
-    return Parcel(row, balance, language.language_for(row.job.user))
+def load(row_id: int) -> JobMessage:
+    """Read a row with all that is needed to send it."""
+    related = ("job__user__credit_account", "job__user__telegram_account")
+    return JobMessage.objects.select_related(*related).get(pk=row_id)
 
 
-def mark_upload(row_id: int, *, began: bool) -> None:
-    """Store that an upload began: from then on, the video may be in the chat even if this process dies."""
-    JobMessage.objects.filter(pk=row_id).update(upload_began_at=Now() if began else None)
+def update(row: JobMessage | Notice, **values: object) -> None:
+    type(row)._default_manager.filter(pk=row.pk).update(**values)
 
 
 @transaction.atomic
@@ -88,26 +73,10 @@ def mark_sent(row: JobMessage, sent: Sent) -> int | None:
 @transaction.atomic
 def mark_failed(row: JobMessage | Notice, *, error: str, blocked: bool = False) -> None:
     """Settle a row that can never be delivered."""
-    if isinstance(row, JobMessage):
-        JobMessage.objects.filter(pk=row.pk).update(
-            state=JobMessage.State.FAILED, error=error[:500], next_attempt_at=None
-        )
-    else:
-        Notice.objects.filter(pk=row.pk).update(state=Notice.State.FAILED, error=error[:500])
+    update(row, state=row.State.FAILED, error=error[:500])
     if blocked:
-        users.mark_blocked(chat_id=row.chat_id)
-
-
-def forget_status(row_id: int) -> None:
-    """Settle a row whose status message is gone."""
-    JobMessage.objects.filter(pk=row_id).update(status_message_id=None, next_attempt_at=None)
-
-
-def move_chat(row: JobMessage, chat_id: int) -> None:
-    """Follow a group that became a supergroup; its old messages are out of reach."""
-    JobMessage.objects.filter(chat_id=row.chat_id).update(
-        chat_id=chat_id, status_message_id=None, reply_to=None
-    )
+        # A private chat has the id of the person.
+        TelegramAccount.objects.filter(telegram_id=row.chat_id, blocked_at=None).update(blocked_at=Now())
 
 
 def remember(

@@ -8,11 +8,11 @@ import logging
 import uuid
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import Any
 from weakref import WeakValueDictionary
 
 from aiolimiter import AsyncLimiter
 from django.utils import translation
-from telegram import InlineKeyboardMarkup
 from telegram.error import BadRequest, Forbidden, InvalidToken, TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
@@ -20,10 +20,10 @@ from generation.jobs import catalog
 from generation.jobs.events import hub
 from generation.models import GenerationJob
 from generation.web.presenters import cards
-from telegram_bot import language
+from telegram_bot import users
 from telegram_bot.models import JobMessage
+from telegram_bot.sending import outbox
 from telegram_bot.sending.client import BotClient, is_unmodified, wait_asked_for
-from telegram_bot.task_group import TaskGroup
 from telegram_bot.texts import jobs as texts
 
 logger = logging.getLogger(__name__)
@@ -36,36 +36,28 @@ EDITS_PER_SECOND = 10
 LINE_MOVES_SECONDS = 5.0
 FOLLOWED_IN_LINE = 100
 
-
-@dataclass(frozen=True)
-class Status:
-    """The content of a status message. Its buttons change only when its text does."""
-
-    text: str
-    buttons: InlineKeyboardMarkup | None
+update = in_database(outbox.update)
 
 
-def status_of(job: GenerationJob) -> Status:
-    """Make the status of a live job, in the active language. Reads the database."""
+def status_of(job: GenerationJob) -> dict[str, Any]:
+    """Make the status message of a live job, in the active language. Its buttons change only when its text does.
+
+    Reads the database. The result is for send_message and edit_message_text.
+    """
     expected = catalog.expected_seconds(job.preset)
     [card] = cards([job], expected={job.preset_id: expected})
-    return Status(texts.generating(card, expected_seconds=expected), texts.of_job(job))
+    return {"text": texts.generating(card, expected_seconds=expected), "reply_markup": texts.of_job(job)}
 
 
 @in_database
-def message_of(job_id: uuid.UUID) -> tuple[JobMessage, Status] | None:
+def message_of(job_id: uuid.UUID) -> tuple[JobMessage, dict[str, Any]] | None:
     """Find the row and the status of a job; None when there is no message, or the job has ended."""
-    rows = JobMessage.objects.select_related("job__preset", "job__user")
+    rows = JobMessage.objects.select_related("job__preset", "job__user__telegram_account")
     row = rows.filter(job=job_id, state=JobMessage.State.PENDING).first()
     if row is None or row.status_message_id is None or not row.job.is_live:
         return None
-    with translation.override(language.language_for(row.job.user)):
+    with translation.override(users.language_for(row.job.user)):
         return row, status_of(row.job)
-
-
-@in_database
-def update_row(row: JobMessage, **values: object) -> None:
-    JobMessage.objects.filter(pk=row.pk).update(**values)
 
 
 @in_database
@@ -98,7 +90,7 @@ class Tracked:
 class LiveStatus:
     """The status messages: each is edited once in EDIT_SECONDS at most, all together slower than answers are sent."""
 
-    def __init__(self, *, bot: BotClient, tasks: TaskGroup) -> None:
+    def __init__(self, *, bot: BotClient, tasks: asyncio.TaskGroup) -> None:
         self._bot, self._tasks = bot, tasks
         self._limit = AsyncLimiter(EDITS_PER_SECOND, 1)
         self._tracked: dict[uuid.UUID, Tracked] = {}
@@ -154,7 +146,7 @@ class LiveStatus:
         tracked.changed = True
         if not tracked.is_edited:
             tracked.is_edited = True
-            self._tasks.loop(self._edit(job_id, tracked))
+            self._tasks.create_task(self._edit(job_id, tracked))
 
     async def _edit(self, job_id: uuid.UUID, tracked: Tracked) -> None:
         try:
@@ -178,17 +170,14 @@ class LiveStatus:
         finally:
             tracked.is_edited = False
 
-    async def _show(self, row: JobMessage, status: Status, tracked: Tracked) -> None:
-        if status.text == row.last_text:
+    async def _show(self, row: JobMessage, status: dict[str, Any], tracked: Tracked) -> None:
+        if status["text"] == row.last_text:
             return
         try:
             async with self._limit:
                 tracked.edited_at = monotonic()
                 await self._bot.edit_message_text(
-                    status.text,
-                    chat_id=row.chat_id,
-                    message_id=row.status_message_id,
-                    reply_markup=status.buttons,
+                    chat_id=row.chat_id, message_id=row.status_message_id, **status
                 )
         except InvalidToken:
             raise
@@ -197,7 +186,7 @@ class LiveStatus:
                 logger.info("the status message of job %s cannot be edited: %s", row.job_id.hex, error)
                 if isinstance(error, BadRequest):
                     # Deleted by the person, or too old: the result will come as a new message anyway.
-                    await update_row(row, status_message_id=None)
+                    await update(row, status_message_id=None)
                 self._tracked.pop(row.job_id, None)
                 return
         except TelegramError as error:
@@ -205,4 +194,4 @@ class LiveStatus:
             tracked.edited_at += wait_asked_for(error) or EDIT_SECONDS
             tracked.changed = True
             return
-        await update_row(row, last_text=status.text)
+        await update(row, last_text=status["text"])

@@ -1,7 +1,6 @@
 """Messages about accounts: joining with one on the web, parting, signing in there, presets and settings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 from django.conf import settings as django_settings
@@ -97,64 +96,56 @@ def _valid_for(life: timedelta) -> str:
 # --- Presets and settings -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Choices:
-    """The presets with their prices for one person, and the one they chose."""
-
-    quotes: Sequence[Quote]
-    chosen: Preset
+def presets(quotes: Sequence[Quote], chosen: Preset) -> str:
+    return paragraphs(_("🎚 <b>Presets</b>"), *(_preset(quote, chosen) for quote in quotes))
 
 
-def presets(choices: Choices) -> str:
-    return paragraphs(_("🎚 <b>Presets</b>"), *(_preset(quote, choices) for quote in choices.quotes))
-
-
-def _preset(quote: Quote, choices: Choices) -> str:
+def _preset(quote: Quote, chosen: Preset) -> str:
     preset = quote.preset
     facts = _("%(clip)s of video, %(steps)d steps") % {
         "clip": seconds_of(preset.seconds),
         "steps": preset.num_inference_steps,
     }
     price = f"💰 {credits_of(quote.cost)} · ⏱ ~{in_words(quote.expected_seconds)}"
-    return f"{_mark(preset, choices)}<b>{escaped(_(preset.label))}</b>\n{facts}\n{price}"
+    return f"{_mark(preset, chosen)}<b>{escaped(_(preset.label))}</b>\n{facts}\n{price}"
 
 
-def _mark(preset: Preset, choices: Choices) -> str:
-    return CHOSEN if preset.pk == choices.chosen.pk else ""
+def _mark(preset: Preset, chosen: Preset) -> str:
+    return CHOSEN if preset.pk == chosen.pk else ""
 
 
-def preset_buttons(choices: Choices, *, name: str) -> list[InlineKeyboardButton]:
+def preset_buttons(quotes: Sequence[Quote], chosen: Preset, *, name: str) -> list[InlineKeyboardButton]:
     """Make a button for each preset; `name` is that of their handler."""
     return [
         button(
-            f"{_mark(quote.preset, choices)}{_(quote.preset.label)} · {credits_of(quote.cost)}",
+            f"{_mark(quote.preset, chosen)}{_(quote.preset.label)} · {credits_of(quote.cost)}",
             name,
             quote.preset.name,
         )
-        for quote in choices.quotes
+        for quote in quotes
     ]
 
 
-def settings(choices: Choices, language: str) -> str:
+def settings(chosen: Preset, language: str) -> str:
     """`language` is the code of the one they chose, empty for Telegram's own."""
     return paragraphs(
         _("⚙️ <b>Settings</b>"),
         lines(
-            _("Preset: %(name)s") % {"name": escaped(_(choices.chosen.label))},
+            _("Preset: %(name)s") % {"name": escaped(_(chosen.label))},
             _("Language: %(name)s") % {"name": _language_name(language)},
         ),
         _("/presets shows what each preset costs and how long it takes."),
     )
 
 
-def settings_buttons(choices: Choices, language: str) -> InlineKeyboardMarkup:
+def settings_buttons(quotes: Sequence[Quote], chosen: Preset, language: str) -> InlineKeyboardMarkup:
     codes = [*(code for code, _name in django_settings.LANGUAGES), ""]
     languages = [
         button(f"{CHOSEN if code == language else ''}{_language_name(code)}", "language", code)
         for code in codes
     ]
     return InlineKeyboardMarkup(
-        [*([preset] for preset in preset_buttons(choices, name="set-preset")), languages]
+        [*([preset] for preset in preset_buttons(quotes, chosen, name="set-preset")), languages]
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.db import connection
 from django.test import Client
+from telegram import SuccessfulPayment
 
 from accounts import ledger
 from accounts.ledger_check import audit
@@ -14,7 +15,6 @@ from accounts.models import CreditTransaction, StaffAct, User
 from accounts.staff.actor import Refused
 from telegram_bot import linking, payments, refunds
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAccount, TelegramUpdate
-from telegram_bot.payments import Charge
 from telegram_bot.users import open_account
 from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, labels, people, user_of
 from tests.bot_api_server import Message
@@ -161,7 +161,7 @@ def test_an_invoice_that_is_paid_twice_is_credited_twice(bot, ada, pack):
 def test_a_charge_that_two_processes_are_told_of_at_once_is_credited_once(ada, pack):
     account = open_account(telegram_id=ada)
     invoice = payments.offer(account=account, pack_id=pack.pk, asked_by="once")
-    charge = Charge("charge-1", str(invoice.pk), "XTR", 100)
+    charge = SuccessfulPayment("XTR", 100, str(invoice.pk), "charge-1", "")
     found: list[int] = []
 
     def tell() -> None:
@@ -394,7 +394,7 @@ def test_only_who_may_refunds(bot, ada, pack, make_user):
 def test_the_audit_finds_what_does_not_fit(ada, pack):
     account = open_account(telegram_id=ada)
     invoice = payments.offer(account=account, pack_id=pack.pk, asked_by="once")
-    charge = Charge("charge-1", str(invoice.pk), "XTR", 100)
+    charge = SuccessfulPayment("XTR", 100, str(invoice.pk), "charge-1", "")
     payments.credit(bot_id=1, telegram_id=ada, charge=charge)
     assert audit().discrepancies == []
     StarPayment.objects.update(stars=7)
