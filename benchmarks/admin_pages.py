@@ -33,8 +33,8 @@ PAGES = {
     "users": "/admin/accounts/user/",
     "nodes": "/admin/generation/gpunode/",
     "one node": "/admin/generation/gpunode/{node}/change/",
-    "audit log": "/admin/accounts/staffact/",
-    "bulk refunds": "/admin/generation/refundbatch/",
+    "audit log": "/admin/accounts/auditevent/",
+    "bulk refunds": "/admin/generation/bulkrefund/",
     "reports": "/admin/generation/report/",
     "deliveries": "/admin/telegram_bot/jobmessage/",
 }

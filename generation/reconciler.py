@@ -218,9 +218,9 @@ class Reconciler:
             await in_database(node_health.note_failed_canary)(node, error)
             await in_database(nodes.note_canary)(node, error)
         except (media.MediaFailure, OSError, *DATABASE_AWAY) as error:
-            logger.warning("node %s: the trial could not be made: %s", node.name, error)
+            logger.warning("node %s: the canary clip could not be made: %s", node.name, error)
         except Exception:
-            logger.exception("node %s: the trial broke", node.name)
+            logger.exception("node %s: the canary clip broke", node.name)
         finally:
             self._canaries.pop(node.pk, None)
 

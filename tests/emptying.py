@@ -16,7 +16,7 @@ GUARDED_TABLES = (
     "accounts_creditaccount",
     "accounts_credittransaction",
     "accounts_walletmerge",
-    "accounts_staffact",
+    "accounts_auditevent",
 )
 PATIENCE_SECONDS = 60.0
 Contents = dict[str, str | None]

@@ -170,7 +170,7 @@ def test_a_node_that_fails_repeatedly_is_set_aside_and_a_trial_clip_brings_it_ba
         assert node.set_aside_at is not None
         assert node.set_aside_reason.startswith("2 failures in a row, the last: ")
         wait_for(
-            lambda: GpuNode.objects.filter(set_aside_reason__startswith="The trial clip failed").exists()
+            lambda: GpuNode.objects.filter(set_aside_reason__startswith="The canary clip failed").exists()
         )
         waiting.refresh_from_db()
         assert waiting.state == "queued"

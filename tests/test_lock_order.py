@@ -102,7 +102,7 @@ class World:
         return attempt.job
 
     def set_aside(self) -> GpuNode:
-        GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() - timedelta(seconds=1))
+        GpuNode.objects.update(set_aside_at=Now(), next_canary_at=Now() - timedelta(seconds=1))
         return self.node
 
 

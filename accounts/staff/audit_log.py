@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
 
-from accounts.models import StaffAct
+from accounts.models import AuditEvent
 from accounts.staff.actor import Actor, DoneBefore
 
 P = ParamSpec("P")
@@ -49,7 +49,7 @@ class Operation:
             DoneBefore: the form was carried out already.
         """
         once = uuid.uuid5(self.once, str(subject.pk)) if one_of_many and self.once else self.once
-        entry = StaffAct(
+        entry = AuditEvent(
             actor=self.actor.user,
             address=self.actor.address,
             act=self.act,
@@ -104,7 +104,7 @@ def operation(
 
 def carried_out(once: uuid.UUID) -> bool:
     """Tell whether the form with this id was carried out."""
-    return StaffAct.objects.filter(once=once).exists()
+    return AuditEvent.objects.filter(once=once).exists()
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from django.db.models.functions import Now
 from django_q.tasks import async_task
 
 from accounts import ledger, notices
-from accounts.models import CreditTransaction, Notice, StaffAct, User
+from accounts.models import AuditEvent, CreditTransaction, Notice, User
 from accounts.staff.actor import Actor, Refused, refuse
 from accounts.staff.audit_log import Operation, operation
 from generation.errors import BeingStored, GenerationError
@@ -98,7 +98,7 @@ def refund_limit_left(actor: Actor) -> int | None:
     """
     if actor.may("generation.refund_any_amount"):
         return None
-    entries = StaffAct.objects.filter(actor=actor.user, act__in=REFUNDS, at__gt=Now() - WINDOW)
+    entries = AuditEvent.objects.filter(actor=actor.user, act__in=REFUNDS, at__gt=Now() - WINDOW)
     spent = entries.aggregate(total=Sum("credits"))["total"] or 0
     return max(0, settings.REFUND_LIMIT_CREDITS - int(spent))
 
