@@ -33,7 +33,6 @@ class DrainingServer(uvicorn.Server):
         self._draining: Future[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until drained."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 

@@ -94,7 +94,6 @@ async def generate_video(request: Request) -> dict[str, Any]:
 
 @router.api_route("/get_video/{filename}", methods=["GET", "HEAD"])
 async def get_video(request: Request, filename: str) -> Response:
-    """Send the clip of this name."""
     path = _node(request).store.find_clip(filename)
     if path is None:
         raise Refusal(Code.not_found, "There is no such video.")
@@ -143,7 +142,6 @@ async def retrieve_video(request: Request, video_id: str) -> Response:
 
 @router.api_route("/v1/videos/{video_id}/content", methods=["GET", "HEAD"])
 async def download_video(request: Request, video_id: str, variant: str = "video") -> Response:
-    """Send the clip."""
     if variant != "video":
         raise InvalidRequest("variant: this node has the video only", param="variant")
     job = _job(request, video_id)

@@ -132,11 +132,9 @@ class Inbox:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def next_run(self) -> Run:
-        """Wait for the next job."""
         return self._runs.get()
 
     def is_canceled(self, job_id: str) -> bool:
-        """Return True when the job is to stop."""
         return job_id in self._canceled
 
     def _read(self) -> None:

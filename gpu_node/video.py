@@ -85,7 +85,6 @@ class ClipEncoder(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Write the file, in this thread."""
         try:
             write_mp4(frames=self._frames(), fps=self._fps, path=self._path)
         except Abandoned:

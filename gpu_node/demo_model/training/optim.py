@@ -72,7 +72,6 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True when the time is up."""
         return self.spent >= self.seconds
 
     def step(self, loss: Tensor, *, samples: int) -> None:
