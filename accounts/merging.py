@@ -34,7 +34,6 @@ class Plan:
 
 
 def plan(*, source: CreditAccount, target: CreditAccount) -> Plan:
-    """Plan the merge of the two as they are now."""
     stays = unspent_welcome(source) if _had_welcome(target) else 0
     return Plan(moves=source.posted - stays, stays=stays)
 
@@ -81,7 +80,9 @@ def undo(*, merge: WalletMerge, reason: str, actor: User) -> WalletMerge:
     row = WalletMerge.objects.select_for_update(of=("self",)).get(pk=merge.pk)
     if row.undone_at is not None:
         raise CannotUndo("This merge was undone before.")
-    if _newer_merges(row).exists():
+    pair = [row.source_id, row.target_id]
+    touching = Q(source__in=pair) | Q(target=row.source_id)
+    if WalletMerge.objects.filter(touching, pk__gt=row.pk, undone_at=None).exists():
         raise CannotUndo("One of the two accounts was merged again since: undo that first.")
     back = net_moved(row)
     if back:
@@ -114,12 +115,6 @@ def _had_welcome(account: CreditAccount) -> bool:
     own = account.transactions.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
     brought = WalletMerge.objects.filter(target=account, brought_welcome=True, undone_at=None)
     return own.exists() or brought.exists()
-
-
-def _newer_merges(row: WalletMerge) -> "QuerySet[WalletMerge]":
-    pair = [row.source_id, row.target_id]
-    touching = Q(source__in=pair) | Q(target=row.source_id)
-    return WalletMerge.objects.filter(touching, pk__gt=row.pk, undone_at=None)
 
 
 def _sum(entries: "QuerySet[CreditTransaction]") -> int:

@@ -204,7 +204,6 @@ class VideoSerializer(serializers.Serializer):
 
 
 def video_json(job: GenerationJob) -> dict[str, Any]:
-    """Make the JSON of one job."""
     return videos_json([job])[0]
 
 

@@ -50,7 +50,6 @@ def price(preset: Preset, factor: Decimal) -> int:
 
 
 def quote(*, preset: Preset, user: User) -> Quote:
-    """Quote one preset."""
     cost = price(preset, limits.price_factor(user))
     return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds(preset))
 
@@ -98,7 +97,6 @@ def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
 
 
 def default_preset() -> Preset:
-    """Find the preset that is used when a request names none."""
     offered = Preset.objects.filter(enabled=True).order_by("-is_default", "position").first()
     if offered is None:
         raise UnknownPreset("No preset is enabled.")
@@ -120,7 +118,6 @@ def find_preset(name: str | None) -> Preset:
 
 
 def no_such_preset() -> UnknownPreset:
-    """Make the refusal, which names the presets on offer."""
     offered = ", ".join(Preset.objects.filter(enabled=True).values_list("name", flat=True))
     return UnknownPreset(f"There is no such preset. On offer: {offered}.")
 
@@ -195,7 +192,6 @@ class Offer:
 
 
 def current_offer() -> Offer:
-    """Read the offer of all nodes as it is now."""
     return offer_of(GpuNode.objects.with_health().filter(enabled=True))
 
 

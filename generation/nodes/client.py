@@ -46,7 +46,6 @@ class NodeClient(ABC):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Give the connections back."""
         await self.transport.aclose()
 
     @classmethod

@@ -169,9 +169,6 @@ class RemoteJob:
 # A finished file is asked for by this name under /get_video/, so it must never be a path.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-# A node whose model starts from pictures would refuse every job: the platform sends text only.
-PICTURES_ONLY = "pictures only"
-_WHY_NOT_PICTURES = "Its model makes videos from pictures; this service sends text."
 _SIZE = re.compile(r"\d{1,5}x\d{1,5}")
 # More jobs at once than any one server runs: a slip or a lie.
 MOST_CAPACITY = 256
@@ -232,7 +229,9 @@ def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
         raise NodeAnsweredNonsense("The node's health has no status.")
     ready = status.lower() in _READY_WORDS
     if ready and body.get("takes_image") is True:
-        ready, status, body = False, PICTURES_ONLY, dict(body) | {"detail": _WHY_NOT_PICTURES}
+        # It would refuse every job.
+        why_not = "Its model makes videos from pictures; this service sends text."
+        ready, status, body = False, "pictures only", dict(body) | {"detail": why_not}
     sizes = body["sizes"] if isinstance(body.get("sizes"), list) else []
     return NodeHealth(
         ready=ready,

@@ -77,7 +77,6 @@ def start(request: HttpRequest) -> HttpResponse:
 
 @signed_in("GET")
 def balance(request: SiteRequest) -> HttpResponse:
-    """Render the header's balance alone."""
     return render(request, "_balance.html")
 
 
@@ -246,7 +245,6 @@ def share(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
 
 @signed_in("POST")
 def unshare(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """End the clip's link."""
     job = own_job(request, job_id)
     sharing.revoke(job=job)
     return _share_box(request, job)
