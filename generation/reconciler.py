@@ -116,7 +116,11 @@ class Reconciler:
     async def _follow_free(self) -> None:
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
             if await in_database(locks.take)(attempt_id=attempt.pk, token=self._token):
-                self._follow(attempt)
+                runner = AttemptRunner(attempt, token=self._token)
+                self._runners[attempt.pk] = runner
+                self._tasks[attempt.pk] = asyncio.create_task(
+                    self._run(attempt, runner), name=f"follow-{attempt.pk.hex}"
+                )
 
     async def _stop_ended(self) -> None:
         """Do as `_hear` does at once, for jobs whose event was missed."""
@@ -133,13 +137,6 @@ class Reconciler:
         if not lately and await in_database(scheduling.work_is_waiting)():
             await in_database(enqueue.dispatch)()
             self._woken_at = time.monotonic()
-
-    def _follow(self, attempt: JobAttempt) -> None:
-        runner = AttemptRunner(attempt, token=self._token)
-        self._runners[attempt.pk] = runner
-        self._tasks[attempt.pk] = asyncio.create_task(
-            self._run(attempt, runner), name=f"follow-{attempt.pk.hex}"
-        )
 
     async def _run(self, attempt: JobAttempt, runner: AttemptRunner) -> None:
         """Run one attempt. Its trouble stops no other; its lease runs out and the next sweep tries again."""

@@ -237,18 +237,17 @@ class Models(APIView):
     @documented("models_list", "What can make videos", ModelList, 401)
     def get(self, request: Request) -> Response:
         """Lists the default first."""
-        return Response(
-            {"object": "list", "data": [model_json(model) for model in catalog.current_offer().models]}
-        )
+        models = catalog.current_offer().models
+        return Response({"object": "list", "data": [model_json(*model) for model in models.items()]})
 
 
 class Model(APIView):
     @documented("models_retrieve", "One model", ModelSerializer, 401, 404)
     def get(self, request: Request, model: str) -> Response:
-        for known in catalog.current_offer().models:
-            if known.id == model:
-                return Response(model_json(known))
-        raise NotFound("There is no such model.")
+        created = catalog.current_offer().models.get(model)
+        if created is None:
+            raise NotFound("There is no such model.")
+        return Response(model_json(model, created))
 
 
 class Presets(APIView):

@@ -69,10 +69,6 @@ class NodeAnsweredNonsense(PermanentNodeError):
     """The answer is not of the protocol: HTML, other JSON, wrong types, a redirect, a file that is not video."""
 
 
-class NodeCannot(PermanentNodeError):
-    """Nodes of this protocol have no such operation."""
-
-
 class RemoteJobLost(PermanentNodeError):
     """The node does not know the job or no longer has its file."""
 
@@ -141,7 +137,7 @@ class NodeHealth:
 class RemoteJob:
     """A job as its node sees it.
 
-    remote_id: None on the field protocol, which has no ids. step of steps: denoising steps that are done.
+    remote_id: None on the field protocol, which has no ids. step: denoising steps that are done.
     progress: percent. error: one sentence of the node's, when failed; error_code: its word for it, where it
     has one. file_name: what `/get_video/` wants. generation_ms: the node's own clock. stopped_at_step: set by a
     confirmed cancel. profile: the node's word for how the clip is made, as `exact`.
@@ -150,7 +146,6 @@ class RemoteJob:
     state: RemoteState
     remote_id: str | None = None
     step: int | None = None
-    steps: int | None = None
     progress: int | None = None
     error: str | None = None
     error_code: str | None = None

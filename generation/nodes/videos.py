@@ -139,7 +139,7 @@ class VideosClient(NodeClient):
         body = self._accepted(answer)
         if body.get("deleted") is not True and body.get("status") != "deleted":
             return None
-        return RemoteJob(remote_id=job.remote_id, state="canceled", step=job.step, steps=job.steps)
+        return RemoteJob(remote_id=job.remote_id, state="canceled", step=job.step)
 
     def content_path(self, job: RemoteJob) -> str:
         return _job_path(job.remote_id) + "/content"
@@ -164,7 +164,6 @@ class VideosClient(NodeClient):
             remote_id=remote_id,
             state=state,
             step=protocol.whole_number(body.get("step")),
-            steps=protocol.whole_number(body.get("steps")),
             progress=protocol.whole_number(body.get("progress")),
             error=said or ("The node gave no reason." if state == "failed" else None),
             error_code=code,

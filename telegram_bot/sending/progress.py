@@ -47,7 +47,7 @@ class Status:
 
 def status_of(job: GenerationJob) -> Status:
     """Make the status of a live job, in the active language. Reads the database."""
-    expected = catalog.expected_seconds(job.preset)
+    expected = catalog.expected_seconds_of([job.preset])[job.preset_id]
     [card] = cards([job], expected={job.preset_id: expected})
     return Status(texts.generating(card, expected_seconds=expected), texts.of_job(job))
 
