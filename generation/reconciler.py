@@ -67,7 +67,11 @@ class Reconciler:
             for task in begun:
                 task.cancel()
             await asyncio.gather(*begun, return_exceptions=True)
-            await self._drop_leases()
+            try:
+                await in_database(locks.drop_all)(token=self._token)
+            except DATABASE_AWAY as error:
+                text = "the leases run out by themselves, the database is not there: %s"
+                logger.warning(text, str(error).strip())
 
     @contextlib.contextmanager
     def _survived(self, what: str) -> Iterator[None]:
@@ -150,14 +154,6 @@ class Reconciler:
         finally:
             self._runners.pop(attempt.pk, None)
             self._tasks.pop(attempt.pk, None)
-
-    async def _drop_leases(self) -> None:
-        try:
-            await in_database(locks.drop_all)(token=self._token)
-        except DATABASE_AWAY as error:
-            logger.warning(
-                "the leases run out by themselves, the database is not there: %s", str(error).strip()
-            )
 
     # --- Events ---
 

@@ -9,8 +9,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
-from accounts.merging import Plan
-from accounts.models import User
+from accounts.models import User, WalletMerge
 from generation.errors import in_words
 from generation.jobs.catalog import Quote
 from generation.models import Preset
@@ -31,7 +30,7 @@ def link_begun(url: str, *, life: timedelta) -> str:
     )
 
 
-def asks_to_join(user: User, plan: Plan) -> str:
+def asks_to_join(user: User, plan: WalletMerge) -> str:
     """Ask a person in Telegram to agree."""
     site = django_settings.SITE_URL.partition("://")[2]
     names = {"name": escaped(user.username), "site": escaped(site)}
