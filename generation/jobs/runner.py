@@ -182,9 +182,7 @@ class AttemptRunner:
             remote = await client.generate(_request_of(self.attempt), timeout=seconds)
         except nodes.NodeTimeout as error:
             message = f"Video generation timed out (>{seconds}s)"
-            return partial(
-                self._record, lifecycle.attempt_failed, code="timed_out", message=message, error=str(error)
-            )
+            return partial(self._failed, code="timed_out", message=message, error=str(error))
         except (nodes.NodeBusy, nodes.NodeNotReached) as error:
             return partial(self._refused, error)
         except nodes.TransientNodeError as error:
@@ -227,9 +225,7 @@ class AttemptRunner:
             await self._lost(remote.error or remote.error_code)
         else:
             reason = remote.error or "The node gave no reason."
-            await self._record(
-                lifecycle.attempt_failed, code="generation_failed", message=reason, error=reason
-            )
+            await self._failed(code="generation_failed", message=reason, error=reason)
 
     def _step(self, remote: nodes.RemoteJob) -> int:
         """Denoising steps done: the node's own number, else one from its percentage, else the last known."""
@@ -241,13 +237,7 @@ class AttemptRunner:
     async def _give_up(self, error: nodes.PermanentNodeError) -> None:
         """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
         if isinstance(error, nodes.NodeRejected):
-            await self._record(
-                lifecycle.attempt_failed,
-                code="rejected",
-                message=str(error),
-                error=str(error),
-                blame_node=False,
-            )
+            await self._failed(code="rejected", message=str(error), error=str(error), blame_node=False)
         else:
             await self._lost(
                 str(error), pause=0.0 if isinstance(error, nodes.RemoteJobLost) else BROKEN_PAUSE
@@ -262,6 +252,11 @@ class AttemptRunner:
             "job %s: attempt %s on %s is lost: %s", self._job, self.attempt.pk.hex, self.attempt.node, error
         )
         await self._record(lifecycle.attempt_lost, error=error, pause=pause)
+
+    async def _failed(self, *, code: str, message: str, error: str, blame_node: bool = True) -> None:
+        await self._record(
+            lifecycle.attempt_failed, code=code, message=message, error=error, blame_node=blame_node
+        )
 
     async def _record(self, write: Callable[..., R], **values: Any) -> R:
         """Write about the attempt, fenced by the lease."""
