@@ -60,9 +60,6 @@ class UnknownModel(GenerationError):
     code = "model_not_found"
     param = "model"
 
-    def __init__(self, on_offer: list[str]) -> None:
-        super().__init__(names=", ".join(on_offer) or gettext("none yet, no GPU node was reached"))
-
 
 class AccountInactive(GenerationError):
     words = _("This account is not active.")

@@ -41,7 +41,6 @@ class OutboxRow(models.Model):
 
     @classmethod
     def due(cls) -> "QuerySet[Self]":
-        """Rows to be worked on now, oldest first."""
         rows = cls._default_manager.filter(cls.OPEN, next_attempt_at__lte=Now())
         aged: QuerySet[Self] = rows.annotate(age=Now() - F(cls.SINCE))  # type: ignore[assignment]
         return aged.order_by("next_attempt_at", "pk")
@@ -74,7 +73,6 @@ class Channel(ABC, Generic[R]):
     longest_pause = 300.0
 
     def due(self) -> "QuerySet[R]":
-        """The rows that this process is to deliver now."""
         return self.table.due()
 
     @abstractmethod

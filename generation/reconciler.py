@@ -67,7 +67,11 @@ class Reconciler:
             for task in begun:
                 task.cancel()
             await asyncio.gather(*begun, return_exceptions=True)
-            await self._drop_leases()
+            try:
+                await in_database(locks.drop_all)(token=self._token)
+            except DATABASE_AWAY as error:
+                text = "the leases run out by themselves, the database is not there: %s"
+                logger.warning(text, str(error).strip())
 
     @contextlib.contextmanager
     def _survived(self, what: str) -> Iterator[None]:
@@ -116,7 +120,11 @@ class Reconciler:
     async def _follow_free(self) -> None:
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
             if await in_database(locks.take)(attempt_id=attempt.pk, token=self._token):
-                self._follow(attempt)
+                runner = AttemptRunner(attempt, token=self._token)
+                self._runners[attempt.pk] = runner
+                self._tasks[attempt.pk] = asyncio.create_task(
+                    self._run(attempt, runner), name=f"follow-{attempt.pk.hex}"
+                )
 
     async def _stop_ended(self) -> None:
         """Do as `_hear` does at once, for jobs whose event was missed."""
@@ -134,13 +142,6 @@ class Reconciler:
             await in_database(enqueue.dispatch)()
             self._woken_at = time.monotonic()
 
-    def _follow(self, attempt: JobAttempt) -> None:
-        runner = AttemptRunner(attempt, token=self._token)
-        self._runners[attempt.pk] = runner
-        self._tasks[attempt.pk] = asyncio.create_task(
-            self._run(attempt, runner), name=f"follow-{attempt.pk.hex}"
-        )
-
     async def _run(self, attempt: JobAttempt, runner: AttemptRunner) -> None:
         """Run one attempt. Its trouble stops no other; its lease runs out and the next sweep tries again."""
         what = f"job {attempt.job_id.hex}: following attempt {attempt.pk.hex} on {attempt.node}"
@@ -153,14 +154,6 @@ class Reconciler:
         finally:
             self._runners.pop(attempt.pk, None)
             self._tasks.pop(attempt.pk, None)
-
-    async def _drop_leases(self) -> None:
-        try:
-            await in_database(locks.drop_all)(token=self._token)
-        except DATABASE_AWAY as error:
-            logger.warning(
-                "the leases run out by themselves, the database is not there: %s", str(error).strip()
-            )
 
     # --- Events ---
 

@@ -209,7 +209,6 @@ PARTS = {
     "submission.check_seed",
     "submission.matching",
     "submission.normal",
-    "submission.compiled",
     "node_health.endpoint_of",
     "node_health.examine",
     "lifecycle.entries_of",

@@ -9,17 +9,8 @@ from django.conf import settings
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 
-from generation.api.errors import (
-    TOO_LARGE,
-    TOO_SLOW,
-    App,
-    Message,
-    Problem,
-    Receive,
-    Send,
-    answer,
-    send_response,
-)
+from generation.api import errors
+from generation.api.errors import App, Message, Receive, Send
 
 # Bytes a second that a body must come at, once REQUEST_SECONDS have passed: a poor telephone line.
 SLOWEST = 1024
@@ -28,7 +19,7 @@ SLOWEST = 1024
 class BodyRefused(Exception):
     """The body is longer than any view takes, or it came too slowly."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: errors.Problem) -> None:
         self.problem = problem
 
 
@@ -45,14 +36,14 @@ class BodyLimit:
         watched = _Watched(receive, send)
         try:
             if _announced(scope) > settings.MAX_REQUEST_BYTES:
-                raise BodyRefused(TOO_LARGE)
+                raise BodyRefused(errors.TOO_LARGE)
             await self._inner(scope, watched.receive, watched.send)
         except BodyRefused as refused:
             if watched.answered:
                 raise
-            response = answer(scope["path"], refused.problem)
+            response = errors.answer(scope["path"], refused.problem)
             response["Connection"] = "close"  # the rest of the body is not read
-            await send_response(response, send)
+            await errors.send_response(response, send)
 
 
 class _Watched:
@@ -70,7 +61,7 @@ class _Watched:
         self._bytes += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         if self._bytes > settings.MAX_REQUEST_BYTES:
-            raise BodyRefused(TOO_LARGE)
+            raise BodyRefused(errors.TOO_LARGE)
         return message
 
     async def _next(self) -> Message:
@@ -80,7 +71,7 @@ class _Watched:
             async with asyncio.timeout_at(self._begun + settings.REQUEST_SECONDS + self._bytes / SLOWEST):
                 return await self._receive()
         except TimeoutError:
-            raise BodyRefused(TOO_SLOW) from None
+            raise BodyRefused(errors.TOO_SLOW) from None
 
     async def send(self, message: Message) -> None:
         self.answered = True

@@ -1,4 +1,4 @@
-"""Whom and what the REST API accepts: API keys (`Authorization: Bearer <key>`), JSON and forms in, JSON out.
+"""Authentication and formats of the REST API: keys (`Authorization: Bearer <key>`), JSON and forms in, JSON out.
 
 Apart from `errors`: REST framework loads these while it is itself being imported.
 """

@@ -18,6 +18,7 @@ from django.contrib.postgres.expressions import ArraySubquery
 from django.db import connection
 from django.db.models import Aggregate, Count, OuterRef, QuerySet
 from django.utils.functional import Promise
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import User, UserLimits
@@ -50,9 +51,8 @@ def price(preset: Preset, factor: Decimal) -> int:
 
 
 def quote(*, preset: Preset, user: User) -> Quote:
-    """Quote one preset."""
     cost = price(preset, limits.price_factor(user))
-    return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds(preset))
+    return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds_of([preset])[preset.pk])
 
 
 def quotes(*, user: User | None = None, agreed: UserLimits | None = None) -> list[Quote]:
@@ -69,13 +69,11 @@ def quotes(*, user: User | None = None, agreed: UserLimits | None = None) -> lis
     ]
 
 
-def expected_seconds(preset: Preset) -> int:
-    """Take the median of the last completed clips; until there are any, VIDEO_EXPECTED_SECONDS scaled by the work."""
-    return expected_seconds_of([preset])[preset.pk]
-
-
 def expected_seconds_of(presets: Iterable[Preset]) -> dict[int, int]:
-    """Do the same for several presets, by primary key, in one query."""
+    """Estimate a clip of each preset, by its primary key: the median of the last completed ones.
+
+    Until there are any, VIDEO_EXPECTED_SECONDS scaled by the work.
+    """
     presets = list(presets)
     rows = Preset.objects.filter(pk__in=[preset.pk for preset in presets]).order_by()
     measured = dict(rows.values_list("pk", _latest_times()))
@@ -98,7 +96,6 @@ def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
 
 
 def default_preset() -> Preset:
-    """Find the preset that is used when a request names none."""
     offered = Preset.objects.filter(enabled=True).order_by("-is_default", "position").first()
     if offered is None:
         raise UnknownPreset("No preset is enabled.")
@@ -120,7 +117,6 @@ def find_preset(name: str | None) -> Preset:
 
 
 def no_such_preset() -> UnknownPreset:
-    """Make the refusal, which names the presets on offer."""
     offered = ", ".join(Preset.objects.filter(enabled=True).values_list("name", flat=True))
     return UnknownPreset(f"There is no such preset. On offer: {offered}.")
 
@@ -154,26 +150,19 @@ def _either(choices: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A backend that at least one enabled node runs. `created` is when the first such node was added."""
-
-    id: str
-    created: datetime
-
-
-@dataclass(frozen=True)
 class Offer:
     """Models and sizes that can be asked for now. The default comes first; both are empty until a node was reached.
 
-    sizes: `WIDTHxHEIGHT`, of each node the one that it makes unasked.
+    models: backends that at least one enabled node runs, and when the first such node was added. sizes: `WIDTHxHEIGHT`,
+    of each node the one that it makes unasked.
     """
 
-    models: tuple[Model, ...]
+    models: Mapping[str, datetime]
     sizes: tuple[str, ...]
 
     @property
     def model(self) -> str | None:
-        return self.models[0].id if self.models else None
+        return next(iter(self.models), None)
 
     @property
     def size(self) -> str | None:
@@ -185,9 +174,9 @@ class Offer:
         Raises:
             UnknownModel, InvalidSetting: the message names those on offer.
         """
-        names = [known.id for known in self.models]
-        if model and model not in names:
-            raise UnknownModel(names)
+        if model and model not in self.models:
+            names = ", ".join(self.models) or gettext("none yet, no GPU node was reached")
+            raise UnknownModel(names=names)
         if size and not self.sizes:
             raise InvalidSetting("size cannot be chosen just now: leave it out.", param="size")
         if size and size not in self.sizes:
@@ -195,7 +184,6 @@ class Offer:
 
 
 def current_offer() -> Offer:
-    """Read the offer of all nodes as it is now."""
     return offer_of(GpuNode.objects.with_health().filter(enabled=True))
 
 
@@ -208,7 +196,7 @@ def offer_of(known: Iterable[GpuNode]) -> Offer:
     healthy = {node.pk for node in nodes if node.is_healthy}
     nodes.sort(key=lambda node: (node.pk in healthy, node.last_seen_at or node.created_at), reverse=True)
     return Offer(
-        models=tuple(Model(name, added[name]) for name in dict.fromkeys(node.backend for node in nodes)),
+        models={node.backend: added[node.backend] for node in nodes},
         sizes=tuple(dict.fromkeys(str(node.sizes[0]) for node in nodes if node.sizes)),
     )
 
@@ -280,8 +268,7 @@ FOR_THE_DEMONSTRATION = (
 
 def samples_context(on_offer: Offer) -> dict[str, object]:
     """Build a template's context: `samples`, and `demonstration`, whether only the demonstration model is on offer."""
-    names = {model.id for model in on_offer.models}
-    demonstration = names == {DEMONSTRATION_MODEL}
+    demonstration = set(on_offer.models) == {DEMONSTRATION_MODEL}
     samples: tuple[str | Promise, ...] = FOR_THE_DEMONSTRATION if demonstration else FOR_ANY_MODEL
     return {"samples": samples, "demonstration": demonstration}
 

@@ -41,7 +41,6 @@ class JobEvent:
 
 
 def event_of(job: GenerationJob) -> JobEvent:
-    """Make the event that tells how the job stands."""
     return JobEvent(
         job=job.id.hex,
         user=job.user_id,

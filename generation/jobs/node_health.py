@@ -43,7 +43,6 @@ def sync_environment_node() -> GpuNode | None:
 
 
 def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
-    """Say where the node is and how to speak to it."""
     return NodeEndpoint(
         base_url=node.base_url, api_key=node.api_key, protocol=protocol or node.effective_protocol
     )

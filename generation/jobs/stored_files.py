@@ -39,7 +39,7 @@ def new_names(job_id: UUID) -> tuple[str, str]:
 
 def announce(names: Iterable[str]) -> None:
     """Write down files that are about to be written. Commits before they are: call it outside of any transaction."""
-    _write_down(names, seconds=KEEP_SECONDS)
+    let_go(names, seconds=KEEP_SECONDS)
 
 
 def store(video: Path, poster: Path, names: tuple[str, str], *, storage: Storage = default_storage) -> None:
@@ -62,9 +62,14 @@ def claim(names: Iterable[str]) -> None:
     UnclaimedFile.objects.filter(name__in=names).delete()
 
 
-def let_go(names: Iterable[str]) -> None:
+def let_go(names: Iterable[str], *, seconds: float = 0) -> None:
     """Have files removed that no job names any more. Call it in the transaction that makes it so."""
-    _write_down(names, seconds=0)
+    UnclaimedFile.objects.bulk_create(
+        [UnclaimedFile(name=name, remove_after=locks.until(seconds)) for name in names],
+        update_conflicts=True,
+        unique_fields=["name"],
+        update_fields=["remove_after"],
+    )
 
 
 def discard(names: Sequence[str]) -> None:
@@ -76,7 +81,6 @@ def discard(names: Sequence[str]) -> None:
 
 
 def due() -> bool:
-    """Look whether files wait to be removed."""
     return UnclaimedFile.objects.filter(remove_after__lt=Now()).exists()
 
 
@@ -102,15 +106,6 @@ def _take_due() -> list[str]:
     names = list(waiting.select_for_update(skip_locked=True).values_list("name", flat=True)[:BATCH])
     UnclaimedFile.objects.filter(name__in=names).update(remove_after=locks.until(RETRY_SECONDS))
     return names
-
-
-def _write_down(names: Iterable[str], *, seconds: float) -> None:
-    UnclaimedFile.objects.bulk_create(
-        [UnclaimedFile(name=name, remove_after=locks.until(seconds)) for name in names],
-        update_conflicts=True,
-        unique_fields=["name"],
-        update_fields=["remove_after"],
-    )
 
 
 def _save(path: Path, name: str, storage: Storage) -> None:

@@ -187,7 +187,6 @@ def new_deadline() -> Combinable:
 
 class JobQuerySet(models.QuerySet["GenerationJob"]):
     def named(self, public_id: str) -> "JobQuerySet":
-        """Keep the job of that public id; none where the text is no public id."""
         job_id = fields.job_id(public_id)
         return self.none() if job_id is None else self.filter(pk=job_id)
 
@@ -310,7 +309,6 @@ class GenerationJob(models.Model):
 
     @property
     def public_id(self) -> str:
-        """The id that the API and the web show."""
         return fields.public_id(self.id)
 
     @property

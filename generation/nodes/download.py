@@ -106,7 +106,6 @@ class _Progress:
 
 
 async def _receive(transport: Transport, path: str, progress: _Progress, max_bytes: int) -> None:
-    """Make one request for the missing part."""
     async with transport.stream(path, headers=progress.headers(), read_timeout=READ_TIMEOUT) as response:
         if response.status_code == 416 and progress.received:
             _settle_unsatisfiable(response, progress)

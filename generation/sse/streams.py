@@ -52,7 +52,6 @@ def frame(event: str, data: str, *, at: datetime | None = None) -> bytes:
 
 
 def video_frame(job: GenerationJob) -> bytes:
-    """Write a video as the API's stream sends it."""
     body = video_json(job)
     event = "video.updated" if job.is_live else f"video.{body['status']}"
     return frame(event, json.dumps(body, ensure_ascii=False))
@@ -85,7 +84,6 @@ class Inbox:
         self.wake()
 
     def note(self, event: JobEvent) -> None:
-        """Remember the jobs that wait in the queue."""
         if event.state == State.QUEUED:
             self._queued[event.job] = event
         else:
@@ -260,7 +258,6 @@ def _recent_events(user: int, since: datetime) -> list[JobEvent]:
 
 
 def _kept_video(job: uuid.UUID, user: int) -> tuple[GenerationJob, bytes] | None:
-    """Read a video and its frame; None when it was deleted."""
     row = kept_jobs(pk=job, user=user).first()
     return None if row is None else (row, video_frame(row))
 

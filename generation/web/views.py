@@ -77,7 +77,6 @@ def start(request: HttpRequest) -> HttpResponse:
 
 @signed_in("GET")
 def balance(request: SiteRequest) -> HttpResponse:
-    """Render the header's balance alone."""
     return render(request, "_balance.html")
 
 
@@ -138,7 +137,9 @@ def _gallery(request: SiteRequest) -> dict[str, Any]:
     search = gallery.Filter.from_query(request.GET)
     # The clip may have been deleted meanwhile; an unknown one is none.
     after = GenerationJob.objects.filter(user=request.user).named(request.GET.get("after", "")).first()
-    jobs, older = gallery.page(own_jobs(request), search, after=after)
+    found = search.apply(own_jobs(request))
+    jobs, has_more = gallery.paginate(found, after=after, limit=gallery.PAGE_SIZE, order="desc")
+    older = search.query(after=jobs[-1].public_id) if has_more else ""
     return {"filter": search, "after": after, "jobs": jobs, "older": older}
 
 
@@ -246,7 +247,6 @@ def share(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
 
 @signed_in("POST")
 def unshare(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """End the clip's link."""
     job = own_job(request, job_id)
     sharing.revoke(job=job)
     return _share_box(request, job)
