@@ -1,6 +1,7 @@
 """Trying again: the pauses between tries, and writing down what is done however long the database is away."""
 
 import asyncio
+import itertools
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,9 +21,7 @@ def delay(failures: int, *, longest: float = 60.0) -> float:
 
 def delays(*, longest: float = 60.0) -> Iterator[float]:
     """The delays one after the other, without end."""
-    failures = 0
-    while True:
-        failures += 1
+    for failures in itertools.count(1):
         yield delay(failures, longest=longest)
 
 

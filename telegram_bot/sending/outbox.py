@@ -72,7 +72,6 @@ def mark_sent(row: JobMessage, sent: Sent) -> int | None:
 
 @transaction.atomic
 def mark_failed(row: JobMessage | Notice, *, error: str, blocked: bool = False) -> None:
-    """Settle a row that can never be delivered."""
     update(row, state=row.State.FAILED, error=error[:500])
     if blocked:
         # A private chat has the id of the person.

@@ -31,7 +31,6 @@ def link_begun(url: str, *, life: timedelta) -> str:
 
 
 def asks_to_join(user: User, plan: Plan) -> str:
-    """Ask a person in Telegram to agree."""
     site = django_settings.SITE_URL.partition("://")[2]
     names = {"name": escaped(user.username), "site": escaped(site)}
     moves = [_("Your videos and credits from here become part of that account.")]
