@@ -110,7 +110,6 @@ def _credit(*, bot_id: int, telegram_id: int, charge: SuccessfulPayment) -> Star
 
 
 def latest(account: TelegramAccount) -> list[StarPayment]:
-    """Find the last payments of this person."""
     return list(StarPayment.objects.filter(telegram_id=account.telegram_id).select_related("purchase")[:5])
 
 

@@ -15,21 +15,14 @@ from telegram_bot.texts import accounts as texts
 from telegram_bot.texts import parts
 
 find = in_database(linking.find)
-what_moves = in_database(linking.what_moves)
-begin = in_database(linking.begin_in_telegram)
-answer = in_database(linking.answer_in_telegram)
-answered = in_database(linking.answered_for_telegram)
-confirm = in_database(linking.confirm_in_telegram)
 decline = in_database(linking.decline)
-part = in_database(linking.part)
-issue_login = in_database(links.issue_login)
 
 
 @command("link", menu=gettext_lazy("Connect with your account on the web"))
 async def link(request: Request) -> None:
     """Begin here; the web answers, and is confirmed here."""
     request.must_be_private()
-    url = links.page("telegram_link", await begin(account=request.account))
+    url = links.page("telegram_link", await in_database(linking.begin_in_telegram)(account=request.account))
     await request.reply(texts.link_begun(url, life=linking.LIFE))
 
 
@@ -39,7 +32,7 @@ async def opened(request: Request) -> None:
     request.must_be_private()
     row = await find(request.argument, began_on=LinkRequest.Side.WEB)
     assert row.user is not None
-    plan = await what_moves(request.account, row.user)
+    plan = await in_database(linking.what_moves)(request.account, row.user)
     choice = texts.yes_or_no("linkyes", "linkno", request.argument)
     await request.reply(texts.asks_to_join(row.user, plan), reply_markup=choice)
 
@@ -47,7 +40,7 @@ async def opened(request: Request) -> None:
 @button("linkyes")
 async def agreed(press: Press) -> None:
     """Agree to the account on the web, which confirms next."""
-    await answer(token=press.argument, account=press.account)
+    await in_database(linking.answer_in_telegram)(token=press.argument, account=press.account)
     words = _("Now confirm it in your browser, where you began:")
     await press.show(f"{words}\n{parts.escaped(links.page('telegram_connect'))}")
 
@@ -62,20 +55,19 @@ async def disagreed(press: Press) -> None:
 @button("join")
 async def confirmed(press: Press) -> None:
     """Take the last word on the account that answered on the web."""
-    user = await confirm(press.number, account=press.account)
+    user = await in_database(linking.confirm_in_telegram)(press.number, account=press.account)
     await press.show(texts.joined(user, balance=(await wallet_of(user)).balance))
 
 
 @button("joinno")
 async def refused(press: Press) -> None:
     with contextlib.suppress(linking.LinkGone):
-        await decline(await answered(press.number, press.account))
+        await decline(await in_database(linking.answered_for_telegram)(press.number, press.account))
     await press.show(_("Nothing was connected."))
 
 
 @command("unlink")
 async def unlink(request: Request) -> None:
-    """Ask first."""
     request.must_be_private()
     if request.account.former_user_id is None:
         raise linking.LinkError(linking.NOT_JOINED)
@@ -85,7 +77,7 @@ async def unlink(request: Request) -> None:
 @button("part")
 async def parted(press: Press) -> None:
     name = press.person.username
-    await part(account=press.account)
+    await in_database(linking.part)(account=press.account)
     await press.show(texts.parted(name))
 
 
@@ -93,5 +85,5 @@ async def parted(press: Press) -> None:
 @deep_link("login")
 async def login(request: Request) -> None:
     request.must_be_private()
-    url = links.page("telegram_login", await issue_login(account=request.account))
+    url = links.page("telegram_login", await in_database(links.issue_login)(account=request.account))
     await request.reply(texts.login(url, account=request.account, life=links.LOGIN_LIFE))

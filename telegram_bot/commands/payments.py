@@ -27,12 +27,6 @@ logger = logging.getLogger(__name__)
 HERE = "buy_here"
 LAST_ENTRIES = 5
 
-offer = in_database(payments.offer)
-check_out = in_database(payments.check_out)
-credit = in_database(payments.credit)
-latest = in_database(payments.latest)
-seen_outside = in_database(refunds.seen_outside)
-
 
 @in_database
 def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
@@ -86,7 +80,9 @@ async def way_to_buy(asked: Asked) -> InlineKeyboardMarkup | None:
 @button("buy")
 async def choose(press: Press) -> None:
     """Send an invoice. Forwarded, it leads to /buy instead of being paid by others."""
-    invoice = await offer(account=press.account, pack_id=press.number, asked_by=press.key)
+    invoice = await in_database(payments.offer)(
+        account=press.account, pack_id=press.number, asked_by=press.key
+    )
     await press.acknowledge()
     await press.bot.send_invoice(
         press.account.telegram_id,
@@ -105,7 +101,7 @@ async def checkout(bot: BotClient, query: PreCheckoutQuery) -> None:
     why_not = None
     with translation.override(users.nearest_language(query.from_user.language_code or "")):
         try:
-            await check_out(query)
+            await in_database(payments.check_out)(query)
         except Refusal as error:
             why_not = str(error)
         except DATABASE_AWAY as error:
@@ -123,7 +119,9 @@ async def paid(request: Request) -> None:
     """Give the credits for a payment, once."""
     charge = request.message.successful_payment
     assert charge is not None
-    row = await credit(bot_id=request.bot.id, telegram_id=request.account.telegram_id, charge=charge)
+    row = await in_database(payments.credit)(
+        bot_id=request.bot.id, telegram_id=request.account.telegram_id, charge=charge
+    )
     await request.reply(texts.paid(row, balance=(await wallet_of(request.person)).balance))
 
 
@@ -132,13 +130,13 @@ async def given_back(request: Request) -> None:
     """Follow a refund, which Telegram reports even if it was not asked for here. `refunds` writes the notice."""
     payment = request.message.refunded_payment
     assert payment is not None
-    await seen_outside(charge_id=payment.telegram_payment_charge_id)
+    await in_database(refunds.seen_outside)(charge_id=payment.telegram_payment_charge_id)
 
 
 @command("paysupport", menu=gettext_lazy("Help with payments"))
 async def support(request: Request) -> None:
     request.must_be_private()
-    await request.reply(texts.support(await latest(request.account)))
+    await request.reply(texts.support(await in_database(payments.latest)(request.account)))
 
 
 @command("terms", menu=gettext_lazy("Terms"))

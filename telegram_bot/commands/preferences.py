@@ -69,7 +69,6 @@ async def show_settings(request: Request) -> None:
 
 @button("set-preset")
 async def set_preset(press: Press) -> None:
-    """Choose a preset among the settings."""
     await choose_preset(press.account, press.argument)
     await press.show(**await _settings(press))
 

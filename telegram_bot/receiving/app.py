@@ -129,12 +129,11 @@ class Dispatcher:
             query=query,
         )
         with translation.override(users.language_of(press.account)):
-            await _run(routes.BUTTONS.get(name, _unknown_button), press)
+            if handler := routes.BUTTONS.get(name):
+                await _run(handler, press)
+            else:
+                await press.refuse(gettext("This button does not work any more. /help shows what does."))
             await press.answer()
-
-
-async def _unknown_button(press: Press) -> None:
-    await press.refuse(gettext("This button does not work any more. /help shows what does."))
 
 
 async def _run(handler: Any, asked: Asked) -> None:

@@ -80,7 +80,6 @@ def waiting(bot_id: int, **narrowed: Any) -> list[Stored]:
 
 
 def _settle(row_id: int, state: str, error: str) -> None:
-    """Mark an update as handled, or as one that cannot be."""
     TelegramUpdate.objects.filter(pk=row_id).update(state=state, error=error[:500], settled_at=Now())
 
 

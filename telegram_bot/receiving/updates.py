@@ -26,8 +26,6 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 30
 HEADER = "X-Telegram-Bot-Api-Secret-Token"
 
-store = in_database(inbox.store)
-
 
 async def poll_for_ever(bot: BotClient, worker: inbox.Worker) -> None:
     """Store the updates that Telegram has, and hand them to `worker`."""
@@ -39,7 +37,7 @@ async def poll_for_ever(bot: BotClient, worker: inbox.Worker) -> None:
             batch = await fetch_updates(
                 bot, offset=offset, timeout=POLL_SECONDS, kinds=routes.kinds_of_updates()
             )
-            worker.take(await store(bot.id, batch))
+            worker.take(await in_database(inbox.store)(bot.id, batch))
         except InvalidToken:
             raise
         except (TelegramError, *DATABASE_AWAY) as error:

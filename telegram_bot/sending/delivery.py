@@ -52,7 +52,6 @@ MAX_UPLOAD_BYTES = 50 * 1000 * 1000
 # From this many failed uploads on, each further one that fails is followed by a link.
 LINK_AFTER = 4
 
-load = in_database(outbox.load)
 mark_sent = in_database(outbox.mark_sent)
 mark_failed = in_database(outbox.mark_failed)
 update = in_database(outbox.update)
@@ -139,7 +138,7 @@ class Results(TelegramChannel[JobMessage]):
     async def send(self, row: JobMessage) -> None:
         async with self._live.lock(row.job_id):
             try:
-                row = await load(row.pk)
+                row = await in_database(outbox.load)(row.pk)
             except JobMessage.DoesNotExist:
                 logger.info("job %s is not delivered: its owner left", row.job_id.hex)
                 return
@@ -160,7 +159,9 @@ class Results(TelegramChannel[JobMessage]):
                 mark = partial(mark_sent, row, sent)
                 status = await written(mark, about=f"the delivery of job {row.job_id.hex}")
         except ChatMigrated as error:
-            await in_database(_move_chat)(row.chat_id, error.new_chat_id)
+            # A group became a supergroup: its old messages are out of reach.
+            moved = JobMessage.objects.filter(chat_id=row.chat_id)
+            await in_database(moved.update)(chat_id=error.new_chat_id, status_message_id=None, reply_to=None)
             return
         logger.info("job %s is delivered", row.job_id.hex)
         await self._remove_status(row, status)
@@ -272,11 +273,6 @@ class Results(TelegramChannel[JobMessage]):
             row.chat_id, text, reply_markup=texts.of_job(row.job), reply_parameters=quoting(row.reply_to)
         )
         return Sent(message.message_id)
-
-
-def _move_chat(old: int, new: int) -> None:
-    """Follow a group that became a supergroup; its old messages are out of reach."""
-    JobMessage.objects.filter(chat_id=old).update(chat_id=new, status_message_id=None, reply_to=None)
 
 
 def _read(name: str) -> bytes:
