@@ -27,7 +27,7 @@ test: setup lint ## linters, types and all tests; in another order: make test SH
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES)
 
 train-tiny: setup ## the demonstration model anew, or on from where it was stopped: make train-tiny MINUTES=120
-	$(BIN)/python -m gpu_node.tiny.training --minutes $(MINUTES)
+	$(BIN)/python -m gpu_node.demo_model.training --minutes $(MINUTES)
 
 chaos: setup ## every fault at full strength, for about half an hour: make chaos SEED=7
 	@rm -rf .data/chaos

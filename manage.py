@@ -11,7 +11,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
 
 
 def database_for(arguments: list[str]) -> AbstractContextManager[Any]:
-    """What must be held while the command line `arguments` runs."""
+    """Return what must be held while the command line `arguments` runs."""
     from django.conf import settings
 
     from videoplatform import embedded_postgres

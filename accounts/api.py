@@ -2,7 +2,7 @@
 
 from typing import Any, cast
 
-from drf_spectacular.utils import extend_schema
+from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import serializers
 from rest_framework.exceptions import NotFound
 from rest_framework.request import Request
@@ -11,10 +11,27 @@ from rest_framework.views import APIView
 
 from accounts import ledger
 from accounts.models import CreditTransaction, User
-from videoplatform.openapi import errors
 
 Kind = CreditTransaction.Kind
 MAX_ID = 2**63 - 1
+
+
+class ErrorDetail(serializers.Serializer):
+    code = serializers.CharField(help_text="For programs, e.g. `insufficient_credits`.")
+    message = serializers.CharField(help_text="For people.")
+    param = serializers.CharField(allow_null=True, help_text="The field of the request it is about.")
+    type = serializers.CharField(help_text="The kind of error, by status.")
+
+
+class ErrorBody(serializers.Serializer):
+    """What every 4xx and 5xx carries."""
+
+    error = ErrorDetail()
+
+
+def errors(*statuses: int) -> dict[int, OpenApiResponse]:
+    """Describe these statuses in the OpenAPI document, all of the one shape."""
+    return {status: OpenApiResponse(ErrorBody) for status in statuses}
 
 
 class CreditsPage(serializers.Serializer):

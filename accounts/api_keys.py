@@ -1,4 +1,4 @@
-"""Issue, verify and revoke API keys. The key itself is shown once and only its SHA-256 is stored."""
+"""API keys that staff take away."""
 
 import hashlib
 import secrets
@@ -7,6 +7,8 @@ from datetime import timedelta
 from django.utils import timezone
 
 from accounts.models import ApiKey, User
+from accounts.staff.actor import refuse
+from accounts.staff.audit_log import Operation, operation
 
 PREFIX = "vk_"
 # Writing last_used_at on every request would lock the row on a busy key: a minute is precise enough.
@@ -45,3 +47,23 @@ def _touch(key: ApiKey) -> None:
     now = timezone.now()
     if key.last_used_at is None or now - key.last_used_at > LAST_USED_PRECISION:
         ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
+
+
+# Issue, verify and revoke API keys. The key itself is shown once and only its SHA-256 is stored.
+
+
+@operation("accounts.change_apikey", "key.revoke")
+def revoke_by_staff(op: Operation, key: ApiKey) -> None:
+    """Refuse the key from now on.
+
+    Raises:
+        Refused: it was revoked before.
+    """
+    key = ApiKey.objects.select_for_update().get(pk=key.pk)
+    refuse(why_not_revoke(key))
+    op.record(key)
+    revoke(key=key)
+
+
+def why_not_revoke(key: ApiKey) -> str | None:
+    return None if key.revoked_at is None else "This key was revoked before."

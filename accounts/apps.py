@@ -5,4 +5,4 @@ class AccountsConfig(AppConfig):
     name = "accounts"
 
     def ready(self) -> None:
-        from accounts import receivers  # noqa: F401  (registers the sign-up receiver)
+        from accounts import signals  # noqa: F401  (the sign-up grant, the roles)

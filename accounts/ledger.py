@@ -1,32 +1,57 @@
-"""Every movement of credits. Two-phase, as TigerBeetle has it: reserve, then capture or release exactly
-once.
+"""Every movement of credits. Two-phase, as TigerBeetle has it: reserve, then capture or release exactly once.
 
-All functions are atomic and take the account's row lock first, so two of them on one wallet run one after
-the other. Amounts are whole credits. Repeating a resolution is harmless: the entry that exists is returned.
-The database holds the same rules in constraints and triggers (migrations 0002 and 0004), so a mistake here is an
-IntegrityError and never a wrong balance.
+All functions are atomic and take the wallet's row lock first, so two of them on one wallet run one after the other.
+Amounts are whole credits. Repeating a resolution is harmless: the entry that exists is returned. The database holds the
+same rules in constraints and triggers (see the migrations), so a mistake here is an IntegrityError and never a wrong
+balance.
 """
 
 import uuid
 
 from django.db import transaction
 
-from accounts.errors import AlreadyResolved, InsufficientBalance, InvalidAmount, NotFound
-from accounts.holders import lock_wallets, lock_with_holder
-from accounts.models import CreditAccount, CreditTransaction, User
+from accounts.models import CreditAccount, CreditTransaction, User, WalletMerge
 
 Kind = CreditTransaction.Kind
-# A grant of more is a slip of the hand.
+# A larger grant is a slip of the hand.
 MAX_GRANT = 1_000_000_000
 
 
+class LedgerError(Exception):
+    """The ledger refused this entry."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or self.__doc__)
+
+
+class InsufficientBalance(LedgerError):
+    """Not enough credits."""
+
+    def __init__(self, *, needed: int, balance: int) -> None:
+        super().__init__(f"{needed} credits are needed, {balance} are free.")
+        self.needed = needed
+        self.balance = balance
+
+
+class NotFound(LedgerError):
+    """There is no such entry to resolve."""
+
+
+class AlreadyResolved(LedgerError):
+    """This entry was resolved before, the other way."""
+
+
+class InvalidAmount(LedgerError):
+    """The amount must be a whole number of credits of the right sign."""
+
+
 def open_account(*, user: User) -> CreditAccount:
-    """The user's wallet, opened empty when there is none yet."""
+    """Return the user's wallet, opened empty when there is none yet."""
     return CreditAccount.objects.get_or_create(user=user)[0]
 
 
 def lock_account(*, user: User) -> CreditAccount:
-    """The user's wallet, its row locked until the transaction ends. Must be called inside one."""
+    """Lock the user's wallet until the transaction ends. Must be called inside one."""
     return CreditAccount.objects.select_for_update().get(user=user)
 
 
@@ -49,13 +74,13 @@ def grant(
 
 
 def welcome_id(user: User) -> str:
-    """The external id of the sign-up grant, which makes sure that there is one."""
+    """Name the external id of the user's sign-up grant, which keeps it from being given twice."""
     return f"signup:{user.pk}"
 
 
 @transaction.atomic
 def purchase(*, user: User, amount: int, external_id: str, reason: str) -> CreditTransaction:
-    """Credits that were paid for; `external_id` is the payment's own id and is credited once only."""
+    """Credit a payment, once for its own id (`external_id`)."""
     _require_positive(amount)
     account = lock_account(user=user)
     if earlier := _find(kind=Kind.PURCHASE, external_id=external_id):
@@ -75,20 +100,19 @@ def purchase_refund(
     Raises:
         InsufficientBalance: some of them were spent or are held.
     """
-    account, holder = lock_with_holder(purchase)
+    account, holder = _lock_with_holder(purchase)
     if earlier := standing_refund(purchase):
         return earlier
     amount = purchase.posted_delta
     _require_free(holder, amount)
-    if holder != account:
-        _move(holder, account, amount, reason=reason, actor=actor)
+    _move_between(holder, account, amount, reason=reason, actor=actor)
     return _enter(
         account, Kind.PURCHASE_REFUND, posted=-amount, resolves=purchase, reason=reason, actor=actor
     )
 
 
 def standing_refund(purchase: CreditTransaction) -> CreditTransaction | None:
-    """The refund of a purchase that was not taken back."""
+    """Find the refund of a purchase that was not taken back."""
     refunds = CreditTransaction.objects.filter(kind=Kind.PURCHASE_REFUND, resolves=purchase)
     return refunds.filter(resolutions=None).first()
 
@@ -97,27 +121,30 @@ def standing_refund(purchase: CreditTransaction) -> CreditTransaction | None:
 def compensate(*, refund: CreditTransaction, reason: str, actor: User | None = None) -> CreditTransaction:
     """Give the credits of a purchase refund back, once, because the money did not go back after all."""
     assert refund.resolves is not None
-    # Whoever has what was bought: the refund may have been taken from there after a merge.
-    account, holder = lock_with_holder(refund.resolves)
+    # The refund may have been taken from the wallet that this one was merged into.
+    account, holder = _lock_with_holder(refund.resolves)
     if earlier := _find(kind=Kind.ADJUST, resolves=refund):
         return earlier
     amount = -refund.posted_delta
     entry = _enter(account, Kind.ADJUST, posted=amount, resolves=refund, reason=reason, actor=actor)
-    if holder != account:
-        _move(account, holder, amount, reason=reason, actor=actor)
+    _move_between(account, holder, amount, reason=reason, actor=actor)
     return entry
 
 
 @transaction.atomic
-def reserve(*, user: User, amount: int, reference: uuid.UUID, reason: str) -> CreditTransaction:
+def reserve(
+    *, user: User, amount: int, reference: uuid.UUID, reason: str, account: CreditAccount | None = None
+) -> CreditTransaction:
     """Hold credits for a job; 0 is a valid hold, so that a free job has one too.
+
+    account: the user's wallet where the caller has locked it already.
 
     Raises:
         InsufficientBalance: fewer are free.
     """
     if amount < 0:
         raise InvalidAmount()
-    account = lock_account(user=user)
+    account = account or lock_account(user=user)
     _require_free(account, amount)
     return _enter(account, Kind.RESERVE, held=amount, reference=reference, reason=reason, actor=user)
 
@@ -154,7 +181,7 @@ def refund(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> C
     ).first()
     if captured is None:
         raise NotFound("This job was not charged, so there is nothing to refund.")
-    account, holder = lock_with_holder(captured)
+    account, holder = _lock_with_holder(captured)
     if earlier := _find(kind=Kind.REFUND, resolves=captured):
         return earlier
     amount = -captured.posted_delta
@@ -167,8 +194,7 @@ def refund(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> C
         reason=reason,
         actor=actor,
     )
-    if holder != account:
-        _move(account, holder, amount, reason=reason, actor=actor)
+    _move_between(account, holder, amount, reason=reason, actor=actor)
     return entry
 
 
@@ -187,9 +213,8 @@ def adjust(*, user: User, amount: int, reason: str, actor: User) -> CreditTransa
 
 
 @transaction.atomic
-def transfer(*, source: User, target: User, amount: int, reason: str, actor: User) -> CreditTransaction:
-    """Move free credits between two wallets as two entries that name each other's account and share a
-    reference.
+def transfer(*, source: User, target: User, amount: int, reason: str, actor: User) -> None:
+    """Move free credits between two wallets.
 
     Raises:
         InsufficientBalance: the source has fewer free. InvalidAmount: not positive, or both are one wallet.
@@ -199,14 +224,46 @@ def transfer(*, source: User, target: User, amount: int, reason: str, actor: Use
         raise InvalidAmount("Credits cannot be transferred to the same account.")
     giver, taker = lock_both(source, target)
     _require_free(giver, amount)
-    return _move(giver, taker, amount, reason=reason, actor=actor)
+    _move_between(giver, taker, amount, reason=reason, actor=actor)
 
 
 def lock_both(one: User, other: User) -> tuple[CreditAccount, CreditAccount]:
-    """The wallets of two people, locked until the transaction ends."""
+    """Lock the wallets of two users until the transaction ends."""
     ids = dict(CreditAccount.objects.filter(user__in=[one, other]).values_list("user_id", "pk"))
-    locked = lock_wallets(*ids.values())
+    locked = _lock(*ids.values())
     return locked[ids[one.pk]], locked[ids[other.pk]]
+
+
+def holder_of(entry: CreditTransaction) -> int:
+    """Find the id of the wallet that has what this entry moved: its own, or the one it was merged into since.
+
+    After a merge was undone, new entries of the old wallet belong to it again, so the entry decides, not the wallet.
+    """
+    merges = WalletMerge.objects.filter(undone_at=None).order_by("pk")
+    holder: int = entry.account_id
+    merge = merges.filter(source=holder, after_entry__gte=entry.pk).first()
+    while merge is not None:
+        holder = merge.target_id
+        merge = merges.filter(source=holder, pk__gt=merge.pk).first()
+    return holder
+
+
+def _lock_with_holder(entry: CreditTransaction) -> tuple[CreditAccount, CreditAccount]:
+    """Lock the entry's wallet and the one that has its credits now; often they are the same one.
+
+    A merge locks its wallets, so the answer stays true until the transaction ends.
+    """
+    while True:
+        holder = holder_of(entry)
+        locked = _lock(entry.account_id, holder)
+        if holder_of(entry) == holder:
+            return locked[entry.account_id], locked[holder]
+
+
+def _lock(*ids: int) -> dict[int, CreditAccount]:
+    """Lock wallets in one order, so that two callers cannot block each other."""
+    rows = CreditAccount.objects.select_for_update(of=("self",)).filter(pk__in=ids).order_by("pk")
+    return {row.pk: row for row in rows}
 
 
 @transaction.atomic
@@ -216,7 +273,7 @@ def _resolve(
     hold = CreditTransaction.objects.filter(kind=Kind.RESERVE, reference=reference).first()
     if hold is None:
         raise NotFound(f"Nothing is held for {reference}.")
-    account = _lock_account_of(hold)
+    account = _lock(hold.account_id)[hold.account_id]
     earlier = CreditTransaction.objects.filter(resolves=hold, kind__in=[Kind.CAPTURE, Kind.RELEASE]).first()
     if earlier is not None:
         if earlier.kind == kind:
@@ -235,25 +292,23 @@ def _resolve(
     )
 
 
-def _move(
+def _move_between(
     giver: CreditAccount, taker: CreditAccount, amount: int, *, reason: str, actor: User | None
-) -> CreditTransaction:
-    """Between two locked wallets: two entries that name each other and share a reference. Returns the taker's."""
+) -> None:
+    """Move credits between two locked wallets, unless they are one: two entries, one reference."""
+    if giver == taker:
+        return
     pair = uuid.uuid4()
-
-    def half(account: CreditAccount, amount: int, counterpart: CreditAccount) -> CreditTransaction:
-        return _enter(
+    for account, counterpart, change in ((giver, taker, -amount), (taker, giver, amount)):
+        _enter(
             account,
             Kind.TRANSFER,
-            posted=amount,
+            posted=change,
             counterpart=counterpart,
             reference=pair,
             reason=reason,
             actor=actor,
         )
-
-    half(giver, -amount, taker)
-    return half(taker, amount, giver)
 
 
 def _enter(
@@ -291,10 +346,6 @@ def _enter(
 
 def _find(**lookup: object) -> CreditTransaction | None:
     return CreditTransaction.objects.filter(**lookup).first()
-
-
-def _lock_account_of(entry: CreditTransaction) -> CreditAccount:
-    return CreditAccount.objects.select_for_update().get(pk=entry.account_id)
 
 
 def _require_positive(amount: int) -> None:

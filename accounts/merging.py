@@ -1,7 +1,7 @@
 """Two wallets of one person become one, and two again when staff say that it was a mistake.
 
-Nothing is rewritten: credits move by `transfer` entries, and an undone merge is the same moved back. Whoever calls
-this has made sure that it is one person, and that nothing is being made for either account.
+Nothing is rewritten: credits move by `transfer` entries, and an undone merge is the same moved back. The caller makes
+sure that it is one person, and that no video is being made for either account.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
 
 from accounts import ledger
-from accounts.errors import LedgerError
+from accounts.ledger import LedgerError
 from accounts.models import CreditAccount, CreditTransaction, User, WalletMerge
 
 Kind = CreditTransaction.Kind
@@ -27,23 +27,23 @@ class CannotUndo(LedgerError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a merge does, in credits: so many move, so many sign-up credits stay where they are."""
+    """The effect of a merge, in credits: so many move, so many sign-up credits stay where they are."""
 
     moves: int
     stays: int
 
 
 def plan(*, source: CreditAccount, target: CreditAccount) -> Plan:
-    """What merging the two would do, as they are now."""
+    """Plan the merge of the two as they are now."""
     stays = unspent_welcome(source) if _had_welcome(target) else 0
     return Plan(moves=source.posted - stays, stays=stays)
 
 
 @transaction.atomic
 def merge(*, source: User, target: User, reason: str, actor: User) -> WalletMerge:
-    """Move what is free in the wallet of `source` to that of `target`.
+    """Move the free credits of `source` to `target`.
 
-    Sign-up credits that were not spent yet stay where they are if the target has had its own: everybody has them once.
+    Unspent sign-up credits stay where they are if the target has had its own: each person has them once.
 
     Raises:
         CreditsAreHeld: in either wallet.
@@ -70,7 +70,7 @@ def merge(*, source: User, target: User, reason: str, actor: User) -> WalletMerg
 
 @transaction.atomic
 def undo(*, merge: WalletMerge, reason: str, actor: User) -> WalletMerge:
-    """Move back what moved between the two wallets since, refunds that followed the credits included.
+    """Move back all that moved between the two wallets since, refunds that followed the credits included.
 
     Raises:
         CannotUndo: it was undone before, or the credits moved on by a newer merge.
@@ -93,7 +93,7 @@ def undo(*, merge: WalletMerge, reason: str, actor: User) -> WalletMerge:
 
 
 def net_moved(row: WalletMerge) -> int:
-    """Credits that went from the source to the target since the merge, less those that came back."""
+    """Sum up the credits that went from the source to the target since the merge, less those that came back."""
     entries = CreditTransaction.objects.filter(
         account=row.source_id, counterpart=row.target_id, kind=Kind.TRANSFER, pk__gt=row.after_entry
     )
@@ -101,7 +101,7 @@ def net_moved(row: WalletMerge) -> int:
 
 
 def unspent_welcome(account: CreditAccount) -> int:
-    """Sign-up credits that are left in a wallet, which are thought of as spent first; never more than is in it."""
+    """Count the sign-up credits left in a wallet: they count as spent first, and are never more than is in it."""
     entries = account.transactions
     given = entries.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
     spent = entries.filter(kind__in=[Kind.CAPTURE, Kind.REFUND])
@@ -110,7 +110,7 @@ def unspent_welcome(account: CreditAccount) -> int:
 
 
 def _had_welcome(account: CreditAccount) -> bool:
-    """Its own, or somebody's that came with an earlier merge."""
+    """Look for sign-up credits of its own, or of another that came with an earlier merge."""
     own = account.transactions.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
     brought = WalletMerge.objects.filter(target=account, brought_welcome=True, undone_at=None)
     return own.exists() or brought.exists()

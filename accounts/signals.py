@@ -1,13 +1,48 @@
-"""What other apps hear of accounts. `accounts` knows nothing of them; they come here."""
+"""Signals of accounts for the other apps, which `accounts` does not know, and its own receivers: a wallet with the
+sign-up grant for every new user, by any door, and the roles that come with the service.
+"""
 
-from django.dispatch import Signal
+from typing import Any
 
-# Somebody left for good. Sent inside the transaction, `user` (a User) as it was before: remove here what names them and
-# needs no lock on a job.
+from django.apps import AppConfig, apps
+from django.conf import settings
+from django.db import transaction
+from django.db.models.signals import post_migrate, post_save
+from django.dispatch import Signal, receiver
+from django.utils.translation import gettext_noop
+
+from accounts import ledger
+from accounts.models import User
+from accounts.staff import roles
+
+# Sent inside the transaction that closes an account for good, with `user` (a User) as it was before: remove here what
+# names the person and needs no lock on a job.
 account_closing = Signal()
 
-# The same, after the commit: for what takes locks or time. May be lost in a crash, so somebody must look again later.
+# The same, after the commit: for what takes locks or time. May be lost in a crash, so a later look is needed.
 account_closed = Signal()
 
-# Answered with a `accounts.export.Part`: what an app holds about `user` (a User).
+# Answered with a `privacy.Part`: the data that an app holds about `user` (a User).
 personal_data = Signal()
+
+
+@receiver(post_save, sender=User, dispatch_uid="accounts.open_wallet")
+def open_wallet(instance: User, created: bool, raw: bool = False, **_: Any) -> None:
+    if not created or raw:
+        return
+    with transaction.atomic():
+        ledger.open_account(user=instance)
+        if settings.SIGNUP_CREDITS:
+            ledger.grant(
+                user=instance,
+                amount=settings.SIGNUP_CREDITS,
+                reason=gettext_noop("Welcome credits"),
+                external_id=ledger.welcome_id(instance),
+            )
+
+
+@receiver(post_migrate, dispatch_uid="accounts.install_roles")
+def install_roles(sender: AppConfig, **_: Any) -> None:
+    """Install the roles once, when the last app has its permissions."""
+    if sender is [app for app in apps.get_app_configs() if app.models_module][-1]:
+        roles.install()

@@ -22,7 +22,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
 
-from accounts import api_keys, closing, export, languages, notices
+from accounts import api_keys, languages, notices, privacy
 from accounts.forms import ApiKeyForm, CloseAccountForm
 from accounts.models import ApiKey, CreditAccount, User
 
@@ -88,9 +88,9 @@ def account(request: HttpRequest) -> HttpResponse:
 def export_data(request: HttpRequest) -> StreamingHttpResponse:
     """A ZIP with everything that is known about the visitor, and their videos."""
     user = _user(request)
-    chunks = export.archive(user=user)
+    chunks = privacy.archive(user=user)
     response = StreamingHttpResponse(
-        export.off_the_loop(chunks) if isinstance(request, ASGIRequest) else chunks,
+        privacy.off_the_loop(chunks) if isinstance(request, ASGIRequest) else chunks,
         content_type="application/zip",
     )
     filename = f"{user.username}-{timezone.now():%Y-%m-%d}.zip"
@@ -115,8 +115,8 @@ def close_account(request: HttpRequest) -> HttpResponse:
 
 def _close(request: HttpRequest) -> HttpResponse:
     try:
-        closing.close(user=_user(request))
-    except closing.LastSuperuser:
+        privacy.close(user=_user(request))
+    except privacy.LastSuperuser:
         words = _("Without you nobody could run this site: make another superuser first.")
         messages.error(request, words)
         return redirect("close_account")

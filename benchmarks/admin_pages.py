@@ -131,11 +131,11 @@ def _measure(options: argparse.Namespace) -> int:
 
 def _first_view(client: Any) -> None:
     """Of the home page, ever: it does not wait for what is added up in the background."""
-    from generation.staff import day_figures
+    from generation.staff import stats
 
     took, _ = _once(client, PAGES["home"])
     began = time.monotonic()
-    day_figures.keep()
+    stats.keep()
     background = time.monotonic() - began
     sys.stdout.write(
         f"the first view of the home page ever: {took:.0f} ms; 30 days are added up meanwhile in "

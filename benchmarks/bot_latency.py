@@ -139,14 +139,15 @@ def finish_videos(clip: Path, number: int) -> None:
     from django.core.files.storage import default_storage
     from django.utils import timezone
 
-    from generation import lifecycle, scheduling, stored_files
+    from generation.jobs import lifecycle, scheduling, stored_files
     from generation.models import GpuNode
+    from tests.clips import FACTS
 
     GpuNode.objects.update_or_create(
         name="benchmark",
         defaults={
             "base_url": "http://127.0.0.1:9",
-            "detected_protocol": GpuNode.Protocol.VIDEOS,
+            "detected_protocol": "videos",
             "status": "ready",
             "last_seen_at": timezone.now(),
         },
@@ -156,17 +157,9 @@ def finish_videos(clip: Path, number: int) -> None:
         assert attempt is not None
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=1000)
         name = default_storage.save(f"videos/{attempt.job_id.hex}.mp4", File(clip.open("rb")))
-        stored = lifecycle.StoredVideo(
-            video=name,
-            poster="",
-            width=96,
-            height=64,
-            frames=16,
-            duration_ms=2000,
-            size_bytes=clip.stat().st_size,
-        )
-        stored_files.announce(stored.files)
-        assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+        files = (name, f"posters/{attempt.job_id.hex}.jpg")  # a poster that the bot has no need of
+        stored_files.announce(files)
+        assert lifecycle.complete(attempt_id=attempt.pk, files=files, facts=FACTS)
 
 
 def videos_that_came(telegram: Any) -> int:

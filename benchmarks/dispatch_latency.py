@@ -31,7 +31,7 @@ SETTLE_SECONDS = 3.0
 PAUSES = (0.05, 0.45)
 LISTENER = "BENCHMARK_LISTENER"
 BROKERS = {
-    "NotifiedBroker": {"broker_class": "generation.broker.NotifiedBroker"},
+    "NotifiedBroker": {"broker_class": "generation.jobs.queue.NotifiedBroker"},
     "ORM, poll 0.2 s": {"broker_class": "django_q.brokers.orm.ORM", "poll": POLL_SECONDS},
 }
 
@@ -68,10 +68,9 @@ def set_up_django(name: str) -> None:
 def serve(name: str) -> None:
     """Run the cluster until SIGTERM."""
     set_up_django(name)
-    from generation import cluster
+    from generation.jobs import queue
 
-    cluster.lead_process_group()
-    cluster.run()
+    queue.run()
 
 
 @contextmanager

@@ -15,18 +15,17 @@ from diffusers import CogVideoXPipeline
 from diffusers.utils import logging as diffusers_logging
 
 from benchmarks.gpu_shapes import SHAPES, build, floating_point_operations
-from gpu_node import messages
-from gpu_node.encoding import ClipEncoder
+from gpu_node import ipc
+from gpu_node.catalog import PROFILES
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.engine.loading import check_hardware, set_up
-from gpu_node.engine.memory import memory_of
-from gpu_node.engine.pipeline import GenerationInput, VideoPipeline
+from gpu_node.engine.pipeline import VideoPipeline, memory_of
 from gpu_node.engine.prompts import Prompts
-from gpu_node.engine.step_caches import STEP_CACHES
-from gpu_node.pipes import Inbox, Outbox
+from gpu_node.engine.speed import STEP_CACHES
 from gpu_node.placement import Placement
-from gpu_node.profiles import PROFILES
+from gpu_node.schemas import Clip
 from gpu_node.settings import EngineOptions, NodeSettings
+from gpu_node.video import ClipEncoder
 from gpu_node.worker import Worker
 
 PROMPT = "a red fox in the snow looks up and walks towards the camera"
@@ -81,13 +80,16 @@ class Case:
     def steps(self) -> int:
         return PRESETS[self.model][self.preset][1]
 
-    def job(self) -> GenerationInput:
+    def clip(self, *, steps: int | None = None) -> Clip:
         shapes = SHAPES[self.model]
-        return GenerationInput(
+        return Clip(
+            prompt=PROMPT,
             width=shapes.width,
             height=shapes.height,
-            frames=self.frames,
-            steps=self.steps,
+            num_frames=self.frames,
+            generated_frames=self.frames,
+            fps=8,
+            steps=steps or self.steps,
             guidance_scale=6.0,
             seed=SEED,
         )
@@ -119,7 +121,7 @@ def measure(case: Case, out: Path) -> dict[str, Any]:
 
 def _stock(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> dict[str, Any]:
     """diffusers' own example: the pipeline, moved to the device and called. Its latents are kept to compare with."""
-    pipe, job = _pipeline(case, device, dtype), case.job()
+    pipe, clip = _pipeline(case, device, dtype), case.clip()
     moments: list[float] = []
 
     def on_step(_: Any, __: int, ___: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -131,11 +133,11 @@ def _stock(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> d
         moments.clear()
         latents: torch.Tensor = pipe(
             prompt=PROMPT,
-            width=job.width,
-            height=job.height,
-            num_frames=job.frames,
+            width=clip.width,
+            height=clip.height,
+            num_frames=clip.num_frames,
             num_inference_steps=steps,
-            guidance_scale=job.guidance_scale,
+            guidance_scale=clip.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(SEED),
             callback_on_step_end=on_step,
             output_type="latent",
@@ -143,7 +145,7 @@ def _stock(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> d
         return latents
 
     run(2)  # warm
-    denoise, latents = _timed(lambda: run(job.steps), device)
+    denoise, latents = _timed(lambda: run(clip.steps), device)
     with torch.no_grad():
         decode, video = _timed(lambda: pipe.decode_latents(latents), device)
         text, _ = _timed(lambda: pipe.encode_prompt(PROMPT, "", True, device=device), device)
@@ -209,10 +211,10 @@ class KeepingPipeline(VideoPipeline):
     latents: torch.Tensor
 
     def denoise(
-        self, job: GenerationInput, prompts: Prompts, *, on_step: Callable[[int], None]
+        self, clip: Clip, prompts: Prompts, *, picture: Path | None = None, on_step: Callable[[int], None]
     ) -> torch.Tensor:
         """As in the base class."""
-        self.latents = super().denoise(job, prompts, on_step=on_step)
+        self.latents = super().denoise(clip, prompts, picture=picture, on_step=on_step)
         return self.latents
 
 
@@ -224,43 +226,27 @@ def _options(case: Case, device: torch.device) -> EngineOptions:
     return given.engine.model_copy(update=changes)
 
 
-def _in_a_row(case: Case, pipeline: VideoPipeline) -> list[messages.Done]:
+def _in_a_row(case: Case, pipeline: VideoPipeline) -> list[ipc.Done]:
     """Two short clips and a whole one through the worker, all waiting from the beginning; what it says of each."""
     commands, events = os.pipe(), os.pipe()
     source, answers = os.fdopen(commands[0], "rb"), os.fdopen(events[0], "rb")
-    worker = Worker(pipeline=pipeline, inbox=Inbox(source), outbox=Outbox(os.fdopen(events[1], "wb")))
+    worker = Worker(pipeline=pipeline, inbox=ipc.Inbox(source), outbox=ipc.Outbox(os.fdopen(events[1], "wb")))
     rounds = [min(SHORT_STEPS, case.steps)] * 2 + [case.steps]
     with tempfile.TemporaryDirectory() as folder:
         for number, steps in enumerate(rounds):
-            os.write(commands[1], messages.to_line(_command(case, f"{folder}/{number}.mp4", steps)))
+            path = f"{folder}/{number}.mp4"
+            command = ipc.Run(job_id=path, path=path, clip=case.clip(steps=steps))
+            os.write(commands[1], ipc.to_line(command))
         for _ in rounds:
             worker.run_next()
         worker.finish_files()
-        done: list[messages.Done] = []
+        done: list[ipc.Done] = []
         while len(done) < len(rounds):
-            event = messages.EVENTS.validate_json(answers.readline())
-            assert not isinstance(event, messages.Failed), event
-            if isinstance(event, messages.Done):
+            event = ipc.EVENTS.validate_json(answers.readline())
+            assert not isinstance(event, ipc.Failed), event
+            if isinstance(event, ipc.Done):
                 done.append(event)
     return done
-
-
-def _command(case: Case, path: str, steps: int) -> messages.Run:
-    job = case.job()
-    return messages.Run(
-        job_id=path,
-        path=path,
-        prompt=PROMPT,
-        negative_prompt="",
-        width=job.width,
-        height=job.height,
-        num_frames=job.frames,
-        generated_frames=job.frames,
-        fps=8,
-        steps=steps,
-        guidance_scale=job.guidance_scale,
-        seed=SEED,
-    )
 
 
 def _latents_of_stock(case: Case, out: Path) -> Path:

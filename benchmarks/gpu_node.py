@@ -27,9 +27,10 @@ import torch
 from benchmarks.gpu_cases import PRESETS, RANDOM, WAYS, Case, measure
 from benchmarks.gpu_report import DifferentMachines, write_report
 from benchmarks.gpu_shapes import SHAPES
+from gpu_node.catalog import DEFAULT
 from gpu_node.check import is_downloaded
-from gpu_node.models import DEFAULT
 
+COMMAND = [sys.executable, "-m", "benchmarks.gpu_node"]  # measures one case
 LONGEST_CASE = 570.0  # seconds: some machines grant ten minutes to a command
 PAGE = Path("docs/gpu-performance.md")
 TOOK_TOO_LONG = "took too long"
@@ -59,7 +60,7 @@ def run_cases(cases: list[Case], out: Path, *, seconds: float = math.inf) -> lis
 
 def _in_a_process(case: Case, out: Path, limit: float) -> str:
     """How the process ended that measures the case."""
-    command = [sys.executable, "-m", "benchmarks.gpu_node", "--one", case.name, "--out", str(out)]
+    command = [*COMMAND, "--one", case.name, "--out", str(out)]
     command += ["--model", case.model, "--compile-backend", case.backend, "--weights", case.weights]
     try:
         return f"its process ended with {subprocess.run(command, timeout=limit).returncode}"

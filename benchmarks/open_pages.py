@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from videoplatform.instance import Instance
+from videoplatform.process import Instance
 
 PAGES_OF_ONE = 50  # what one person may have open
 SETTLE_SECONDS = 3.0  # connections that served requests go back

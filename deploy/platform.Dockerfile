@@ -17,4 +17,4 @@ RUN useradd --create-home app && install -d -o app /data
 USER app
 VOLUME /data
 EXPOSE 8000
-CMD ["sh", "-c", "python -m videoplatform.first_run && exec python -m gunicorn videoplatform.asgi:application --worker-class videoplatform.web_worker.WebWorker --workers ${WEB_PROCESSES:-2} --bind 0.0.0.0:8000 --graceful-timeout 5 --timeout 60 --no-control-socket --log-level warning"]
+CMD ["sh", "-c", "python -m videoplatform.bootstrap && exec python -m gunicorn videoplatform.asgi:application --worker-class videoplatform.web_worker.WebWorker --workers ${WEB_PROCESSES:-2} --bind 0.0.0.0:8000 --graceful-timeout 5 --timeout 60 --no-control-socket --log-level warning"]

@@ -5,4 +5,4 @@ class GenerationConfig(AppConfig):
     name = "generation"
 
     def ready(self) -> None:
-        from generation import audit, receivers  # noqa: F401  (audit checks, bans cancel jobs, first presets)
+        from generation import ledger_check, receivers  # noqa: F401  (audit checks, bans cancel jobs, first presets)

@@ -1,22 +1,38 @@
 """PostgreSQL from asyncio and from outside Django's connections, and how its absence shows."""
 
+import asyncio
 import functools
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from asgiref.sync import sync_to_async
+import psycopg
+from asgiref.sync import SyncToAsync
 from django.db import InterfaceError, OperationalError, close_old_connections, connection
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
+logger = logging.getLogger(__name__)
+
 # The database is away or was restarted under us, or all connections of the pool are in use: the same call works later.
 DATABASE_AWAY = (OperationalError, InterfaceError)
-# What clients are told of when that may be, in seconds.
+# The header that tells clients when that may be, in seconds.
 RETRY_AFTER = {"Retry-After": "5"}
+RECONNECT_SECONDS = 1.0
 
 
-def in_database(function: Callable[P, R]) -> Callable[P, Awaitable[R]]:
+class _InThreads(SyncToAsync[P, R]):
+    """asgiref's bridge with several threads where it has one, so that a slow query delays nothing else.
+
+    Under `async_to_sync` the call still runs in the caller's own thread, on its connection.
+    """
+
+    single_thread_executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix="database")
+
+
+def in_database(function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Make ORM code awaitable. Connections that died are dropped around each call.
 
     Without that, asynchronous code never recovers from a restart of the database: nothing else here would do it.
@@ -30,7 +46,7 @@ def in_database(function: Callable[P, R]) -> Callable[P, Awaitable[R]]:
         finally:
             close_old_connections()
 
-    return sync_to_async(call, thread_sensitive=True)
+    return _InThreads(call)
 
 
 def listen_parameters() -> dict[str, Any]:
@@ -39,3 +55,28 @@ def listen_parameters() -> dict[str, Any]:
     for ours in ("cursor_factory", "context", "prepare_threshold"):
         parameters.pop(ours, None)
     return parameters | {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+
+
+def notify(channel: str, payload: str) -> None:
+    """Call every listener of the channel when the current transaction commits."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+
+
+async def notifications(channel: str) -> AsyncIterator[str | None]:
+    """Payloads of the channel, for ever, on one LISTEN connection that is made anew when it is lost.
+
+    A None comes first and after each loss: what was sent meanwhile was not heard, so the reader looks for itself.
+    """
+    while True:
+        try:
+            async with await psycopg.AsyncConnection.connect(
+                **listen_parameters(), autocommit=True
+            ) as listener:
+                await listener.execute(f"LISTEN {channel}")
+                yield None
+                async for notification in listener.notifies():
+                    yield notification.payload
+        except psycopg.OperationalError as error:
+            logger.warning("the listener on %s lost PostgreSQL, trying again: %s", channel, error)
+        await asyncio.sleep(RECONNECT_SECONDS)

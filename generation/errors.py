@@ -1,30 +1,30 @@
-"""What a person can be told.
+"""Refusals: one family, one wording, for every door.
 
-One family, one wording, for every door; each class's `words` are its message unless one is given. A message is in the
-language that is active where it is raised: English for the API, the person's own on the site and in Telegram.
+Each class's `words` are its message unless one is given. A message is in the language that is active where it is made:
+English for the API, the user's own on the site and in Telegram.
 """
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar
 
-from django.utils.translation import gettext, gettext_noop, ngettext
+from django.utils.translation import gettext, gettext_noop, ngettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
-
-if TYPE_CHECKING:
-    from django.utils.functional import _StrPromise
 
 # Part of what is stored: English there, translated where it is shown.
 NOTHING_DEDUCTED = gettext_noop("No credits were deducted.")
 
 
 class GenerationError(Exception):
-    words: ClassVar["_StrPromise"] = _("The request could not be carried out.")
+    """values: the gaps of the words, also kept as attributes."""
+
+    words: ClassVar[Any] = _("The request could not be carried out.")
     code: ClassVar[str] = "invalid_request"
-    param: ClassVar[str | None] = None
+    param: str | None = None
     status: ClassVar[int] = 400
 
-    def __init__(self, message: str | None = None) -> None:
-        self.message = message or str(self.words)
+    def __init__(self, message: str | None = None, **values: object) -> None:
+        self.message = message or str(self.words % values if values else self.words)
         super().__init__(self.message)
+        vars(self).update(values)
 
 
 class InvalidPrompt(GenerationError):
@@ -39,24 +39,18 @@ class EmptyPrompt(InvalidPrompt):
 
 
 class PromptTooLong(InvalidPrompt):
-    words = _("The prompt is too long.")
+    words = ngettext_lazy(  # English says the same of one; other languages do not
+        "Prompt too long. Maximum %(n)s characters.", "Prompt too long. Maximum %(n)s characters.", "n"
+    )
     code = "prompt_too_long"
 
     def __init__(self, *, maximum: int) -> None:
-        words = ngettext(  # English says the same of one; other languages do not
-            "Prompt too long. Maximum %(n)s characters.",
-            "Prompt too long. Maximum %(n)s characters.",
-            maximum,
-        )
-        super().__init__(words % {"n": maximum})
+        super().__init__(n=maximum)
 
 
 class InvalidSetting(GenerationError):
-    words = _("A setting of the request is not valid.")
-
     def __init__(self, message: str, *, param: str | None) -> None:
-        super().__init__(message)
-        self.param = param  # type: ignore[misc]  # the one class whose field differs by instance
+        super().__init__(message, param=param)
 
 
 class UnknownPreset(GenerationError):
@@ -66,13 +60,12 @@ class UnknownPreset(GenerationError):
 
 
 class UnknownModel(GenerationError):
-    words = _("There is no such model.")
+    words = _("There is no such model. On offer: %(names)s.")
     code = "model_not_found"
     param = "model"
 
     def __init__(self, on_offer: list[str]) -> None:
-        names = ", ".join(on_offer) or gettext("none yet, no GPU node was reached")
-        super().__init__(gettext("There is no such model. On offer: %(names)s.") % {"names": names})
+        super().__init__(names=", ".join(on_offer) or gettext("none yet, no GPU node was reached"))
 
 
 class AccountInactive(GenerationError):
@@ -82,61 +75,49 @@ class AccountInactive(GenerationError):
 
 
 class InsufficientCredits(GenerationError):
-    words = _("Insufficient credits.")
+    words = _(
+        "Insufficient credits. You need %(cost)s credits to generate a video. Your balance: %(balance)s credits"
+    )
     code = "insufficient_credits"
     status = 402
 
-    def __init__(self, *, cost: int, balance: int) -> None:
-        words = gettext(
-            "Insufficient credits. You need %(cost)s credits to generate a video. Your balance: %(balance)s credits"
-        )
-        super().__init__(words % {"cost": cost, "balance": balance})
-        self.cost = cost
-        self.balance = balance
-
 
 class CooldownActive(GenerationError):
-    words = _("Please wait before generating another video.")
+    words = ngettext_lazy(
+        "Please wait %(n)s seconds before generating another video.",
+        "Please wait %(n)s seconds before generating another video.",
+        "n",
+    )
     code = "cooldown_active"
     status = 429
 
     def __init__(self, *, seconds: int) -> None:
-        words = ngettext(
-            "Please wait %(n)s seconds before generating another video.",
-            "Please wait %(n)s seconds before generating another video.",
-            seconds,
-        )
-        super().__init__(words % {"n": seconds})
         self.seconds = seconds
+        super().__init__(n=seconds)
 
 
 class TooManyAtOnce(GenerationError):
-    words = _("You have too many videos being made at the same time.")
+    words = ngettext_lazy(
+        "You may have %(most)d video made at a time. Please wait until it is finished.",
+        "You may have %(most)d videos made at the same time. Please wait until one is finished.",
+        "most",
+    )
     code = "too_many_at_once"
     status = 429
 
-    def __init__(self, *, most: int) -> None:
-        said = ngettext(
-            "You may have %(most)d video made at a time. Please wait until it is finished.",
-            "You may have %(most)d videos made at the same time. Please wait until one is finished.",
-            most,
-        )
-        super().__init__(said % {"most": most})
-
 
 class DailyLimitReached(GenerationError):
-    words = _("You have reached the number of videos that you may have made in a day.")
+    words = ngettext_lazy(
+        "You may have %(most)d video made in 24 hours. The next one is possible in %(wait)s.",
+        "You may have %(most)d videos made in 24 hours. The next one is possible in %(wait)s.",
+        "most",
+    )
     code = "daily_limit_reached"
     status = 429
 
     def __init__(self, *, most: int, seconds: int) -> None:
-        said = ngettext(
-            "You may have %(most)d video made in 24 hours. The next one is possible in %(wait)s.",
-            "You may have %(most)d videos made in 24 hours. The next one is possible in %(wait)s.",
-            most,
-        )
-        super().__init__(said % {"most": most, "wait": in_words(seconds)})
         self.seconds = seconds
+        super().__init__(most=most, wait=in_words(seconds))
 
 
 class PromptBlocked(GenerationError):
@@ -189,7 +170,7 @@ class VideoGone(GenerationError):
 
 
 def in_words(seconds: int) -> str:
-    """A wait, in the unit that people would say it in."""
+    """Say a wait in the unit that people use for it."""
     if seconds < 120:
         return ngettext("%(number)d second", "%(number)d seconds", seconds) % {"number": seconds}
     if seconds < 7200:

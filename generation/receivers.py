@@ -1,6 +1,4 @@
-"""What follows from changes elsewhere: a ban cancels what is live, who leaves is forgotten, a fresh database gets its
-presets.
-"""
+"""Receivers: a ban cancels live jobs, a closed account is forgotten, a fresh database gets its presets."""
 
 from typing import Any
 
@@ -8,28 +6,18 @@ from django.db.models.signals import post_migrate, post_save
 from django.dispatch import receiver
 from django.utils.translation import gettext_noop
 
-from accounts.export import Part
 from accounts.models import User
+from accounts.privacy import Part
 from accounts.signals import account_closed, personal_data
-from generation import leaving, lifecycle
+from generation import privacy
+from generation.jobs import lifecycle
 from generation.models import Preset
 
+QUICK, STANDARD = gettext_noop("Quick"), gettext_noop("Standard")
 # cost None: VIDEO_COST
 FIRST_PRESETS: tuple[dict[str, Any], ...] = (
-    {
-        "name": "quick",
-        "label": gettext_noop("Quick"),
-        "num_frames": 16,
-        "num_inference_steps": 20,
-        "is_default": True,
-    },
-    {
-        "name": "standard",
-        "label": gettext_noop("Standard"),
-        "num_frames": 49,
-        "num_inference_steps": 50,
-        "cost": 250,
-    },
+    {"name": "quick", "label": QUICK, "num_frames": 16, "num_inference_steps": 20, "is_default": True},
+    {"name": "standard", "label": STANDARD, "num_frames": 49, "num_inference_steps": 50, "cost": 250},
 )
 
 
@@ -41,17 +29,17 @@ def cancel_jobs_of_banned(instance: User, created: bool, **_: Any) -> None:
 
 @receiver(account_closed, dispatch_uid="generation.forget_who_left")
 def forget_who_left(user: User, **_: Any) -> None:
-    leaving.forget(user=user)
+    privacy.forget(user=user)
 
 
 @receiver(personal_data, dispatch_uid="generation.personal_data")
 def clips_of(user: User, **_: Any) -> Part:
-    return leaving.part_of(user)
+    return privacy.part_of(user)
 
 
 @receiver(post_migrate, dispatch_uid="generation.first_presets")
 def first_presets(sender: Any, using: str = "default", **_: Any) -> None:
-    """Only where there is none: staff may have renamed or removed them."""
+    """Make the presets only where there is none: staff may have renamed or removed them."""
     if sender.name != "generation" or Preset.objects.using(using).exists():
         return
     for position, values in enumerate(FIRST_PRESETS):

@@ -1,9 +1,9 @@
-"""What other apps may listen to, so that `generation` need not know them."""
+"""Signals for the other apps, so that `generation` need not know them."""
 
 from django.dispatch import Signal
 
 # Sent with `job` inside the transaction that ends a job: a receiver that only inserts rows commits or falls with it.
 job_finished = Signal()
 
-# Sent with `original` and `job` when staff have a failed job made again, inside the transaction that queues it.
+# Sent with `original` and `job` inside the transaction by which staff queue a failed job again.
 job_retried = Signal()

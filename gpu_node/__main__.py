@@ -1,4 +1,4 @@
-"""`python -m gpu_node`: serve until SIGTERM or Ctrl-C. With `--check [MODEL]`: say what this machine can run."""
+"""`python -m gpu_node`: serve until SIGTERM or Ctrl-C. With `--check [MODEL]`: report what this machine can run."""
 
 import argparse
 import asyncio

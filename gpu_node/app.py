@@ -1,39 +1,40 @@
-"""The node's HTTP surface. This process never imports torch: the worker process does."""
+"""The node's routes, in two protocols. This process never imports torch: the worker process does."""
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from gpu_node.answers import field_answer, refusal_response, video_object
-from gpu_node.auth import Gate
-from gpu_node.bodies import idempotency_key, preferred_wait, read_json, read_json_or_form
-from gpu_node.errors import InvalidRequest, NotAllowed, NotFound, NotReady, Refusal
-from gpu_node.job import Job
+from gpu_node.errors import InvalidRequest, Refusal
+from gpu_node.http import (
+    Gate,
+    handle_errors,
+    idempotency_key,
+    preferred_wait,
+    read_json,
+    read_json_or_form,
+)
 from gpu_node.metrics import render
 from gpu_node.node import Node
+from gpu_node.queue import Job
 from gpu_node.schemas import parse_generate_video, parse_video
 from gpu_node.settings import NodeSettings
 
-log = logging.getLogger(__name__)
 router = APIRouter()
+
+# These ends say that the node, not the clip, was the problem: the client should go elsewhere.
+NODE_PROBLEMS = frozenset({"node_shutdown", "model_unavailable"})
 
 
 def create_app(settings: NodeSettings) -> FastAPI:
-    """The application; `app.state.node` is the node behind it."""
+    """Make the application; `app.state.node` is the node behind it."""
     app = FastAPI(title="GPU node", openapi_url=None, lifespan=_lifespan)
     app.state.node = Node(settings)
     app.include_router(router)
-    app.add_exception_handler(Refusal, _on_refusal)
-    app.add_exception_handler(RequestValidationError, _on_bad_query)
-    app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(Exception, _on_bug)
+    handle_errors(app)
     key = settings.api_key
     app.add_middleware(Gate, key=key.get_secret_value().strip() if key is not None else None)
     return app
@@ -58,25 +59,21 @@ def _job(request: Request, video_id: str) -> Job:
 
 @router.get("/health")
 async def health(request: Request) -> dict[str, Any]:
-    """How the node is; the one route that needs no key."""
+    """Report the node's state; the one route that needs no key."""
     return _node(request).health()
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """For Prometheus, which sends the key as a bearer token."""
+    """Report figures for Prometheus, which sends the key as a bearer token."""
     return Response(render(_node(request)), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/v1/models")
 async def list_models(request: Request) -> dict[str, Any]:
-    """The one model that runs here, in OpenAI's shape."""
-    model = {
-        "id": _node(request).settings.model_name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "gpu_node",
-    }
+    """List the one model that runs here, in OpenAI's shape."""
+    name = _node(request).settings.model_name
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "gpu_node"}
     return {"object": "list", "data": [model]}
 
 
@@ -88,18 +85,23 @@ async def generate_video(request: Request) -> dict[str, Any]:
         spec = parse_generate_video(await read_json(request), node.settings)
         job = node.submit(spec=spec, key=idempotency_key(request))
     except InvalidRequest as error:
-        error.status = 422 if error.status == 400 else error.status
+        error.status = 422
         raise
     await job.ended()
-    return field_answer(job, path=str(node.store.clip_path(job)))
+    if job.error is None:
+        path = str(node.store.clip_path(job))
+        return {"status": "ok", "video_path": path, "generation_time_ms": job.generation_time_ms}
+    if job.error.code in NODE_PROBLEMS:
+        raise Refusal("unavailable", job.error.message)
+    return {"status": "error", "error": job.error.message}
 
 
 @router.api_route("/get_video/{filename}", methods=["GET", "HEAD"])
 async def get_video(request: Request, filename: str) -> Response:
-    """The clip of this name."""
+    """Send the clip of this name."""
     path = _node(request).store.find_clip(filename)
     if path is None:
-        raise NotFound("There is no such video.")
+        raise Refusal("not_found", "There is no such video.")
     return FileResponse(path, media_type="video/mp4")
 
 
@@ -119,41 +121,42 @@ async def list_videos(
     after: str | None = None,
     order: Literal["asc", "desc"] = "desc",
 ) -> dict[str, Any]:
-    """The jobs that the node knows, a page at a time."""
-    queue = _node(request).queue
-    jobs = queue.newest_first()
+    """List the jobs that the node knows, a page at a time."""
+    node = _node(request)
+    jobs = node.queue.newest_first()
     if order == "asc":
         jobs.reverse()
     if after is not None:
-        jobs = jobs[jobs.index(queue.get(after)) + 1 :]
-    page = [_as_object(request, job) for job in jobs[:limit]]
+        jobs = jobs[jobs.index(node.queue.get(after)) + 1 :]
+    page = [video_object(job, node) for job in jobs[:limit]]
     ends = {"first_id": page[0]["id"] if page else None, "last_id": page[-1]["id"] if page else None}
     return {"object": "list", "data": page, "has_more": len(jobs) > limit, **ends}
 
 
 @router.get("/v1/videos/{video_id}")
 async def retrieve_video(request: Request, video_id: str) -> Response:
-    """A job as it is now, or with `Prefer: wait=N` as it is after its next change."""
+    """Answer with a job at once, or with `Prefer: wait=N` after its next change."""
     wait = preferred_wait(request)
     if not wait:
         return _video(request, _job(request, video_id))
     await _job(request, video_id).changed(wait)
-    response = _video(request, _job(request, video_id))  # asked for again: it may be gone by now
+    response = _video(request, _job(request, video_id))  # looked up again: it may be gone by now
     response.headers["Preference-Applied"] = f"wait={wait}"
     return response
 
 
 @router.api_route("/v1/videos/{video_id}/content", methods=["GET", "HEAD"])
 async def download_video(request: Request, video_id: str, variant: str = "video") -> Response:
-    """The clip."""
+    """Send the clip."""
     if variant != "video":
         raise InvalidRequest("variant: this node has the video only", param="variant")
     job = _job(request, video_id)
     if job.status != "completed":
-        raise NotReady("The video has failed." if job.has_ended else "The video is not ready yet.")
+        message = "The video has failed." if job.has_ended else "The video is not ready yet."
+        raise Refusal("not_ready", message)
     path = _node(request).store.find_clip(job.file_name)
     if path is None:
-        raise NotFound("The video's file is gone.")
+        raise Refusal("not_found", "The video's file is gone.")
     return FileResponse(path, media_type="video/mp4", filename=job.file_name)
 
 
@@ -173,39 +176,41 @@ async def cancel_video(request: Request, video_id: str) -> Response:
     return _video(request, job, status_code=200 if job.has_ended else 202)
 
 
-def _as_object(request: Request, job: Job) -> dict[str, Any]:
-    node = _node(request)
-    return video_object(
-        job,
-        model=node.settings.model_name,
-        position=node.queue.position(job),
-        retention_seconds=node.settings.retention_hours * 3600,
-    )
-
-
 def _video(request: Request, job: Job, *, status_code: int = 200) -> JSONResponse:
-    return JSONResponse(_as_object(request, job), status_code=status_code)
+    return JSONResponse(video_object(job, _node(request)), status_code=status_code)
 
 
-async def _on_refusal(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return refusal_response(request.url.path, error)
+def video_object(job: Job, node: Node) -> dict[str, Any]:
+    """Return the job as OpenAI's video object, and what this node knows beyond it, from `step` on.
 
-
-async def _on_bad_query(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    problem = error.errors()[0]
-    name = str(problem["loc"][-1])
-    return refusal_response(request.url.path, InvalidRequest(f"{name}: {problem['msg']}", param=name))
-
-
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    kind = NotAllowed if error.status_code == 405 else NotFound
-    refusal = kind(f"{request.method} {request.url.path}: {error.detail}")
-    refusal.status = error.status_code
-    return refusal_response(request.url.path, refusal)
-
-
-async def _on_bug(request: Request, error: Exception) -> Response:
-    return refusal_response(request.url.path, Refusal("The node failed to answer; its log says why."))
+    `num_frames` are delivered; `generated_frames` were made, because the model makes 8N+1. `made_with`: model, profile,
+    precision and levers that the clip was made with.
+    """
+    completed_at, retention = job.completed_at, node.settings.retention_hours * 3600
+    return {
+        "id": job.id,
+        "object": "video",
+        "status": job.status,
+        "progress": job.progress,
+        "created_at": int(job.created_at),
+        "completed_at": None if completed_at is None else int(completed_at),
+        "expires_at": None if completed_at is None else int(completed_at + retention),
+        "model": node.settings.model_name,
+        "prompt": job.prompt,
+        "seconds": None if job.num_frames is None else f"{job.num_frames / job.fps:g}",
+        "size": None if job.width is None else f"{job.width}x{job.height}",
+        "remixed_from_video_id": None,
+        "error": None if job.error is None else job.error.model_dump(),
+        "step": job.step,
+        "steps": job.steps,
+        "num_frames": job.num_frames,
+        "generated_frames": job.generated_frames,
+        "fps": job.fps,
+        "seed": job.seed,
+        "guidance_scale": job.guidance_scale,
+        "queue_position": node.queue.position(job),
+        "generation_time_ms": job.generation_time_ms,
+        "file_name": job.file_name if job.status == "completed" else None,
+        "stopped_at_step": job.stopped_at_step,
+        "made_with": job.made_with,
+    }

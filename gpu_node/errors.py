@@ -1,16 +1,46 @@
-"""Why the node refuses a request. Every message can be shown to a person."""
+"""Refusals of requests. Every message can be shown to a person."""
+
+from typing import Literal
+
+Code = Literal[
+    "invalid_request",
+    "invalid_api_key",
+    "not_found",
+    "method_not_allowed",
+    "not_ready",  # the job has no clip (yet), or cannot be changed in the state it is in
+    "request_too_large",
+    "idempotency_key_reused",
+    "queue_full",  # try again after `retry_after` seconds
+    "internal_error",
+    "unavailable",  # the node shuts down, or its model could not be loaded
+    "disk_full",
+]
+# HTTP status, and OpenAI's type of error.
+ANSWERS: dict[Code, tuple[int, str]] = {
+    "invalid_request": (400, "invalid_request_error"),
+    "invalid_api_key": (401, "authentication_error"),
+    "not_found": (404, "invalid_request_error"),
+    "method_not_allowed": (405, "invalid_request_error"),
+    "not_ready": (409, "invalid_request_error"),
+    "request_too_large": (413, "invalid_request_error"),
+    "idempotency_key_reused": (422, "invalid_request_error"),
+    "queue_full": (429, "rate_limit_error"),
+    "internal_error": (500, "server_error"),
+    "unavailable": (503, "server_error"),
+    "disk_full": (507, "server_error"),
+}
 
 
 class Refusal(Exception):
-    """The request cannot be served; `status` is the HTTP status, `code` the machine's word for it."""
+    """The request cannot be served; `code` is the reason for programs, `message` for people."""
 
-    status = 500
-    code = "internal_error"
-    type = "server_error"
-
-    def __init__(self, message: str, *, param: str | None = None, retry_after: int | None = None) -> None:
+    def __init__(
+        self, code: Code, message: str, *, param: str | None = None, retry_after: int | None = None
+    ) -> None:
         super().__init__(message)
+        self.code = code
         self.message = message
+        self.status, self.type = ANSWERS[code]
         self.param = param
         self.retry_after = retry_after
 
@@ -18,58 +48,5 @@ class Refusal(Exception):
 class InvalidRequest(Refusal):
     """The request itself is wrong: sending it again is no use."""
 
-    status, code, type = 400, "invalid_request", "invalid_request_error"
-
-
-class Unauthorized(InvalidRequest):
-    """The key is missing or wrong."""
-
-    status, code, type = 401, "invalid_api_key", "authentication_error"
-
-
-class NotFound(InvalidRequest):
-    """There is no such job, clip or page."""
-
-    status, code = 404, "not_found"
-
-
-class NotAllowed(InvalidRequest):
-    """The path exists, but not with this method."""
-
-    status, code = 405, "method_not_allowed"
-
-
-class NotReady(InvalidRequest):
-    """The job has no clip (yet), or cannot be changed in the state it is in."""
-
-    status, code = 409, "not_ready"
-
-
-class TooLarge(InvalidRequest):
-    """The body is larger than any valid request."""
-
-    status, code = 413, "request_too_large"
-
-
-class KeyReused(InvalidRequest):
-    """The Idempotency-Key was already used for another request."""
-
-    status, code = 422, "idempotency_key_reused"
-
-
-class Busy(Refusal):
-    """The queue is full: try again after `retry_after` seconds."""
-
-    status, code, type = 429, "queue_full", "rate_limit_error"
-
-
-class Unavailable(Refusal):
-    """The node takes no jobs now: it is shutting down, or its model could not be loaded."""
-
-    status, code = 503, "unavailable"
-
-
-class DiskFull(Refusal):
-    """The node has too little free disk space to make a clip."""
-
-    status, code = 507, "disk_full"
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__("invalid_request", message, param=param)

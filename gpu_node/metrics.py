@@ -1,4 +1,4 @@
-"""`GET /metrics` in Prometheus' text format, read from the node's own state when it is asked for."""
+"""The node's figures in Prometheus' text format, read from its state at each `GET /metrics`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STATUSES = ("ready", "starting", "busy", "draining", "failed")
 
 
 def render(node: Node) -> bytes:
-    """All metrics of the node."""
+    """Return all metrics of the node."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_NodeCollector(node))
     return generate_latest(registry)
@@ -28,25 +28,18 @@ class _NodeCollector(Collector):
         self._node = node
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._state()
-        yield from self._work()
-        yield from self._resources()
-
-    def _state(self) -> Iterator[Metric]:
+        queue, worker, settings = self._node.queue, self._node.worker, self._node.settings
         status = GaugeMetricFamily("gpu_node_status", "1 for what the node is", labels=["status"])
         for name in STATUSES:
             status.add_metric([name], float(name == self._node.status))
         yield status
         info = GaugeMetricFamily("gpu_node_info", "What runs here, and how", labels=["model", "profile"])
-        info.add_metric([self._node.settings.model_name, self._node.settings.profile], 1)
+        info.add_metric([settings.model_name, settings.profile], 1)
         yield info
         yield CounterMetricFamily(
-            "gpu_node_worker_restarts", "Worker processes that died", value=self._node.worker.restarts
+            "gpu_node_worker_restarts", "Worker processes that died", value=worker.restarts
         )
-
-    def _work(self) -> Iterator[Metric]:
-        queue, worker = self._node.queue, self._node.worker
-        yield GaugeMetricFamily("gpu_node_queue_depth", "Jobs that wait", value=queue.depth)
+        yield GaugeMetricFamily("gpu_node_queue_depth", "Jobs that wait", value=len(queue.waiting))
         yield GaugeMetricFamily("gpu_node_running", "Jobs begun and not ended", value=len(queue.at_worker))
         ended = CounterMetricFamily("gpu_node_jobs", "Jobs that ended", labels=["outcome"])
         for outcome, count in queue.outcomes.items():
@@ -56,7 +49,7 @@ class _NodeCollector(Collector):
             "gpu_node_clip_seconds", "From the GPU's start to the file, summed", value=queue.clip_seconds
         )
         pace = GaugeMetricFamily("gpu_node_step_seconds", "A denoising step takes", labels=["size", "frames"])
-        for entry in worker.paces.listed():
+        for entry in worker.estimates.listed():
             pace.add_metric([entry["size"], str(entry["frames"])], entry["seconds_per_step"])
         yield pace
         yield SummaryMetricFamily(
@@ -65,13 +58,10 @@ class _NodeCollector(Collector):
             count_value=worker.idle.count,
             sum_value=worker.idle.seconds,
         )
-
-    def _resources(self) -> Iterator[Metric]:
-        memory = self._node.worker.memory
-        if memory is not None:
+        if worker.memory is not None:
             gauge = GaugeMetricFamily("gpu_node_memory_bytes", "Memory of the device", labels=["kind"])
-            for kind, megabytes in memory.model_dump().items():
+            for kind, megabytes in worker.memory.model_dump().items():
                 gauge.add_metric([kind.removesuffix("_mb")], megabytes * 2**20)
             yield gauge
-        free = shutil.disk_usage(self._node.settings.save_dir).free
+        free = shutil.disk_usage(settings.save_dir).free
         yield GaugeMetricFamily("gpu_node_disk_free_bytes", "Free where the clips are kept", value=free)

@@ -1,4 +1,4 @@
-"""The node as its HTTP routes see it: take a job, follow it, cancel it, tell how the node is, shut down."""
+"""The node behind its HTTP routes: takes jobs, cancels them, reports its health, shuts down."""
 
 import asyncio
 import logging
@@ -7,12 +7,10 @@ import shutil
 import time
 from typing import Any, Literal
 
-from gpu_node.errors import DiskFull, InvalidRequest, NotReady, Unavailable
-from gpu_node.job import Job
-from gpu_node.jobs import CAPACITY, JobQueue
-from gpu_node.pictures import PARAM
-from gpu_node.records import RecordStore
-from gpu_node.schemas import ClipSpec
+from gpu_node.catalog import Traits
+from gpu_node.errors import InvalidRequest, Refusal
+from gpu_node.queue import CAPACITY, Job, JobQueue, RecordStore
+from gpu_node.schemas import PICTURE, ClipSpec
 from gpu_node.settings import NodeSettings
 from gpu_node.supervisor import WorkerSupervisor
 
@@ -20,7 +18,7 @@ log = logging.getLogger(__name__)
 
 MEGABYTE = 2**20
 SWEEP_INTERVAL = 600.0
-CANCEL_WAIT = 20.0  # how long a cancel request waits for the worker's word; clients give up at about 30 s
+CANCEL_WAIT = 20.0  # how long a cancel request waits for the worker's answer; clients give up at about 30 s
 # Shut down within 10 s in all, which is what process supervisors grant before they kill:
 FINISH_SECONDS = 4.0
 WORKER_SECONDS = 1.0
@@ -47,43 +45,46 @@ class Node:
     def submit(self, *, spec: ClipSpec, key: str | None = None, picture: bytes | None = None) -> Job:
         """Accept a job, or find the one that was made for the same key. `picture`: what the clip starts from.
 
-        Raises InvalidRequest, KeyReused, Busy, Unavailable (shutting down, no model) or DiskFull.
+        Raises Refusal: a wrong request, a key that was used, a full queue or disk, no model, the end of the node.
         """
         twin = self.queue.find_twin(key=key, spec=spec)
         if twin is not None:
             return twin
         self._check_open()
         self._check_fits_model(spec)
-        job = self.queue.add(spec=spec, key=key, native=self.worker.native, retry_after=self._retry_after())
+        traits = self.worker.ready.traits if self.worker.ready is not None else None
+        job = self.queue.add(spec=spec, key=key, traits=traits, retry_after=self._retry_after())
         if picture is not None:
-            self._keep_picture(job, picture)
+            try:
+                self.store.image_path(job).write_bytes(picture)
+            except OSError as error:
+                self.queue.interrupt(job)
+                message = f"The node cannot keep the picture: {error.strerror}."
+                raise Refusal("disk_full", message) from error
         self.worker.pump()
         return job
 
-    def _keep_picture(self, job: Job, picture: bytes) -> None:
-        try:
-            self.store.save_image(job, picture)
-        except OSError as error:
-            self.queue.interrupt(job)
-            raise DiskFull(f"The node cannot keep the picture: {error.strerror}.") from error
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Refusal("unavailable", "The node is shutting down.", retry_after=UNKNOWN_WAIT)
+        if self.worker.reason is not None:
+            raise Refusal("unavailable", self.worker.reason)
+        problem = self._disk_problem()
+        if problem is not None:
+            raise Refusal("disk_full", problem)
 
     def _check_fits_model(self, spec: ClipSpec) -> None:
-        """What depends on the model. Before it is loaded, what is known of models of this name."""
-        native = self.worker.native
-        takes_image = native.takes_image if native is not None else self.settings.traits.takes_image
-        if takes_image and spec.image is None:
-            raise InvalidRequest(f"{PARAM}: {self.settings.model_name} starts from a picture", param=PARAM)
-        if spec.image is not None and not takes_image:
-            raise InvalidRequest(f"{PARAM}: this node makes videos from text only", param=PARAM)
-        size = (spec.width, spec.height)
-        if (
-            native is not None
-            and native.fixed_size
-            and size not in ((None, None), (native.width, native.height))
+        """Check what depends on the model: before it is loaded, against what is known of models of this name."""
+        traits, model = self.traits, self.settings.model_name
+        if traits.takes_image and spec.image is None:
+            raise InvalidRequest(f"{PICTURE}: {model} starts from a picture", param=PICTURE)
+        if spec.image is not None and not traits.takes_image:
+            raise InvalidRequest(f"{PICTURE}: this node makes videos from text only", param=PICTURE)
+        if traits.fixed_size and (spec.width, spec.height) not in (
+            (None, None),
+            (traits.width, traits.height),
         ):
-            raise InvalidRequest(
-                f"size: {self.settings.model_name} makes {native.width}x{native.height} only", param="size"
-            )
+            raise InvalidRequest(f"size: {model} makes {traits.width}x{traits.height} only", param="size")
 
     async def cancel(self, job: Job) -> None:
         """Stop a job. On return it has ended, unless the worker did not confirm within CANCEL_WAIT seconds."""
@@ -96,15 +97,20 @@ class Node:
             await job.ended(CANCEL_WAIT)
 
     async def delete(self, job: Job) -> None:
-        """Cancel the job if it still lives, then drop it and its clip. Raises NotReady if it will not stop."""
+        """Cancel the job if it still lives, then drop it and its clip. Raises Refusal if it will not stop."""
         await self.cancel(job)
         if not job.has_ended:
-            raise NotReady("The video is being canceled; please delete it again in a moment.")
+            raise Refusal("not_ready", "The video is being canceled; please delete it again in a moment.")
         self.queue.forget(job)
 
     @property
+    def traits(self) -> Traits:
+        """The model's traits: before it is loaded, those of models of this name."""
+        return self.worker.ready.traits if self.worker.ready is not None else self.settings.traits
+
+    @property
     def status(self) -> NodeStatus:
-        """`busy` means that one more job would be refused."""
+        """State of the node; `busy` means that one more job would be refused."""
         if self._draining:
             return "draining"
         if self.reason is not None:
@@ -115,72 +121,58 @@ class Node:
 
     @property
     def reason(self) -> str | None:
-        """Why the node has failed; None when it has not."""
+        """Reason why the node has failed; None when it has not."""
         return self.worker.reason or self._disk_problem()
 
     def health(self) -> dict[str, Any]:
-        """How the node is. Anyone may read it: no paths, no prompts, no ids."""
-        native, memory, wait = self.worker.native, self.worker.memory, self.expected_wait()
+        """Return the node's state for /health. Anyone may read it: no paths, no prompts, no ids."""
+        ready, memory, wait = self.worker.ready, self.worker.memory, self.expected_wait()
         return {
             "status": self.status,
             "reason": self.reason,
             "backend": self.settings.backend,
             "model": self.settings.model_name,
-            "device": native.device if native else None,
+            "device": ready.device if ready else None,
             "memory": memory.model_dump() if memory else None,
             "profile": self.settings.profile,
-            "setup": native.setup if native else None,
-            "queue_depth": self.queue.depth,
+            "setup": ready.setup if ready else None,
+            "queue_depth": len(self.queue.waiting),
             "running": int(bool(self.queue.at_worker)),
             "capacity": CAPACITY,
             "queue_size": self.settings.queue_size,
-            "seconds_per_step": self.worker.paces.latest,
-            "paces": self.worker.paces.listed(),
+            "seconds_per_step": self.worker.estimates.seconds_per_step,
+            "paces": self.worker.estimates.listed(),
             "expected_wait_seconds": None if wait is None else round(wait, 2),
             "idle_seconds": self.worker.idle.latest,
             "worker_restarts": self.worker.restarts,
             "free_disk_mb": self._free_disk_mb(),
             "protocols": ["videos", "generate_video"],
-            "takes_image": native.takes_image if native else self.settings.traits.takes_image,
-            "sizes": [f"{native.width}x{native.height}"] if native else [],
+            "takes_image": self.traits.takes_image,
+            "sizes": [f"{ready.traits.width}x{ready.traits.height}"] if ready else [],
             "max_frames": self.settings.most_frames,
             "max_steps": self.settings.max_steps,
         }
 
     async def drain(self) -> None:
-        """Stop well: refuse new jobs, let the running one finish if it is quick, forget the rest, end the worker."""
+        """Refuse new jobs, let the running one finish if it is quick, forget the rest, end the worker."""
         if self._draining:
             return
         self._draining = True
-        log.info("shutting down: %d waiting, %d running", self.queue.depth, len(self.queue.at_worker))
-        for job in self.queue.waiting():
+        log.info("shutting down: %d waiting, %d running", len(self.queue.waiting), len(self.queue.at_worker))
+        for job in list(self.queue.waiting):
             self.worker.withdraw(job)
             self.queue.interrupt(job)
-        interrupted = await self._finish_running()
+        begun = self.queue.at_worker
+        await asyncio.gather(*(job.ended(FINISH_SECONDS) for job in begun))
+        interrupted = [job for job in begun if not job.has_ended]
+        for job in interrupted:
+            self.queue.interrupt(job)
         await self.worker.stop(patience=WORKER_SECONDS)
         for job in interrupted:
             self.store.delete(job)  # what the worker wrote until its end
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _finish_running(self) -> list[Job]:
-        """Give what has begun a moment; what was interrupted."""
-        begun = self.queue.at_worker
-        await asyncio.gather(*(job.ended(FINISH_SECONDS) for job in begun))
-        interrupted = [job for job in begun if not job.has_ended]
-        for job in interrupted:
-            self.queue.interrupt(job)
-        return interrupted
-
-    def _check_open(self) -> None:
-        if self._draining:
-            raise Unavailable("The node is shutting down.", retry_after=UNKNOWN_WAIT)
-        if self.worker.reason is not None:
-            raise Unavailable(self.worker.reason)
-        problem = self._disk_problem()
-        if problem is not None:
-            raise DiskFull(problem)
 
     def _disk_problem(self) -> str | None:
         free = self._free_disk_mb()
@@ -192,15 +184,15 @@ class Node:
         return shutil.disk_usage(self.settings.save_dir).free // MEGABYTE
 
     def expected_wait(self) -> float | None:
-        """Seconds until a job that comes now would begin; None before anything was measured."""
-        ahead = [*([self.queue.running] if self.queue.running is not None else []), *self.queue.waiting()]
-        times = [self.worker.paces.seconds_left(job) for job in ahead]
+        """Return the seconds until a job that comes now would begin; None before anything was measured."""
+        ahead = [*([self.queue.running] if self.queue.running is not None else []), *self.queue.waiting]
+        times = [self.worker.estimates.seconds_left(job) for job in ahead]
         return sum(time for time in times if time is not None) if None not in times else None
 
     def _retry_after(self) -> int:
-        """Seconds until the running job is likely to have made room."""
+        """Return the seconds until the running job is likely to have made room."""
         job = self.queue.running
-        left = None if job is None else self.worker.paces.seconds_left(job)
+        left = None if job is None else self.worker.estimates.seconds_left(job)
         return UNKNOWN_WAIT if left is None else min(120, max(1, math.ceil(left)))
 
     async def _keep_worker(self) -> None:

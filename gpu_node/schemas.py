@@ -1,9 +1,13 @@
-"""What may be asked of the node."""
+"""Requests to the node, and the one description of a clip that they become."""
 
+import base64
+import binascii
 import hashlib
+import io
 import re
 from typing import Annotated, Any
 
+from PIL import Image
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -15,7 +19,6 @@ from pydantic import (
 )
 
 from gpu_node.errors import InvalidRequest
-from gpu_node.pictures import PARAM, digest, read_picture
 from gpu_node.settings import NodeSettings
 
 FIELD_FPS = 8  # of /generate_video; elsewhere the model's own
@@ -24,10 +27,13 @@ DEFAULT_STEPS = 50
 SIZE_UNIT = 16
 SMALLEST_SIDE = 32
 MAX_PROMPT_CHARACTERS = 4000  # far above T5's 226 tokens, which cut the rest off
+PICTURE = "input_reference"  # the field that holds the picture a clip starts from
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_PICTURE_PIXELS = 50_000_000
 
 
 def _encodable(text: Any) -> Any:
-    """Refuse what no database, file or terminal downstream can hold. Looked at first, for a clear message."""
+    """Refuse what no database, file or terminal downstream can hold. Runs first, for a clear message."""
     if not isinstance(text, str):
         return text
     if "\x00" in text:
@@ -51,8 +57,6 @@ Size = Annotated[str, Field(pattern=re.compile(r"^\d{2,5}x\d{2,5}$"))]
 class ClipSpec(BaseModel):
     """One clip as asked for; None means the model's own default. `image`: the digest of the picture it starts from."""
 
-    model_config = ConfigDict(frozen=True)
-
     prompt: str
     negative_prompt: str = ""
     width: int | None = None
@@ -64,10 +68,23 @@ class ClipSpec(BaseModel):
     seed: int | None = None
     image: str | None = None
 
-    @property
-    def fingerprint(self) -> str:
-        """The same for two requests that ask for the same clip."""
+    def hash(self) -> str:
+        """Return the same for two requests that ask for the same clip."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+class Clip(ClipSpec):
+    """One clip with nothing left to the model: sizes in pixels, multiples of 16.
+
+    `generated_frames` (8N+1, 16N+1 for CogVideoX 1.5) are made, the first `num_frames` are kept.
+    """
+
+    width: int
+    height: int
+    num_frames: int
+    generated_frames: int
+    guidance_scale: float
+    seed: int
 
 
 class GenerateVideoRequest(BaseModel):
@@ -77,10 +94,6 @@ class GenerateVideoRequest(BaseModel):
     frames: int = Field(16, ge=1)
     fps: int = Field(FIELD_FPS, ge=1, le=60)
     steps: int = Field(20, ge=1)
-
-    def to_spec(self) -> ClipSpec:
-        """The clip that is asked for."""
-        return ClipSpec(prompt=self.prompt, num_frames=self.frames, fps=self.fps, steps=self.steps)
 
 
 class VideoRequest(BaseModel):
@@ -106,53 +119,51 @@ class VideoRequest(BaseModel):
             return body
         return {name: value for name, value in body.items() if value is not None}
 
-    def to_spec(self, *, native_fps: int, image: str | None) -> ClipSpec:
-        """The clip that is asked for. `num_frames` goes before `seconds`. `image`: the picture's digest."""
-        width, height = self._sides()
-        fps = self.fps or native_fps
-        frames = self.num_frames
-        if frames is None and self.seconds is not None:
-            frames = max(1, round(self.seconds * fps))
-        return ClipSpec(
-            prompt=self.prompt,
-            negative_prompt=self.negative_prompt,
-            width=width,
-            height=height,
-            num_frames=frames,
-            fps=fps,
-            steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            seed=self.seed,
-            image=image,
-        )
-
-    def _sides(self) -> tuple[int | None, int | None]:
-        if self.size is None:
-            return None, None
-        width, _, height = self.size.partition("x")
-        return int(width), int(height)
-
 
 def parse_generate_video(body: Any, settings: NodeSettings) -> ClipSpec:
-    """The clip a field client asks for. Raises InvalidRequest."""
+    """Read the clip that a field client asks for. Raises InvalidRequest."""
     try:
-        spec = GenerateVideoRequest.model_validate(body).to_spec()
+        request = GenerateVideoRequest.model_validate(body)
     except ValidationError as error:
         raise _first_problem(error) from error
-    _check_limits(spec, settings, names={"num_frames": "frames", "steps": "steps"})
-    return spec
+    _check_limits(settings, frames=("frames", request.frames), steps=("steps", request.steps))
+    return ClipSpec(prompt=request.prompt, num_frames=request.frames, fps=request.fps, steps=request.steps)
 
 
 def parse_video(body: Any, settings: NodeSettings) -> tuple[ClipSpec, bytes | None]:
-    """The clip that `POST /v1/videos` asks for, and the picture it starts from. Raises InvalidRequest."""
+    """Read the clip that `POST /v1/videos` asks for, and the picture it starts from. Raises InvalidRequest.
+
+    `num_frames` goes before `seconds`.
+    """
     try:
         request = VideoRequest.model_validate(body)
     except ValidationError as error:
         raise _first_problem(error) from error
-    _check_model(request.model, settings)
-    picture = read_picture(body.get(PARAM))
-    spec = request.to_spec(native_fps=settings.traits.fps, image=digest(picture))
-    _check_limits(spec, settings, names={"num_frames": "num_frames", "steps": "num_inference_steps"})
+    served = {settings.model_name.lower(), settings.backend.lower()}
+    if request.model is not None and request.model.lower() not in served:
+        raise InvalidRequest(
+            f"This node serves {settings.model_name}, not {request.model[:100]}.", param="model"
+        )
+    picture = _read_picture(body.get(PICTURE))
+    fps = request.fps or settings.traits.fps
+    frames = request.num_frames
+    if frames is None and request.seconds is not None:
+        frames = max(1, round(request.seconds * fps))
+    steps = request.num_inference_steps
+    _check_limits(settings, frames=("num_frames", frames), steps=("num_inference_steps", steps))
+    width, height = _sides(request.size, settings)
+    spec = ClipSpec(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        width=width,
+        height=height,
+        num_frames=frames,
+        fps=fps,
+        steps=steps,
+        guidance_scale=request.guidance_scale,
+        seed=request.seed,
+        image=None if picture is None else hashlib.sha256(picture).hexdigest(),
+    )
     return spec, picture
 
 
@@ -163,27 +174,21 @@ def _first_problem(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{param}: {message}" if param else message, param=param)
 
 
-def _check_model(model: str | None, settings: NodeSettings) -> None:
-    served = {settings.model_name, settings.backend}
-    if model is not None and model.lower() not in {name.lower() for name in served}:
-        raise InvalidRequest(f"This node serves {settings.model_name}, not {model[:100]}.", param="model")
+def _check_limits(settings: NodeSettings, *, frames: tuple[str, int | None], steps: tuple[str, int]) -> None:
+    """Refuse what is too long. Each number comes with the name that its protocol gives it."""
+    for (name, value), most, unit in (
+        (frames, settings.most_frames, "frames"),
+        (steps, settings.max_steps, "steps"),
+    ):
+        if value is not None and value > most:
+            raise InvalidRequest(f"{name}: at most {most} {unit}, got {value}", param=name)
 
 
-def _check_limits(spec: ClipSpec, settings: NodeSettings, *, names: dict[str, str]) -> None:
-    if spec.num_frames is not None and spec.num_frames > settings.most_frames:
-        raise InvalidRequest(
-            f"{names['num_frames']}: at most {settings.most_frames} frames, got {spec.num_frames}",
-            param=names["num_frames"],
-        )
-    if spec.steps > settings.max_steps:
-        raise InvalidRequest(
-            f"{names['steps']}: at most {settings.max_steps} steps, got {spec.steps}", param=names["steps"]
-        )
-    if spec.width is not None and spec.height is not None:
-        _check_size(spec.width, spec.height, settings)
-
-
-def _check_size(width: int, height: int, settings: NodeSettings) -> None:
+def _sides(size: str | None, settings: NodeSettings) -> tuple[int | None, int | None]:
+    """Return width and height of `size`, as "720x480"."""
+    if size is None:
+        return None, None
+    width, height = (int(side) for side in size.split("x"))
     if width % SIZE_UNIT or height % SIZE_UNIT:
         raise InvalidRequest(
             f"size: width and height must be multiples of 16, got {width}x{height}", param="size"
@@ -194,3 +199,35 @@ def _check_size(width: int, height: int, settings: NodeSettings) -> None:
             f"got {width}x{height}",
             param="size",
         )
+    return width, height
+
+
+def _read_picture(value: Any) -> bytes | None:
+    """Return the picture's file: an upload's bytes, or a data URL as OpenAI's JSON has it. Raises InvalidRequest.
+
+    Other URLs are not fetched: the node opens no connection on a client's behalf.
+    """
+    if isinstance(value, dict):
+        value = value.get("image_url")
+    if value is None or value == "":
+        return None
+    if not isinstance(value, bytes):
+        head, _, encoded = value.partition(",") if isinstance(value, str) else ("", "", "")
+        if not head.startswith("data:image/") or not head.endswith(";base64"):
+            raise InvalidRequest(f"{PICTURE}: upload a file, or send a data: URL in base64", param=PICTURE)
+        try:
+            value = base64.b64decode(encoded, validate=True)
+        except binascii.Error as error:
+            raise InvalidRequest(f"{PICTURE}: the data URL is not valid base64", param=PICTURE) from error
+    data: bytes = value
+    try:
+        with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
+            too_large = image.width * image.height > MOST_PICTURE_PIXELS
+            image.verify()
+    except Exception as error:  # Pillow has no one family of errors for broken files
+        raise InvalidRequest(f"{PICTURE}: not a sound PNG, JPEG or WebP picture", param=PICTURE) from error
+    if too_large:
+        raise InvalidRequest(
+            f"{PICTURE}: at most {MOST_PICTURE_PIXELS // 10**6} million pixels", param=PICTURE
+        )
+    return data

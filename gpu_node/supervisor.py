@@ -1,20 +1,20 @@
-"""Keeps the worker process alive, keeps it in work, and believes nothing it does not hear from it."""
+"""The supervisor of the worker process: starts it, feeds it, watches it and starts it again."""
 
 import asyncio
 import contextlib
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Literal
 
-from gpu_node import messages
-from gpu_node.job import Job
-from gpu_node.jobs import JobQueue
-from gpu_node.paces import Idleness, Paces
-from gpu_node.records import RecordStore
+from gpu_node import ipc
+from gpu_node.eta import Estimates, IdleTime
+from gpu_node.queue import Job, JobQueue, RecordStore
+from gpu_node.schemas import Clip
 from gpu_node.settings import NodeSettings
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ State = Literal["starting", "ready", "failed"]
 
 
 class WorkerSupervisor:
-    """The one worker process: started, fed, watched and started again."""
+    """The one worker process. The state of each job follows what the worker reports, and nothing else."""
 
     def __init__(self, *, settings: NodeSettings, queue: JobQueue, store: RecordStore) -> None:
         self._settings = settings
@@ -42,11 +42,11 @@ class WorkerSupervisor:
         self._kill_reason: str | None = None
         self.state: State = "starting"
         self.reason: str | None = None
-        self.native: messages.Ready | None = None
-        self.memory: messages.Memory | None = None
+        self.ready: ipc.Ready | None = None  # what the last worker that loaded the model said
+        self.memory: ipc.Memory | None = None
         self.restarts = 0
-        self.paces = Paces()
-        self.idle = Idleness()
+        self.estimates = Estimates()
+        self.idle = IdleTime()
 
     async def run(self) -> None:
         """Keep a worker alive until `stop`, or until its model turns out to be impossible to load."""
@@ -54,30 +54,34 @@ class WorkerSupervisor:
         try:
             while not (self._stopping or self._gave_up):
                 await self._live_once()
-                if not (self._stopping or self._gave_up):
-                    await asyncio.sleep(self._pause())
+                if not (self._stopping or self._gave_up) and self._failed_loads:
+                    # None after a worker that worked, then longer with every failure.
+                    await asyncio.sleep(min(2.0**self._failed_loads, LONGEST_PAUSE))
         finally:
             watch.cancel()
 
     def pump(self) -> None:
         """Give the worker its next job ahead of time, if it can take one."""
-        if self.state != "ready" or self.native is None or self._stopping:
+        if self.state != "ready" or self.ready is None or self._stopping:
             return
-        job = self._queue.hand_over(self.native)
+        job = self._queue.hand_over(self.ready.traits)
         if job is not None:
             self._last_sign_of_life = time.monotonic()
-            self._send(_run_command(job, self._store))
+            image = str(self._store.image_path(job)) if job.image is not None else None
+            clip = Clip.model_validate(job.model_dump())  # `hand_over` has filled in the model's defaults
+            path = str(self._store.clip_path(job))
+            self._send(ipc.Run(job_id=job.id, path=path, image_path=image, clip=clip))
 
     def ask_to_cancel(self, job: Job) -> None:
         """Tell the worker to stop a job that runs; one that does not comply in time is killed by the watch."""
         if job in self._queue.at_worker and job.id not in self._cancel_asked_at:
             self._cancel_asked_at[job.id] = time.monotonic()
-            self._send(messages.Cancel(job_id=job.id))
+            self._send(ipc.Cancel(job_id=job.id))
 
     def withdraw(self, job: Job) -> None:
         """Tell the worker not to begin with a job that it was handed ahead of time."""
         if job is self._queue.handed:
-            self._send(messages.Cancel(job_id=job.id))
+            self._send(ipc.Cancel(job_id=job.id))
 
     async def stop(self, *, patience: float) -> None:
         """End the worker: by closing its input, and by force after `patience` seconds."""
@@ -95,13 +99,13 @@ class WorkerSupervisor:
             await process.wait()
 
     def give_up(self, reason: str) -> None:
-        """No worker will come any more: fail what waits and what runs."""
+        """Fail what waits and what runs: no other worker is started."""
         self._on_load_failed(reason, permanent=True)
         if self._queue.running is not None:
             self._queue.fail(self._queue.running, code="model_unavailable", message=reason)
 
     async def _live_once(self) -> None:
-        """Start one worker and listen to it until it is gone."""
+        """Start one worker and follow its events until it is gone."""
         try:
             process = await _spawn(self._settings)
         except OSError as error:  # no memory, no more processes: may pass
@@ -111,63 +115,61 @@ class WorkerSupervisor:
         assert process.stdout is not None
         async for line in process.stdout:
             self._last_sign_of_life = time.monotonic()
-            self._hear(messages.EVENTS.validate_json(line))
+            self._on_event(ipc.EVENTS.validate_json(line))
             self.pump()
-        self._mourn(await process.wait())
+        self._on_exit(await process.wait())
 
-    def _hear(self, event: messages.Event) -> None:
-        if isinstance(event, messages.Ready):
-            self._on_ready(event)
-        elif isinstance(event, messages.LoadFailed):
+    def _on_event(self, event: ipc.Event) -> None:
+        if isinstance(event, ipc.Ready):
+            log.info("%s is ready on %s", self._settings.backend, event.device)
+            self.ready, self.memory = event, event.memory
+            self.state, self.reason = "ready", None
+            self._failed_loads = 0
+        elif isinstance(event, ipc.LoadFailed):
             self._on_load_failed(event.reason, permanent=event.permanent)
         else:
             self._on_job_event(event)
-
-    def _on_ready(self, event: messages.Ready) -> None:
-        log.info("%s is ready on %s", self._settings.backend, event.device)
-        self.native, self.memory = event, event.memory
-        self.state, self.reason = "ready", None
-        self._failed_loads = 0
 
     def _on_load_failed(self, reason: str, *, permanent: bool) -> None:
         log.error("%s", reason)
         self.state, self.reason = "failed", reason
         self._failed_loads += 1
         self._gave_up = permanent
-        for job in self._queue.waiting():
+        for job in list(self._queue.waiting):
             self._queue.fail(job, code="model_unavailable", message=reason)
 
-    def _on_job_event(self, event: messages.JobEvent) -> None:
-        job = self._job_of(event)
+    def _on_job_event(self, event: ipc.JobEvent) -> None:
+        candidates = [self._queue.handed] if isinstance(event, ipc.Started) else self._queue.at_worker
+        job = next((job for job in candidates if job is not None and job.id == event.job_id), None)
         if job is None:
-            log.debug("the worker spoke of %s, which was canceled before it began", event.job_id)
-        elif isinstance(event, messages.Started):
+            log.debug("an event for %s, which was canceled before it began", event.job_id)
+        elif isinstance(event, ipc.Started):
             self._queue.start(job)
-        elif isinstance(event, messages.Step):
-            self._queue.advance(job, event.step)
-        elif isinstance(event, messages.Done):
+        elif isinstance(event, ipc.Step):
+            job.step = event.step
+            job.touch()
+        elif isinstance(event, ipc.Done):
             self._on_done(job, event)
-        elif isinstance(event, messages.Stopped):
+        elif isinstance(event, ipc.Stopped):
             self._queue.cancel(job, step=event.step)
         else:
             self._queue.fail(job, code=event.code, message=event.message)
 
-    def _job_of(self, event: messages.JobEvent) -> Job | None:
-        candidates = [self._queue.handed] if isinstance(event, messages.Started) else self._queue.at_worker
-        return next((job for job in candidates if job is not None and job.id == event.job_id), None)
-
-    def _on_done(self, job: Job, event: messages.Done) -> None:
-        assert self.native is not None
+    def _on_done(self, job: Job, event: ipc.Done) -> None:
+        assert self.ready is not None
         self.memory = event.memory
-        self.paces.learn(job, seconds_per_step=event.seconds_per_step, seconds_besides=event.seconds_besides)
+        self.estimates.learn(
+            job, seconds_per_step=event.seconds_per_step, seconds_besides=event.seconds_besides
+        )
         if event.idle_seconds is not None:
             self.idle.add(event.idle_seconds)
-        job.made_with = self.native.setup | {"tiled": event.tiled}
+        job.made_with = self.ready.setup | {"tiled": event.tiled}
         self._queue.complete(job)
 
-    def _mourn(self, exit_status: int) -> None:
-        """The worker is gone: the job on its GPU fails, nobody else's does."""
-        how = _how_it_ended(exit_status)
+    def _on_exit(self, exit_status: int) -> None:
+        """End the job that the dead worker had on its GPU, and no other."""
+        signaled = exit_status < 0
+        how = f"killed by {signal.Signals(-exit_status).name}" if signaled else f"exit status {exit_status}"
         if not self._stopping:
             log.error("the worker process ended (%s)", how)
             self.restarts += 1
@@ -183,7 +185,7 @@ class WorkerSupervisor:
             self.state = "starting"
 
     def _end_jobs_of_dead_worker(self, why: str) -> None:
-        """What ran has failed. What was only being written to its file is made once more, what was to come waits on."""
+        """Fail what ran. What was only being written to its file is made once more; what was to come waits on."""
         self._queue.handed = None
         for job in reversed(self._queue.at_worker):
             self._store.discard_part(job)
@@ -194,10 +196,6 @@ class WorkerSupervisor:
             else:
                 self._queue.take_back(job)
         self._cancel_asked_at.clear()
-
-    def _pause(self) -> float:
-        """Seconds before the next worker: none after one that worked, then longer with every failure."""
-        return min(2.0**self._failed_loads, LONGEST_PAUSE) if self._failed_loads else 0.0
 
     async def _watch(self) -> None:
         """Kill a worker that hangs in its job, or that does not stop when told to."""
@@ -220,35 +218,26 @@ class WorkerSupervisor:
             return f"The job made no progress for {self._settings.stall_seconds:g} seconds."
         return None
 
-    def _send(self, command: messages.Command) -> None:
-        """Write a command. To a worker that just died it is lost, and `_mourn` ends its job."""
+    def _send(self, command: ipc.Command) -> None:
+        """Write a command. To a worker that just died it is lost, and `_on_exit` ends its job."""
         assert self._process is not None and self._process.stdin is not None
         if not self._process.stdin.is_closing():
-            self._process.stdin.write(messages.to_line(command))
-
-
-def _run_command(job: Job, store: RecordStore) -> messages.Run:
-    """The job as the worker needs it; `Job.resolve` has filled in the model's defaults."""
-    image = str(store.image_path(job)) if job.image is not None else None
-    paths = {"path": str(store.clip_path(job)), "image": image}
-    return messages.Run.model_validate(job.model_dump() | paths | {"job_id": job.id})
+            self._process.stdin.write(ipc.to_line(command))
 
 
 async def _spawn(settings: NodeSettings) -> asyncio.subprocess.Process:
+    command = shlex.split(settings.worker_command) or [sys.executable, "-m", "gpu_node.worker"]
     return await asyncio.create_subprocess_exec(
-        *_command_line(settings),
+        *command,
+        settings.engine.model_dump_json(),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=_environment(settings),
     )
 
 
-def _command_line(settings: NodeSettings) -> list[str]:
-    return [sys.executable, "-m", "gpu_node.worker", settings.engine.model_dump_json()]
-
-
 def _environment(settings: NodeSettings) -> dict[str, str]:
-    """Ours, so that the worker finds this package from any folder, and without the key it has no use for.
+    """Return this process's environment with this package on the path, and without the key.
 
     What torch compiles is kept beside the models, so that the next start finds it.
     """
@@ -265,9 +254,3 @@ def _environment(settings: NodeSettings) -> dict[str, str]:
 def _kill(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):  # it ended by itself in the meantime
         process.kill()
-
-
-def _how_it_ended(exit_status: int) -> str:
-    if exit_status >= 0:
-        return f"exit status {exit_status}"
-    return f"killed by {signal.Signals(-exit_status).name}"

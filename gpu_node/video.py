@@ -1,7 +1,9 @@
-"""Pixels to MP4: H.264 High, yuv420p, faststart, which browsers, phones and Telegram all play."""
+"""MP4 files from pixels: H.264 High, yuv420p, faststart, which browsers, phones and Telegram all play."""
 
 import os
-from collections.abc import Iterable
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,12 +13,14 @@ from av.container import OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-# Without x264's macroblock tree: its assembly reads memory that nobody set where a row is not a multiple of 8
+Frames = NDArray[np.uint8]  # (count, height, width, 3), RGB
+
+# Without x264's macroblock tree: its assembly reads memory that was never set where a row is not a multiple of 8
 # macroblocks, so that the same pictures gave different files (3 kinds in 12 runs at 64×32; one kind without it).
 ENCODER_OPTIONS = {"profile": "high", "preset": "medium", "crf": "18", "x264-params": "mbtree=0"}
 
 
-def write_mp4(*, frames: Iterable[NDArray[np.uint8]], fps: int, path: Path) -> None:
+def write_mp4(*, frames: Iterable[Frames], fps: int, path: Path) -> None:
     """Write pieces of a clip, each of shape (count, height, width, 3), RGB, at `fps` frames a second, to `path`.
 
     Each piece is encoded as soon as it is there. The file appears whole or not at all. Width and height must be even
@@ -25,13 +29,14 @@ def write_mp4(*, frames: Iterable[NDArray[np.uint8]], fps: int, path: Path) -> N
     part = path.with_name(path.name + ".part")
     try:
         _encode(frames=frames, fps=fps, path=part)
-        _flush_to_disk(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _encode(*, frames: Iterable[NDArray[np.uint8]], fps: int, path: Path) -> None:
+def _encode(*, frames: Iterable[Frames], fps: int, path: Path) -> None:
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream: VideoStream | None = None
         for piece in frames:
@@ -44,7 +49,7 @@ def _encode(*, frames: Iterable[NDArray[np.uint8]], fps: int, path: Path) -> Non
         container.mux(stream.encode())
 
 
-def _check(frames: NDArray[np.uint8]) -> None:
+def _check(frames: Frames) -> None:
     if frames.ndim != 4 or frames.shape[3] != 3 or not frames.shape[0] or frames.dtype != np.uint8:
         raise ValueError(f"expected uint8 frames of shape (count, height, width, 3), got {frames.shape}")
     if frames.shape[1] % 2 or frames.shape[2] % 2:
@@ -58,6 +63,51 @@ def _stream(container: OutputContainer, *, fps: int, height: int, width: int) ->
     return stream
 
 
-def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+class Abandoned(Exception):
+    """The clip is not wanted any more; its file is removed."""
+
+
+class ClipEncoder(threading.Thread):
+    """Writer of one clip while the GPU goes on with the next.
+
+    Frames come by `add`; `finish` or `abandon` ends it. `on_end` is called in this
+    thread with None once the file is there, or with what went wrong.
+    """
+
+    def __init__(self, *, path: Path, fps: int, on_end: Callable[[Exception | None], None]) -> None:
+        super().__init__(name=f"encoder-{path.stem}")
+        self._path = path
+        self._fps = fps
+        self._on_end = on_end
+        self._arrived: queue.SimpleQueue[Frames | Exception | None] = queue.SimpleQueue()
+        self.start()
+
+    def add(self, frames: Frames) -> None:
+        """Take the next frames; returns at once."""
+        self._arrived.put(frames)
+
+    def finish(self) -> None:
+        """Take no more frames: all are there."""
+        self._arrived.put(None)
+
+    def abandon(self) -> None:
+        """Leave no file, and call nothing. Returns when the thread has ended."""
+        self._arrived.put(Abandoned())
+        self.join()
+
+    def run(self) -> None:
+        """Write the file, in this thread."""
+        try:
+            write_mp4(frames=self._frames(), fps=self._fps, path=self._path)
+        except Abandoned:
+            return
+        except Exception as error:
+            self._on_end(error)
+        else:
+            self._on_end(None)
+
+    def _frames(self) -> Iterator[Frames]:
+        while (item := self._arrived.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item

@@ -16,12 +16,10 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
-from gpu_node import messages
-from gpu_node.encoding import ClipEncoder
+from gpu_node import ipc
 from gpu_node.engine.errors import (
     Canceled,
     ModelUnavailable,
@@ -30,46 +28,87 @@ from gpu_node.engine.errors import (
     is_out_of_memory,
     poisons_process,
 )
-from gpu_node.engine.memory import memory_of
-from gpu_node.engine.pipeline import GenerationInput, VideoPipeline
+from gpu_node.engine.pipeline import VideoPipeline, memory_of
 from gpu_node.engine.prompts import Prompts
-from gpu_node.pipes import Inbox, Outbox
 from gpu_node.settings import LOG_FORMAT, EngineOptions, shown_name
-from gpu_node.timing import JobClock
+from gpu_node.video import ClipEncoder
 
 log = logging.getLogger("gpu_node.worker")
 
 
-class PromptStage(threading.Thread):
-    """Encodes the prompts of jobs that wait, while the GPU is at another."""
+class JobClock:
+    """Times of one job on the GPU, from which its pace and the GPU's idle time follow; all in perf_counter seconds.
 
-    def __init__(self, inbox: Inbox, pipeline: VideoPipeline) -> None:
+    `ready_at`: its prompt was encoded. `gpu_free_since`: the job before it had ended.
+    """
+
+    def __init__(self, *, ready_at: float, gpu_free_since: float | None) -> None:
+        self._ready_at = ready_at
+        self._gpu_free_since = gpu_free_since
+        self._began = time.perf_counter()
+        self._ended = self._began
+        self._steps = [self._began]
+        self.first_step_began = self._began
+        self.steps_done = 0
+
+    def step_done(self, step: int) -> None:
+        """Record that the GPU has done `step` steps."""
+        self.steps_done = step
+        self._steps.append(time.perf_counter())
+
+    def gpu_done(self) -> None:
+        """Record that the last frame is decoded."""
+        self._ended = time.perf_counter()
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean without the first step where there are more: it carries what is done once a job."""
+        skipped = 1 if len(self._steps) > 2 else 0
+        return (self._steps[-1] - self._steps[skipped]) / (len(self._steps) - 1 - skipped)
+
+    @property
+    def seconds_besides(self) -> float:
+        """Time that the GPU spent on this job beyond its steps."""
+        return max(0.0, self._ended - self._began - self.seconds_per_step * self.steps_done)
+
+    @property
+    def idle_seconds(self) -> float | None:
+        """Time from the end of the job before to this one's first step; None when this one was not there yet."""
+        if self._gpu_free_since is None or self._ready_at > self._gpu_free_since:
+            return None
+        return self.first_step_began - self._gpu_free_since
+
+
+class PromptStage(threading.Thread):
+    """Encoder of the prompts of jobs that wait, while the GPU is at another."""
+
+    def __init__(self, inbox: ipc.Inbox, pipeline: VideoPipeline) -> None:
         super().__init__(name="prompts", daemon=True)
         self._inbox = inbox
         self._pipeline = pipeline
-        self._ready: queue.SimpleQueue[tuple[messages.Run, Prompts | Exception, float]] = queue.SimpleQueue()
+        self._ready: queue.SimpleQueue[tuple[ipc.Run, Prompts | Exception, float]] = queue.SimpleQueue()
         self.start()
 
-    def next(self) -> tuple[messages.Run, Prompts | Exception, float]:
-        """Wait for a job whose prompt is encoded, or failed to be; and since when it is (perf_counter)."""
+    def next(self) -> tuple[ipc.Run, Prompts | Exception, float]:
+        """Wait for a job whose prompt is encoded, or failed to be; with the moment since when (perf_counter)."""
         return self._ready.get()
 
     def run(self) -> None:
-        """The thread."""
+        """Encode one prompt after the other, in this thread."""
         while True:
             job = self._inbox.next_run()
             encoded: Prompts | Exception
             try:
-                encoded = self._pipeline.encode(job.prompt, job.negative_prompt)
+                encoded = self._pipeline.encode(job.clip.prompt, job.clip.negative_prompt)
             except Exception as error:  # it belongs to the job, and is raised when its turn comes
                 encoded = error
             self._ready.put((job, encoded, time.perf_counter()))
 
 
 class Worker:
-    """Runs one job after the other on the GPU and reports on each."""
+    """The loop that runs one job after the other on the GPU and reports on each."""
 
-    def __init__(self, *, pipeline: VideoPipeline, inbox: Inbox, outbox: Outbox) -> None:
+    def __init__(self, *, pipeline: VideoPipeline, inbox: ipc.Inbox, outbox: ipc.Outbox) -> None:
         self._pipeline = pipeline
         self._inbox = inbox
         self._outbox = outbox
@@ -85,23 +124,15 @@ class Worker:
 
     def run_next(self) -> bool:
         """Wait for a job and run it, all but its file; True when no other can run in this process."""
-        return self._run(*self._prompts.next())
-
-    def finish_files(self) -> None:
-        """Wait until the clips that the GPU has done with are written."""
-        for encoder in self._encoders:
-            encoder.join()
-
-    def _run(self, job: messages.Run, prompts: Prompts | Exception, ready_at: float) -> bool:
-        """Run one job, whatever becomes of it. True when no other job can run in this process."""
+        job, prompts, ready_at = self._prompts.next()
         clock = JobClock(ready_at=ready_at, gpu_free_since=self._gpu_free_since)
-        self._outbox.send(messages.Started(job_id=job.job_id))
+        self._outbox.send(ipc.Started(job_id=job.job_id))
         try:
             if isinstance(prompts, Exception):
                 raise prompts
             self._make(job, prompts, clock)
         except Canceled:
-            self._outbox.send(messages.Stopped(job_id=job.job_id, step=clock.steps_done))
+            self._outbox.send(ipc.Stopped(job_id=job.job_id, step=clock.steps_done))
         except Exception as error:
             log.exception("job %s failed", job.job_id)
             self._outbox.send(_failure(job, error))
@@ -111,23 +142,29 @@ class Worker:
             self._gpu_free_since = time.perf_counter()
         return False
 
-    def _make(self, job: messages.Run, prompts: Prompts, clock: JobClock) -> None:
+    def finish_files(self) -> None:
+        """Wait until the clips that the GPU has done with are written."""
+        for encoder in self._encoders:
+            encoder.join()
+
+    def _make(self, job: ipc.Run, prompts: Prompts, clock: JobClock) -> None:
         """Denoise and decode; the clip is finished beside the next job."""
 
         def on_step(step: int) -> None:
             clock.step_done(step)
-            self._outbox.send(messages.Step(job_id=job.job_id, step=step))
+            self._outbox.send(ipc.Step(job_id=job.job_id, step=step))
             self._stop_if_canceled(job)
 
         self._stop_if_canceled(job)
-        latents = self._pipeline.denoise(_input(job), prompts, on_step=on_step)
-        clock.first_step_began(self._pipeline.first_step_began)
+        picture = Path(job.image_path) if job.image_path is not None else None
+        latents = self._pipeline.denoise(job.clip, prompts, picture=picture, on_step=on_step)
+        clock.first_step_began = self._pipeline.first_step_began
         if not self._fits_whole(job, latents, clock):
             log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
             free_memory()
             self._decode(job, latents, clock, tiled=True)
 
-    def _fits_whole(self, job: messages.Run, latents: torch.Tensor, clock: JobClock) -> bool:
+    def _fits_whole(self, job: ipc.Run, latents: torch.Tensor, clock: JobClock) -> bool:
         """Decode in one piece; False when memory ran out.
 
         The error ends here, before anything is tried again: while it is known, it keeps alive what filled the memory.
@@ -140,13 +177,14 @@ class Worker:
             return False
         return True
 
-    def _decode(self, job: messages.Run, latents: torch.Tensor, clock: JobClock, *, tiled: bool) -> None:
-        encoder = ClipEncoder(
-            path=Path(job.path), fps=job.fps, on_end=lambda error: self._on_clip_end(job, clock, tiled, error)
-        )
+    def _decode(self, job: ipc.Run, latents: torch.Tensor, clock: JobClock, *, tiled: bool) -> None:
+        def on_end(error: Exception | None) -> None:
+            self._on_clip_end(job, clock, tiled, error)
+
+        encoder = ClipEncoder(path=Path(job.path), fps=job.clip.fps, on_end=on_end)
         self._encoders = [*(known for known in self._encoders if known.is_alive()), encoder]
         try:
-            wanted = job.num_frames
+            wanted = job.clip.num_frames
             for frames in self._pipeline.decode(latents, tiled=tiled):
                 self._stop_if_canceled(job)
                 encoder.add(frames[:wanted])
@@ -159,13 +197,13 @@ class Worker:
         clock.gpu_done()
         encoder.finish()
 
-    def _on_clip_end(self, job: messages.Run, clock: JobClock, tiled: bool, error: Exception | None) -> None:
-        """In the encoder's thread: the file is there, or cannot be."""
+    def _on_clip_end(self, job: ipc.Run, clock: JobClock, tiled: bool, error: Exception | None) -> None:
+        """Report, from the encoder's thread, that the file is there or cannot be."""
         if error is not None:
             log.error("job %s: the clip cannot be written", job.job_id, exc_info=error)
             self._outbox.send(_failure(job, error))
             return
-        done = messages.Done(
+        done = ipc.Done(
             job_id=job.job_id,
             seconds_per_step=clock.seconds_per_step,
             seconds_besides=clock.seconds_besides,
@@ -175,79 +213,35 @@ class Worker:
         )
         self._outbox.send(done)
 
-    def _stop_if_canceled(self, job: messages.Run) -> None:
+    def _stop_if_canceled(self, job: ipc.Run) -> None:
         if self._inbox.is_canceled(job.job_id):
             raise Canceled
 
 
-def _input(job: messages.Run) -> GenerationInput:
-    return GenerationInput(
-        width=job.width,
-        height=job.height,
-        frames=job.generated_frames,
-        steps=job.steps,
-        guidance_scale=job.guidance_scale,
-        seed=job.seed,
-        image=Path(job.image) if job.image is not None else None,
-    )
-
-
-def _failure(job: messages.Run, error: Exception) -> messages.Failed:
+def _failure(job: ipc.Run, error: Exception) -> ipc.Failed:
     code, message = "generation_failed", f"{type(error).__name__}: {error}"
     if isinstance(error, UnusableResult):
         code, message = "unusable_result", str(error)
     elif is_out_of_memory(error):
-        code = "out_of_memory"
+        clip = job.clip
         message = (
-            f"The GPU has too little memory for {job.generated_frames} frames of {job.width}x{job.height}."
+            f"The GPU has too little memory for {clip.generated_frames} frames of {clip.width}x{clip.height}."
         )
+        code = "out_of_memory"
     elif poisons_process(error):
         code, message = "gpu_error", f"The GPU reported an error: {str(error).partition(chr(10))[0]}"
     elif isinstance(error, OSError) and error.errno == errno.ENOSPC:
         code, message = "disk_full", "The node's disk is full."
-    return messages.Failed(job_id=job.job_id, code=code, message=message[:1000])
+    return ipc.Failed(job_id=job.job_id, code=code, message=message[:1000])
 
 
-def _take_over_stdout() -> BinaryIO:
-    """Standard output for events alone: whatever a library prints goes to standard error."""
-    outbox = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return outbox
-
-
-def _load(options: EngineOptions, outbox: Outbox) -> VideoPipeline | None:
-    """The pipeline, or None after the failure was reported."""
-    try:
-        return VideoPipeline.load(options)
-    except Exception as error:
-        log.exception("the model cannot be loaded")
-        outbox.send(_load_failure(options.model, error))
-        return None
-
-
-def _load_failure(model: str, error: Exception) -> messages.LoadFailed:
-    """The reason is on /health, for anyone to read: without the folder's path."""
+def _load_failure(model: str, error: Exception) -> ipc.LoadFailed:
+    """Report why the model cannot be loaded, on /health for anyone to read: without the folder's path."""
     if isinstance(error, ModelUnavailable):
-        return messages.LoadFailed(reason=str(error), permanent=True)
+        return ipc.LoadFailed(reason=str(error), permanent=True)
     name = shown_name(model)
     reason = f"{name} cannot be loaded: {type(error).__name__}: {str(error).replace(model, name)}"
-    return messages.LoadFailed(reason=reason[:1000], permanent=False)
-
-
-def _ready(pipeline: VideoPipeline) -> messages.Ready:
-    native = pipeline.native
-    return messages.Ready(
-        device=pipeline.device_name,
-        width=native.width,
-        height=native.height,
-        frames=native.frames,
-        frame_unit=native.frame_unit,
-        takes_image=pipeline.takes_image,
-        fixed_size=native.fixed_size,
-        guidance_scale=native.guidance_scale,
-        memory=memory_of(pipeline.device),
-        setup=pipeline.setup,
-    )
+    return ipc.LoadFailed(reason=reason[:1000], permanent=False)
 
 
 def main() -> int:
@@ -257,12 +251,22 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     options = EngineOptions.model_validate_json(sys.argv[1])
     logging.basicConfig(level=options.log_level.upper(), format=LOG_FORMAT)
-    outbox = Outbox(_take_over_stdout())
-    inbox = Inbox(sys.stdin.buffer)
-    pipeline = _load(options, outbox)
-    if pipeline is None:
+    outbox = ipc.Outbox(os.fdopen(os.dup(1), "wb"))
+    os.dup2(2, 1)  # events alone go to standard output: whatever a library prints goes to standard error
+    inbox = ipc.Inbox(sys.stdin.buffer)
+    try:
+        pipeline = VideoPipeline.load(options)
+    except Exception as error:
+        log.exception("the model cannot be loaded")
+        outbox.send(_load_failure(options.model, error))
         return 1
-    outbox.send(_ready(pipeline))
+    ready = ipc.Ready(
+        device=pipeline.device_name,
+        traits=pipeline.traits,
+        memory=memory_of(pipeline.device),
+        setup=pipeline.setup,
+    )
+    outbox.send(ready)
     Worker(pipeline=pipeline, inbox=inbox, outbox=outbox).serve()
     return 1
 

@@ -1,24 +1,90 @@
-"""For staff: who writes, what could not be handled, what could not be delivered. Nothing here is edited by hand."""
+"""Staff pages: people on Telegram, updates, deliveries, requests to join, credit packs and payments."""
 
 from datetime import timedelta
-from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.db.models.functions import Now
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import reverse
-from unfold.decorators import action
+from django.utils.safestring import SafeString
+from unfold.decorators import display
 
 from accounts import merging
+from accounts.admin.audit_log import history_of
+from accounts.admin.base import (
+    LoggedAdmin,
+    Question,
+    ReadOnlyAdmin,
+    allowed,
+    ask_about_each,
+    row_action,
+)
 from accounts.admin.users import UserAdmin
-from accounts.admin_pages import ReadOnlyAdmin, ask, ask_about_each, row, say_why_not
 from accounts.models import WalletMerge
-from accounts.staff.clerks import Clerk
 from generation.staff import home
-from telegram_bot import payment_admin, staff
-from telegram_bot.models import JobMessage, LinkRequest, Notice, TelegramAccount, TelegramUpdate
+from telegram_bot import refunds, staff
+from telegram_bot.models import (
+    CreditPack,
+    JobMessage,
+    LinkRequest,
+    Notice,
+    StarPayment,
+    TelegramAccount,
+    TelegramUpdate,
+)
+
+
+@admin.register(CreditPack)
+class CreditPackAdmin(LoggedAdmin):
+    """A change holds from the next invoice on; one that is out already is refused at the checkout."""
+
+    list_display = ("name", "credits", "stars", "credits_per_star", "for_sale", "position")
+    list_editable = (
+        "credits",
+        "stars",
+        "for_sale",
+        "position",
+    )  # a price and a tick, without a page for each
+    list_filter = ("for_sale",)
+    search_fields = ("name",)
+    fields = ("name", "credits", "stars", "for_sale", "position", "history")
+    readonly_fields = ("history",)
+
+    @display(description="History")
+    def history(self, pack: CreditPack) -> SafeString | str:
+        return history_of(pack)
+
+    @display(description="Credits a Star")
+    def credits_per_star(self, pack: CreditPack) -> str:
+        return f"{pack.credits / pack.stars:.2f}"
+
+
+@admin.register(StarPayment)
+class StarPaymentAdmin(ReadOnlyAdmin):
+    """Credits are taken back first, then Telegram is asked. What it definitely refuses is given back."""
+
+    list_display = ("id", "paid_at", "user", "telegram_id", "stars", "bought", "state", "attempts", "error")
+    list_select_related = ("user", "purchase")
+    list_filter = ("state", "paid_at")
+    search_fields = ("=charge_id", "=telegram_id", "user__username")
+    date_hierarchy = "paid_at"
+    actions_detail = ("refund",)
+    has_refund_permission = allowed("telegram_bot.refund_starpayment")
+
+    @display(description="Credits")
+    def bought(self, payment: StarPayment) -> int:
+        return payment.purchase.posted_delta if payment.purchase else 0
+
+    @row_action("Refund", "refund", staff.refund_payment, icon="undo", why_not=refunds.why_not)
+    def refund(self, payment: StarPayment) -> Question:
+        done = f"{self.bought(payment)} credits are taken back; Telegram is asked to refund {payment.stars} Stars."
+        explanation = (
+            f"{self.bought(payment)} credits of {payment.user} are taken back at once, then Telegram gives "
+            f"{payment.stars} Stars back to {payment.telegram_id}. If it refuses, the credits are given back."
+        )
+        return explanation, done
 
 
 @admin.register(TelegramAccount)
@@ -37,16 +103,11 @@ class TelegramUpdateAdmin(ReadOnlyAdmin):
     list_filter = ("state", "received_at")
     search_fields = ("=update_id", "error")
     actions = ("handle_again",)
-
-    def has_again_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("telegram_bot.change_telegramupdate")
+    has_again_permission = allowed("telegram_bot.change_telegramupdate")
 
     @admin.action(description="Handle again what could not be handled", permissions=["again"])
-    def handle_again(self, request: HttpRequest, queryset: "QuerySet[TelegramUpdate]") -> HttpResponse:
-        def again(clerk: Clerk, update: TelegramUpdate, wish: dict[str, Any]) -> None:
-            staff.handle_again(clerk=clerk, update=update, **wish)
-
-        return ask_about_each(self, request, queryset, title="Handle again", do=again)
+    def handle_again(self, request: HttpRequest, queryset: "QuerySet[TelegramUpdate]") -> HttpResponseBase:
+        return ask_about_each(self, request, queryset, title="Handle again", do=staff.handle_again)
 
 
 @admin.register(JobMessage)
@@ -56,6 +117,7 @@ class JobMessageAdmin(ReadOnlyAdmin):
     list_filter = ("state",)
     search_fields = ("=chat_id", "=job__id", "error")
     actions = ("deliver_again",)
+    has_again_permission = allowed("telegram_bot.change_jobmessage")
 
     def response_action(
         self, request: HttpRequest, queryset: "QuerySet[JobMessage]"
@@ -68,28 +130,22 @@ class JobMessageAdmin(ReadOnlyAdmin):
             self.message_user(request, "There are no such rows.", messages.ERROR)
             return None
 
-    def has_again_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("telegram_bot.change_jobmessage")
-
     @admin.action(description="Try to deliver again what could not be delivered", permissions=["again"])
-    def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> HttpResponse:
-        def again(clerk: Clerk, message: JobMessage, wish: dict[str, Any]) -> None:
-            staff.deliver_again(clerk=clerk, message=message, **wish)
-
-        return ask_about_each(self, request, queryset, title="Deliver again", do=again)
+    def deliver_again(self, request: HttpRequest, queryset: "QuerySet[JobMessage]") -> HttpResponseBase:
+        return ask_about_each(self, request, queryset, title="Deliver again", do=staff.deliver_again)
 
 
-@home.add_card
-def failed_deliveries() -> home.Card:
+@home.add_stat
+def failed_deliveries() -> home.Stat:
     """Results of the last day that Telegram never took."""
     since = Now() - timedelta(days=1)
     failed = JobMessage.objects.filter(state=JobMessage.State.FAILED, created_at__gt=since).count()
     page = reverse("admin:telegram_bot_jobmessage_changelist")
     href = f"{page}?state__exact={JobMessage.State.FAILED}"
-    return home.Card("Failed deliveries", str(failed), href, "of 24 hours", alarm=bool(failed))
+    return home.Stat("Failed deliveries", str(failed), href, "of 24 hours", alarm=bool(failed))
 
 
-# Who looks for a person may know them by what Telegram calls them.
+# A person may be known to staff by their name on Telegram alone.
 UserAdmin.search_fields = (
     *UserAdmin.search_fields,
     "=telegram_account__telegram_id",
@@ -106,13 +162,17 @@ class NoticeAdmin(ReadOnlyAdmin):
 
 @admin.register(LinkRequest)
 class LinkRequestAdmin(ReadOnlyAdmin):
-    """Who wanted to be joined with whom, and what came of it."""
+    """Requests to join an account on the web with a person on Telegram."""
 
     list_display = ("id", "began_on", "user", "account", "state", "created_at", "answered_at", "settled_at")
     list_select_related = ("user", "account")
     list_filter = ("state", "began_on", "created_at")
     search_fields = ("user__username", "=account__telegram_id", "account__username")
     exclude = ("digest",)
+
+
+def _why_not_undo(merge: WalletMerge) -> str | None:
+    return "This merge was undone before." if merge.undone_at is not None else None
 
 
 @admin.register(WalletMerge)
@@ -124,25 +184,12 @@ class WalletMergeAdmin(ReadOnlyAdmin):
     list_filter = ("made_at", ("undone_at", admin.EmptyFieldListFilter))
     search_fields = ("source__user__username", "target__user__username", "reason")
     actions_detail = ("undo",)
+    has_undo_permission = allowed("accounts.undo_walletmerge")
 
-    def has_undo_permission(self, request: HttpRequest, obj: object = None) -> bool:
-        return Clerk.of(request).may("accounts.undo_walletmerge")
-
-    @action(description="Undo", url_path="undo", permissions=["undo"], icon="undo")
-    def undo(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        merge: WalletMerge = row(self, request, object_id)
-        if merge.undone_at is not None:
-            return say_why_not(self, request, merge, "This merge was undone before.")
-
-        def part(clerk: Clerk, wish: dict[str, Any]) -> str:
-            staff.undo_merge(clerk=clerk, merge=merge, reason=wish["reason"], once=wish["once"])
-            return f"Undid the merge of {merge} ({wish['reason']})."
-
+    @row_action("Undo", "undo", staff.undo_merge, icon="undo", why_not=_why_not_undo)
+    def undo(self, merge: WalletMerge) -> Question:
         explanation = (
             f"{merging.net_moved(merge)} credits go back from {merge.target.user} to {merge.source.user}, "
             f"and so do the videos that {merge.source.user} paid for. Their Telegram is their own again."
         )
-        return ask(self, request, merge, title="Undo", explanation=explanation, act=part)
-
-
-__all__ = ["payment_admin"]  # registered by being imported
+        return explanation, f"Undid the merge of {merge} ($reason)."

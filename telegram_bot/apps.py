@@ -6,5 +6,4 @@ class TelegramBotConfig(AppConfig):
     verbose_name = "Telegram"
 
     def ready(self) -> None:
-        # In any process: a finished job makes its delivery due, what people are told goes into the outbox.
-        from telegram_bot import audit, receivers, told  # noqa: F401
+        from telegram_bot import ledger_check, receivers  # noqa: F401

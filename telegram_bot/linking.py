@@ -1,8 +1,8 @@
 """Joining a person on Telegram with an account on the web, and parting them.
 
-Neither side decides alone: whoever began it is shown who answered, and the other way round, and both agree. So a link
-that is passed on, be it to a victim or by one, joins nothing. What is joined then is one person with one wallet and one
-history: the account on the web, with the credits and videos that the person had in Telegram.
+Neither side decides alone: each is shown the other, and both agree. So a link that is passed on, be it to a victim or
+by one, joins nothing. The joined account has one wallet and one history: the account on the web, with the credits and
+videos that the person had in Telegram.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from datetime import timedelta
 from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
-from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy, gettext_noop
 
 from accounts import merging
 from accounts.models import CreditAccount, User, UserLimits, WalletMerge
-from generation import ownership
+from generation import privacy
 from telegram_bot import tokens
+from telegram_bot.errors import Refusal
 from telegram_bot.models import LinkRequest, TelegramAccount
 
 Side, State = LinkRequest.Side, LinkRequest.State
@@ -27,13 +27,8 @@ KEEP = timedelta(days=30)
 JOINED = gettext_noop("Joined")  # stored in English, translated where it is shown
 
 
-class LinkError(Exception):
-    """The two cannot be joined; `words` say why, to either side."""
-
-    words: Promise | str = ""
-
-    def __init__(self) -> None:
-        super().__init__(str(self.words))
+class LinkError(Refusal):
+    """The two cannot be joined, or parted."""
 
 
 class LinkGone(LinkError):
@@ -73,58 +68,43 @@ class NotJoined(LinkError):
 # --- Beginning ------------------------------------------------------------------------------------------------------
 
 
-def begin_on_web(*, user: User) -> tuple[LinkRequest, str]:
-    """A request, and the token for the link to the bot. Earlier ones of this account are over.
-
-    Raises:
-        LinkError: it can never come to anything.
-    """
+def begin_on_web(*, user: User) -> str:
+    """Make a request; returns the token for the link to the bot. Earlier requests of this account end."""
     if TelegramAccount.objects.filter(user=user).exists():
         raise WebHasTelegram
     return _begin(LinkRequest(began_on=Side.WEB, user=user), earlier=Q(user=user, began_on=Side.WEB))
 
 
-def begin_in_telegram(*, account: TelegramAccount) -> tuple[LinkRequest, str]:
-    """The same from the chat: a token for the link to the site.
-
-    Raises:
-        LinkError
-    """
+def begin_in_telegram(*, account: TelegramAccount) -> str:
+    """Make a request from the chat; returns the token for the link to the site. Raises LinkError."""
     _check_telegram(account)
     row = LinkRequest(began_on=Side.TELEGRAM, account=account)
     return _begin(row, earlier=Q(account=account, began_on=Side.TELEGRAM))
 
 
 @transaction.atomic
-def _begin(row: LinkRequest, *, earlier: Q) -> tuple[LinkRequest, str]:
+def _begin(row: LinkRequest, *, earlier: Q) -> str:
     LinkRequest.objects.filter(earlier, state=State.OPEN).update(state=State.DECLINED, settled_at=Now())
     token, row.digest = tokens.new()
     row.expires_at = Now() + LIFE
     row.save(force_insert=True)
-    return row, token
+    return token
 
 
 # --- Looking --------------------------------------------------------------------------------------------------------
 
 
 def find(token: str, *, began_on: str) -> LinkRequest:
-    """The request behind a link.
-
-    Raises:
-        LinkGone: it is over, or never was.
-    """
-    row = _open().filter(digest=tokens.digest(token), began_on=began_on).first()
-    if row is None:
-        raise LinkGone
-    return row
+    """The request behind a link. Raises LinkGone when it is over, or never was."""
+    return _first(_open().filter(digest=tokens.digest(token), began_on=began_on))
 
 
 @dataclass(frozen=True)
 class Stage:
-    """How the wish to be joined stands for an account on the web.
+    """The state of joining, as an account on the web sees it.
 
-    name: `joined`; `confirm`, somebody in Telegram agreed and is in `row`; `chat`, they have the last word; `waiting`
-    for somebody to open the link; `none`.
+    name: `joined`; `confirm`, a person on Telegram agreed and is in `row`; `chat`, they have the last word; `waiting`
+    for the link to be opened; `none`.
     """
 
     name: str
@@ -134,37 +114,23 @@ class Stage:
 def stage_on_web(user: User) -> Stage:
     if TelegramAccount.objects.filter(user=user).exists():
         return Stage("joined")
-    if row := answered_for_web(user):
+    begun_here, begun_there = (_open().filter(user=user, began_on=side) for side in (Side.WEB, Side.TELEGRAM))
+    if row := begun_here.filter(answered_at__isnull=False).first():
         return Stage("confirm", row)
-    if row := waits_for_telegram(user):
-        return Stage("chat", row)
-    return Stage("waiting" if begun_on_web(user) else "none")
-
-
-def answered_for_web(user: User) -> LinkRequest | None:
-    """The request of this account that somebody in Telegram agreed to."""
-    return _open().filter(user=user, began_on=Side.WEB, answered_at__isnull=False).first()
-
-
-def begun_on_web(user: User) -> bool:
-    """Whether a link to the bot of this account is still good."""
-    return _open().filter(user=user, began_on=Side.WEB).exists()
-
-
-def waits_for_telegram(user: User) -> LinkRequest | None:
-    """The request of somebody in Telegram that this account agreed to, and they not yet."""
-    return _open().filter(user=user, began_on=Side.TELEGRAM, answered_at__isnull=False).first()
+    if begun_there.filter(answered_at__isnull=False).exists():
+        return Stage("chat")
+    return Stage("waiting" if begun_here.exists() else "none")
 
 
 def answered_for_telegram(request_id: int, account: TelegramAccount) -> LinkRequest:
-    """The request of this person that an account on the web agreed to.
+    """The request of this person that an account on the web agreed to. Raises LinkGone."""
+    return _first(
+        _open().filter(pk=request_id, account=account, began_on=Side.TELEGRAM, answered_at__isnull=False)
+    )
 
-    Raises:
-        LinkGone
-    """
-    rows = _open().filter(pk=request_id, account=account, began_on=Side.TELEGRAM, answered_at__isnull=False)
-    row = rows.first()
-    if row is None:
+
+def _first(rows: "QuerySet[LinkRequest]") -> LinkRequest:
+    if (row := rows.first()) is None:
         raise LinkGone
     return row
 
@@ -178,50 +144,40 @@ def _open() -> "QuerySet[LinkRequest]":
 
 
 def answer_in_telegram(*, token: str, account: TelegramAccount) -> LinkRequest:
-    """Somebody with the web's link agrees. The first one counts; the web is asked about them next.
-
-    Raises:
-        LinkError
-    """
+    """Agree in Telegram to the account on the web that made the link; the web is asked next. Raises LinkError."""
     row = find(token, began_on=Side.WEB)
     assert row.user is not None
-    if row.answered_at is not None and row.account_id == account.pk:
-        return row
-    _check(user=row.user, account=account)
-    return _answer(row, account=account)
+    return _answer(row, user=row.user, account=account)
 
 
 def answer_on_web(*, token: str, user: User) -> LinkRequest:
-    """Somebody with the chat's link agrees, signed in. The first one counts; the chat is asked about them next.
-
-    Raises:
-        LinkError
-    """
+    """Agree on the web to the person on Telegram who made the link; the chat is asked next. Raises LinkError."""
     row = find(token, began_on=Side.TELEGRAM)
     assert row.account is not None
-    if row.answered_at is not None and row.user_id == user.pk:
+    return _answer(row, user=user, account=row.account)
+
+
+def _answer(row: LinkRequest, *, user: User, account: TelegramAccount) -> LinkRequest:
+    """The first answer counts; the same one again changes nothing."""
+    if row.answered_at is not None and (row.user_id, row.account_id) == (user.pk, account.pk):
         return row
-    _check(user=user, account=row.account)
-    return _answer(row, user=user)
-
-
-def _answer(row: LinkRequest, **side: User | TelegramAccount) -> LinkRequest:
+    _check(user=user, account=account)
     unanswered = LinkRequest.objects.filter(
         pk=row.pk, state=State.OPEN, answered_at=None, expires_at__gt=Now()
     )
-    if not unanswered.update(answered_at=Now(), **side):
+    if not unanswered.update(answered_at=Now(), user=user, account=account):
         raise LinkGone
     row.refresh_from_db()
     return row
 
 
 def decline(row: LinkRequest) -> None:
-    """Either side says no."""
+    """End a request: either side may say no."""
     LinkRequest.objects.filter(pk=row.pk, state=State.OPEN).update(state=State.DECLINED, settled_at=Now())
 
 
 def confirm(row: LinkRequest, *, by: User) -> WalletMerge:
-    """Whoever began it agrees to who answered: the two are joined. A second press finds it done.
+    """Join the two: the side that began agrees to the one that answered. A second call finds it done.
 
     Raises:
         LinkError: nothing has changed; where it says so, trying again later may do.
@@ -241,15 +197,9 @@ def confirm(row: LinkRequest, *, by: User) -> WalletMerge:
 
 
 def confirm_in_telegram(request_id: int, *, account: TelegramAccount) -> User:
-    """The person who began it in the chat agrees to the account that answered, and is part of it from now on.
-
-    Raises:
-        LinkError
-    """
-    done = LinkRequest.objects.filter(pk=request_id, account=account, state=State.JOINED).select_related(
-        "user"
-    )
-    if (row := done.first()) is None:
+    """Join the person who began in the chat with the account that answered; returns its user. Raises LinkError."""
+    requests = LinkRequest.objects.select_related("user").filter(pk=request_id, account=account)
+    if (row := requests.filter(state=State.JOINED).first()) is None:
         row = answered_for_telegram(request_id, account)
         confirm(row, by=account.user)
     assert row.user is not None
@@ -257,7 +207,7 @@ def confirm_in_telegram(request_id: int, *, account: TelegramAccount) -> User:
 
 
 def what_moves(account: TelegramAccount, user: User) -> merging.Plan:
-    """What joining the two would do to the wallets now."""
+    """Plan what joining the two would do to their wallets now."""
     wallets = CreditAccount.objects.select_related("user")
     return merging.plan(source=wallets.get(user=account.user_id), target=wallets.get(user=user))
 
@@ -266,40 +216,34 @@ def what_moves(account: TelegramAccount, user: User) -> merging.Plan:
 
 
 def _join(*, account_id: int, user: User, by: User) -> WalletMerge:
-    """Inside a transaction. Locked in this order: the person on Telegram, their videos, the two wallets."""
-    account = (
-        TelegramAccount.objects.select_for_update(of=("self",)).select_related("user").get(pk=account_id)
-    )
+    """Inside a transaction. Locks in this order: the person on Telegram, their videos, the two wallets."""
+    account = _locked().get(pk=account_id)
     source = account.user
     _check(user=user, account=account)
-    ownership.lock_videos(of=source)
+    privacy.lock_videos(of=source)
     try:
         merge = merging.merge(source=source, target=user, reason=f"{JOINED}: {account}", actor=by)
     except merging.CreditsAreHeld:
         raise VideoIsMade from None
     # Submitting takes the lock of a wallet, so from here on nothing new begins.
     _check(user=user, account=account)
-    if ownership.is_live(source, user):
+    if privacy.is_live(source, user):
         raise VideoIsMade
-    ownership.hand_over(source=source, target=user)
+    privacy.hand_over(source=source, target=user)
     account.former_user, account.user = source, user
     account.save(update_fields=["former_user", "user"])
-    _close_door(source, heir=user)
+    _retire(source, heir=user)
     return merge
 
 
 @transaction.atomic
 def part(*, account: TelegramAccount) -> None:
-    """The person on Telegram is who they were before; credits and videos stay with the account on the web.
+    """Give the person on Telegram their former account again; credits and videos stay with the account on the web.
 
     Raises:
         LinkError
     """
-    row = (
-        TelegramAccount.objects.select_for_update(of=("self",))
-        .select_related("user", "former_user")
-        .get(pk=account.pk)
-    )
+    row = _locked().get(pk=account.pk)
     if row.former_user is None:
         raise NotJoined
     if not row.user.is_active:
@@ -309,19 +253,18 @@ def part(*, account: TelegramAccount) -> None:
 
 @transaction.atomic
 def undo(*, merge: WalletMerge, reason: str, actor: User) -> None:
-    """Staff: they were two people after all. Credits go back by entries of their own, and videos to who paid for them.
+    """Part two people who were joined by mistake. Credits go back by entries of their own, videos to the payer.
 
     Raises:
         LinkError, LedgerError: it cannot be undone now; nothing has changed.
     """
     source, target = merge.source.user, merge.target.user
-    rows = TelegramAccount.objects.select_for_update(of=("self",)).select_related("user", "former_user")
-    row = rows.filter(user=target, former_user=source).first()
-    ownership.lock_videos(of=target)
+    row = _locked().filter(user=target, former_user=source).first()
+    privacy.lock_videos(of=target)
     merging.undo(merge=merge, reason=reason, actor=actor)
-    if ownership.is_live(source, target):
+    if privacy.is_live(source, target):
         raise VideoIsMade
-    ownership.give_back(source=source, target=target)
+    privacy.give_back(source=source, target=target)
     if row is not None:
         _go_back(row)
 
@@ -333,27 +276,29 @@ def _go_back(row: TelegramAccount) -> None:
     row.save(update_fields=["user", "former_user"])
 
 
-def _close_door(source: User, *, heir: User) -> None:
-    """Sessions and keys of the account that is no more do not work; they do again should the two be parted."""
+def _retire(source: User, *, heir: User) -> None:
+    """End the sessions and keys of the account that is joined; they work again should the two be parted.
+
+    Limits that were set for this person hold on, unless the heir has some already.
+    """
     User.objects.filter(pk=source.pk).update(is_active=False)
     if not heir.language:
         User.objects.filter(pk=heir.pk).update(language=source.language)
-    _carry_limits(source, heir=heir)
-
-
-def _carry_limits(source: User, *, heir: User) -> None:
-    """What was agreed with this person, or imposed on them, holds on, unless something is said of the heir already."""
     limits = UserLimits.objects.filter(user=source).first()
     if limits is not None and not UserLimits.objects.filter(user=heir).exists():
         limits.pk, limits.user = None, heir
         limits.save(force_insert=True)
 
 
-# --- What must be so ------------------------------------------------------------------------------------------------
+def _locked() -> "QuerySet[TelegramAccount]":
+    return TelegramAccount.objects.select_for_update(of=("self",)).select_related("user", "former_user")
+
+
+# --- Checks ---------------------------------------------------------------------------------------------------------
 
 
 def _check(*, user: User, account: TelegramAccount) -> None:
-    """As the database has it now. Raises LinkError."""
+    """Raise LinkError unless the two may be joined, by the rows as they are now."""
     _check_telegram(account)
     if TelegramAccount.objects.filter(user=user).exists():
         raise WebHasTelegram
@@ -372,6 +317,5 @@ def _check_telegram(account: TelegramAccount) -> None:
 
 
 def prune() -> int:
-    """Forget requests that came to nothing long ago; how many there were."""
-    old = LinkRequest.objects.filter(expires_at__lt=Now() - KEEP, merge=None)
-    return old.delete()[0]
+    """Delete requests that came to nothing and ran out a month ago."""
+    return LinkRequest.objects.filter(expires_at__lt=Now() - KEEP, merge=None).delete()[0]

@@ -1,5 +1,6 @@
-"""Links between the chat and the web."""
+"""Links between the chat and the web, and the bot they lead to. Needs no python-telegram-bot."""
 
+import re
 import uuid
 
 from django.conf import settings
@@ -7,16 +8,35 @@ from django.core import signing
 from django.urls import reverse
 
 from generation.models import GenerationJob
-from telegram_bot.bot_token import bot_id_of
 from telegram_bot.models import CreditPack, KnownBot
 
+TOKEN = re.compile(r"(\d{1,20}):[\w-]{1,200}", re.ASCII)
 # A video that Telegram does not take is fetched within so many seconds of being sent, or by signing in.
 VIDEO_LIFE = 7 * 24 * 3600
 _video = signing.TimestampSigner(salt="telegram_bot.video")
 
 
+class BadToken(Exception):
+    """The token cannot be one from @BotFather: it has to be digits, a colon and letters. Check TELEGRAM_BOT_TOKEN."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
+
+
+def bot_id_of(token: str) -> int:
+    """The id of the bot, which its token begins with.
+
+    Raises:
+        BadToken: it has another form.
+    """
+    match = TOKEN.fullmatch(token)
+    if match is None:
+        raise BadToken
+    return int(match[1])
+
+
 def video_page(job: GenerationJob) -> str:
-    """The page of a video, as an absolute URL that needs no sign-in: who has no password must get at it, too."""
+    """The page of a video, as an absolute URL that needs no sign-in: people in the chat may have no password."""
     return settings.SITE_URL + reverse("telegram_video", args=[_video.sign(job.pk.hex)])
 
 
@@ -30,12 +50,12 @@ def video_behind(signed: str) -> uuid.UUID:
 
 
 def link_page(token: str) -> str:
-    """Where somebody signed in on the web answers a wish from the chat."""
+    """The page on which a request to join from the chat is answered."""
     return settings.SITE_URL + reverse("telegram_link", args=[token])
 
 
 def connect_page() -> str:
-    """Where somebody on the web sees how their connection with Telegram stands."""
+    """The page that shows how the connection with Telegram stands."""
     return settings.SITE_URL + reverse("telegram_connect")
 
 
@@ -43,18 +63,13 @@ def login_page(token: str) -> str:
     return settings.SITE_URL + reverse("telegram_login", args=[token])
 
 
-def site_name() -> str:
-    """The site as people know it: its address without the scheme."""
-    return settings.SITE_URL.partition("://")[2]
-
-
 def remember_bot(*, bot_id: int, username: str) -> None:
-    """What the bot is called, for links to it."""
+    """Store the bot's username, for links to it."""
     KnownBot.objects.update_or_create(bot_id=bot_id, defaults={"username": username})
 
 
 def to_bot(start: str) -> str | None:
-    """A link that opens the chat with the bot and has it hear `/start <start>`; None before the bot first ran."""
+    """A link that opens the chat with the bot and sends it `/start <start>`; None before the bot first ran."""
     if not settings.TELEGRAM_BOT_TOKEN:
         return None
     known = KnownBot.objects.filter(bot_id=bot_id_of(settings.TELEGRAM_BOT_TOKEN)).first()
@@ -62,7 +77,7 @@ def to_bot(start: str) -> str | None:
 
 
 def to_shop() -> str | None:
-    """A link that has the bot say what is for sale; None where that is nothing."""
+    """A link to the offers in the chat; None when nothing is for sale."""
     if not settings.TELEGRAM_BOT_TOKEN or not CreditPack.objects.filter(for_sale=True).exists():
         return None
     return to_bot("buy_here")

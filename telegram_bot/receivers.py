@@ -1,30 +1,60 @@
-"""A job that ends makes its delivery due in the same transaction, in whichever process it ends. Who leaves is
-unlinked.
+"""Receivers of signals: what happens to jobs and accounts elsewhere reaches the chat. Loaded by every process, so
+without python-telegram-bot.
 """
 
 import uuid
 from typing import Any
 
+from django.conf import settings
 from django.db.models.functions import Now
 from django.db.models.signals import post_migrate
 from django.dispatch import receiver
+from django.utils import translation
 
-from accounts.export import Part
+from accounts import notices
+from accounts.models import Notice as UserNotice
 from accounts.models import User
+from accounts.privacy import Part
 from accounts.signals import account_closed, account_closing, personal_data
 from generation.models import GenerationJob
-from generation.signals import job_finished
+from generation.signals import job_finished, job_retried
+from telegram_bot import language, wakeup
 from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, StarPayment, TelegramAccount
+from telegram_bot.sending import outbox
+from telegram_bot.texts.parts import escaped
 
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
 def make_delivery_due(job: GenerationJob, **_: Any) -> None:
-    JobMessage.objects.filter(job=job, state=JobMessage.State.PENDING).update(next_attempt_at=Now())
+    """Make the result due in the transaction that ends the job, in whichever process."""
+    pending = JobMessage.objects.filter(job=job, state=JobMessage.State.PENDING)
+    if pending.update(next_attempt_at=Now()):
+        wakeup.call(wakeup.OUTBOX)
+
+
+@receiver(job_retried, dispatch_uid="telegram_bot.deliver_retried")
+def deliver_retried(original: GenerationJob, job: GenerationJob, **_: Any) -> None:
+    """Deliver a job that staff have made again to the chat that asked for the first one."""
+    asked = JobMessage.objects.filter(job=original).first()
+    if asked is not None:
+        JobMessage.objects.create(
+            job=job, bot_id=asked.bot_id, chat_id=asked.chat_id, reply_to=asked.reply_to
+        )
+
+
+@receiver(notices.made, dispatch_uid="telegram_bot.pass_notice_on")
+def pass_notice_on(notice: UserNotice, **_: Any) -> None:
+    """Send a notice of the site to the chat as well, in the transaction that makes it."""
+    account = TelegramAccount.objects.select_related("user").filter(user=notice.user, blocked_at=None).first()
+    if account is None or not settings.TELEGRAM_BOT_TOKEN:
+        return
+    with translation.override(language.language_of(account)):
+        outbox.tell(chat_id=account.telegram_id, text=f"ℹ️ {escaped(notices.words(notice))}")
 
 
 @receiver(account_closing, dispatch_uid="telegram_bot.unlink")
 def unlink(user: User, **_: Any) -> None:
-    """Whoever writes to the bot next is somebody new. Who they were before they were joined has a name, too."""
+    """Forget the person on Telegram: the next message is a stranger's. Their former account has a name, too."""
     joined = User.objects.filter(former_telegram_account__user=user)
     joined.update(username=f"deleted_{uuid.uuid4().hex[:12]}", anonymised_at=Now())
     accounts = TelegramAccount.objects.filter(user=user)
@@ -34,7 +64,7 @@ def unlink(user: User, **_: Any) -> None:
 
 @receiver(account_closed, dispatch_uid="telegram_bot.forget_messages")
 def forget_messages(user: User, **_: Any) -> None:
-    """In the order of all locks: after the jobs, hence not while the account is being closed."""
+    """After the jobs, in the order of all locks, hence not while the account is being closed."""
     JobMessage.objects.filter(job__user=user).delete()
     JobPost.objects.filter(job__user=user).delete()
 
@@ -62,7 +92,7 @@ FIRST_PACKS: tuple[dict[str, Any], ...] = (
 
 @receiver(post_migrate, dispatch_uid="telegram_bot.first_packs")
 def first_packs(sender: Any, using: str = "default", **_: Any) -> None:
-    """Only where there is none: staff may have renamed or removed them."""
+    """Make the packs only where there is none: staff may have renamed or removed them."""
     if sender.name != "telegram_bot" or CreditPack.objects.using(using).exists():
         return
     for position, values in enumerate(FIRST_PACKS):

@@ -1,145 +1,178 @@
 """The bot process: everything that talks to Telegram, behind one rate limiter, in one instance."""
 
 import asyncio
+import contextlib
+import hashlib
 import logging
 import signal
+from functools import partial
 
 import psycopg
 from django.conf import settings
-from telegram.error import InvalidToken, TelegramError
+from telegram.error import InvalidToken
 
-from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import backoff, bell, links, menus, notice_delivery, refunds, routes, webhook
-from telegram_bot.client import BotClient, wait_asked_for
-from telegram_bot.crew import Crew
-from telegram_bot.delivery import Deliveries
-from telegram_bot.dispatcher import Dispatcher
-from telegram_bot.instance import only_instance, watch
-from telegram_bot.live import LiveStatus
-from telegram_bot.polling import poll_for_ever
-from telegram_bot.traffic import traffic
-from telegram_bot.worker import Worker
+from generation.database import DATABASE_AWAY, in_database, listen_parameters
+from generation.outbox import Outbox
+from telegram_bot import linking, links, tokens, wakeup
+from telegram_bot.receiving import inbox, routes, updates
+from telegram_bot.receiving.app import Dispatcher
+from telegram_bot.receiving.worker import Worker
+from telegram_bot.sending import outbox
+from telegram_bot.sending.client import BotClient, patiently, traffic
+from telegram_bot.sending.delivery import Notices, Refunds, Results
+from telegram_bot.sending.progress import LiveStatus
+from telegram_bot.task_group import TaskGroup
 
 logger = logging.getLogger(__name__)
 
-remember_bot = in_database(links.remember_bot)
-
+RETRY_SECONDS = 1.0
+CHECK_SECONDS = 5.0
+PRUNE_SECONDS = 3600.0
 # Sends that are under way when the process is told to stop may take so long.
 GRACE_SECONDS = 5.0
 GOODBYE_SECONDS = 2.0
 
+remember_bot = in_database(links.remember_bot)
 
-async def run(client: BotClient, bot_id: int) -> None:
+
+async def run(client: BotClient) -> None:
     """Work until SIGTERM or SIGINT.
 
     Raises:
         InvalidToken: Telegram does not know the token.
     """
-    told_to_stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told_to_stop.set)
-    work = asyncio.create_task(_connect_and_serve(client, bot_id))
-    stop = asyncio.create_task(told_to_stop.wait())
-    try:
-        await asyncio.wait({work, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
+    work = asyncio.create_task(_connect_and_serve(client))
+
+    def stop() -> None:
+        if not work.cancelling():
             logger.info("stopping: what is being sent gets %.0f s", GRACE_SECONDS)
+            work.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        with contextlib.suppress(asyncio.CancelledError):
+            await work
     finally:
-        stop.cancel()
-        work.cancel()
-        [outcome] = await asyncio.gather(work, return_exceptions=True)
         await _hang_up(client)
-    if isinstance(outcome, Exception):
-        raise outcome
     logger.info("the bot has stopped")
 
 
-async def _connect_and_serve(client: BotClient, bot_id: int) -> None:
-    await _connect(client)
+async def _connect_and_serve(client: BotClient) -> None:
+    """Work while this process is the only one of its bot: it holds an advisory lock, the others stand by."""
+    await patiently(
+        client.initialize, trouble=f"Telegram cannot be reached at {settings.TELEGRAM_API_BASE_URL}"
+    )
     logger.info("connected as @%s", client.username)
     while True:
-        async with only_instance(bot_id) as connection:
-            try:
-                await _serve(client, bot_id, connection)
-            except psycopg.OperationalError as error:
-                # With the connection the lock is gone, and somebody else may hold it: begin again.
-                logger.warning("PostgreSQL went away, starting over: %s", error)
-
-
-async def _connect(client: BotClient) -> None:
-    """Ask Telegram who we are, until it answers."""
-    for pause in backoff.delays(longest=30.0):
         try:
-            return await client.initialize()
-        except InvalidToken:
-            raise
-        except TelegramError as error:
-            where = settings.TELEGRAM_API_BASE_URL
-            logger.warning("Telegram cannot be reached at %s, trying again: %s", where, error)
-            await asyncio.sleep(wait_asked_for(error) or pause)
-    raise AssertionError("delays have no end")
+            connecting = psycopg.AsyncConnection.connect(**listen_parameters(), autocommit=True)
+            async with await connecting as connection:
+                await _lock(connection, client.id)
+                await _serve(client, connection)
+        except psycopg.OperationalError as error:
+            # With the connection the lock is gone, and another process may hold it: begin again.
+            logger.warning("PostgreSQL is not there, trying again: %s", error)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _serve(client: BotClient, bot_id: int, lock: psycopg.AsyncConnection) -> None:
-    """All loops, until one fails or the task is cancelled; then what is under way gets a moment."""
-    crew = Crew()
-    live = LiveStatus(bot=client, crew=crew)
-    dispatcher = Dispatcher(bot=client, bot_id=bot_id, live=live)
-    worker = Worker(bot=client, crew=crew, handle=dispatcher.handle)
-    notices_called, refunds_called = asyncio.Event(), asyncio.Event()
-    called = {bell.INBOX: worker.wake, bell.NOTICES: notices_called, bell.REFUNDS: refunds_called}
+async def _lock(connection: psycopg.AsyncConnection, bot_id: int) -> None:
+    """Try again and again: a statement that waits in the server would hold back vacuum."""
+    # 64 bits for this bot that hardly anything else locks.
+    key = int.from_bytes(hashlib.sha256(f"telegram_bot:{bot_id}".encode()).digest()[:8], signed=True)
+    waiting = False
+    while True:
+        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [key])
+        if (await cursor.fetchone() or [False])[0]:
+            return
+        if not waiting:
+            logger.info("another instance of this bot is at work; standing by")
+            waiting = True
+        await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _watch(connection: psycopg.AsyncConnection) -> None:
+    """Run while the lock is held.
+
+    Raises:
+        psycopg.OperationalError: the connection is gone, and the lock with it.
+    """
+    while True:
+        # Nothing notifies this connection, but waiting on its socket hears at once when the server closes it.
+        async for _ in connection.notifies(timeout=CHECK_SECONDS):
+            pass
+        await connection.execute("SELECT 1")
+
+
+async def _serve(client: BotClient, lock: psycopg.AsyncConnection) -> None:
+    """Run all loops until one fails or the task is cancelled; then what is under way gets a moment."""
+    tasks = TaskGroup()
+    live = LiveStatus(bot=client, tasks=tasks)
+    worker = Worker(bot=client, tasks=tasks, handle=Dispatcher(bot=client, live=live).handle)
+    wakeups = {wakeup.INBOX: asyncio.Event(), wakeup.OUTBOX: asyncio.Event()}
+    deliveries = Outbox(
+        [Results(client, live), Notices(client), Refunds(client)],
+        start=tasks.job,
+        wakeup=wakeups[wakeup.OUTBOX],
+        fatal=InvalidToken,
+    )
+    loops = [
+        _watch(lock),
+        patiently(partial(_introduce, client), trouble="the webhook or the menu could not be set"),
+        traffic.flush_for_ever(),
+        wakeup.listen_for_ever(wakeups),
+        worker.pick_up_for_ever(wakeups[wakeup.INBOX]),
+        deliveries.run(),
+        live.follow_events(),
+        live.follow_the_line(),
+        _prune_for_ever(),
+    ]
+    if not settings.TELEGRAM_WEBHOOK_URL:
+        loops.append(updates.poll_for_ever(client, worker))
     grace = 0.0
     try:
-        crew.loop(watch(lock))
-        crew.loop(_introduce(client))
-        crew.loop(traffic.flush_for_ever())
-        if not settings.TELEGRAM_WEBHOOK_URL:
-            crew.loop(poll_for_ever(client, bot_id, worker))
-        crew.loop(bell.listen_for_ever(called))
-        crew.loop(worker.pick_up_for_ever(bot_id))
-        crew.loop(notice_delivery.send_for_ever(client, bot_id, notices_called))
-        crew.loop(refunds.ask_for_ever(client, bot_id, refunds_called))
-        crew.loop(worker.prune_for_ever())
-        crew.loop(live.follow_events())
-        crew.loop(live.follow_the_line())
-        crew.loop(Deliveries(bot=client, crew=crew, live=live).run())
+        for loop in loops:
+            tasks.loop(loop)
         logger.info("the bot is at work")
-        await crew.first_failure()
+        await tasks.first_failure()
     except asyncio.CancelledError:
         grace = GRACE_SECONDS
         raise
     finally:
-        await crew.stop(grace=grace)
+        await tasks.stop(grace=grace)
         await traffic.flush()
 
 
 async def _introduce(client: BotClient) -> None:
-    """How updates come, what the bot is called on the site, and the menu that people see."""
-    for pause in backoff.delays():
+    """Settle how updates come, store the bot's username for the site, and set the menu."""
+    if settings.TELEGRAM_WEBHOOK_URL:
+        await client.set_webhook(
+            settings.TELEGRAM_WEBHOOK_URL,
+            secret_token=updates.secret(),
+            allowed_updates=routes.kinds_of_updates(),
+        )
+        logger.info("Telegram brings updates to %s", settings.TELEGRAM_WEBHOOK_URL)
+    else:
+        await client.delete_webhook()  # polling needs it gone
+    await remember_bot(bot_id=client.id, username=client.username)
+    for language, theirs in routes.languages():
+        await client.set_my_commands(routes.menu(language), language_code=theirs)
+
+
+@in_database
+def _prune() -> int:
+    return inbox.prune() + outbox.prune() + linking.prune() + tokens.prune()
+
+
+async def _prune_for_ever() -> None:
+    """Once an hour, delete what is old."""
+    while True:
         try:
-            await _settle_how_updates_come(client)
-            await remember_bot(bot_id=client.id, username=client.username)
-            for language, theirs in menus.languages():
-                await client.set_my_commands(menus.menu(language), language_code=theirs)
-            return
-        except InvalidToken:
-            raise
-        except (TelegramError, *DATABASE_AWAY) as error:
-            logger.warning("the webhook or the list of commands could not be set, trying again: %s", error)
-            await asyncio.sleep(wait_asked_for(error) or pause)
-
-
-async def _settle_how_updates_come(client: BotClient) -> None:
-    """Polling needs the webhook gone."""
-    if not settings.TELEGRAM_WEBHOOK_URL:
-        await client.delete_webhook()
-        return
-    await client.set_webhook(
-        settings.TELEGRAM_WEBHOOK_URL,
-        secret_token=webhook.secret(),
-        allowed_updates=routes.kinds_of_updates(),
-    )
-    logger.info("Telegram brings updates to %s", settings.TELEGRAM_WEBHOOK_URL)
+            if pruned := await _prune():
+                logger.info("deleted %d rows that are no longer needed", pruned)
+        except DATABASE_AWAY as error:
+            logger.warning("cannot delete old rows now: %s", error)
+        await asyncio.sleep(PRUNE_SECONDS)
 
 
 async def _hang_up(client: BotClient) -> None:

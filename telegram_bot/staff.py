@@ -1,98 +1,75 @@
-"""What staff do about people on Telegram and their payments. As in `accounts.staff`, each act is held against the
-clerk's rights and written down in its own transaction.
-"""
+"""Operations of the staff on Telegram accounts, updates, deliveries and payments."""
 
-import uuid
-
-from django.db import transaction
 from django.db.models.functions import Now
 
 from accounts import merging
 from accounts.models import WalletMerge
-from accounts.staff import log
-from accounts.staff.clerks import Clerk
-from accounts.staff.errors import Refused
-from telegram_bot import bell, linking, refunds
+from accounts.staff.actor import Refused
+from accounts.staff.audit_log import Operation, operation
+from telegram_bot import linking, refunds, wakeup
 from telegram_bot.models import JobMessage, StarPayment, TelegramUpdate
 
 
-@transaction.atomic
-def undo_merge(*, clerk: Clerk, merge: WalletMerge, reason: str, once: uuid.UUID | None = None) -> None:
-    """Two accounts that were joined are two again: credits and videos go back.
+@operation("accounts.undo_walletmerge", "merge.undo")
+def undo_merge(op: Operation, merge: WalletMerge) -> None:
+    """Part two accounts that were joined: credits and videos go back.
 
     Raises:
-        NotPermitted: the clerk may not. Refused, LedgerError: it cannot be undone now; nothing has changed.
+        Refused, LedgerError: it cannot be undone now; nothing has changed.
     """
-    clerk.must("accounts.undo_walletmerge")
-    back = merging.net_moved(merge)
-    log.record(
-        clerk=clerk,
-        act="merge.undo",
-        subject=merge,
-        reason=reason,
+    op.record(
+        merge,
         before={"source": merge.source.user, "target": merge.target.user},
-        after={"moved_back": back},
-        once=once,
+        after={"moved_back": merging.net_moved(merge)},
     )
     try:
-        linking.undo(merge=merge, reason=reason, actor=clerk.user)
+        linking.undo(merge=merge, reason=op.reason, actor=op.actor.user)
     except linking.LinkError as error:
         raise Refused(str(error)) from error
 
 
-@transaction.atomic
-def handle_again(*, clerk: Clerk, update: TelegramUpdate, reason: str, once: uuid.UUID | None = None) -> None:
-    """Have a message that could not be handled looked at again; what was done already is found done.
+@operation("telegram_bot.change_telegramupdate", "update.again")
+def handle_again(op: Operation, update: TelegramUpdate) -> None:
+    """Have a failed update handled again. Handlers find what they did the first time.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: it did not fail.
+        Refused: it did not fail.
     """
-    clerk.must("telegram_bot.change_telegramupdate")
     failed = TelegramUpdate.objects.filter(pk=update.pk, state=TelegramUpdate.State.FAILED)
     if not failed.update(state=TelegramUpdate.State.RECEIVED, error="", settled_at=None):
         raise Refused("Only what could not be handled is handled again.")
-    before = {"error": update.error}
-    log.record(clerk=clerk, act="update.again", subject=update, reason=reason, before=before, once=once)
-    bell.ring(bell.INBOX)
+    op.record(update, before={"error": update.error})
+    wakeup.call(wakeup.INBOX)
 
 
-@transaction.atomic
-def deliver_again(*, clerk: Clerk, message: JobMessage, reason: str, once: uuid.UUID | None = None) -> None:
-    """Try anew to bring somebody a result that Telegram did not take.
+@operation("telegram_bot.change_jobmessage", "delivery.again")
+def deliver_again(op: Operation, message: JobMessage) -> None:
+    """Retry a delivery that failed.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: it was delivered, or is being tried.
+        Refused: it was delivered, or is being tried.
     """
-    clerk.must("telegram_bot.change_jobmessage")
     failed = JobMessage.objects.filter(pk=message.pk, state=JobMessage.State.FAILED)
     if not failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now()):
         raise Refused("Only what could not be delivered is delivered again.")
-    before = {"error": message.error}
-    log.record(clerk=clerk, act="delivery.again", subject=message, reason=reason, before=before, once=once)
+    op.record(message, before={"error": message.error})
 
 
-@transaction.atomic
-def refund_payment(
-    *, clerk: Clerk, payment: StarPayment, reason: str, once: uuid.UUID | None = None
-) -> StarPayment:
-    """Take back the credits of a payment, and have Telegram give the Stars back.
+@operation("telegram_bot.refund_starpayment", "payment.refund")
+def refund_payment(op: Operation, payment: StarPayment) -> StarPayment:
+    """Take back the credits of a payment, and have Telegram refund the Stars.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: the credits were spent, or it was refunded before.
+        Refused: the credits were spent, or it was refunded before.
     """
-    clerk.must("telegram_bot.refund_starpayment")
     taken = payment.purchase.posted_delta if payment.purchase else 0
-    log.record(
-        clerk=clerk,
-        act="payment.refund",
-        subject=payment,
-        reason=reason,
+    op.record(
+        payment,
         before={"state": payment.state},
         after={"state": StarPayment.State.REFUNDING, "stars": payment.stars},
         credits=-taken,
-        once=once,
     )
     try:
-        return refunds.begin(payment=payment, reason=reason, actor=clerk.user)
+        return refunds.begin(payment=payment, reason=op.reason, actor=op.actor.user)
     except refunds.CannotRefund as error:
         raise Refused(str(error)) from error

@@ -1,8 +1,9 @@
-"""Where the chat and the web meet."""
+"""Pages for people on Telegram, and the webhook."""
 
 from django.urls import path
 
-from telegram_bot import login_views, views, webhook
+from telegram_bot import views
+from telegram_bot.receiving import updates
 
 urlpatterns = [
     path("connect/", views.connect, name="telegram_connect"),
@@ -10,8 +11,8 @@ urlpatterns = [
     path("connect/<int:request_id>/", views.confirm, name="telegram_confirm"),
     path("disconnect/", views.disconnect, name="telegram_disconnect"),
     path("link/<str:token>/", views.link, name="telegram_link"),
-    path("login/<str:token>/", login_views.login, name="telegram_login"),
-    path("video/<str:signed>/", login_views.video, name="telegram_video"),
-    path("video/<str:signed>/file.mp4", login_views.video_file, name="telegram_video_file"),
-    path("webhook", webhook.receive, name="telegram_webhook"),
+    path("login/<str:token>/", views.login, name="telegram_login"),
+    path("video/<str:signed>/", views.video, name="telegram_video"),
+    path("video/<str:signed>/file.mp4", views.video_file, name="telegram_video_file"),
+    path("webhook", updates.receive, name="telegram_webhook"),
 ]

@@ -1,9 +1,21 @@
 """Real clips for tests, written by PyAV."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import av
 import numpy
+
+from generation import media
+
+
+def facts_of(clip: Path) -> media.VideoFacts:
+    """Check that a clip plays everywhere as it is, and return its facts."""
+    with TemporaryDirectory() as folder:
+        playable = Path(folder) / "playable.mp4"
+        facts = media.prepare(clip, playable, Path(folder) / "poster.jpg")
+        assert playable.read_bytes() == clip.read_bytes(), "it had to be converted"
+    return facts
 
 
 def write_clip(
@@ -20,3 +32,18 @@ def write_clip(
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     return path
+
+
+# Of a clip as `media.prepare` gives them, for tests that need no file.
+FACTS = media.VideoFacts(
+    codec="h264",
+    pix_fmt="yuv420p",
+    width=96,
+    height=64,
+    frames=16,
+    fps=8.0,
+    duration_ms=2000,
+    size_bytes=4000,
+    faststart=True,
+)
+FILES = ("videos/a.mp4", "posters/a.jpg")

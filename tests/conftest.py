@@ -221,7 +221,7 @@ def node(db: None) -> Any:
         name="node-1",
         base_url="http://127.0.0.1:9",
         api_key="node-key",
-        detected_protocol=GpuNode.Protocol.VIDEOS,
+        detected_protocol="videos",
         status="ready",
         backend="CogVideoX-tiny",
         last_seen_at=timezone.now(),
@@ -237,7 +237,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start_job(node: Any) -> Callable[[Any], Any]:
     """Bring a queued job onto the node; returns its open attempt, whose lease is held by the attempt's own id."""
-    from generation import scheduling
+    from generation.jobs import scheduling
     from generation.models import GpuNode
 
     def start(job: Any) -> Any:
@@ -254,27 +254,21 @@ def start_job(node: Any) -> Callable[[Any], Any]:
 @pytest.fixture
 def finish_job(start_job: Callable[[Any], Any], clip: Path) -> Callable[[Any], Any]:
     """Bring a queued job to COMPLETED with a real clip in the storage, as the tasks would."""
-    from generation import lifecycle, media, stored_files
+    from generation import media
+    from generation.jobs import lifecycle, stored_files
     from generation.models import GenerationJob
 
     def finish(job: GenerationJob) -> GenerationJob:
         attempt = start_job(job)
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=28300)
-        video = default_storage.save(f"videos/{job.id.hex}.mp4", File(clip.open("rb")))
-        poster_file = clip.with_name("poster.jpg")
-        facts = media.make_poster(clip, poster_file)
-        poster = default_storage.save(f"posters/{job.id.hex}.jpg", File(poster_file.open("rb")))
-        stored = lifecycle.StoredVideo(
-            video=video,
-            poster=poster,
-            width=facts.width,
-            height=facts.height,
-            frames=facts.frames,
-            duration_ms=facts.duration_ms,
-            size_bytes=facts.size_bytes,
+        poster = clip.with_name("poster.jpg")
+        facts = media.prepare(clip, clip.with_name("playable.mp4"), poster)
+        files = (
+            default_storage.save(f"videos/{job.id.hex}.mp4", File(clip.open("rb"))),
+            default_storage.save(f"posters/{job.id.hex}.jpg", File(poster.open("rb"))),
         )
-        stored_files.announce(stored.files)
-        assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+        stored_files.announce(files)
+        assert lifecycle.complete(attempt_id=attempt.pk, files=files, facts=facts)
         job.refresh_from_db()
         return job
 

@@ -15,7 +15,7 @@ import psycopg
 from tests.environment import RUN
 from tests.fork_server import fork_server
 from videoplatform.embedded_postgres import connection_settings
-from videoplatform.instance import Instance, InstanceFailed
+from videoplatform.process import Instance, InstanceFailed
 
 # A word of the command line by which each program of supervisord.conf is known.
 COMMANDS = {

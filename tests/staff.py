@@ -9,7 +9,7 @@ from django.test import Client
 from django.urls import reverse
 
 from accounts.models import User
-from accounts.staff.clerks import Clerk
+from accounts.staff.actor import Actor
 
 
 def sent(**wish: Any) -> dict[str, Any]:
@@ -32,8 +32,8 @@ def signed_in(user: User) -> Client:
     return client
 
 
-def in_role(make_user: Callable[..., User], role: str) -> Clerk:
+def in_role(make_user: Callable[..., User], role: str) -> Actor:
     """Somebody new with one of the shipped roles and nothing else."""
     user = make_user(f"the-{role}", is_staff=True)
     user.groups.add(Group.objects.get(name=role))
-    return Clerk(user=user, address="203.0.113.7")
+    return Actor(user=user, address="203.0.113.7")

@@ -14,12 +14,15 @@ from django.core.cache import cache
 from django.core.files.storage import default_storage
 from django.test import Client
 
-from accounts import api_keys, closing, merging, notices
-from accounts.audit import audit
+from accounts import api_keys, merging, notices, privacy
+from accounts.ledger_check import audit
 from accounts.models import ApiKey, Ban, CreditTransaction, Notice, User, UserLimits
-from generation import leaving, lifecycle, sharing, stored_files, tasks
+from generation import privacy as video_privacy
+from generation import sharing
+from generation.jobs import lifecycle, stored_files, submission, tasks
 from generation.models import GenerationJob, SharedLink
 from telegram_bot.models import JobMessage, TelegramAccount
+from tests.clips import FACTS, FILES
 
 pytestmark = pytest.mark.django_db
 
@@ -42,7 +45,7 @@ def browser(user):
 
 @pytest.fixture
 def submit(user):
-    return lambda prompt="A red fox": lifecycle.submit(user=user, prompt=prompt, source="web")
+    return lambda prompt="A red fox": submission.submit(user=user, prompt=prompt, source="web")
 
 
 def link_in(message):
@@ -204,7 +207,7 @@ def test_the_export_has_what_was_agreed_told_shared_and_joined(
 
 
 def test_the_export_has_nothing_of_others(browser, make_user, submit):
-    lifecycle.submit(user=make_user("bob"), prompt="A secret of Bob", source="web")
+    submission.submit(user=make_user("bob"), prompt="A secret of Bob", source="web")
     assert "Bob" not in exported(browser).read("data.json").decode()
 
 
@@ -288,14 +291,13 @@ def test_a_video_that_was_just_being_stored_is_forgotten_later(browser, user, su
     attempt = start_job(job)
     assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
     leave(browser)
-    stored = lifecycle.StoredVideo("v.mp4", "p.jpg", 96, 64, 16, 2000, 1000)
-    stored_files.announce(stored.files)
-    assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
-    assert leaving.forget_closed_accounts() == 1
+    stored_files.announce(FILES)
+    assert lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)
+    assert video_privacy.forget_closed_accounts() == 1
     job.refresh_from_db()
     assert job.deleted_at
     assert job.prompt == ""
-    assert leaving.forget_closed_accounts() == 0
+    assert video_privacy.forget_closed_accounts() == 0
 
 
 def test_the_last_superuser_stays(staff):
@@ -307,9 +309,9 @@ def test_the_last_superuser_stays(staff):
 
 
 def test_leaving_twice_is_harmless(user):
-    closing.close(user=user)
+    privacy.close(user=user)
     name = User.objects.get(pk=user.pk).username
-    closing.close(user=User.objects.get(pk=user.pk))
+    privacy.close(user=User.objects.get(pk=user.pk))
     assert User.objects.get(pk=user.pk).username != name
     assert audit().discrepancies == []
 

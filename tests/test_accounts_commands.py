@@ -10,7 +10,7 @@ from django.db import connection
 
 from accounts import api_keys, ledger
 from accounts.models import CreditAccount, User
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob
 from tests.emptying import GUARDED_TABLES
 
@@ -143,4 +143,4 @@ class TestAuditCredits:
 
 
 def submit(user: User) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt="A paper boat in the rain", source="web")
+    return submission.submit(user=user, prompt="A paper boat in the rain", source="web")

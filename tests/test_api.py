@@ -15,7 +15,7 @@ from django.urls import get_resolver
 
 from accounts import api_keys, ledger
 from accounts.models import CreditAccount
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, Preset
 
 pytestmark = pytest.mark.django_db
@@ -56,7 +56,7 @@ def no_cooldown(settings: Any) -> None:
 
 
 def submit(user: Any, prompt: str = PROMPT, **options: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt=prompt, source="api", **options)
+    return submission.submit(user=user, prompt=prompt, source="api", **options)
 
 
 def wallet(user: Any) -> CreditAccount:
@@ -554,7 +554,7 @@ class TestCancel:
 @pytest.mark.usefixtures("no_cooldown")
 class TestRemix:
     def test_all_but_the_prompt_stays(self, api: Api, user: Any) -> None:
-        original = submit(user, preset="standard", seed=7, negative_prompt="blurry")
+        original = submit(user, preset=Preset.objects.get(name="standard"), seed=7, negative_prompt="blurry")
         body = api.post(f"videos/{original.public_id}/remix", {"prompt": "At night"}).json()
         assert (
             body["prompt"],
@@ -664,7 +664,7 @@ class TestOurOwnFailures:
         def broken(**_: Any) -> None:
             raise RuntimeError("secret detail")
 
-        monkeypatch.setattr("generation.pricing.quotes", broken)
+        monkeypatch.setattr("generation.jobs.catalog.quotes", broken)
         error = refusal(api.get("presets"), 500)
         assert (error["code"], error["type"]) == ("server_error", "server_error")
         assert "secret" not in error["message"]
@@ -675,9 +675,9 @@ class TestOurOwnFailures:
         def broken(_: Any) -> None:
             raise RuntimeError
 
-        monkeypatch.setattr("generation.api.with_what_is_shown", broken)
+        monkeypatch.setattr("generation.api.views.with_what_is_shown", broken)
         refusal(api.get("videos/x%0A2026-11-22 ERROR forged"), 500)
-        [line] = [each.getMessage() for each in caplog.records if each.name == "generation.api_errors"]
+        [line] = [each.getMessage() for each in caplog.records if each.name == "generation.api.errors"]
         assert "forged" in line
         assert "\n" not in line
 

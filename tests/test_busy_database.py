@@ -9,7 +9,8 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 
-from generation import lifecycle, sharing
+from generation import sharing
+from generation.jobs import submission
 from tests.processes import wait_for
 from tests.test_sse import Server, bearer, cookie, serving
 
@@ -43,7 +44,7 @@ def somebody_waits() -> bool:
 
 
 def test_who_gets_no_connection_is_told_to_come_again(server, site, user, finish_job):
-    job = finish_job(lifecycle.submit(user=user, prompt="A red fox", source="web"))
+    job = finish_job(submission.submit(user=user, prompt="A red fox", source="web"))
     session, key = cookie(user), bearer(user)
     site.cookies.set("csrftoken", "a" * 32)
     credentials = {"login": user.username, "password": "x", "csrfmiddlewaretoken": "a" * 32}

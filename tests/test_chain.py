@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from generation import lifecycle, media
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, JobAttempt
+from tests.clips import facts_of
 from tests.field_node import FieldNode
 from tests.processes import Processes, wait_for
 from tests.videos_server import VideosServer
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 def submit(user: Any, prompt: str = "a red ball", **fields: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt=prompt, source="api", **fields)
+    return submission.submit(user=user, prompt=prompt, source="api", **fields)
 
 
 def ended(job: GenerationJob) -> GenerationJob:
@@ -52,7 +53,7 @@ def test_a_field_node_that_speaks_only_its_own_protocol_makes_a_clip_that_is_cha
         add_node(field.url, field.key)
         job = ended(submit(user))
     assert (job.state, job.error_message) == ("completed", "")
-    facts = media.probe(Path(job.video.path))
+    facts = facts_of(Path(job.video.path))
     assert (facts.codec, facts.frames, facts.fps) == ("h264", 16, 8)
     assert job.poster
     assert balance(user) == (450, 0)
@@ -72,7 +73,7 @@ def test_a_clip_no_browser_plays_is_converted_before_it_is_charged(user, running
     with FieldNode.start(fault="mpeg4") as field:
         add_node(field.url, field.key)
         job = ended(submit(user))
-    facts = media.probe(Path(job.video.path))
+    facts = facts_of(Path(job.video.path))
     assert (job.state, facts.codec, facts.pix_fmt, facts.faststart) == ("completed", "h264", "yuv420p", True)
 
 

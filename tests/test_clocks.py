@@ -7,20 +7,21 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from asgiref.sync import async_to_sync
 from django.db.models.functions import Now
 from django.utils import timezone
 from django_q.conf import Conf
 
-from generation import breaker, fleet, leases, lifecycle, running_totals, scheduling
-from generation.broker import NotifiedBroker
 from generation.errors import CooldownActive
+from generation.jobs import catalog, lifecycle, locks, node_health, scheduling, submission
+from generation.jobs.queue import NotifiedBroker
 from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 from generation.nodes import NodeHealth
 from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored_attempts
-from telegram_bot import inbox, linking, notices, outbox, signing_in
-from telegram_bot.models import JobMessage, LinkRequest, LoginLink, TelegramUpdate
-from telegram_bot.people import open_account
+from telegram_bot import linking, tokens
+from telegram_bot.models import JobMessage, LinkRequest, LoginLink, Notice, TelegramUpdate
+from telegram_bot.receiving import inbox
+from telegram_bot.sending import outbox
+from telegram_bot.users import open_account
 from videoplatform.metrics import PlatformCollector
 
 pytestmark = pytest.mark.django_db
@@ -49,22 +50,22 @@ def off(request: pytest.FixtureRequest) -> timedelta:
 
 
 def submit(user: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt="a red ball", source="api")
+    return submission.submit(user=user, prompt="a red ball", source="api")
 
 
 def test_a_lease_that_is_held_is_nobody_elses_and_one_that_ran_out_is_anybodys(user, start_job, host, off):
     attempt = start_job(submit(user))
     with host(off):
-        assert not leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+        assert not locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
         assert _unfollowed_attempts([]) == []
     JobAttempt.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
     with host(off):
         assert [found.pk for found in _unfollowed_attempts([])] == [attempt.pk]
-        assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
-    assert not leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+        assert locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
+    assert not locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
     with host(off):
-        leases.drop(attempt_id=attempt.pk, token=JobAttempt.objects.get().lease_token)
-    assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+        locks.drop(attempt_id=attempt.pk, token=JobAttempt.objects.get().lease_token)
+    assert locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
 
 
 def test_a_deadline_is_as_long_as_it_should_be_wherever_it_was_set_and_is_looked_at(user, host, off):
@@ -86,7 +87,7 @@ def test_a_deadline_is_as_long_as_it_should_be_wherever_it_was_set_and_is_looked
 def test_a_node_that_was_just_heard_of_gets_work_and_one_that_was_not_gets_none(user, node, host, off):
     submit(user)
     with host(off):
-        fleet.record_health(node, NodeHealth(ready=True, status="ready", protocol="videos", capacity=1))
+        node_health.record_health(node, NodeHealth(ready=True, status="ready", protocol="videos", capacity=1))
     assert scheduling.work_is_waiting()
     with host(off):
         assert scheduling.work_is_waiting()
@@ -136,11 +137,11 @@ def test_the_cooldown_is_a_minute_for_every_host(user, host, off):
 def test_a_trial_is_due_when_it_is(node, host, off):
     GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() + timedelta(seconds=60))
     with host(off):
-        assert not breaker.claim_trial(node)
+        assert not node_health.claim_canary(node)
     GpuNode.objects.update(next_trial_at=Now() - timedelta(seconds=1))
     with host(off):
-        assert breaker.claim_trial(node)
-    assert not breaker.claim_trial(node)
+        assert node_health.claim_canary(node)
+    assert not node_health.claim_canary(node)
 
 
 @pytest.mark.django_db(transaction=True)
@@ -158,44 +159,43 @@ def test_a_nudge_of_a_host_with_another_clock_is_taken_at_once_and_once(host, of
 
 @pytest.mark.django_db(transaction=True)
 def test_a_result_is_sent_when_its_time_has_come_wherever_its_job_ended(user, host, off):
-    due, load, try_later = map(async_to_sync, (outbox.due, outbox.load, outbox.try_later))
     with host(off):
         job = submit(user)
         row = JobMessage.objects.create(job=job, bot_id=1, chat_id=1)
         lifecycle.cancel(job=job)
-    assert due(1, besides=set()) == [(row.pk, job.pk)]
+    assert list(JobMessage.due()) == [row]
     with host(off):
-        assert due(1, besides=set()) == [(row.pk, job.pk)]
-        assert load(row.pk).age < timedelta(minutes=1)
-        try_later(row, error="busy", seconds=60, counts=True)
-        assert due(1, besides=set()) == []
-    assert due(1, besides=set()) == []
+        [due] = JobMessage.due()
+        assert due == row
+        assert due.age < timedelta(minutes=1)
+        row.put_off(seconds=60, error="busy")
+        assert not JobMessage.due()
+    assert not JobMessage.due()
     JobMessage.objects.update(next_attempt_at=Now() - timedelta(seconds=1))
     with host(off):
-        assert due(1, besides=set()) == [(row.pk, job.pk)]
+        assert list(JobMessage.due()) == [row]
 
 
 @pytest.mark.django_db(transaction=True)
 def test_a_notice_is_sent_at_once_and_again_when_its_time_has_come(settings, host, off):
     settings.TELEGRAM_BOT_TOKEN = "1:for-tests-only"
-    due, try_later = async_to_sync(notices.due), async_to_sync(notices.try_later)
     with host(off):
-        notices.tell(chat_id=1, text="Hello")
-    [row] = due(1)
+        outbox.tell(chat_id=1, text="Hello")
+    [row] = Notice.due()
     with host(off):
-        assert due(1) == [row]
-        try_later(row, error="busy", seconds=60)
-        assert due(1) == []
-    assert due(1) == []
+        assert list(Notice.due()) == [row]
+        row.put_off(seconds=60, error="busy")
+        assert not Notice.due()
+    assert not Notice.due()
 
 
 def test_an_update_has_waited_as_long_as_it_has(host, off):
     with host(off):
-        [stored] = inbox.store_now(1, [{"update_id": 5}])
+        [stored] = inbox.store(1, [{"update_id": 5}])
     assert stored.waited < 60
     TelegramUpdate.objects.update(received_at=Now() - timedelta(seconds=100))
     with host(off):
-        [stored] = inbox.store_now(1, [{"update_id": 5}])
+        [stored] = inbox.store(1, [{"update_id": 5}])
     assert stored.waited == pytest.approx(100, abs=30)
 
 
@@ -203,8 +203,8 @@ def test_links_between_the_chat_and_the_web_live_as_long_as_they_say(host, off):
     account = open_account(telegram_id=77)
     with host(off):
         linking.begin_in_telegram(account=account)
-        signing_in.issue(account=account)
-    for model, life in ((LinkRequest, linking.LIFE), (LoginLink, signing_in.LIFE)):
+        tokens.issue(account=account)
+    for model, life in ((LinkRequest, linking.LIFE), (LoginLink, tokens.LIFE)):
         left = model.objects.get().expires_at - timezone.now()
         assert life - timedelta(minutes=1) < left <= life
 
@@ -214,4 +214,4 @@ def test_what_metrics_keep_ends_before_now_whatever_a_host_takes_for_now(host, o
         list(PlatformCollector().collect())
     kept = RunningTotal.objects.values_list("until", flat=True)
     assert len(kept) == 2
-    assert all(abs(timezone.now() - running_totals.SETTLED - until) < timedelta(minutes=1) for until in kept)
+    assert all(abs(timezone.now() - catalog.SETTLED - until) < timedelta(minutes=1) for until in kept)

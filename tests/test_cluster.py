@@ -11,7 +11,7 @@ from django.db import transaction
 from django_q.models import OrmQ
 from django_q.tasks import async_task
 
-from generation import lifecycle
+from generation.jobs import submission
 from generation.models import GenerationJob
 from tests.processes import Processes, still_alive, wait_for
 
@@ -46,7 +46,7 @@ def pick(role: str, main_pid: int) -> psutil.Process:
 
 def done(user: Any) -> Any:
     """Something the worker visibly does: it takes a task out of the queue."""
-    async_task("generation.tasks.dispatch")
+    async_task("generation.jobs.tasks.dispatch")
     return lambda: not OrmQ.objects.exists()
 
 
@@ -87,7 +87,7 @@ def test_a_sigterm_to_the_whole_group_ends_it_too(processes: Processes, user):
 
 def test_tasks_that_were_queued_in_a_rolled_back_transaction_never_run(user):
     with pytest.raises(RuntimeError), transaction.atomic():
-        lifecycle.submit(user=user, prompt="a red ball", source="api")
+        submission.submit(user=user, prompt="a red ball", source="api")
         raise RuntimeError
     assert not OrmQ.objects.exists()
     assert not GenerationJob.objects.exists()

@@ -3,8 +3,10 @@
 import re
 from pathlib import Path
 
+import pytest
 from django.apps import apps
 from django.conf import settings
+from django.core.management import call_command
 
 from tests.environment import REPOSITORY
 
@@ -41,3 +43,9 @@ def test_the_web_server_is_started_alike_everywhere() -> None:
     of_make_run = options((REPOSITORY / "supervisord.conf").read_text())
     assert of_make_run == options(DOCKERFILE)
     assert of_make_run["worker-class"] == "videoplatform.web_worker.WebWorker"
+
+
+@pytest.mark.django_db
+def test_the_migrations_make_what_the_models_say() -> None:
+    """Ends with SystemExit, and the missing operations in the output, where they differ."""
+    call_command("makemigrations", "--check", "--dry-run")

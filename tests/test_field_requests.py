@@ -8,8 +8,8 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import OperationalError
 
-from generation import leases, lifecycle, scheduling
-from generation.following import Follower
+from generation.jobs import lifecycle, locks, scheduling, submission
+from generation.jobs.runner import AttemptRunner
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from tests.field_node import FieldNode
 
@@ -25,9 +25,9 @@ def field_node() -> Iterator[FieldNode]:
 @pytest.fixture
 def attempt(user: Any, node: GpuNode, field_node: FieldNode) -> JobAttempt:
     GpuNode.objects.update(
-        base_url=field_node.url, api_key=field_node.key, detected_protocol=GpuNode.Protocol.GENERATE_VIDEO
+        base_url=field_node.url, api_key=field_node.key, detected_protocol="generate_video"
     )
-    lifecycle.submit(user=user, prompt="a red ball", source="api")
+    submission.submit(user=user, prompt="a red ball", source="api")
     opened = scheduling.claim_next()
     assert opened is not None
     return opened
@@ -51,16 +51,16 @@ def test_the_answer_waits_for_the_database_and_the_lease_is_renewed_after_it(
     attempt: JobAttempt, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.LEASE_SECONDS = 1
-    monkeypatch.setattr("generation.following.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("generation.jobs.runner.RETRY_SECONDS", 0.1)
     write, renew = (
         Away(lifecycle.begin_storing, in_calls=range(1, 4)),
-        Away(leases.take, in_calls=range(2, 3)),
+        Away(locks.take, in_calls=range(2, 3)),
     )
     token = uuid.uuid4()
-    assert leases.take(attempt_id=attempt.pk, token=token)
-    monkeypatch.setattr("generation.following.lifecycle.begin_storing", write)
-    monkeypatch.setattr("generation.following.leases.take", renew)
-    async_to_sync(Follower(attempt, token=token).run)()
+    assert locks.take(attempt_id=attempt.pk, token=token)
+    monkeypatch.setattr("generation.jobs.runner.lifecycle.begin_storing", write)
+    monkeypatch.setattr("generation.jobs.runner.locks.take", renew)
+    async_to_sync(AttemptRunner(attempt, token=token).run)()
     job = GenerationJob.objects.get()
     assert (job.state, job.attempt_count, write.calls) == ("storing", 1, 4)
     assert renew.calls > 2

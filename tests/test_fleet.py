@@ -6,7 +6,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.utils import timezone
 
-from generation.fleet import sync_environment_node
+from generation.jobs.node_health import sync_environment_node
 from generation.models import GpuNode
 
 pytestmark = pytest.mark.django_db

@@ -8,7 +8,7 @@ from django.core.management import CommandError, call_command
 
 from accounts.models import CreditTransaction, User
 from telegram_bot.models import TelegramAccount
-from telegram_bot.people import open_account
+from telegram_bot.users import open_account
 
 pytestmark = pytest.mark.django_db
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accounts import ledger
-from accounts.errors import AlreadyResolved, InsufficientBalance, InvalidAmount, NotFound
+from accounts.ledger import AlreadyResolved, InsufficientBalance, InvalidAmount, NotFound
 from accounts.models import CreditTransaction
 
 pytestmark = pytest.mark.django_db

@@ -14,7 +14,6 @@ from django.utils import timezone
 
 from accounts import ledger
 from accounts.models import CreditTransaction
-from generation import leases, lifecycle, scheduling, stored_files
 from generation.errors import (
     AccountInactive,
     CannotCancel,
@@ -28,24 +27,17 @@ from generation.errors import (
     PromptTooLong,
     UnknownPreset,
 )
+from generation.jobs import catalog, lifecycle, locks, scheduling, stored_files, submission
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
 from generation.signals import job_finished
+from tests.clips import FACTS, FILES
 
 pytestmark = pytest.mark.django_db
 
-STORED = lifecycle.StoredVideo(
-    video="videos/a.mp4",
-    poster="posters/a.jpg",
-    width=96,
-    height=64,
-    frames=16,
-    duration_ms=2000,
-    size_bytes=4000,
-)
 
-
-def submit(user: Any, prompt: str = "a red ball", **fields: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt=prompt, source="api", **fields)
+def submit(user: Any, prompt: str = "a red ball", preset: str | None = None, **fields: Any) -> GenerationJob:
+    fields["preset"] = catalog.find_preset(preset) if preset else None
+    return submission.submit(user=user, prompt=prompt, source="api", **fields)
 
 
 def balance(user: Any) -> tuple[int, int]:
@@ -174,9 +166,9 @@ def test_a_completed_job_is_charged_in_the_same_moment(user, finish_job):
 def test_a_result_that_comes_after_the_end_is_discarded_and_never_charged(user, start_job):
     attempt = start_job(submit(user))
     lifecycle.cancel(job=attempt.job)
-    stored_files.announce(STORED.files)
+    stored_files.announce(FILES)
     assert not lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
-    assert not lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
+    assert not lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)
     assert balance(user) == (500, 0)
     attempt.refresh_from_db()
     assert attempt.state == "canceled"
@@ -212,10 +204,10 @@ def test_an_old_attempt_cannot_move_a_job_that_went_on_without_it(user, start_jo
 def test_only_the_holder_of_the_lease_moves_an_attempt(user, start_job):
     attempt = start_job(submit(user))
     thief = uuid.uuid4()
-    assert not leases.take(attempt_id=attempt.pk, token=thief)
+    assert not locks.take(attempt_id=attempt.pk, token=thief)
     assert not lifecycle.record_progress(attempt_id=attempt.pk, token=thief, step=5)
     JobAttempt.objects.filter(pk=attempt.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    assert leases.take(attempt_id=attempt.pk, token=thief)
+    assert locks.take(attempt_id=attempt.pk, token=thief)
     assert not lifecycle.record_progress(attempt_id=attempt.pk, token=attempt.pk, step=5)
 
 
@@ -232,7 +224,7 @@ def test_a_verdict_that_comes_after_the_lease_went_on_changes_nothing(user, star
     """A dispatcher or a worker that slept too long, while somebody else drives the attempt."""
     attempt = start_job(submit(user))
     JobAttempt.objects.filter(pk=attempt.pk).update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-    assert leases.take(attempt_id=attempt.pk, token=uuid.uuid4())
+    assert locks.take(attempt_id=attempt.pk, token=uuid.uuid4())
     verdict({"attempt_id": attempt.pk, "token": attempt.pk})
     attempt.refresh_from_db()
     node.refresh_from_db()
@@ -286,8 +278,8 @@ def test_a_job_that_is_being_stored_or_is_over_cannot_be_canceled(user, start_jo
     lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
     with pytest.raises(CannotCancel, match="being stored"):
         lifecycle.cancel(job=attempt.job)
-    stored_files.announce(STORED.files)
-    lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
+    stored_files.announce(FILES)
+    lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)
     with pytest.raises(CannotCancel, match="already finished"):
         lifecycle.cancel(job=attempt.job)
     assert balance(user) == (450, 0)
@@ -306,8 +298,8 @@ def test_the_deadline_ends_every_live_state_and_charges_nothing(user, start_job,
     job.refresh_from_db()
     assert (job.state, job.error_code, balance(user)) == ("failed", "timed_out", (500, 0))
     if state == "storing":
-        stored_files.announce(STORED.files)
-        assert not lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
+        stored_files.announce(FILES)
+        assert not lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)
         assert balance(user) == (500, 0)
 
 
@@ -518,9 +510,9 @@ def test_eight_dispatchers_never_claim_a_job_twice_nor_overfill_a_node(no_cooldo
 @pytest.mark.django_db(transaction=True)
 def test_cancel_and_complete_at_once_end_in_exactly_one_of_them(no_cooldown, user, node):
     def finish(attempt: JobAttempt) -> bool:
-        stored_files.announce(STORED.files)
+        stored_files.announce(FILES)
         return lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk) and lifecycle.complete(
-            attempt_id=attempt.pk, stored=STORED
+            attempt_id=attempt.pk, files=FILES, facts=FACTS
         )
 
     for _ in range(6):

@@ -1,4 +1,4 @@
-"""Rows are locked in one order (generation/locking.py), so that transitions never wait for each other in a circle."""
+"""Rows are locked in one order (generation/jobs/locks.py), so transitions never wait for each other in a circle."""
 
 import inspect
 import random
@@ -11,13 +11,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
 
-from generation import breaker, leases, lifecycle, nudges, scheduling, stored_files, submission
+from accounts import ledger
 from generation.errors import GenerationError
-from generation.media import StoredClip
+from generation.jobs import enqueue, lifecycle, locks, node_health, scheduling, stored_files, submission
 from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.nodes import NodeError, NodeHealth
+from tests.clips import FACTS, FILES
 
 pytestmark = pytest.mark.django_db
 
@@ -34,13 +36,10 @@ LOCKING = re.compile(
     r'|SELECT .*? FROM "(?P<selected>\w+)".* FOR (NO KEY )?UPDATE',
     re.DOTALL,
 )
-STORED = lifecycle.StoredVideo(
-    video="videos/a.mp4", poster="posters/a.jpg", width=96, height=64, frames=16, duration_ms=1, size_bytes=1
-)
 
 
 @contextmanager
-def locks() -> Iterator[list[str]]:
+def watched_locks() -> Iterator[list[str]]:
     """The tables in which rows are locked, in the order of their first lock."""
     taken: list[str] = []
 
@@ -74,7 +73,12 @@ class World:
         self.user, self.node, self.finish_job = user, node, finish_job
 
     def submit(self) -> GenerationJob:
-        return lifecycle.submit(user=self.user, prompt="a red ball", source="api")
+        return submission.submit(user=self.user, prompt="a red ball", source="api")
+
+    def submit_again(self, job: GenerationJob) -> GenerationJob:
+        with transaction.atomic():
+            wallet = ledger.lock_account(user=self.user)
+            return submission.submit_again(job, wallet=wallet, idempotency_key="again")
 
     def running(self) -> JobAttempt:
         self.submit()
@@ -86,7 +90,7 @@ class World:
     def storing(self) -> JobAttempt:
         attempt = self.running()
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
-        stored_files.announce(STORED.files)
+        stored_files.announce(FILES)
         return attempt
 
     def finished(self) -> GenerationJob:
@@ -102,11 +106,12 @@ class World:
         return self.node
 
 
-CLIP = StoredClip(video="videos/b.mp4", poster="posters/b.jpg")
+CLIP = ("videos/b.mp4", "posters/b.jpg")
 # What prepares, and what is then watched.
 OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]] = {
     "submission.submit": (lambda w: None, lambda w, _: w.submit()),
-    "nudges.store": (World.storing, lambda w, a: nudges.store(attempt_id=a.pk)),
+    "submission.submit_again": (World.finished, lambda w, job: w.submit_again(job)),
+    "enqueue.store": (World.storing, lambda w, a: enqueue.store(attempt_id=a.pk)),
     "lifecycle.attempt_posted": (
         World.running,
         lambda w, a: lifecycle.attempt_posted(attempt_id=a.pk, token=a.pk, remote_id="r", hand_over=True),
@@ -127,7 +132,10 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         World.running,
         lambda w, a: lifecycle.begin_storing(attempt_id=a.pk, token=a.pk),
     ),
-    "lifecycle.complete": (World.storing, lambda w, a: lifecycle.complete(attempt_id=a.pk, stored=STORED)),
+    "lifecycle.complete": (
+        World.storing,
+        lambda w, a: lifecycle.complete(attempt_id=a.pk, files=FILES, facts=FACTS),
+    ),
     "lifecycle.attempt_refused": (
         World.running,
         lambda w, a: lifecycle.attempt_refused(attempt_id=a.pk, token=a.pk, retry_after=1, why="busy"),
@@ -155,25 +163,39 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         World.finished,
         lambda w, job: lifecycle.refund(job=job, reason="ugly", actor=w.user),
     ),
-    "nudges.dispatch": (lambda w: None, lambda w, _: nudges.dispatch()),
-    "nudges.stop_what_was_lost": (lambda w: None, lambda w, _: nudges.stop_what_was_lost(w.node)),
-    "nudges.remove_files": (lambda w: None, lambda w, _: nudges.remove_files()),
-    "nudges.add_up": (lambda w: None, lambda w, _: nudges.add_up()),
+    "enqueue.dispatch": (lambda w: None, lambda w, _: enqueue.dispatch()),
+    "enqueue.stop_what_was_lost": (lambda w: None, lambda w, _: enqueue.stop_what_was_lost(w.node)),
+    "enqueue.remove_files": (lambda w: None, lambda w, _: enqueue.remove_files()),
+    "enqueue.add_up": (lambda w: None, lambda w, _: enqueue.add_up()),
     "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
-    "breaker.count_failure": (
-        World.running,
-        lambda w, a: breaker.count_failure(leases.held(attempt_id=a.pk, token=a.pk), error="e"),
+    "node_health.sync_environment_node": (
+        lambda w: None,
+        lambda w, _: node_health.sync_environment_node(),
     ),
-    "breaker.count_success": (World.running, lambda w, a: breaker.count_success(attempt_id=a.pk)),
-    "breaker.claim_trial": (World.set_aside, lambda w, node: breaker.claim_trial(node)),
-    "breaker.bring_back": (World.set_aside, lambda w, node: breaker.bring_back(node)),
-    "breaker.note_failed_trial": (
+    "node_health.record_health": (
         World.set_aside,
-        lambda w, node: breaker.note_failed_trial(node, ValueError("no")),
+        lambda w, node: node_health.record_health(
+            node, NodeHealth(ready=True, status="ready", protocol="videos")
+        ),
     ),
-    "leases.take": (World.running, lambda w, a: leases.take(attempt_id=a.pk, token=a.pk)),
-    "leases.drop": (World.running, lambda w, a: leases.drop(attempt_id=a.pk, token=a.pk)),
-    "leases.drop_all": (World.running, lambda w, a: leases.drop_all(token=a.pk)),
+    "node_health.record_failure": (
+        World.set_aside,
+        lambda w, node: node_health.record_failure(node, NodeError("gone")),
+    ),
+    "node_health.count_failure": (
+        World.running,
+        lambda w, a: node_health.count_failure(locks.held(attempt_id=a.pk, token=a.pk), error="e"),
+    ),
+    "node_health.count_success": (World.running, lambda w, a: node_health.count_success(attempt_id=a.pk)),
+    "node_health.claim_canary": (World.set_aside, lambda w, node: node_health.claim_canary(node)),
+    "node_health.bring_back": (World.set_aside, lambda w, node: node_health.bring_back(node)),
+    "node_health.note_failed_canary": (
+        World.set_aside,
+        lambda w, node: node_health.note_failed_canary(node, ValueError("no")),
+    ),
+    "locks.take": (World.running, lambda w, a: locks.take(attempt_id=a.pk, token=a.pk)),
+    "locks.drop": (World.running, lambda w, a: locks.drop(attempt_id=a.pk, token=a.pk)),
+    "locks.drop_all": (World.running, lambda w, a: locks.drop_all(token=a.pk)),
     "stored_files.announce": (lambda w: None, lambda w, _: stored_files.announce(CLIP)),
     "stored_files.claim": (lambda w: stored_files.announce(CLIP), lambda w, _: stored_files.claim(CLIP)),
     "stored_files.let_go": (lambda w: None, lambda w, _: stored_files.let_go(CLIP)),
@@ -182,15 +204,25 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
 }
 # These write nothing by themselves: they read, or are parts of the operations above.
 PARTS = {
+    "submission.same_again",
+    "submission.check_prompt",
+    "submission.check_seed",
+    "submission.matching",
+    "submission.normal",
+    "submission.compiled",
+    "node_health.endpoint_of",
+    "node_health.examine",
+    "lifecycle.entries_of",
     "lifecycle.receipt",
     "scheduling.work_is_waiting",
     "scheduling.could_move",
     "scheduling.open_attempt",
     "scheduling.queue_positions",
     "scheduling.why_not_on",
-    "leases.held",
-    "leases.kept",
-    "leases.until",
+    "locks.held",
+    "locks.lock_jobs",
+    "locks.kept",
+    "locks.until",
     "stored_files.due",
     "stored_files.held",
 }
@@ -209,7 +241,7 @@ def test_no_operation_is_left_out() -> None:
         }
 
     everything = set().union(
-        *map(public, (submission, lifecycle, nudges, scheduling, breaker, leases, stored_files))
+        *map(public, (submission, lifecycle, enqueue, scheduling, node_health, locks, stored_files))
     )
     assert everything == OPERATIONS.keys() | PARTS
 
@@ -218,7 +250,7 @@ def test_no_operation_is_left_out() -> None:
 def test_an_operation_locks_rows_in_the_one_order(world: World, operation: str) -> None:
     prepare, run = OPERATIONS[operation]
     prepared = prepare(world)
-    with locks() as taken:
+    with watched_locks() as taken:
         run(world, prepared)
     ranks = [ORDER[table] for table in taken]
     assert ranks == sorted(ranks), f"{operation} locks {' → '.join(taken)}"
@@ -226,8 +258,8 @@ def test_an_operation_locks_rows_in_the_one_order(world: World, operation: str) 
 
 def test_the_watch_sees_locks_of_every_kind(world: World) -> None:
     attempt = world.storing()
-    with locks() as taken:
-        lifecycle.complete(attempt_id=attempt.pk, stored=STORED)
+    with watched_locks() as taken:
+        lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)
     assert sorted({ORDER[table] for table in taken}) == [1, 2, 3, 4, 5]
 
 
@@ -283,7 +315,7 @@ def _transition(world: World, attempt: JobAttempt, chance: random.Random) -> Non
         [
             lambda: lifecycle.record_progress(**mine, step=chance.randrange(20)),
             lambda: lifecycle.begin_storing(**mine),
-            lambda: (files(STORED.files), lifecycle.complete(attempt_id=attempt.pk, stored=STORED)),
+            lambda: (files(FILES), lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS)),
             lambda: lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="gone", pause=0.01),
             lambda: lifecycle.attempt_failed(
                 attempt_id=attempt.pk, token=attempt.pk, code="c", message="m", error="e"

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,14 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage, default_storage
 
 from generation import media
-from generation.media import MediaFailure, MediaLimits, UnplayableVideo, VideoFacts, sandbox
-from tests.clips import write_clip
+from generation.media import MediaFailure, UnplayableVideo, VideoFacts, sandbox
+from tests.clips import facts_of, write_clip
+from tests.environment import REPOSITORY
 
-DECODER = {"PYTHONPATH": str(Path(sandbox.__file__).parent)}
+
+def prepare(clip: Path, **limits: float) -> VideoFacts:
+    """Prepare a clip into `playable.mp4` and `poster.jpg` beside it."""
+    return media.prepare(clip, clip.with_name("playable.mp4"), clip.with_name("poster.jpg"), **limits)
 
 
 def write(
@@ -85,7 +88,7 @@ def assert_plays_everywhere(path: Path, facts: VideoFacts) -> None:
 
 def test_the_facts_of_a_clip_are_what_its_frames_say(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4", frames=49, fps=8, size=(128, 96))
-    assert media.probe(clip) == VideoFacts(
+    assert prepare(clip) == VideoFacts(
         codec="h264",
         pix_fmt="yuv420p",
         width=128,
@@ -98,9 +101,25 @@ def test_the_facts_of_a_clip_are_what_its_frames_say(tmp_path: Path) -> None:
     )
 
 
-def test_an_index_at_the_end_is_noticed(tmp_path: Path) -> None:
-    assert not media.probe(write(tmp_path / "clip.mp4", movflags="")).faststart
-    assert not media.probe(write(tmp_path / "clip.mp4", movflags="frag_keyframe+empty_moov")).faststart
+def test_a_plain_interpreter_can_prepare_a_clip(tmp_path: Path) -> None:
+    """Other programs do, without Django's settings."""
+    clip = write(tmp_path / "clip.mp4", codec="mpeg4")
+    program = (
+        "import sys; from pathlib import Path; from generation.media import prepare\n"
+        "facts = prepare(*map(Path, sys.argv[1:]))\n"
+        "print(facts.width, facts.height, facts.frames, facts.duration_ms)"
+    )
+    plain = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, "clip.mp4", str(tmp_path / "playable.mp4"), "poster.jpg"],
+        cwd=tmp_path,
+        env=plain | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "96 64 16 2000\n"
+    assert clip.with_name("poster.jpg").exists()
 
 
 # --- Making it play --------------------------------------------------------------------------------------------
@@ -108,9 +127,9 @@ def test_an_index_at_the_end_is_noticed(tmp_path: Path) -> None:
 
 def test_what_plays_already_is_taken_over_byte_by_byte(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4")
-    facts = media.make_playable(clip, tmp_path / "playable.mp4")
+    facts = prepare(clip)
     assert (tmp_path / "playable.mp4").read_bytes() == clip.read_bytes()
-    assert facts == media.probe(clip)
+    assert facts.size_bytes == clip.stat().st_size
 
 
 @pytest.mark.parametrize(
@@ -136,7 +155,7 @@ def test_whatever_else_comes_is_made_to_play_with_the_same_pictures(
     tmp_path: Path, kind: dict[str, Any]
 ) -> None:
     clip, playable = write(tmp_path / "clip", **kind), tmp_path / "playable.mp4"
-    facts = media.make_playable(clip, playable)
+    facts = prepare(clip)
     assert_plays_everywhere(playable, facts)
     assert (facts.frames, facts.fps, facts.duration_ms) == (16, 8.0, 2000)
     if "size" not in kind:
@@ -150,7 +169,7 @@ def test_whatever_else_comes_is_made_to_play_with_the_same_pictures(
 
 def test_pictures_that_fit_are_not_encoded_again(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4", movflags="", sound="aac")
-    facts = media.make_playable(clip, tmp_path / "playable.mp4")
+    facts = prepare(clip)
     assert_plays_everywhere(tmp_path / "playable.mp4", facts)
     before, after = pictures(clip), pictures(tmp_path / "playable.mp4")
     assert all((one == other).all() for one, other in zip(before, after, strict=True))
@@ -158,8 +177,8 @@ def test_pictures_that_fit_are_not_encoded_again(tmp_path: Path) -> None:
 
 def test_preparing_does_it_all_at_once(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4", codec="mpeg4")
-    facts = media.prepare(clip, tmp_path / "playable.mp4", tmp_path / "poster.jpg")
-    assert facts == media.probe(tmp_path / "playable.mp4")
+    facts = prepare(clip)
+    assert facts == facts_of(tmp_path / "playable.mp4")
     assert (tmp_path / "poster.jpg").read_bytes().startswith(b"\xff\xd8\xff")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4", "playable.mp4", "poster.jpg"]
 
@@ -175,8 +194,7 @@ def jpeg(path: Path) -> Any:
 
 def test_a_poster_shows_half_a_second_into_the_clip(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4")
-    facts = media.make_poster(clip, tmp_path / "poster.jpg")
-    assert facts.frames == 16
+    assert prepare(clip).frames == 16
     shown = jpeg(tmp_path / "poster.jpg").to_ndarray(format="rgb24").astype("int16")
     differences = [abs(frame - shown).mean() for frame in pictures(clip)]
     assert differences.index(min(differences)) == 4
@@ -184,14 +202,14 @@ def test_a_poster_shows_half_a_second_into_the_clip(tmp_path: Path) -> None:
 
 def test_a_poster_is_not_a_blank_frame_while_there_is_another(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4", blank=10)
-    media.make_poster(clip, tmp_path / "poster.jpg")
+    prepare(clip)
     assert jpeg(tmp_path / "poster.jpg").to_ndarray(format="gray").std() > 20
-    media.make_poster(write(tmp_path / "dark.mp4", blank=16), tmp_path / "dark.jpg")
-    assert jpeg(tmp_path / "dark.jpg").to_ndarray(format="gray").std() < 2
+    prepare(write(tmp_path / "dark.mp4", blank=16))
+    assert jpeg(tmp_path / "poster.jpg").to_ndarray(format="gray").std() < 2
 
 
 def test_a_poster_is_bounded(tmp_path: Path) -> None:
-    media.make_poster(write(tmp_path / "clip.mp4", size=(1920, 1080), frames=3), tmp_path / "poster.jpg")
+    prepare(write(tmp_path / "clip.mp4", size=(1920, 1080), frames=3))
     frame = jpeg(tmp_path / "poster.jpg")
     assert (frame.width, frame.height) == (1280, 720)
     assert (tmp_path / "poster.jpg").stat().st_size <= 300_000
@@ -228,14 +246,10 @@ def cut(path: Path, share: float) -> Path:
     ],
 )
 def test_what_is_no_video_is_unplayable_and_says_why(tmp_path: Path, make: Any, why: str) -> None:
-    path, made = tmp_path / "clip.mp4", (tmp_path / "out.mp4", tmp_path / "out.jpg")
+    path = tmp_path / "clip.mp4"
     make(path)
-    for act in (
-        lambda: media.probe(path),
-        lambda: media.prepare(path, *made),
-    ):
-        with pytest.raises(UnplayableVideo, match=why):
-            act()
+    with pytest.raises(UnplayableVideo, match=why):
+        prepare(path)
     assert [left.name for left in tmp_path.iterdir()] == ["clip.mp4"]
 
 
@@ -248,7 +262,7 @@ def test_a_file_with_sound_only_is_unplayable(tmp_path: Path) -> None:
         out.mux(audio.encode(silence))
         out.mux(audio.encode(None))
     with pytest.raises(UnplayableVideo, match="no video in it"):
-        media.probe(tmp_path / "sound.mp4")
+        prepare(tmp_path / "sound.mp4")
 
 
 def test_pictures_that_are_noise_are_unplayable(tmp_path: Path) -> None:
@@ -257,7 +271,7 @@ def test_pictures_that_are_noise_are_unplayable(tmp_path: Path) -> None:
     start = data.index(b"mdat") + 4
     clip.write_bytes(data[:start] + random.Random(1).randbytes(len(data) - start))
     with pytest.raises(UnplayableVideo, match=r"does not decode|damaged"):
-        media.probe(clip)
+        prepare(clip)
 
 
 @pytest.mark.parametrize(
@@ -272,21 +286,21 @@ def test_pictures_that_are_noise_are_unplayable(tmp_path: Path) -> None:
 def test_what_outgrows_a_limit_is_unplayable(tmp_path: Path, limits: dict[str, Any], why: str) -> None:
     clip = write(tmp_path / "clip.mp4", codec="mpeg4")
     with pytest.raises(UnplayableVideo, match=why):
-        media.make_playable(clip, tmp_path / "out.mp4", limits=MediaLimits(**limits))
+        prepare(clip, **limits)
     assert [left.name for left in tmp_path.iterdir()] == ["clip.mp4"]
 
 
 def test_what_needs_too_much_memory_is_unplayable(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4", codec="mpeg4", size=(1920, 1920), frames=12)
     with pytest.raises(UnplayableVideo, match=r"memory|does not decode|crashed"):
-        media.make_playable(clip, tmp_path / "out.mp4", limits=MediaLimits(memory=240 * 1024**2))
+        prepare(clip, memory=240 * 1024**2)
 
 
 def test_what_takes_too_long_is_unplayable_and_its_process_is_gone(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4", size=(1280, 720), frames=40, codec="mpeg4")
     before = {child.pid for child in psutil.Process().children()}
     with pytest.raises(UnplayableVideo, match=r"more than 0\.3 s"):
-        media.make_playable(clip, tmp_path / "out.mp4", limits=MediaLimits(seconds=0.3))
+        prepare(clip, seconds=0.3)
     assert {child.pid for child in psutil.Process().children()} <= before
     assert [left.name for left in tmp_path.iterdir()] == ["clip.mp4"]
 
@@ -294,17 +308,17 @@ def test_what_takes_too_long_is_unplayable_and_its_process_is_gone(tmp_path: Pat
 def test_a_decoder_that_crashes_takes_nothing_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crashing = tmp_path / "crashing.py"
     crashing.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
-    monkeypatch.setattr(sandbox, "_DECODER", (str(crashing),))
+    monkeypatch.setattr(sandbox, "DECODER", crashing)
     with pytest.raises(UnplayableVideo, match=r"crashed \(signal 11\)"):
-        media.probe(write_clip(tmp_path / "clip.mp4"))
+        prepare(write_clip(tmp_path / "clip.mp4"))
 
 
 def test_a_fault_of_our_own_is_not_blamed_on_the_file(tmp_path: Path) -> None:
     clip = write(tmp_path / "clip.mp4")
     with pytest.raises(MediaFailure, match="No such file"):
-        media.probe(tmp_path / "nowhere.mp4")
+        prepare(tmp_path / "nowhere.mp4")
     with pytest.raises(MediaFailure, match="No such file"):
-        media.make_playable(clip, tmp_path / "nowhere" / "out.mp4")
+        media.prepare(clip, tmp_path / "nowhere" / "out.mp4", tmp_path / "out.jpg")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -314,8 +328,7 @@ def test_a_fault_of_our_own_is_not_blamed_on_the_file(tmp_path: Path) -> None:
 def test_a_full_disk_is_a_fault_of_our_own(tmp_path: Path, kind: dict[str, str]) -> None:
     clip = write(tmp_path / "clip.mp4", **kind)  # type: ignore[arg-type]
     done = subprocess.run(
-        [sys.executable, "-m", "decoder", json.dumps(asdict(MediaLimits())), "playable", clip, "/dev/full"],
-        env=DECODER,
+        [sys.executable, sandbox.DECODER, '{"seconds": 60}', clip, "/dev/full", tmp_path / "poster.jpg"],
         capture_output=True,
         check=True,
     )
@@ -325,28 +338,32 @@ def test_a_full_disk_is_a_fault_of_our_own(tmp_path: Path, kind: dict[str, str])
 def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = tmp_path / "spy.py"
     spy.write_text("import json, os, sys\nprint(json.dumps({'failed': ' '.join(sorted(os.environ))}))\n")
-    monkeypatch.setattr(sandbox, "_DECODER", (str(spy),))
+    monkeypatch.setattr(sandbox, "DECODER", spy)
     monkeypatch.setenv("SECRET_KEY", "secret")
     with pytest.raises(MediaFailure) as caught:
-        media.probe(tmp_path / "clip.mp4")
+        prepare(tmp_path / "clip.mp4")
     assert "MALLOC_ARENA_MAX" in str(caught.value)
     assert not {"SECRET_KEY", "DATABASE_URL", "HOME", "PATH"} & set(str(caught.value).split())
 
 
-def test_the_decoder_knows_no_django(tmp_path: Path) -> None:
-    program = "import decoder.__main__, sys; print({'django', 'generation'} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program], env=DECODER, capture_output=True, text=True, check=True
-    )
+def in_the_decoder(program: str) -> subprocess.CompletedProcess[str]:
+    """Run a program that may import the decoder, and nothing else of the project."""
+    decoder = {"PYTHONPATH": str(sandbox.DECODER.parent)}
+    command = [sys.executable, "-P", "-c", program]
+    return subprocess.run(command, env=decoder, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_decoder_knows_no_django() -> None:
+    done = in_the_decoder("import decoder, sys; print({'django', 'generation'} & set(sys.modules))")
     assert done.stdout.strip() == "set()"
 
 
-def test_the_decoder_ends_when_its_worker_was_killed(tmp_path: Path) -> None:
-    """Its own alarm ends it, whatever it is at: nobody is left to do so."""
-    limits = json.dumps(asdict(replace(MediaLimits(), seconds=-1)))
-    program = f"import time; from decoder.limits import Limits, confine; confine(Limits(**{limits})); time.sleep(60)"
+def test_the_decoder_ends_when_its_worker_was_killed() -> None:
+    """Its own alarm ends it, whatever it is at: the parent that would do so is gone."""
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-P", "-c", program], env=DECODER, timeout=60, check=False)
+    done = in_the_decoder(
+        "import time; from decoder import Limits, confine; confine(Limits(-1)); time.sleep(60)"
+    )
     assert done.returncode == -14
     assert time.monotonic() - started < 50
 
@@ -365,11 +382,11 @@ def test_damaged_files_are_facts_or_unplayable_and_never_anything_else(tmp_path:
         data[chance.randrange(min(len(data), 1500))] = chance.randrange(256)
     clip.write_bytes(data)
     try:
-        facts = media.prepare(clip, tmp_path / "out.mp4", tmp_path / "out.jpg")
+        facts = prepare(clip)
     except UnplayableVideo as error:
         assert str(error).startswith("The file is unplayable: ")
     else:
-        assert_plays_everywhere(tmp_path / "out.mp4", facts)
+        assert_plays_everywhere(tmp_path / "playable.mp4", facts)
 
 
 # --- Where they are kept ---------------------------------------------------------------------------------------
@@ -380,10 +397,10 @@ def test_a_stored_clip_is_under_a_name_of_its_job(tmp_path: Path, clip: Path) ->
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
     names = media.new_names(job)
     media.store(clip, tmp_path / "poster.jpg", names)
-    assert names.video.startswith(f"videos/{job.hex[:2]}/{job.hex}-")
-    assert names.video.endswith(".mp4")
-    assert names.poster.endswith(".jpg")
-    with default_storage.open(names.video) as file:
+    assert names[0].startswith(f"videos/{job.hex[:2]}/{job.hex}-")
+    assert names[0].endswith(".mp4")
+    assert names[1].endswith(".jpg")
+    with default_storage.open(names[0]) as file:
         assert file.read() == clip.read_bytes()
 
 
@@ -393,24 +410,22 @@ def test_storing_a_job_twice_touches_nothing_of_the_first(tmp_path: Path, clip: 
     first, second = media.new_names(job), media.new_names(job)
     for names in (first, second):
         media.store(clip, tmp_path / "poster.jpg", names)
-    media.discard(second)
-    media.discard(second)
-    assert default_storage.exists(first.video)
-    assert default_storage.exists(first.poster)
-    assert not default_storage.exists(second.video)
+    for name in second * 2:
+        media.remove(name)
+    assert all(default_storage.exists(name) for name in first)
+    assert not default_storage.exists(second[0])
 
 
-@pytest.mark.parametrize("kind", ["video", "poster"])
-def test_a_name_that_is_taken_is_left_as_it_is(tmp_path: Path, clip: Path, kind: str) -> None:
+@pytest.mark.parametrize("taken", [0, 1], ids=["video", "poster"])
+def test_a_name_that_is_taken_is_left_as_it_is(tmp_path: Path, clip: Path, taken: int) -> None:
     names = media.new_names(uuid.uuid4())
-    taken = getattr(names, kind)
-    default_storage.save(taken, ContentFile(b"another's"))
+    default_storage.save(names[taken], ContentFile(b"another's"))
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
     with pytest.raises(FileExistsError):
         media.store(clip, tmp_path / "poster.jpg", names)
-    with default_storage.open(taken) as file:
+    with default_storage.open(names[taken]) as file:
         assert file.read() == b"another's"
-    assert [default_storage.exists(name) for name in (names.video, names.poster)].count(True) == 1
+    assert [default_storage.exists(name) for name in names].count(True) == 1
 
 
 def test_a_poster_that_cannot_be_stored_takes_the_video_with_it(tmp_path: Path, clip: Path) -> None:

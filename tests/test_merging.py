@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from accounts import ledger, merging
-from accounts.audit import audit
-from accounts.errors import InsufficientBalance, LedgerError
+from accounts.ledger import InsufficientBalance, LedgerError
+from accounts.ledger_check import audit
 from accounts.models import CreditTransaction, WalletMerge
 
 pytestmark = pytest.mark.django_db

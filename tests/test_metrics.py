@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from django.test import Client
 from prometheus_client.parser import text_string_to_metric_families
 
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 
 pytestmark = pytest.mark.django_db
@@ -32,7 +32,7 @@ def read(**headers: str) -> dict[tuple[str, ...], float]:
 
 
 def submit(user: Any, **fields: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt="a red ball", source="api", **fields)
+    return submission.submit(user=user, prompt="a red ball", source="api", **fields)
 
 
 def test_jobs_credits_and_nodes_are_told(settings, user, make_user, node, start_job, finish_job):

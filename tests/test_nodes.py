@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from generation import nodes
-from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client, parsing
+from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client, protocol
+from generation.nodes.download import ATTEMPTS
 from generation.nodes.transport import Answer, Transport, error_for_status, message_of, retry_after
 from tests import web
 from tests.field_node import FieldNode
@@ -231,7 +232,7 @@ def test_each_bad_download_is_its_own_kind_of_error_and_leaves_nothing(
 
 @pytest.fixture
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("generation.nodes.download.FIRST_PAUSE", 0.01)
+    monkeypatch.setattr("generation.nodes.download.LONGEST_PAUSE", 0.01)
 
 
 def test_a_file_that_is_no_video_is_refused_by_its_first_bytes(field_node: FieldNode, tmp_path: Path) -> None:
@@ -667,7 +668,7 @@ def test_whatever_a_server_sends_is_a_node_error(answer: bytes, tmp_path: Path, 
         with canned(answer) as url, pytest.raises(nodes.NodeError):
             ask(url, act)
     job = RemoteJob(state="completed", remote_id="v1")
-    with canned(*[answer] * 5) as url, pytest.raises(nodes.NodeError):
+    with canned(*[answer] * ATTEMPTS) as url, pytest.raises(nodes.NodeError):
         ask(url, lambda client: client.download(job, tmp_path / "clip.mp4"))
     assert list(tmp_path.iterdir()) == []
 
@@ -815,7 +816,7 @@ def test_a_nodes_words_are_found_in_any_usual_shape(body: bytes, words: str) -> 
     ],
 )
 def test_a_path_is_cut_down_to_its_name(path: str, name: str) -> None:
-    assert parsing.file_name(path) == name
+    assert protocol.file_name(path) == name
 
 
 # --- Finding out the protocol ----------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import pytest
 
 from generation import media, nodes
-from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, Protocol, RemoteJob, open_client
+from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, RemoteJob, open_client
+from tests.clips import facts_of
 from tests.node_process import NodeProcess
 
 T = TypeVar("T")
@@ -27,7 +28,7 @@ def with_client(
     node: NodeProcess,
     act: Callable[[NodeClient], Awaitable[T]],
     *,
-    protocol: Protocol = "videos",
+    protocol: str = "videos",
     key: str = "",
 ) -> T:
     endpoint = NodeEndpoint(base_url=node.url, api_key=key or node.key, protocol=protocol)
@@ -136,7 +137,7 @@ def test_the_field_protocol_of_our_node_serves_the_field_client(node: NodeProces
     job = with_client(node, act, protocol="generate_video")
     assert job.state == "completed"
     assert job.generation_ms
-    assert media.probe(tmp_path / "clip.mp4").frames == 16
+    assert facts_of(tmp_path / "clip.mp4").frames == 16
     with pytest.raises(nodes.NodeRejected):
         with_client(
             node, lambda client: client.generate(request("bad", num_frames=-1)), protocol="generate_video"

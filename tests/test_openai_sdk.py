@@ -13,7 +13,7 @@ from pytest_django.live_server_helper import LiveServer
 
 from accounts import api_keys
 from accounts.models import User
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode
 
 pytestmark = [
@@ -90,7 +90,7 @@ def test_polling_waits_for_the_end(client: openai.OpenAI, start_job: Callable[[G
 
 def test_lists_are_read_page_by_page(client: openai.OpenAI, user: User) -> None:
     made = [
-        lifecycle.submit(user=user, prompt=f"video {number}", source="web").public_id for number in range(5)
+        submission.submit(user=user, prompt=f"video {number}", source="web").public_id for number in range(5)
     ]
     assert [video.id for video in client.videos.list(limit=2)] == made[::-1]
     assert [video.id for video in client.videos.list(limit=2, order="asc")] == made

@@ -6,7 +6,7 @@ import pytest
 from django.utils import timezone
 
 from accounts.models import User
-from generation import lifecycle, pricing
+from generation.jobs import catalog, submission
 from generation.models import GenerationJob, Preset
 
 pytestmark = pytest.mark.django_db
@@ -15,7 +15,9 @@ pytestmark = pytest.mark.django_db
 def made(user: User, preset: str, *milliseconds: int | None) -> None:
     """Clips of the preset that took so long, oldest first."""
     for took in milliseconds:
-        job = lifecycle.submit(user=user, prompt="a red ball", source="api", preset=preset)
+        job = submission.submit(
+            user=user, prompt="a red ball", source="api", preset=Preset.objects.get(name=preset)
+        )
         GenerationJob.objects.filter(pk=job.pk).update(
             state="completed", video="a.mp4", finished_at=timezone.now(), generation_ms=took
         )
@@ -24,21 +26,21 @@ def made(user: User, preset: str, *milliseconds: int | None) -> None:
 def test_the_wait_is_the_median_of_the_last_clips_of_that_preset(staff: Any) -> None:
     made(staff, "quick", *[90_000] * 5, *[20_000] * 9, *[30_000] * 10, 31_000, None)
     made(staff, "standard", 100_000)
-    quotes = {quote.preset.name: quote.expected_seconds for quote in pricing.quotes()}
+    quotes = {quote.preset.name: quote.expected_seconds for quote in catalog.quotes()}
     assert quotes == {"quick": 30, "standard": 100}
-    assert pricing.expected_seconds(Preset.objects.get(name="quick")) == 30
+    assert catalog.expected_seconds(Preset.objects.get(name="quick")) == 30
 
 
 def test_without_clips_the_wait_is_the_setting_scaled_by_the_work(settings: Any) -> None:
     settings.VIDEO_EXPECTED_SECONDS = 32
-    quick, standard = pricing.quotes()
+    quick, standard = catalog.quotes()
     assert (quick.expected_seconds, standard.expected_seconds) == (32, round(32 * 49 * 50 / (16 * 20)))
 
 
 def test_many_presets_cost_no_more_queries_than_one(django_assert_num_queries: Any) -> None:
     with django_assert_num_queries(1):
-        pricing.quotes()
+        catalog.quotes()
     for number in range(5):
         Preset.objects.create(name=f"more-{number}", label="More")
     with django_assert_num_queries(1):
-        assert len(pricing.quotes()) == 7
+        assert len(catalog.quotes()) == 7

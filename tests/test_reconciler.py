@@ -16,11 +16,10 @@ from django.db.models.functions import Now
 from django_q.models import OrmQ
 from django_q.signing import SignedPackage
 
-from generation import lifecycle, scheduling, stored_files
 from generation.database import in_database
-from generation.events import CHANNEL
-from generation.following import Follower
-from generation.media import StoredClip
+from generation.jobs import lifecycle, scheduling, stored_files, submission
+from generation.jobs.events import CHANNEL
+from generation.jobs.runner import AttemptRunner
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.reconciler import Reconciler
 from tests.videos_server import VideosServer
@@ -69,24 +68,24 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
     GpuNode.objects.update(capacity=5, base_url=server.url, api_key=server.key)
 
     def attempt(state: str) -> JobAttempt:
-        job = lifecycle.submit(user=user, prompt=state, source="api")
+        job = submission.submit(user=user, prompt=state, source="api")
         opened = scheduling.claim_next()
         assert opened is not None
         assert opened.job_id == job.pk
         return opened
 
-    overdue = lifecycle.submit(user=user, prompt="overdue", source="api")
+    overdue = submission.submit(user=user, prompt="overdue", source="api")
     GenerationJob.objects.filter(pk=overdue.pk).update(deadline_at=Now() - timedelta(seconds=1))
     running, made = attempt("running"), attempt("made")
     assert lifecycle.begin_storing(attempt_id=made.pk, token=made.pk)
     JobAttempt.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
-    lifecycle.submit(user=user, prompt="queued", source="api")
-    stored_files.let_go(StoredClip(video="videos/left.mp4", poster=""))
+    submission.submit(user=user, prompt="queued", source="api")
+    stored_files.let_go(["videos/left.mp4"])
     GpuNode.objects.create(name="unheard", base_url="http://127.0.0.1:9/b", enabled=False)
     OrmQ.objects.all().delete()
     return {
         "deadlines": Duty(
-            "generation.lifecycle.expire",
+            "generation.jobs.lifecycle.expire",
             lambda: GenerationJob.objects.get(pk=overdue.pk).state == "failed",
             named=overdue.id.hex,
         ),
@@ -95,10 +94,10 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
             "generation.reconciler._unfollowed_attempts",
             lambda: JobAttempt.objects.get(pk=running.pk).lease_token != running.pk,
         ),
-        "dispatch": Duty("generation.scheduling.work_is_waiting", lambda: nudged("dispatch")),
-        "files": Duty("generation.stored_files.due", lambda: nudged("remove_files")),
+        "dispatch": Duty("generation.jobs.scheduling.work_is_waiting", lambda: nudged("dispatch")),
+        "files": Duty("generation.jobs.stored_files.due", lambda: nudged("remove_files")),
         "nodes": Duty(
-            "generation.reconciler.fleet.examine",
+            "generation.reconciler.node_health.examine",
             lambda: GpuNode.objects.get(name="unheard").status == "unreachable",
             named="node unheard",
         ),
@@ -111,7 +110,7 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
 
 def nudged(task: str, *args: uuid.UUID) -> bool:
     """Such a task is in the queue."""
-    wanted = (f"generation.tasks.{task}", tuple(str(arg) for arg in args))
+    wanted = (f"generation.jobs.tasks.{task}", tuple(str(arg) for arg in args))
     tasks = [SignedPackage.loads(row.payload) for row in OrmQ.objects.all()]
     return wanted in [(found["func"], tuple(found["args"])) for found in tasks]
 
@@ -178,14 +177,14 @@ def test_an_attempt_that_cannot_be_followed_is_named_with_its_job_and_stops_no_o
     duties: dict[str, Duty], user: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     bad = JobAttempt.objects.get(job__prompt="running")
-    followed = Follower.run
+    followed = AttemptRunner.run
 
-    async def fail(self: Follower) -> None:
+    async def fail(self: AttemptRunner) -> None:
         if self.attempt.pk == bad.pk:
             raise NeverSeenBefore("out of the blue")
         await followed(self)
 
-    monkeypatch.setattr(Follower, "run", fail)
+    monkeypatch.setattr(AttemptRunner, "run", fail)
 
     async def live_through_it() -> None:
         reconciler = Reconciler()
@@ -204,7 +203,7 @@ def test_an_attempt_that_cannot_be_followed_is_named_with_its_job_and_stops_no_o
 
 
 def test_rubbish_among_the_events_is_passed_over(user: Any, node: GpuNode, caplog: Any) -> None:
-    job = lifecycle.submit(user=user, prompt="a red ball", source="api")
+    job = submission.submit(user=user, prompt="a red ball", source="api")
 
     def say(payload: str) -> bool:
         with connection.cursor() as cursor:
@@ -238,7 +237,7 @@ def test_a_cancel_that_no_event_told_of_reaches_the_node_all_the_same(
 
     def cancel_unheard() -> None:
         with monkeypatch.context() as nobody_hears:
-            nobody_hears.setattr("generation.events.publish", lambda job: None)
+            nobody_hears.setattr("generation.jobs.events.publish", lambda job: None)
             lifecycle.cancel(job=running_one.job)
 
     async def live_through_it() -> None:

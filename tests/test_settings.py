@@ -13,7 +13,7 @@ import pytest
 from gpu_node.settings import NodeSettings
 from tests.environment import REPOSITORY
 from videoplatform import run
-from videoplatform.first_run import SECRETS, write_secrets
+from videoplatform.bootstrap import SECRETS, write_secrets
 
 POOL = "from django.conf import settings; print('pool' in settings.DATABASES['default'].get('OPTIONS', {}))"
 

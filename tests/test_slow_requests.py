@@ -91,3 +91,13 @@ def test_a_slow_but_steady_upload_arrives_and_a_connection_may_be_used_again(ser
                 time.sleep(0.25)  # 3 kB/s: longer than REQUEST_SECONDS in all
             answer = connection.recv(65536)
             assert answer.startswith(b"HTTP/1.1 401 "), "all of it was read: a key is what is missing"
+
+
+def test_a_later_request_of_a_connection_that_stops_in_its_head_is_ended_too(server: Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(
+            b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" + b"GET /healthz HTTP/1.1\r\nHost"
+        )
+        answer = all_of(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1 ") == 1

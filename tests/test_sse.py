@@ -26,10 +26,10 @@ from django.utils import timezone
 
 from accounts import api_keys
 from accounts.models import User
-from generation import lifecycle
-from generation.events import JobEvent
+from generation.jobs import lifecycle, submission
+from generation.jobs.events import JobEvent
 from generation.models import GenerationJob
-from generation.sse import Inbox, frame
+from generation.sse.streams import Inbox, frame
 from tests import web
 from tests.environment import REPOSITORY
 
@@ -200,7 +200,7 @@ def bearer(user: User) -> dict[str, str]:
 
 
 def submit(user: User, prompt: str = "A paper boat in the rain") -> GenerationJob:
-    return lifecycle.submit(user=user, prompt=prompt, source="web")
+    return submission.submit(user=user, prompt=prompt, source="web")
 
 
 class TestBrowser:

@@ -13,15 +13,14 @@ from django.test import Client
 from django.utils import timezone
 from django_q.models import OrmQ, Task
 
-from accounts import audit, ledger
+from accounts import ledger, ledger_check
 from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
-from accounts.staff import bans, log, roles, wallets
-from accounts.staff.clerks import NotPermitted
-from accounts.staff.errors import DoneBefore, Refused
-from generation import lifecycle
+from accounts.staff import audit_log, operations, roles
+from accounts.staff.actor import DoneBefore, NotPermitted, Refused
+from generation.jobs import submission
 from generation.models import GenerationJob
 from generation.staff import jobs
-from generation.staff.refund_limit import BeyondLimit
+from generation.staff.jobs import BeyondLimit
 from telegram_bot.models import JobMessage
 from tests.staff import in_role, page, said, sent, signed_in
 
@@ -35,7 +34,7 @@ def wallet(user: User) -> CreditAccount:
 
 @pytest.fixture
 def clip_of_ada(user: User, finish_job: Callable[[GenerationJob], GenerationJob]) -> GenerationJob:
-    return finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+    return finish_job(submission.submit(user=user, prompt="A paper boat", source="web"))
 
 
 class TestRoles:
@@ -63,55 +62,55 @@ class TestRoles:
     def test_only_finance_and_owners_grant_and_adjust(
         self, make_user: MakeUser, user: User, role: str, may: bool
     ) -> None:
-        clerk = in_role(make_user, role)
-        client = signed_in(clerk.user)
+        actor = in_role(make_user, role)
+        client = signed_in(actor.user)
         for action in ("grant_credits", "adjust_credits"):
             answer = client.post(page(f"accounts_user_{action}", user.pk), sent(amount="10", reason="x"))
             assert answer.status_code == (302 if may else 403)
         assert wallet(user).balance == (520 if may else 500)
-        assert not audit.audit().discrepancies
+        assert not ledger_check.audit().discrepancies
 
     def test_the_operation_itself_refuses_whatever_page_called_it(
         self, make_user: MakeUser, user: User
     ) -> None:
         support = in_role(make_user, "support")
         with pytest.raises(NotPermitted):
-            wallets.grant(clerk=support, users=[user], amount=1, reason="x", once=sent()["once"])
+            operations.grant(actor=support, users=[user], amount=1, reason="x", once=sent()["once"])
         with pytest.raises(NotPermitted):
-            bans.ban(clerk=support, user=user, reason="x")
+            operations.ban(actor=support, user=user, reason="x")
         assert not StaffAct.objects.exists()
 
     def test_nobody_acts_after_they_lost_their_role(
         self, make_user: MakeUser, clip_of_ada: GenerationJob
     ) -> None:
-        clerk = in_role(make_user, "finance")
-        clerk.user.is_staff = False
+        actor = in_role(make_user, "finance")
+        actor.user.is_staff = False
         with pytest.raises(NotPermitted):
-            jobs.refund(clerk=clerk, job=clip_of_ada, reason="x")
+            jobs.refund(actor=actor, job=clip_of_ada, reason="x")
 
 
 class TestStaffAmongThemselves:
     @pytest.fixture
-    def clerk(self, make_user: MakeUser) -> Client:
+    def actor(self, make_user: MakeUser) -> Client:
         """Somebody who may change people, and nothing else."""
-        user = make_user("clerk", is_staff=True)
+        user = make_user("actor", is_staff=True)
         user.user_permissions.set(
             Permission.objects.filter(codename__in=["view_user", "change_user", "ban_user"])
         )
         return signed_in(user)
 
-    def test_a_clerk_changes_no_password_of_other_staff(self, clerk: Client, make_user: MakeUser) -> None:
+    def test_a_clerk_changes_no_password_of_other_staff(self, actor: Client, make_user: MakeUser) -> None:
         other = make_user("other", is_staff=True)
         form = {"password1": "another long password", "password2": "another long password"}
         address = page("auth_user_password_change", other.pk)
-        assert clerk.post(address, form).status_code == 403
-        assert clerk.post(page("accounts_user_change", other.pk), {"email": "mine@x.org"}).status_code == 403
+        assert actor.post(address, form).status_code == 403
+        assert actor.post(page("accounts_user_change", other.pk), {"email": "mine@x.org"}).status_code == 403
         other.refresh_from_db()
         assert other.check_password("a long enough password")
 
-    def test_a_clerk_makes_nobody_staff_and_gives_no_roles(self, clerk: Client, user: User) -> None:
+    def test_a_clerk_makes_nobody_staff_and_gives_no_roles(self, actor: Client, user: User) -> None:
         owner = Group.objects.get(name="owner")
-        me = User.objects.get(username="clerk")
+        me = User.objects.get(username="actor")
         for person in (user, me):
             form = {
                 "username": person.username,
@@ -120,7 +119,7 @@ class TestStaffAmongThemselves:
                 "groups": [owner.pk],
                 "user_permissions": [Permission.objects.get(codename="manage_staff").pk],
             }
-            clerk.post(page("accounts_user_change", person.pk), form)
+            actor.post(page("accounts_user_change", person.pk), form)
         user.refresh_from_db()
         assert not user.is_staff
         assert not user.groups.exists()
@@ -128,14 +127,14 @@ class TestStaffAmongThemselves:
         assert not me.user_permissions.filter(codename="manage_staff").exists()
 
     def test_a_clerk_bans_no_staff_and_nobody_bans_themselves(
-        self, clerk: Client, make_user: MakeUser
+        self, actor: Client, make_user: MakeUser
     ) -> None:
         other = make_user("other", is_staff=True)
-        assert clerk.post(page("accounts_user_ban", other.pk), sent(reason="x")).status_code == 403
+        assert actor.post(page("accounts_user_ban", other.pk), sent(reason="x")).status_code == 403
         owner = in_role(make_user, "owner")
         with pytest.raises(Refused, match="yourself"):
-            bans.ban(clerk=owner, user=owner.user, reason="x")
-        bans.ban(clerk=owner, user=other, reason="Left us")
+            operations.ban(actor=owner, user=owner.user, reason="x")
+        operations.ban(actor=owner, user=other, reason="Left us")
         other.refresh_from_db()
         assert not other.is_active
 
@@ -162,7 +161,7 @@ class TestStaffAmongThemselves:
 
 class TestTheLog:
     def test_nobody_changes_it_in_sql_either(self, make_user: MakeUser, user: User) -> None:
-        log.record(clerk=in_role(make_user, "owner"), act="user.note", subject=user)
+        audit_log.record(actor=in_role(make_user, "owner"), act="user.note", subject=user)
         for statement in (
             "UPDATE accounts_staffact SET reason = 'other'",
             "DELETE FROM accounts_staffact",
@@ -246,9 +245,9 @@ class TestOnce:
     def test_a_clip_is_refunded_once_by_whoever_comes_first(
         self, make_user: MakeUser, clip_of_ada: GenerationJob, user: User
     ) -> None:
-        jobs.refund(clerk=in_role(make_user, "support"), job=clip_of_ada, reason="Blurry")
+        jobs.refund(actor=in_role(make_user, "support"), job=clip_of_ada, reason="Blurry")
         with pytest.raises(Refused, match="refunded before"):
-            jobs.refund(clerk=in_role(make_user, "owner"), job=clip_of_ada, reason="Blurry")
+            jobs.refund(actor=in_role(make_user, "owner"), job=clip_of_ada, reason="Blurry")
         assert CreditTransaction.objects.filter(kind="refund").count() == 1
         assert wallet(user).balance == 500
 
@@ -259,7 +258,7 @@ class TestDoneAgain:
     @pytest.mark.parametrize(("role", "may"), [("support", False), ("operator", True)])
     def test_a_task_that_failed(self, make_user: MakeUser, role: str, may: bool) -> None:
         now = timezone.now()
-        failed = {"id": "1", "name": "n", "func": "generation.tasks.dispatch", "result": "boom"}
+        failed = {"id": "1", "name": "n", "func": "generation.jobs.tasks.dispatch", "result": "boom"}
         Task.objects.create(**failed, started=now, stopped=now, success=False)
         client = signed_in(in_role(make_user, role).user)
         address = page("django_q_failure_changelist")
@@ -290,13 +289,13 @@ class TestRefundLimit:
     ) -> None:
         settings.REFUND_LIMIT_CREDITS, settings.VIDEO_COOLDOWN_SECONDS = 60, 0
         first, second = (
-            finish_job(lifecycle.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
+            finish_job(submission.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
         )
         support = in_role(make_user, "support")
-        jobs.refund(clerk=support, job=first, reason="x")
+        jobs.refund(actor=support, job=first, reason="x")
         with pytest.raises(BeyondLimit, match="10 of them left"):
-            jobs.refund(clerk=support, job=second, reason="x")
-        jobs.refund(clerk=in_role(make_user, "finance"), job=second, reason="x")
+            jobs.refund(actor=support, job=second, reason="x")
+        jobs.refund(actor=in_role(make_user, "finance"), job=second, reason="x")
         assert wallet(user).balance == 500
 
 

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from accounts import audit
+from accounts import ledger_check
 from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
-from accounts.staff import wallets
-from accounts.staff.clerks import Clerk
-from accounts.staff.errors import DoneBefore, Refused
-from generation import lifecycle
+from accounts.staff import operations
+from accounts.staff.actor import Actor, DoneBefore, Refused
+from generation.jobs import submission
 from generation.models import RefundBatch
-from generation.staff import incidents, jobs
+from generation.staff import bulk_refunds, jobs
 from tests.staff import in_role
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -45,34 +44,34 @@ def test_one_clip_is_refunded_once_one_form_granted_once_one_batch_carried_out_o
 ) -> None:
     settings.VIDEO_COOLDOWN_SECONDS = 0
     first, second = (
-        finish_job(lifecycle.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
+        finish_job(submission.submit(user=user, prompt=prompt, source="web")) for prompt in ("One", "Two")
     )
     owner = in_role(make_user, "owner")
-    clerks = [
+    actors = [
         owner,
-        *(Clerk(make_user(f"o{n}", is_staff=True, is_superuser=True), "::1") for n in range(HANDS - 1)),
+        *(Actor(make_user(f"o{n}", is_staff=True, is_superuser=True), "::1") for n in range(HANDS - 1)),
     ]
 
-    results = at_once(lambda number: jobs.refund(clerk=clerks[number], job=first, reason="Grey"))
+    results = at_once(lambda number: jobs.refund(actor=actors[number], job=first, reason="Grey"))
     assert sorted(map(str, results)).count("50") == 1
     assert sum("refunded before" in str(result) for result in results) == HANDS - 1
 
     once = uuid.uuid4()
     results = at_once(
-        lambda _: wallets.grant(clerk=owner, users=[user], amount=40, reason="Contest", once=once)
+        lambda _: operations.grant(actor=owner, users=[user], amount=40, reason="Contest", once=once)
     )
     assert sum(isinstance(result, DoneBefore) for result in results) == HANDS - 1
 
-    charged = incidents.not_refunded(type(second).objects.filter(pk=second.pk))
-    plan = incidents.dry_run(charged)
+    charged = bulk_refunds.not_refunded(type(second).objects.filter(pk=second.pk))
+    total = bulk_refunds.total_of(charged)
     again = uuid.uuid4()
     results = at_once(
-        lambda _: incidents.start(clerk=owner, jobs=charged, plan=plan, reason="Night", once=again)
+        lambda _: bulk_refunds.start(actor=owner, jobs=charged, expected=total, reason="Night", once=again)
     )
     assert sum(isinstance(result, RefundBatch) for result in results) == 1
-    at_once(lambda _: incidents.carry_on(str(RefundBatch.objects.get().pk)))
+    at_once(lambda _: bulk_refunds.carry_on(str(RefundBatch.objects.get().pk)))
 
     assert CreditTransaction.objects.filter(kind="refund").count() == 2
     assert StaffAct.objects.filter(act="user.grant").count() == 1
     assert CreditAccount.objects.get(user=user).balance == 540
-    assert not audit.audit().discrepancies
+    assert not ledger_check.audit().discrepancies

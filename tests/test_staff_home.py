@@ -11,11 +11,11 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django_q.models import OrmQ
 
-from accounts.audit import audit_and_keep
+from accounts.ledger_check import audit_and_keep
 from accounts.models import AuditRun, StaffAct, User
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import DayFigures, GenerationJob, GpuNode, JobAttempt
-from generation.staff import day_figures
+from generation.staff import stats
 from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
@@ -36,9 +36,9 @@ def test_it_says_how_things_stand_and_each_figure_leads_to_its_rows(
     admin: Client, user: User, finish_job: Callable[[Any], Any], settings: Any
 ) -> None:
     settings.VIDEO_COOLDOWN_SECONDS = 0
-    done = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+    done = finish_job(submission.submit(user=user, prompt="One", source="web"))
     lifecycle.refund(job=done, reason="x", actor=user)
-    lifecycle.submit(user=user, prompt="Two", source="web")
+    submission.submit(user=user, prompt="Two", source="web")
     audit_and_keep()
     html = admin.get(page("index")).content.decode()
     said = figures_of(html)
@@ -67,22 +67,22 @@ def test_it_takes_few_queries_and_the_same_for_many_nodes(admin: Client, node: G
 
 
 def test_days_that_are_over_are_added_up_once_and_stay(user: User, finish_job: Callable[[Any], Any]) -> None:
-    job = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+    job = finish_job(submission.submit(user=user, prompt="One", source="web"))
     when = datetime.now(UTC) - timedelta(days=3)
     GenerationJob.objects.filter(pk=job.pk).update(created_at=when - timedelta(seconds=40), finished_at=when)
     JobAttempt.objects.update(opened_at=when, closed_at=when)
-    assert when.date() not in {row.day for row in day_figures.latest()}, "that is done in the background"
-    day_figures.keep()
-    rows = {row.day: row for row in day_figures.latest()}
+    assert when.date() not in {row.day for row in stats.latest()}, "that is done in the background"
+    stats.keep()
+    rows = {row.day: row for row in stats.latest()}
     assert (rows[when.date()].completed, rows[when.date()].people) == (1, 1)
-    assert day_figures.median_seconds([rows[when.date()]]) == pytest.approx(40, rel=0.03)
+    assert stats.median_seconds([rows[when.date()]]) == pytest.approx(40, rel=0.03)
     assert DayFigures.objects.get(day=when.date()).completed == 1
     GenerationJob.objects.filter(pk=job.pk).update(finished_at=datetime.now(UTC))
-    day_figures.keep()
-    again = {row.day: row for row in day_figures.latest()}
+    stats.keep()
+    again = {row.day: row for row in stats.latest()}
     assert again[when.date()].completed == 1, "it was kept"
     assert again[datetime.now(UTC).date()].completed == 1, "today is counted afresh"
-    assert day_figures.success_rate(again.values()) == 1
+    assert stats.success_rate(again.values()) == 1
 
 
 def test_who_may_not_see_jobs_sees_no_figures(make_user: Callable[..., User]) -> None:
@@ -113,7 +113,7 @@ def test_the_books_are_added_up_at_the_touch_of_a_button_by_who_may(
     form = sent(reason=usual)
     assert "are being added up" in said(admin.post(address, form, follow=True))
     admin.post(address, form)
-    assert [task.task["func"] for task in OrmQ.objects.all()] == ["accounts.audit.audit_and_keep"]
+    assert [task.task["func"] for task in OrmQ.objects.all()] == ["accounts.ledger_check.audit_and_keep"]
     assert StaffAct.objects.get(act="books.audit").reason == usual
 
 

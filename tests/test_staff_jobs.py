@@ -12,12 +12,13 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 from django_q.models import OrmQ
 
-from accounts import audit, merging, notices
+from accounts import ledger_check, merging, notices
 from accounts.models import CreditAccount, CreditTransaction, Notice, StaffAct, User
-from accounts.staff.errors import DoneBefore, Refused
-from generation import lifecycle, ownership
+from accounts.staff.actor import DoneBefore, Refused
+from generation import privacy
+from generation.jobs import lifecycle, submission
 from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
-from generation.staff import incidents, jobs, moves
+from generation.staff import bulk_refunds, jobs
 from telegram_bot.models import JobMessage, TelegramAccount
 from telegram_bot.models import Notice as ChatNotice
 from tests.staff import in_role, page, said, sent, signed_in
@@ -43,7 +44,7 @@ def _no_cooldown(settings: Any) -> None:
 @pytest.fixture
 def make_clip(finish_job: Callable[[Any], Any]) -> Callable[..., GenerationJob]:
     def make(user: User) -> GenerationJob:
-        return finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+        return finish_job(submission.submit(user=user, prompt="A paper boat", source="web"))
 
     return make
 
@@ -70,7 +71,7 @@ class TestWhatIsOffered:
     def test_only_what_is_possible_and_allowed(
         self, admin: Client, make_user: MakeUser, user: User, start_job: Callable[[Any], Any]
     ) -> None:
-        job = lifecycle.submit(user=user, prompt="One", source="web")
+        job = submission.submit(user=user, prompt="One", source="web")
         assert offered(admin, job) == {"cancel"}
         attempt = start_job(job)
         assert offered(admin, job) == {"cancel", "move"}
@@ -106,7 +107,7 @@ class TestRetry:
     def test_what_failed_is_made_again_once_and_for_nothing(
         self, make_user: MakeUser, user: User, start_job: Callable[[Any], Any], admin: Client
     ) -> None:
-        job = lifecycle.submit(user=user, prompt="One", source="telegram", seed=7)
+        job = submission.submit(user=user, prompt="One", source="telegram", seed=7)
         JobMessage.objects.create(job=job, bot_id=1, chat_id=42, reply_to=5)
         attempt = start_job(job)
         lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="x", error="x")
@@ -118,21 +119,21 @@ class TestRetry:
         assert "made again before" in admin.post(address, sent(reason="Node")).content.decode()
         assert GenerationJob.objects.count() == 2
         assert balance(user) == 500
-        assert not audit.audit().discrepancies
+        assert not ledger_check.audit().discrepancies
 
 
 class TestMove:
     def test_it_begins_afresh_on_the_other_node_and_the_first_one_is_told_to_stop(
         self, make_user: MakeUser, user: User, start_job: Callable[[Any], Any], second: GpuNode
     ) -> None:
-        job = lifecycle.submit(user=user, prompt="One", source="web")
+        job = submission.submit(user=user, prompt="One", source="web")
         GpuNode.objects.filter(pk=second.pk).update(enabled=False)
         old = start_job(job)
         operator = in_role(make_user, "operator")
         with pytest.raises(Refused, match="switched off"):
-            moves.move(clerk=operator, job=job, target=second, reason="x")
+            jobs.move(actor=operator, job=job, target=second, reason="x")
         GpuNode.objects.filter(pk=second.pk).update(enabled=True)
-        attempt = moves.move(clerk=operator, job=job, target=second, reason="Slow")
+        attempt = jobs.move(actor=operator, job=job, target=second, reason="Slow")
         job.refresh_from_db()
         old.refresh_from_db()
         assert (job.state, job.current_attempt_id, job.attempt_count) == ("running", attempt.pk, 1)
@@ -140,10 +141,10 @@ class TestMove:
         assert any("stop_on_node" in str(task.task["func"]) for task in OrmQ.objects.all())
         assert not lifecycle.begin_storing(attempt_id=old.pk, token=old.pk), "the old one comes too late"
         with pytest.raises(Refused, match="already"):
-            moves.move(clerk=operator, job=job, target=second, reason="x")
+            jobs.move(actor=operator, job=job, target=second, reason="x")
 
     def test_what_does_not_run_says_why(self, admin: Client, user: User, second: GpuNode) -> None:
-        job = lifecycle.submit(user=user, prompt="One", source="web")
+        job = submission.submit(user=user, prompt="One", source="web")
         address = page("generation_generationjob_move", job.pk)
         assert "still waits" in said(admin.get(address, follow=True))
         raced = admin.post(address, sent(reason="x", target=second.pk))
@@ -154,8 +155,8 @@ class TestSearch:
     def test_words_of_the_prompt_or_error_a_whole_name_or_an_id_find_a_job(
         self, admin: Client, user: User, make_user: MakeUser, start_job: Callable[[Any], Any]
     ) -> None:
-        boat = lifecycle.submit(user=user, prompt="A paper-boat, at sea", source="web")
-        ship = lifecycle.submit(user=make_user("eve"), prompt="Тихий корабль", source="web")
+        boat = submission.submit(user=user, prompt="A paper-boat, at sea", source="web")
+        ship = submission.submit(user=make_user("eve"), prompt="Тихий корабль", source="web")
         attempt = start_job(boat)
         lifecycle.attempt_failed(
             attempt_id=attempt.pk, token=attempt.pk, code="x", message="Out of memory", error="x"
@@ -179,20 +180,20 @@ def test_what_was_paid_before_two_accounts_became_one_is_refunded_to_the_one(
     chat = make_user("chat")
     one, two = make_clip(chat), make_clip(chat)
     merging.merge(source=chat, target=user, reason="One person", actor=user)
-    ownership.hand_over(source=chat, target=user)
+    privacy.hand_over(source=chat, target=user)
     before = balance(user)
     owner = in_role(make_user, "owner")
     one.refresh_from_db()
-    jobs.refund(clerk=owner, job=one, reason="Grey")
-    charged = incidents.not_refunded(GenerationJob.objects.filter(pk=two.pk))
-    plan = incidents.dry_run(charged)
-    batch = incidents.start(clerk=owner, jobs=charged, plan=plan, reason="Grey", once=sent()["once"])
-    incidents.carry_on(str(batch.pk))
+    jobs.refund(actor=owner, job=one, reason="Grey")
+    charged = bulk_refunds.not_refunded(GenerationJob.objects.filter(pk=two.pk))
+    total = bulk_refunds.total_of(charged)
+    batch = bulk_refunds.start(actor=owner, jobs=charged, expected=total, reason="Grey", once=sent()["once"])
+    bulk_refunds.carry_on(str(batch.pk))
     assert balance(user) == before + 100
-    assert incidents.progress(batch)["refunded"] == 1
+    assert bulk_refunds.progress(batch)["refunded"] == 1
     with pytest.raises(Refused, match="refunded before"):
-        jobs.refund(clerk=owner, job=one, reason="Grey")
-    assert not audit.audit().discrepancies
+        jobs.refund(actor=owner, job=one, reason="Grey")
+    assert not ledger_check.audit().discrepancies
 
 
 class TestTheList:
@@ -202,7 +203,7 @@ class TestTheList:
     ) -> list[GenerationJob]:
         """One that was refunded, one that was not."""
         given_back, kept = make_clip(user), make_clip(user)
-        jobs.refund(clerk=in_role(make_user, "support"), job=given_back, reason="Grey")
+        jobs.refund(actor=in_role(make_user, "support"), job=given_back, reason="Grey")
         return [given_back, kept]
 
     def shown(self, client: Client, **filters: str) -> dict[str, str]:
@@ -243,10 +244,10 @@ class TestMany:
         self, admin: Client, user: User, start_job: Callable[[Any], Any], second: GpuNode
     ) -> None:
         GpuNode.objects.filter(pk=second.pk).update(enabled=False)
-        running = lifecycle.submit(user=user, prompt="One", source="web")
+        running = submission.submit(user=user, prompt="One", source="web")
         start_job(running)
         GpuNode.objects.filter(pk=second.pk).update(enabled=True)
-        waiting = lifecycle.submit(user=user, prompt="Two", source="web")
+        waiting = submission.submit(user=user, prompt="Two", source="web")
         chosen = {"action": "move_all", "_selected_action": [str(running.pk), str(waiting.pk)]}
         form = sent(reason="Slow", target=second.pk) | chosen
         answer = admin.post(page("generation_generationjob_changelist"), form, follow=True)
@@ -258,7 +259,7 @@ class TestMany:
     def test_a_form_that_is_sent_twice_says_so_and_not_that_it_was_impossible(
         self, admin: Client, user: User, start_job: Callable[[Any], Any], make_clip: Callable[..., Any]
     ) -> None:
-        done, failed = make_clip(user), lifecycle.submit(user=user, prompt="Two", source="web")
+        done, failed = make_clip(user), submission.submit(user=user, prompt="Two", source="web")
         attempt = start_job(failed)
         lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="x", error="x")
         for action, job in (("refund", done), ("retry", failed)):
@@ -266,7 +267,7 @@ class TestMany:
             address = page(f"generation_generationjob_{action}", job.pk)
             admin.post(address, form, follow=True)
             assert said(admin.post(address, form, follow=True)) == DoneBefore.__doc__
-        other = lifecycle.submit(user=user, prompt="Three", source="web")
+        other = submission.submit(user=user, prompt="Three", source="web")
         chosen = {"action": "cancel_all", "_selected_action": [str(other.pk)]}
         form = sent(reason="Moving") | chosen
         for _twice in range(2):
@@ -278,7 +279,7 @@ class TestMany:
         self, admin: Client, user: User, make_clip: Callable[..., GenerationJob]
     ) -> None:
         done = make_clip(user)
-        live = lifecycle.submit(user=user, prompt="Two", source="web")
+        live = submission.submit(user=user, prompt="Two", source="web")
         chosen = {"action": "cancel_all", "_selected_action": [str(done.pk), str(live.pk)]}
         address = page("generation_generationjob_changelist")
         assert "Possible for 1 of 2 chosen" in admin.post(address, chosen).content.decode()
@@ -297,11 +298,11 @@ class TestMany:
         assert "2 videos of 2 users, 100 credits." in admin.post(address, chosen).content.decode()
         form = sent(reason="Grey", jobs=2, people=2, credits=100) | chosen
         assert "2 videos are being refunded" in said(admin.post(address, form, follow=True))
-        incidents.carry_on(str(RefundBatch.objects.get().pk))
+        bulk_refunds.carry_on(str(RefundBatch.objects.get().pk))
         assert [balance(user) for user in people] == [500, 500]
 
 
-class TestIncident:
+class TestBulkRefund:
     @pytest.fixture
     def night(
         self, make_user: MakeUser, make_clip: Callable[..., GenerationJob]
@@ -309,12 +310,17 @@ class TestIncident:
         people = [make_user("p1"), make_user("p2")]
         return people, [make_clip(people[0]), make_clip(people[0]), make_clip(people[1])]
 
-    def start(self, clerk: Any, node: GpuNode, **changes: Any) -> RefundBatch:
+    def start(self, actor: Any, node: GpuNode, **changes: Any) -> RefundBatch:
         now = timezone.now()
         window = {"node": node, "since": now - timedelta(hours=1), "until": now + timedelta(hours=1)}
-        charged = incidents.charged_on(**window)
-        wish = {"clerk": clerk, "jobs": charged, "plan": incidents.dry_run(charged), "reason": "Bad night"}
-        return incidents.start(**wish | window | {"once": sent()["once"]} | changes)
+        charged = bulk_refunds.charged_on(**window)
+        wish = {
+            "actor": actor,
+            "jobs": charged,
+            "expected": bulk_refunds.total_of(charged),
+            "reason": "Bad night",
+        }
+        return bulk_refunds.start(**wish | window | {"once": sent()["once"]} | changes)
 
     def test_the_desk_looks_first_then_refunds_everything_once_and_tells_everybody(
         self, admin: Client, node: GpuNode, night: tuple[list[User], list[GenerationJob]], settings: Any
@@ -348,7 +354,7 @@ class TestIncident:
         address = page("generation_refundbatch_change", batch.pk)
         assert "<span data-live>" in admin.get(address).content.decode()
         for _again in range(2):
-            incidents.carry_on(str(batch.pk))
+            bulk_refunds.carry_on(str(batch.pk))
         assert [balance(user) for user in people] == [500, 500]
         assert CreditTransaction.objects.filter(kind="refund").count() == 3
         batch.refresh_from_db()
@@ -361,7 +367,7 @@ class TestIncident:
         html = admin.get(address).content.decode()
         assert "data-live" not in html
         assert "3 refunded, 0 waiting, 0 passed over" in html
-        assert not audit.audit().discrepancies
+        assert not ledger_check.audit().discrepancies
 
     def test_the_pages_of_whom_and_what_it_reached_name_it(
         self,
@@ -373,8 +379,8 @@ class TestIncident:
         people, clips = night
         batch = self.start(in_role(make_user, "finance"), node)
         own = jobs.cancel(
-            clerk=in_role(make_user, "operator"),
-            job=lifecycle.submit(user=people[0], prompt="Two", source="web"),
+            actor=in_role(make_user, "operator"),
+            job=submission.submit(user=people[0], prompt="Two", source="web"),
             reason="By hand",
         )
         link, by_hand = page("generation_refundbatch_change", batch.pk), own.public_id
@@ -399,9 +405,9 @@ class TestIncident:
         people, clips = night
         owner = in_role(make_user, "owner")
         batch = self.start(owner, node)
-        jobs.refund(clerk=owner, job=clips[0], reason="By hand")
-        incidents.carry_on(str(batch.pk))
-        assert incidents.progress(batch) == {"waiting": 0, "refunded": 2, "passed_over": 1}
+        jobs.refund(actor=owner, job=clips[0], reason="By hand")
+        bulk_refunds.carry_on(str(batch.pk))
+        assert bulk_refunds.progress(batch) == {"waiting": 0, "refunded": 2, "passed_over": 1}
         assert balance(people[0]) == 500
 
     def test_a_task_that_died_half_way_is_gone_on_with(
@@ -422,17 +428,17 @@ class TestIncident:
 
         monkeypatch.setattr(lifecycle, "refund", dies_at_the_second)
         with pytest.raises(ConnectionError), transaction.atomic():
-            incidents.carry_on(str(batch.pk))
+            bulk_refunds.carry_on(str(batch.pk))
         monkeypatch.undo()
         before = OrmQ.objects.count()
-        incidents.wake_stalled()
+        bulk_refunds.wake_stalled()
         assert OrmQ.objects.count() == before, "it is not stalled yet"
         RefundBatch.objects.update(moved_at=timezone.now() - timedelta(minutes=2))
-        incidents.wake_stalled()
+        bulk_refunds.wake_stalled()
         assert OrmQ.objects.count() == before + 1
-        incidents.carry_on(str(batch.pk))
+        bulk_refunds.carry_on(str(batch.pk))
         assert CreditTransaction.objects.filter(kind="refund").count() == 3
-        assert not audit.audit().discrepancies
+        assert not ledger_check.audit().discrepancies
 
     def test_beyond_the_limit_only_finance_and_owners_decide(
         self, make_user: MakeUser, node: GpuNode, night: tuple[list[User], list[GenerationJob]], settings: Any
@@ -450,7 +456,7 @@ class TestIncident:
     ) -> None:
         owner = in_role(make_user, "owner")
         with pytest.raises(Refused, match="changed meanwhile: 3 videos of 2 users, 150 credits"):
-            self.start(owner, node, plan=incidents.Plan(jobs=2, people=2, credits=100))
+            self.start(owner, node, expected=bulk_refunds.Total(jobs=2, people=2, credits=100))
         assert not StaffAct.objects.exists()
 
 
@@ -462,16 +468,16 @@ class TestLimits:
         answer = admin.post(page("accounts_user_set_limits", user.pk), form, follow=True)
         assert "limits of ada are set (Trial)" in said(answer)
         assert "price factor: 0.5" in answer.content.decode()
-        job = lifecycle.submit(user=user, prompt="One", source="web")
+        job = submission.submit(user=user, prompt="One", source="web")
         assert job.cost == 25
         with pytest.raises(Exception, match="made at a time"):
-            lifecycle.submit(user=user, prompt="Two", source="api")
+            submission.submit(user=user, prompt="Two", source="api")
         finish_job(job)
-        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        finish_job(submission.submit(user=user, prompt="Two", source="web"))
         with pytest.raises(
             Exception, match=r"2 videos made in 24 hours\. The next one is possible in 24 hours"
         ):
-            lifecycle.submit(user=user, prompt="Three", source="telegram")
+            submission.submit(user=user, prompt="Three", source="telegram")
         assert balance(user) == 450
         act = StaffAct.objects.get(act="user.limit")
         assert act.after["daily_clips"] == 2

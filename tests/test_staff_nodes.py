@@ -15,8 +15,9 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import CreditAccount, Notice, StaffAct, User
-from generation import breaker, lifecycle, rules, scheduling, secret_field, sharing, tasks
+from generation import sharing
 from generation.errors import PromptBlocked
+from generation.jobs import node_health, scheduling, submission, tasks
 from generation.models import (
     BlockedPrompt,
     DayFigures,
@@ -26,8 +27,9 @@ from generation.models import (
     NodeTrial,
     Preset,
     Report,
+    fields,
 )
-from generation.staff import day_figures, jobs, node_tests, nodes
+from generation.staff import jobs, nodes, stats
 from telegram_bot.models import CreditPack
 from tests.staff import in_role, page, said, sent, signed_in
 
@@ -73,7 +75,7 @@ class TestKeysAtRest:
         settings.ENCRYPTION_KEYS = ["something else"]
         assert admin.get(page("generation_gpunode_changelist")).status_code == 200
         assert "Type the key in again" in caplog.text
-        assert secret_field.decrypted("plain, from before") == "plain, from before"
+        assert fields.decrypted("plain, from before") == "plain, from before"
 
 
 class TestSwitches:
@@ -95,7 +97,7 @@ class TestSwitches:
         self, make_user: MakeUser, node: GpuNode, user: User
     ) -> None:
         client = signed_in(in_role(make_user, "operator").user)
-        lifecycle.submit(user=user, prompt="One", source="web")
+        submission.submit(user=user, prompt="One", source="web")
         answer = client.post(
             page("generation_gpunode_drain", node.pk), sent(reason="New driver"), follow=True
         )
@@ -111,12 +113,12 @@ class TestSwitches:
         self, make_user: MakeUser, node: GpuNode
     ) -> None:
         operator = in_role(make_user, "operator")
-        nodes.set_aside(clerk=operator, node=node, reason="Grey clips")
+        nodes.set_aside(actor=operator, node=node, reason="Grey clips")
         node.refresh_from_db()
-        assert (node.set_aside_reason, breaker.claim_trial(node)) == ("Grey clips", False)
+        assert (node.set_aside_reason, node_health.claim_canary(node)) == ("Grey clips", False)
         html = signed_in(operator.user).get(page("generation_gpunode_change", node.pk)).content.decode()
         assert re.search(r"set aside since .*: Grey clips", html)
-        nodes.bring_back(clerk=operator, node=node, reason="New cable")
+        nodes.bring_back(actor=operator, node=node, reason="New cable")
         node.refresh_from_db()
         assert node.set_aside_at is None
         html = signed_in(operator.user).get(page("generation_gpunode_change", node.pk)).content.decode()
@@ -128,14 +130,14 @@ class TestWhatItCosts:
         self, make_user: MakeUser, node: GpuNode, user: User, finish_job: Callable[[Any], Any], settings: Any
     ) -> None:
         settings.VIDEO_COOLDOWN_SECONDS = 0
-        first = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
-        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        first = finish_job(submission.submit(user=user, prompt="One", source="web"))
+        finish_job(submission.submit(user=user, prompt="Two", source="web"))
         now = timezone.now()
         JobAttempt.objects.update(posted_at=now - timedelta(hours=1), closed_at=now, generation_ms=1_800_000)
         GpuNode.objects.update(cost_per_hour=Decimal("2.40"))
         node.refresh_from_db()
-        jobs.refund(clerk=in_role(make_user, "owner"), job=first, reason="x")
-        account = nodes.account(node)
+        jobs.refund(actor=in_role(make_user, "owner"), job=first, reason="x")
+        account = stats.of_node(node)
         assert (account.clips, account.hours, account.cost_per_clip) == (2, 1.0, Decimal("1.2000"))
         assert account.refund_rate == 0.5
 
@@ -143,43 +145,43 @@ class TestWhatItCosts:
         self, make_user: MakeUser, node: GpuNode, user: User, finish_job: Callable[[Any], Any], settings: Any
     ) -> None:
         settings.VIDEO_COOLDOWN_SECONDS = 0
-        old = finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        old = finish_job(submission.submit(user=user, prompt="One", source="web"))
         before = datetime.now(UTC) - timedelta(days=3)
         hour = {"posted_at": before - timedelta(hours=1), "closed_at": before, "generation_ms": None}
         JobAttempt.objects.update(**hour)
         GenerationJob.objects.update(finished_at=before)
-        day_figures.keep()
+        stats.keep()
         JobAttempt.objects.update(generation_ms=7_200_000)
-        finish_job(lifecycle.submit(user=user, prompt="Two", source="web"))
+        finish_job(submission.submit(user=user, prompt="Two", source="web"))
         JobAttempt.objects.exclude(job=old).update(generation_ms=1_800_000)
-        assert nodes.account(node) == nodes.Account(clips=2, hours=1.5, cost_per_clip=None, refund_rate=0.0)
-        jobs.refund(clerk=in_role(make_user, "owner"), job=old, reason="x")
-        assert nodes.account(node).refund_rate == 0.5
+        assert stats.of_node(node) == stats.NodeStats(clips=2, hours=1.5, cost_per_clip=None, refund_rate=0.0)
+        jobs.refund(actor=in_role(make_user, "owner"), job=old, reason="x")
+        assert stats.of_node(node).refund_rate == 0.5
         other = GpuNode.objects.create(name="other", base_url="http://127.0.0.1:10")
-        assert nodes.account(other) == nodes.Account(0, 0.0, None, None)
+        assert stats.of_node(other) == stats.NodeStats(0, 0.0, None, None)
 
     def test_days_kept_before_nodes_were_counted_are_counted_now_and_later_kept(
         self, node: GpuNode, user: User, finish_job: Callable[[Any], Any]
     ) -> None:
-        finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        finish_job(submission.submit(user=user, prompt="One", source="web"))
         JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=3))
-        day_figures.keep()
+        stats.keep()
         DayFigures.objects.update(nodes=None)
-        assert nodes.account(node).clips == 1
-        day_figures.keep()
+        assert stats.of_node(node).clips == 1
+        stats.keep()
         assert not DayFigures.objects.filter(nodes__isnull=True).exists()
-        assert nodes.account(node).clips == 1
+        assert stats.of_node(node).clips == 1
 
     def test_what_is_older_than_thirty_days_does_not_count(
         self, node: GpuNode, user: User, finish_job: Callable[[Any], Any]
     ) -> None:
-        finish_job(lifecycle.submit(user=user, prompt="One", source="web"))
+        finish_job(submission.submit(user=user, prompt="One", source="web"))
         JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=31))
-        day_figures.keep()
-        assert nodes.account(node).clips == 0
+        stats.keep()
+        assert stats.of_node(node).clips == 0
 
     def test_its_page_asks_for_each_thing_once(self, admin: Client, node: GpuNode) -> None:
-        node_tests.note_canary(node, None)
+        nodes.note_canary(node, None)
         with CaptureQueriesContext(connection) as made:
             html = admin.get(page("generation_gpunode_change", node.pk)).content.decode()
         assert "0 clips in 0.0 minutes of work" in html
@@ -218,16 +220,16 @@ class TestTrials:
         assert StaffAct.objects.get(act="node.test").reason == usual
         row = NodeTrial.objects.get()
         assert row.passed is None
-        node_tests.run(row.pk)
+        nodes.run_test(row.pk)
         row.refresh_from_db()
         assert [step["state"] for step in row.steps] == ["failed", "waiting", "waiting"]
         assert row.passed is False
-        node_tests.run(row.pk)
+        nodes.run_test(row.pk)
         assert "✗" in admin.get(page("generation_gpunode_change", node.pk)).content.decode()
 
     def test_what_became_of_trial_clips_stays_on_the_page(self, admin: Client, node: GpuNode) -> None:
-        node_tests.note_canary(node, ValueError("CUDA error"))
-        node_tests.note_canary(node, None)
+        nodes.note_canary(node, ValueError("CUDA error"))
+        nodes.note_canary(node, None)
         html = admin.get(page("generation_gpunode_change", node.pk)).content.decode()
         assert "CUDA error" in html
         assert "made and played" in html
@@ -248,19 +250,19 @@ class TestRules:
     )
     def test_words_and_patterns(self, kind: str, text: str, prompt: str, blocked: bool) -> None:
         BlockedPrompt.objects.create(kind=kind, text=text)
-        assert bool(rules.matching(prompt)) == blocked
+        assert bool(submission.matching(prompt)) == blocked
 
     def test_no_pattern_takes_long(self) -> None:
         BlockedPrompt.objects.create(kind="pattern", text=r"(a+)+$")
         began = time.monotonic()
-        assert not rules.matching("a" * 5000 + "b")
+        assert not submission.matching("a" * 5000 + "b")
         assert time.monotonic() - began < 5  # a backtracking matcher would not end in a lifetime
 
     def test_a_blocked_prompt_costs_nothing_and_every_door_says_so(self, user: User) -> None:
         BlockedPrompt.objects.create(text="dragon", explanation="No dragons here.")
         message = "No dragons here. No credits were deducted."
         with pytest.raises(PromptBlocked, match=message):
-            lifecycle.submit(user=user, prompt="A dragon", source="telegram")
+            submission.submit(user=user, prompt="A dragon", source="telegram")
         from accounts import api_keys
 
         _, key = api_keys.issue(user=user)
@@ -306,7 +308,7 @@ class TestRules:
 class TestReports:
     @pytest.fixture
     def shared(self, user: User, finish_job: Callable[[Any], Any]) -> tuple[GenerationJob, str]:
-        job = finish_job(lifecycle.submit(user=user, prompt="A paper boat", source="web"))
+        job = finish_job(submission.submit(user=user, prompt="A paper boat", source="web"))
         return job, sharing.share(job=job).token
 
     def test_from_the_shared_page_to_the_removed_video(

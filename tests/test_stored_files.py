@@ -15,19 +15,20 @@ from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models.functions import Now
 
-from generation import lifecycle, media, stored_files, tasks
+from generation.jobs import lifecycle, stored_files, submission, tasks
+from generation.media.folders import work_folder
 from generation.models import GenerationJob, GpuNode, UnclaimedFile
-from generation.work_folders import work_folder
+from tests.clips import FACTS
 from tests.processes import Processes, wait_for
 from tests.videos_server import VideosServer
 
 pytestmark = pytest.mark.django_db
 
-CLIP = media.StoredClip(video="videos/ab/clip.mp4", poster="posters/ab/clip.jpg")
+CLIP = ("videos/ab/clip.mp4", "posters/ab/clip.jpg")
 
 
 def submit(user: Any) -> GenerationJob:
-    return lifecycle.submit(user=user, prompt="a red ball", source="api")
+    return submission.submit(user=user, prompt="a red ball", source="api")
 
 
 def files(folder: Path) -> set[str]:
@@ -48,7 +49,7 @@ def wait_an_hour() -> None:
 
 def test_files_that_nobody_claims_are_removed_when_no_task_can_be_at_them_any_more(settings):
     stored_files.announce(CLIP)
-    write(CLIP.video, CLIP.poster)
+    write(*CLIP)
     tasks.remove_files()
     assert len(files(settings.MEDIA_ROOT)) == 2
     wait_an_hour()
@@ -83,25 +84,22 @@ def test_files_that_were_removed_meanwhile_cannot_be_charged_for(user, start_job
     stored_files.announce(CLIP)
     wait_an_hour()
     tasks.remove_files()
-    stored = lifecycle.StoredVideo(
-        video=CLIP.video, poster=CLIP.poster, width=96, height=64, frames=16, duration_ms=1, size_bytes=1
-    )
-    assert not lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+    assert not lifecycle.complete(attempt_id=attempt.pk, files=CLIP, facts=FACTS)
     assert lifecycle.receipt(attempt.job)["captured"] == 0
     stored_files.announce(CLIP)
-    assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+    assert lifecycle.complete(attempt_id=attempt.pk, files=CLIP, facts=FACTS)
 
 
 def test_a_file_that_the_storage_does_not_give_up_keeps_no_other_and_is_tried_again(settings, caplog):
     stored_files.announce(CLIP)
-    write(CLIP.video, CLIP.poster)
-    folder = (settings.MEDIA_ROOT / CLIP.video).parent
-    (settings.MEDIA_ROOT / CLIP.video).unlink()
-    (settings.MEDIA_ROOT / CLIP.video / "not a file").mkdir(parents=True)
+    write(*CLIP)
+    folder = (settings.MEDIA_ROOT / CLIP[0]).parent
+    (settings.MEDIA_ROOT / CLIP[0]).unlink()
+    (settings.MEDIA_ROOT / CLIP[0] / "not a file").mkdir(parents=True)
     wait_an_hour()
     assert stored_files.remove_due() == 1
-    assert f"{CLIP.video} could not be removed" in caplog.text
-    assert list(UnclaimedFile.objects.values_list("name", flat=True)) == [CLIP.video]
+    assert f"{CLIP[0]} could not be removed" in caplog.text
+    assert list(UnclaimedFile.objects.values_list("name", flat=True)) == [CLIP[0]]
     (folder / "clip.mp4" / "not a file").rmdir()
     wait_an_hour()
     assert stored_files.remove_due() == 1
@@ -149,7 +147,7 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_uses_is_not
     settings.WORK_DIR = tmp_path / "work"
     program = (
         "import django, time; django.setup()\n"
-        "from generation.work_folders import work_folder\n"
+        "from generation.media.folders import work_folder\n"
         "with work_folder() as folder: print(folder, flush=True); time.sleep(60)"
     )
     environment = os.environ | {

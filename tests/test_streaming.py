@@ -23,8 +23,8 @@ from django.test import AsyncClient, Client
 from django.urls import path
 from storages.backends.s3 import S3Storage
 
-from generation import streaming
-from generation.streaming import filename_for, serve_file
+from generation.web import streaming
+from generation.web.streaming import filename_for, serve_file
 
 # django_db: serving gives the connection of its view back, where an earlier test has opened one.
 pytestmark = [pytest.mark.urls("tests.test_streaming"), pytest.mark.django_db]

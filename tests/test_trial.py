@@ -9,9 +9,11 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.management import CommandError, call_command
 
-from generation import media, trial
+from generation.jobs import canary
+from generation.media import VideoFacts
 from generation.models import GpuNode
 from generation.nodes import NodeTimeout
+from tests.clips import facts_of
 from tests.field_node import FieldNode
 from tests.videos_server import VideosServer
 
@@ -22,16 +24,17 @@ def server(request: pytest.FixtureRequest) -> Iterator[VideosServer]:
         yield running
 
 
-def make(server: VideosServer, settings: Any, folder: Path) -> trial.TrialClip:
+def make(server: VideosServer, settings: Any, folder: Path) -> VideoFacts:
     settings.WORK_DIR = folder
-    return async_to_sync(trial.make_clip)(GpuNode(base_url=server.url), protocol="videos")
+    facts, _ = async_to_sync(canary.make_clip)(GpuNode(base_url=server.url), protocol="videos")
+    return facts
 
 
 @pytest.mark.parametrize("server", [1.0], indirect=True)
 def test_a_server_that_answers_each_question_at_once_is_not_flooded(
     server: VideosServer, settings: Any, tmp_path: Path
 ) -> None:
-    assert make(server, settings, tmp_path).facts.frames == trial.FRAMES
+    assert make(server, settings, tmp_path).frames == canary.FRAMES
     questions = [asked for asked in server.requests() if asked["path"].startswith("/v1/videos/video_gen_")]
     assert 2 <= len(questions) < 15
 
@@ -56,7 +59,7 @@ def test_check_gpu_node_has_a_clip_made_and_keeps_it(settings: Any, tmp_path: Pa
                 "check_gpu_node", generate="a red ball", output=tmp_path / "no" / "clip.mp4", stdout=said
             )
     assert "made 16 frames at 8 fps" in said.getvalue()
-    assert media.probe(kept).frames == 16
+    assert facts_of(kept).frames == 16
 
 
 @pytest.mark.django_db

@@ -15,8 +15,10 @@ from django.utils import timezone
 
 from accounts import api_keys, ledger, merging
 from accounts.models import ApiKey, CreditTransaction, User
-from generation import cards, lifecycle, ownership
+from generation import privacy
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, JobAttempt, Preset
+from generation.web import presenters
 
 pytestmark = pytest.mark.django_db
 
@@ -42,7 +44,7 @@ def browser(user):
 @pytest.fixture
 def submit(user):
     def make(prompt="A red fox", *, owner=user, **options):
-        return lifecycle.submit(user=owner, prompt=prompt, source="web", **options)
+        return submission.submit(user=owner, prompt=prompt, source="web", **options)
 
     return make
 
@@ -276,7 +278,7 @@ def test_a_link_fills_the_composer(browser):
 
 
 def test_a_remix_brings_back_prompt_seed_and_preset_and_remembers_where_it_came_from(browser, submit):
-    source = submit("A red fox", preset="standard", seed=77, negative_prompt="rain")
+    source = submit("A red fox", preset=Preset.objects.get(name="standard"), seed=77, negative_prompt="rain")
     page = browser.get("/", {"remix": source.public_id})
     html = page.content.decode()
     assert "A red fox</textarea>" in html
@@ -328,7 +330,7 @@ def test_a_clip_on_a_slow_gpu_is_judged_by_its_own_pace(submit, start_job):
     start_job(job)
     job.refresh_from_db()
     job.step, job.started_at = 10, timezone.now() - timezone.timedelta(seconds=100)
-    assert cards.seconds_left(job, expected=30) == 100
+    assert presenters.seconds_left(job, expected=30) == 100
 
 
 def test_a_clip_that_waited_on_its_node_is_not_taken_for_slow(submit, start_job):
@@ -336,7 +338,7 @@ def test_a_clip_that_waited_on_its_node_is_not_taken_for_slow(submit, start_job)
     start_job(job)
     job.refresh_from_db()
     job.step, job.started_at = 2, timezone.now() - timezone.timedelta(seconds=33)
-    assert cards.seconds_left(job, expected=30) == 27
+    assert presenters.seconds_left(job, expected=30) == 27
 
 
 def test_a_clip_being_stored_can_no_longer_be_canceled(browser, submit, start_job):
@@ -410,10 +412,10 @@ def test_a_refused_retry_says_why(browser, user, staff, submit):
 
 def test_the_fragment_for_open_pages_is_the_card_of_the_page(submit):
     job = submit()
-    html = cards.render_card(job.pk)
+    html = presenters.render_card(job.pk)
     assert html.startswith(f'<article id="card-{job.id.hex}"')
     assert "csrfmiddlewaretoken" not in html
-    assert cards.render_card(uuid.uuid4()) == ""
+    assert presenters.render_card(uuid.uuid4()) == ""
 
 
 def test_what_people_write_is_never_markup(browser, submit):
@@ -470,7 +472,7 @@ def test_the_receipt_stays_whole_when_two_accounts_of_one_person_are_joined(
     chat = make_user("chat")
     job = finish_job(submit(owner=chat))
     merging.merge(source=chat, target=user, reason="One person", actor=user)
-    ownership.hand_over(source=chat, target=user)
+    privacy.hand_over(source=chat, target=user)
     words = text(browser.get(page_of(job)))
     receipt = words[words.index("Balance before") :]
     assert re.search(r"Balance before 500 Reserved .*? −50 450 Charged .*? 50 450", receipt)
@@ -671,7 +673,7 @@ def test_a_fault_of_ours_is_a_page_of_ours(browser, monkeypatch):
     def broken(**_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("generation.pricing.quotes", broken)
+    monkeypatch.setattr("generation.jobs.catalog.quotes", broken)
     browser.raise_request_exception = False
     answer = browser.get("/")
     assert answer.status_code == 500

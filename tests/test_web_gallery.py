@@ -11,7 +11,7 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts import ledger
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, Preset
 from telegram_bot import links
 from telegram_bot.models import CreditPack, TelegramAccount
@@ -115,7 +115,7 @@ def test_scrolling_brings_the_next_cards_alone(browser, add_rows):
 def test_a_clip_that_comes_meanwhile_shifts_no_page(browser, add_rows, user):
     add_rows(30)
     address = older(browser.get("/"))
-    lifecycle.submit(user=user, prompt="new", source="web")
+    submission.submit(user=user, prompt="new", source="web")
     assert prompts(browser.get(address))[0] == "clip 24"
 
 
@@ -146,10 +146,16 @@ def test_the_dashboard_takes_at_most_twelve_queries(
     for n in range(5):
         Preset.objects.create(name=f"extra-{n}", label=f"Extra {n}", position=10 + n, cost=5)
     if count:
-        finish_job(lifecycle.submit(user=user, prompt="done", source="web"))
-        start_job(lifecycle.submit(user=user, prompt="running", source="web", preset="extra-0"))
+        finish_job(submission.submit(user=user, prompt="done", source="web"))
+        start_job(
+            submission.submit(
+                user=user, prompt="running", source="web", preset=Preset.objects.get(name="extra-0")
+            )
+        )
         multiply(add_rows(1)[0], count - 4)
-        lifecycle.submit(user=user, prompt="waiting", source="web", preset="extra-1")
+        submission.submit(
+            user=user, prompt="waiting", source="web", preset=Preset.objects.get(name="extra-1")
+        )
     with django_assert_max_num_queries(12):
         page = browser.get("/")
     assert len(prompts(page)) == min(count, 24)
@@ -204,7 +210,7 @@ def test_clips_are_filtered_by_state(browser, add_rows, state, found):
 
 def test_ready_clips_are_those_that_play(browser, user, finish_job, add_rows):
     add_rows(1)
-    finish_job(lifecycle.submit(user=user, prompt="done", source="web"))
+    finish_job(submission.submit(user=user, prompt="done", source="web"))
     assert prompts(browser.get("/", {"state": "ready"})) == ["done"]
 
 
@@ -290,7 +296,7 @@ def test_a_refused_retry_is_told_where_it_was_asked(browser, add_rows, user, sta
 
 
 def test_a_canceled_card_says_where_it_stopped_and_what_came_back(browser, user, start_job):
-    job = lifecycle.submit(user=user, prompt="fox", source="web", preset="standard")
+    job = submission.submit(user=user, prompt="fox", source="web", preset=Preset.objects.get(name="standard"))
     attempt = start_job(job)
     lifecycle.record_progress(attempt_id=attempt.pk, token=attempt.pk, step=23)
     lifecycle.cancel(job=job)

@@ -9,8 +9,9 @@ from django.db import connection
 from django.test import Client
 
 from accounts.models import User
-from generation import lifecycle, sharing
+from generation import sharing
 from generation.errors import VideoNotReady
+from generation.jobs import lifecycle, submission
 from generation.models import SharedLink
 
 pytestmark = pytest.mark.django_db
@@ -33,7 +34,7 @@ def owners_browser(owner):
 
 @pytest.fixture
 def job(owner, finish_job):
-    wish = lifecycle.submit(user=owner, prompt=PROMPT, source="web", seed=4711, negative_prompt="rain")
+    wish = submission.submit(user=owner, prompt=PROMPT, source="web", seed=4711, negative_prompt="rain")
     return finish_job(wish)
 
 
@@ -137,7 +138,7 @@ def test_a_banned_owner_shares_nothing(client, job, owner):
 
 
 def test_what_is_not_finished_cannot_be_shared(owner, owners_browser):
-    waiting = lifecycle.submit(user=owner, prompt="later", source="web")
+    waiting = submission.submit(user=owner, prompt="later", source="web")
     with pytest.raises(VideoNotReady):
         sharing.share(job=waiting)
     page = owners_browser.post(f"{page_of(waiting)}share/", follow=True)

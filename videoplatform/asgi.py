@@ -10,10 +10,9 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
 
 django = get_asgi_application()
 
-# All pages now, and not while the first visitor waits for theirs.
+# Load all pages now, and not during the first request.
 import videoplatform.urls  # noqa: E402, F401  (models can be imported only after Django is set up)
-from generation.sse import EventStreams  # noqa: E402
-from videoplatform.body_limit import BodyLimit  # noqa: E402
-from videoplatform.unhurried import Unhurried  # noqa: E402
+from generation.sse.app import EventStreams  # noqa: E402
+from videoplatform.hardening import BodyLimit, FinishCancelled  # noqa: E402
 
-application = EventStreams(BodyLimit(Unhurried(django)))
+application = EventStreams(BodyLimit(FinishCancelled(django)))

@@ -67,7 +67,7 @@ class BackupError(Exception):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a backup says of itself before its contents.
+    """The description of a backup, before its contents.
 
     media: whether the clips are inside; migrations: those that were applied, as `app.name`.
     """
@@ -81,7 +81,7 @@ class Manifest:
 
 @dataclass
 class Contents:
-    """What has come into a backup: number of files, bytes of both parts.
+    """The contents of a backup: number of files, bytes of both parts.
 
     deleted: ids of videos that their owners deleted while the backup was made; missing: names that have no file.
     """
@@ -95,7 +95,7 @@ class Contents:
 
 # --- Backup -----------------------------------------------------------------------------------------------------------
 def back_up(file: Path) -> Contents:
-    """Write a backup to `file`, readable by its owner only; one that is there is replaced once the new one is whole.
+    """Write a backup to `file`, readable by its owner only; an older one is replaced once the new one is whole.
 
     Raises:
         BackupError: no program of PostgreSQL fits, or one failed; OSError: the disk is full, and the like.
@@ -110,7 +110,11 @@ def back_up(file: Path) -> Contents:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
-    _sync_folder(file.parent)
+    descriptor = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
     return contents
 
 
@@ -131,7 +135,7 @@ def _write(stream: IO[bytes], *, beside: Path) -> Contents:
 
 @transaction.atomic(durable=True)
 def _dump_database(dump: Path) -> tuple[Manifest, dict[str, uuid.UUID]]:
-    """Dump one moment; also the files that the database names in that moment, each with its job."""
+    """Dump one moment; also return the files that the database names in that moment, each with its job."""
     with connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
         cursor.execute("SELECT pg_export_snapshot()")
@@ -161,11 +165,7 @@ def _add_clips(archive: tarfile.TarFile, jobs: dict[str, uuid.UUID], contents: C
             continue
         contents.files += 1
         contents.media_bytes += found.size
-    _explain(gone, contents)
-
-
-def _explain(gone: dict[str, uuid.UUID], contents: Contents) -> None:
-    """A file that is not there was deleted by its owner meanwhile, or it is lost."""
+    # A file that is not there was deleted by its owner meanwhile, or it is lost.
     since = GenerationJob.objects.filter(pk__in=gone.values(), deleted_at__isnull=False)
     deleted = set(since.values_list("pk", flat=True))
     contents.deleted = sorted(str(pk) for pk in deleted)
@@ -183,7 +183,7 @@ def _add_json(archive: tarfile.TarFile, name: str, value: dict[str, Any]) -> Non
 def restore(file: Path, *, replace: bool) -> tuple[Manifest, Contents]:
     """Put a backup into this installation's database and MEDIA_ROOT. The caller keeps other processes out.
 
-    replace: a database that is not empty is replaced; clips that only it names stay in MEDIA_ROOT as files.
+    replace: replace a database that is not empty; clips that only it names stay in MEDIA_ROOT as files.
 
     Raises:
         BackupError: `file` is no whole backup, does not fit this installation, or the database is not empty or in use.
@@ -196,7 +196,14 @@ def restore(file: Path, *, replace: bool) -> tuple[Manifest, Contents]:
             script = _make_script(archive, Path(folder), deleted=contents.deleted)
             _place_clips(archive)
             connection.close()
-            _load(script)
+            options = (
+                "--no-psqlrc",
+                "--quiet",
+                "--output=/dev/null",
+                "--no-password",
+                "--single-transaction",
+            )
+            _run("psql", *options, "--set=ON_ERROR_STOP=1", f"--file={script}")
     return manifest, contents
 
 
@@ -214,12 +221,12 @@ def _opened(file: Path) -> Iterator[tarfile.TarFile]:
 def _read_about(archive: tarfile.TarFile, file: Path) -> tuple[Manifest, Contents]:
     if archive.next() is None or archive.getmembers()[0].name != MANIFEST:
         raise BackupError(f"{file} is no backup of this platform.")
-    manifest = json.loads(_read(archive, MANIFEST))
+    manifest = json.load(_member(archive, MANIFEST))
     if manifest.get("format") != FORMAT:
         raise BackupError(f"{file} has the format {manifest.get('format')}; this release reads {FORMAT}.")
     if COMPLETE not in archive.getnames():
         raise BackupError(f"{file} is cut off: its end is missing.")
-    contents = Contents(**json.loads(_read(archive, COMPLETE)))
+    contents = Contents(**json.load(_member(archive, COMPLETE)))
     found = sum(1 for name in archive.getnames() if name.startswith(f"{MEDIA}/"))
     if found != contents.files:
         raise BackupError(f"{file} is damaged: it holds {found} of {contents.files} files.")
@@ -227,7 +234,7 @@ def _read_about(archive: tarfile.TarFile, file: Path) -> tuple[Manifest, Content
 
 
 def _check_fits(manifest: Manifest) -> None:
-    """Older releases and servers may be restored from, newer ones not."""
+    """Refuse a backup of a newer release or a newer server; older ones can be restored."""
     if manifest.server_version > _server_version():
         raise BackupError(
             f"The backup comes from PostgreSQL {manifest.server_version}, this server is {_server_version()}: "
@@ -266,7 +273,7 @@ def _check_database(*, replace: bool) -> None:
 
 
 def _make_script(archive: tarfile.TarFile, folder: Path, *, deleted: list[str]) -> Path:
-    """The whole change as one SQL script: what is there goes, what was backed up comes."""
+    """Write the whole change as one SQL script: drop what is there, create what was backed up."""
     dump, restored, script = folder / DUMP, folder / "restored.sql", folder / "script.sql"
     with dump.open("wb") as target:
         shutil.copyfileobj(_member(archive, DUMP), target)
@@ -280,25 +287,21 @@ def _make_script(archive: tarfile.TarFile, folder: Path, *, deleted: list[str]) 
     return script
 
 
-def _load(script: Path) -> None:
-    quiet = ("--no-psqlrc", "--quiet", "--output=/dev/null", "--no-password")
-    _run("psql", *quiet, "--single-transaction", "--set=ON_ERROR_STOP=1", f"--file={script}")
-
-
 def _place_clips(archive: tarfile.TarFile) -> None:
-    """Each file by a name of its own first; one that is there already is the same one, for names are never reused."""
+    """Write each file under a temporary name first. One that is there already is the same: names are never reused."""
+    root = _media_root()
     for member in archive.getmembers():
         if not member.name.startswith(f"{MEDIA}/"):
             continue
         name = PurePosixPath(member.name).relative_to(MEDIA)
         if ".." in name.parts or not member.isreg():
             raise BackupError(f"The backup holds a file that no platform wrote: {member.name}")
-        root = _media_root()
-        assert root is not None
+        assert root is not None  # _check_fits has seen to it
         target = root / name
         if target.exists() and target.stat().st_size == member.size:
             continue
-        _make_private_folders(target.parent)
+        for folder in reversed([each for each in target.parents if not each.exists()]):
+            folder.mkdir(mode=0o700)  # as the site makes them: clips are for no other user of the machine
         part = target.with_name(f".{target.name}.part")
         part.unlink(missing_ok=True)  # of a restore that was killed
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
@@ -306,12 +309,6 @@ def _place_clips(archive: tarfile.TarFile) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         part.replace(target)
-
-
-def _make_private_folders(folder: Path) -> None:
-    """As the site makes them: clips are for nobody else on the machine."""
-    for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
-        missing.mkdir(mode=0o700)
 
 
 def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
@@ -324,17 +321,14 @@ def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
     return stream
 
 
-def _read(archive: tarfile.TarFile, name: str) -> bytes:
-    return _member(archive, name).read()
-
-
-# --- PostgreSQL's programs, and where things are ----------------------------------------------------------------------
+# --- PostgreSQL's programs, and paths --------------------------------------------------------------------------------
 def _run(program: str, *arguments: str, connect: bool = True) -> None:
     command = [str(_programs(_server_version()) / program), *arguments]
     environment = {**os.environ, "LC_ALL": "C"}
     if connect:
         place = {name: str(value) for name, value in listen_parameters().items()}
-        environment["PGPASSWORD"] = place.pop("password", "")  # the command line is for all to see
+        # Not in the command line, which any user of the machine can read.
+        environment["PGPASSWORD"] = place.pop("password", "")
         command.append(f"--dbname={psycopg.conninfo.make_conninfo('', **place)}")
     result = subprocess.run(
         command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
@@ -344,7 +338,7 @@ def _run(program: str, *arguments: str, connect: bool = True) -> None:
 
 
 def _programs(server: int) -> Path:
-    """The folder of the programs that fit the server best: of its own version, else the next newer one."""
+    """Return the folder of the programs that fit the server best: of its own version, else the next newer one."""
     folders = [Path(found).parent for found in [shutil.which(PROGRAMS[0])] if found]
     with suppress(EmbeddedPostgresError):  # an installation without the wheel
         folders.append(binaries())
@@ -359,10 +353,8 @@ def _programs(server: int) -> Path:
 
 
 def _program_version(folder: Path) -> int:
-    said = subprocess.run(
-        [str(folder / PROGRAMS[0]), "--version"], capture_output=True, text=True, check=True
-    )
-    found = re.search(r"\) (\d+)", said.stdout)
+    command = [str(folder / PROGRAMS[0]), "--version"]
+    found = re.search(r"\) (\d+)", subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return int(found[1]) if found else 0
 
 
@@ -374,13 +366,5 @@ def _server_version() -> int:
 
 
 def _media_root() -> Path | None:
-    """Where clips are files; None when they are in a bucket."""
+    """Return the folder of the clips; None when they are in a bucket."""
     return Path(settings.MEDIA_ROOT) if isinstance(default_storage, FileSystemStorage) else None
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,7 @@
-"""`make demo`: a clip from a prompt, through the same processes and the same HTTP as `make run`, then everything stops.
+"""`make demo`: a clip from a prompt, through the same processes and the same HTTP as `make run`.
 
-Signs up a new user on the web, makes an API key, posts to `/v1/videos`, follows the job, downloads `demo.mp4`, and
-prints the receipt. Exits with 0, or with 1 and the end of the log when any of it fails.
+Signs up a new user on the web, makes an API key, posts to `/v1/videos`, follows the job, downloads `demo.mp4`, prints
+the receipt, and stops everything. Exits with 0, or with 1 and the end of the log when any of it fails.
 """
 
 import argparse
@@ -18,7 +18,8 @@ import av
 import httpx
 from tqdm import tqdm
 
-from videoplatform.instance import BASE_DIR, Instance, InstanceFailed
+from videoplatform.process import Instance, InstanceFailed
+from videoplatform.run import BASE_DIR
 
 PROMPT = "A golden star flies right at night"
 JOB_SECONDS = 300.0
@@ -60,19 +61,14 @@ def follow(api: httpx.Client, video: dict[str, Any]) -> dict[str, Any]:
             if video["status"] in {"completed", "failed"}:
                 break
             time.sleep(POLL_SECONDS)
-            video = fetch(api, f"videos/{video['id']}")
+            video = checked(api.get(f"videos/{video['id']}"))
     if video["status"] != "completed":
         raise DemoFailed(f"The job ended as {video['status']}: {video.get('error')}")
     return video
 
 
-def fetch(api: httpx.Client, path: str) -> dict[str, Any]:
-    """GET a JSON object of the REST API."""
-    return checked(api.get(path))
-
-
 def checked(answer: httpx.Response) -> dict[str, Any]:
-    """The answer's JSON object. Raises DemoFailed when it is an error."""
+    """Return the answer's JSON object. Raises DemoFailed when it is an error."""
     if answer.status_code >= 400:
         raise DemoFailed(
             f"{answer.request.method} {answer.request.url.path} answered {answer.status_code}: {answer.text}"
@@ -81,16 +77,8 @@ def checked(answer: httpx.Response) -> dict[str, Any]:
     return body
 
 
-def download(api: httpx.Client, video_id: str, destination: Path) -> None:
-    """Save the clip."""
-    answer = api.get(f"videos/{video_id}/content")
-    if answer.status_code != 200:
-        raise DemoFailed(f"The download answered {answer.status_code}: {answer.text}")
-    destination.write_bytes(answer.content)
-
-
 def describe(clip: Path) -> str:
-    """What a player would find in the file: every frame is decoded."""
+    """Describe the file as a player would find it: every frame is decoded."""
     with av.open(str(clip)) as container:
         stream = container.streams.video[0]
         frames = sum(1 for _ in container.decode(stream))
@@ -102,7 +90,7 @@ def describe(clip: Path) -> str:
 
 
 def receipt(account: dict[str, Any], video_id: str) -> str:
-    """The moves of this job in words: reserved 50, captured 50, 450 left."""
+    """Describe the ledger entries of this job: reserved 50, captured 50, 450 left."""
     moves = {move["kind"]: move for move in account["transactions"] if move["video_id"] == video_id}
     if set(moves) != {"reserve", "capture"}:
         raise DemoFailed(f"The job's credits were not settled: {account['transactions']}")
@@ -111,7 +99,7 @@ def receipt(account: dict[str, Any], video_id: str) -> str:
 
 
 def make_clip(platform: Instance, prompt: str, destination: Path) -> None:
-    """The whole way of one prompt, printing as it goes."""
+    """Sign up, submit the prompt, follow it and download the clip, printing each step."""
     username = sign_up(platform.url)
     key = platform.manage("create_api_key", username).strip()
     print(f"Signed up {username} on the web, made an API key.")
@@ -122,8 +110,11 @@ def make_clip(platform: Instance, prompt: str, destination: Path) -> None:
         )
         print(f'POST /v1/videos "{prompt}" → {video["id"]}', flush=True)
         video = follow(api, video)
-        download(api, video["id"], destination)
-        print(f"Receipt: {receipt(fetch(api, 'credits'), video['id'])}")
+        answer = api.get(f"videos/{video['id']}/content")
+        if answer.status_code != 200:
+            raise DemoFailed(f"The download answered {answer.status_code}: {answer.text}")
+        destination.write_bytes(answer.content)
+        print(f"Receipt: {receipt(checked(api.get('credits')), video['id'])}")
     print(f"{destination}: {describe(destination)}")
 
 
@@ -152,9 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(
         f"Done in {time.monotonic() - began:.1f} s; everything has been stopped.\n"
-        "The clip is by the tiny demonstration model, which knows 8 colours, 5 shapes, 8 motions and 6 backgrounds\n"
+        "The tiny demonstration model made the clip. It knows 8 colours, 5 shapes, 8 motions and 6 backgrounds\n"
         '(docs/embedded-model.md). Try: make demo PROMPT="a pink heart growing over the sea". `make run` serves it.\n'
-        "For real clips, name a GPU node that runs CogVideoX-5B by VIDEO_API_URL and VIDEO_API_KEY in .env (README)."
+        "For real clips, set VIDEO_API_URL and VIDEO_API_KEY in .env to a GPU node that runs CogVideoX-5B (README)."
     )
     return 0
 

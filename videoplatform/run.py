@@ -1,8 +1,8 @@
 """`make run`: every process of the platform on this machine, supervised in the foreground until Ctrl-C.
 
-Reads `.env`, works out which programs of supervisord.conf run and with what environment, prepares the database, then
-supervises. One process is launcher, supervisor and console: it restarts what dies (and first ends what is left of its
-process group), shows the logs with a prefix, and says where to go once the site answers.
+Reads `.env`, chooses the programs of supervisord.conf and their environment, prepares the database, then supervises.
+One process is launcher, supervisor and console: it restarts what dies (and first ends what is left of its process
+group), shows the output with a prefix, and prints the address once the site answers.
 
 Ends with 2 and a sentence when it cannot start: another one runs in this DATA_DIR, a port is taken, or a setting cannot
 be read.
@@ -18,11 +18,11 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 import psutil
@@ -32,11 +32,10 @@ from supervisor.medusa import asyncore_25 as asyncore
 from supervisor.options import ServerOptions
 from supervisor.supervisord import Supervisor
 
-from videoplatform.first_run import write_secrets
+from videoplatform.bootstrap import write_secrets
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 PORTS = validate.Range(min=1, max=65535)
-PROGRAMS = ("postgres", "web", "worker", "reconciler", "gpu_node", "bot")
 # In the environment of every process started here, so that a later start finds what an earlier one left behind.
 MARK = "VIDEOPLATFORM_RUN"
 ENDED, NOT_STARTED = "ended unexpectedly; it is started again", "did not start; trying again"
@@ -49,7 +48,7 @@ class CannotRun(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """What will run, and where."""
+    """The programs that will run, and their addresses."""
 
     data_dir: Path
     host: str
@@ -83,7 +82,7 @@ def make_plan(env: Env) -> Plan:
 
 
 def environment_of(plan: Plan) -> dict[str, str]:
-    """What supervisord.conf and the programs read, beyond what the person set."""
+    """Return what supervisord.conf and the programs read, beyond what is set by hand."""
     bind_host = f"[{plan.host}]" if ":" in plan.host else plan.host
     chosen = {
         "DATA_DIR": str(plan.data_dir),
@@ -126,7 +125,11 @@ def only_one(data_dir: Path) -> Iterator[None]:
 
 def end_leftovers(data_dir: Path) -> None:
     """End the processes of an earlier run whose supervisor is gone. PostgreSQL is not among them: it is adopted."""
-    left = [process for process in psutil.process_iter() if _mark_of(process) == str(data_dir)]
+    left = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # gone by now, or another user's
+            if process.pid != os.getpid() and process.environ().get(MARK) == str(data_dir):
+                left.append(process)
     for process in left:
         with suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -135,13 +138,6 @@ def end_leftovers(data_dir: Path) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(stubborn, timeout=10)
-
-
-def _mark_of(process: psutil.Process) -> str | None:
-    try:
-        return process.environ().get(MARK) if process.pid != os.getpid() else None
-    except (psutil.Error, OSError):  # gone by now, or somebody else's
-        return None
 
 
 def check_port(host: str, port: int, variable: str) -> None:
@@ -159,8 +155,8 @@ def check_port(host: str, port: int, variable: str) -> None:
 
 
 def prepare_installation() -> str:
-    """Migrate and so on, in a process of its own. Returns its words for the person."""
-    command = [sys.executable, "-m", "videoplatform.first_run"]
+    """Run `bootstrap` in a process of its own. Returns its message: the first staff user's password, once."""
+    command = [sys.executable, "-m", "videoplatform.bootstrap"]
     result = subprocess.run(command, cwd=BASE_DIR, stdout=subprocess.PIPE, text=True, check=False)
     if result.returncode != 0:
         raise CannotRun(f"{result.stdout}The database could not be prepared; see above.")
@@ -168,121 +164,96 @@ def prepare_installation() -> str:
 
 
 # --- While it runs ----------------------------------------------------------------------------------------------------
-class Console:
-    """Shows the programs' logs in the terminal, each line with its program's name, and greets when the site answers."""
-
-    def __init__(self, plan: Plan, words: str) -> None:
-        self._plan, self._words = plan, words
-        self._logs: dict[str, IO[bytes]] = {}
-        self._greeted = False
-        for name in PROGRAMS:
-            path = plan.data_dir / "logs" / f"{name}.log"
-            path.touch()
-            self._logs[name] = path.open("rb")
-            self._logs[name].seek(0, os.SEEK_END)
-
-    def say(self, words: str) -> None:
-        """Print at once, also into a pipe; a terminal that is gone is no reason to stop."""
-        with suppress(OSError):
-            print(words, flush=True)
-
-    def pump(self) -> None:
-        """Print what the logs have got since the last call."""
-        for name, log in list(self._logs.items()):
-            for line in _whole_lines(log):
-                self.say(f"{name:>10} | {line}")
-            self._follow_rotation(name)
-        if not self._greeted and _answers(self._plan):
-            self._greeted = True
-            self._greet()
-
-    def _follow_rotation(self, name: str) -> None:
-        path = self._plan.data_dir / "logs" / f"{name}.log"
-        if path.exists() and path.stat().st_ino != os.fstat(self._logs[name].fileno()).st_ino:
-            self._logs[name].close()
-            self._logs[name] = path.open("rb")
-
-    def _greet(self) -> None:
-        node = f"GPU node: {self._plan.node_url}" + (
-            " (the tiny demonstration model: docs/embedded-model.md)"
-            if os.environ["GPU_NODE_MODEL"] == "tiny" and self._plan.node_port
-            else ""
-        )
-        staff = (
-            self._words.strip()
-            or "Staff sign in as before; a new password: .venv/bin/python manage.py changepassword admin"
-        )
-        self.say(
-            f"\n  Ready: {self._plan.url}   (staff: {self._plan.url}/admin/, API: {self._plan.url}/v1/docs)\n"
-            f"  {staff}\n  {node}\n  Stop with Ctrl-C.\n"
-        )
-
-
-def _whole_lines(log: IO[bytes]) -> Iterator[str]:
-    while line := log.readline():
-        if not line.endswith(b"\n"):  # still being written: read it again next time
-            log.seek(-len(line), os.SEEK_CUR)
-            return
-        yield line.decode(errors="replace").rstrip()
-
-
-def _answers(plan: Plan) -> bool:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(plan.host, plan.host)  # noqa: S104
-    connection = http.client.HTTPConnection(host, plan.port, timeout=1)
-    try:
-        connection.request("GET", "/healthz", headers={"Host": f"localhost:{plan.port}"})
-        return connection.getresponse().status < 500  # 400: it is up, and localhost is not in ALLOWED_HOSTS
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
 class PlatformSupervisor(Supervisor):
-    """supervisord that ends the rest of a process group when its leader dies, and tells the console what happens."""
+    """supervisord that is also the console, and that ends the rest of a process group when its leader dies.
 
-    def __init__(self, options: ServerOptions, console: Console, *, leash: bool) -> None:
+    message: printed once the site answers. leash: stop when standard input ends, too.
+    """
+
+    def __init__(self, options: ServerOptions, plan: Plan, message: str, *, leash: bool) -> None:
         super().__init__(options)
-        self._console, self._leash = console, leash
+        self._plan, self._message, self._leash = plan, message, leash
+        self._greeted = False
+        self._partial_lines: defaultdict[str, bytes] = defaultdict(bytes)
 
     def runforever(self) -> None:
-        """Called by supervisor when its configuration is read."""
+        """Subscribe to what happens. Called by supervisor when its configuration is read."""
+        events.subscribe(events.ProcessLogStdoutEvent, self._on_output)
         events.subscribe(events.ProcessStateExitedEvent, self._on_exit)
         events.subscribe(events.ProcessStateStoppedEvent, self._on_exit)
         events.subscribe(events.ProcessStateBackoffEvent, self._on_failed_start)
         super().runforever()
 
     def tick(self, now: float | None = None) -> None:
-        """Called by supervisor about once a second, and whenever a program wrote something."""
+        """Greet, and look at the leash. Called by supervisor about once a second."""
         super().tick(now)
-        self._console.pump()
+        if not self._greeted and (healthz_status(self._plan.host, self._plan.port) or 500) < 500:
+            self._greeted = True
+            self._greet()
         if self._leash and select.select([sys.stdin], [], [], 0)[0] and not os.read(sys.stdin.fileno(), 1024):
             self._leash = False
             os.kill(os.getpid(), signal.SIGTERM)
+
+    def _greet(self) -> None:
+        plan = self._plan
+        is_tiny = os.environ["GPU_NODE_MODEL"] == "tiny" and plan.node_port
+        about_node = " (the tiny demonstration model: docs/embedded-model.md)" if is_tiny else ""
+        staff = (
+            self._message.strip()
+            or "Staff sign in as before; a new password: .venv/bin/python manage.py changepassword admin"
+        )
+        _print(
+            f"\n  Ready: {plan.url}   (staff: {plan.url}/admin/, API: {plan.url}/v1/docs)\n"
+            f"  {staff}\n  GPU node: {plan.node_url}{about_node}\n  Stop with Ctrl-C.\n"
+        )
+
+    def _on_output(self, event: events.ProcessLogEvent) -> None:
+        name = event.process.config.name
+        *lines, self._partial_lines[name] = (self._partial_lines[name] + event.data).split(b"\n")
+        for line in lines:
+            _print(f"{name:>10} | {line.decode(errors='replace').rstrip()}")
 
     def _on_exit(self, event: events.ProcessStateEvent) -> None:
         process = event.process
         with suppress(ProcessLookupError):  # the usual case: nothing is left of the group
             os.killpg(process.pid, signal.SIGKILL)
         if isinstance(event, events.ProcessStateExitedEvent):
-            self._console.pump()  # its last words come first
-            self._console.say(f"{process.config.name:>10} | {GIVEN_UP if event.expected else ENDED}")
+            _print(f"{process.config.name:>10} | {GIVEN_UP if event.expected else ENDED}")
 
     def _on_failed_start(self, event: events.ProcessStateEvent) -> None:
-        self._console.say(f"{event.process.config.name:>10} | {NOT_STARTED}")
+        _print(f"{event.process.config.name:>10} | {NOT_STARTED}")
 
 
-def supervise(console: Console, *, leash: bool) -> None:
+def _print(text: str) -> None:
+    """Print at once, also into a pipe; a terminal that is gone is no reason to stop."""
+    with suppress(OSError):
+        print(text, flush=True)
+
+
+def healthz_status(host: str, port: int, *, timeout: float = 1.0) -> int | None:
+    """Return the status of `/healthz`, or None without an answer. 400: localhost is not in ALLOWED_HOSTS."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    # The plainest client: during the start the machine is busy, and this is called again and again.
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    try:
+        connection.request("GET", "/healthz", headers={"Host": f"localhost:{port}"})
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def supervise(plan: Plan, message: str, *, leash: bool) -> None:
     """Run the programs of supervisord.conf until SIGINT, SIGTERM, or SIGHUP (the terminal was closed).
 
-    leash: also stop when standard input ends, which says that whoever started this is gone.
+    leash: also stop when standard input ends, which shows that the process that started this is gone.
     """
     options = ServerOptions()
     options.realize(["-c", str(BASE_DIR / "supervisord.conf")], doc=__doc__)
     options.first, options.test = True, False
-    with suppress(asyncore.ExitNow):  # how supervisor says that everything has stopped
-        PlatformSupervisor(options, console, leash=leash).main()
-    console.pump()
+    with suppress(asyncore.ExitNow):  # supervisor raises it when everything has stopped
+        PlatformSupervisor(options, plan, message, leash=leash).main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -303,9 +274,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 check_port("127.0.0.1", plan.node_port, "GPU_NODE_PORT")
             os.environ.update(environment_of(plan))
             print("Preparing the database …", flush=True)
-            words = prepare_installation()
+            message = prepare_installation()
             print("Starting. The first start takes some seconds.", flush=True)
-            supervise(Console(plan, words), leash=leash)
+            supervise(plan, message, leash=leash)
     except (CannotRun, EnvError) as error:
         print(error, file=sys.stderr)
         return 2

@@ -1,8 +1,6 @@
-"""Settings of the platform, all of them read from the environment (or from `.env`) by typed readers that
-fail loudly.
+"""Settings of the platform, read from the environment (or from `.env`) by typed readers that fail loudly.
 
-docs/configuration.md lists every variable; the names in design terms: credits are whole numbers, times are
-seconds.
+docs/configuration.md lists every variable. Credits are whole numbers, times are seconds.
 """
 
 import logging
@@ -30,7 +28,7 @@ NOT_NEGATIVE = validate.Range(min=0)
 
 
 def names(variable: str, default: list[str]) -> list[str]:
-    """By commas; space around them does not count, and an empty value is none."""
+    """Read names separated by commas; space around them is dropped, and an empty value means the default."""
     given: list[str] = env.list(variable, [])
     return [name.strip() for name in given if name.strip()] or default
 
@@ -43,7 +41,7 @@ if not SECRET_KEY:
         "SECRET_KEY is not set. `make run` writes one to .env; elsewhere set it yourself."
     )
 
-# What stored secrets are encrypted with: the first one for new ones, all of them to read.
+# Stored secrets are encrypted with the first one and read with all of them.
 ENCRYPTION_KEYS = names("ENCRYPTION_KEYS", [SECRET_KEY])
 
 PORT = env.int("PORT", 8000, validate=PORTS)
@@ -60,7 +58,7 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 INSTALLED_APPS = [
     "unfold",
     "unfold.contrib.filters",
-    "django.contrib.admin.apps.SimpleAdminConfig",  # urls.py looks for the pages: only the web process needs them
+    "django.contrib.admin.apps.SimpleAdminConfig",  # urls.py loads the pages: only the web process needs them
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -86,7 +84,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "csp.middleware.CSPMiddleware",
-    "videoplatform.unreadable.RefuseUnreadable",
+    "videoplatform.hardening.RefuseUnreadable",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -95,7 +93,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
-    "accounts.staff.second_factor.RequireSecondFactor",
+    "accounts.auth.RequireSecondFactor",
     "django_htmx.middleware.HtmxMiddleware",
 ]
 
@@ -109,7 +107,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-                "generation.context_processors.wallet",
+                "generation.web.request.wallet",
                 "accounts.notices.for_pages",
                 "telegram_bot.context_processors.bot",
             ],
@@ -129,9 +127,9 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
     raise ImproperlyConfigured(
         "DATABASE_URL must name a PostgreSQL server: the ledger's guards are PostgreSQL triggers."
     )
-# The web process serves many short requests on threads that come and go: it shares a pool. Everything else keeps one
+# The web process serves many short requests on threads that come and go: it shares a pool. All others keep one
 # connection a process: a pool that is forked, as the worker forks, gives one connection to two processes. asgi.py names
-# the process, so that none of its children takes itself for it.
+# the process, so that its children are not mistaken for it.
 WEB_PROCESS = env.str("VIDEOPLATFORM_WEB_PID", "") == str(os.getpid())
 DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 10, validate=NOT_NEGATIVE) if WEB_PROCESS else 0
 if DATABASE_POOL_SIZE:
@@ -152,15 +150,15 @@ AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
 ]
-SESSION_ENGINE = "accounts.sessions"
-ACCOUNT_ADAPTER = "accounts.adapter.AccountAdapter"
+SESSION_ENGINE = "accounts.auth"
+ACCOUNT_ADAPTER = "accounts.auth.AccountAdapter"
 LOGIN_URL = "account_login"
 LOGIN_REDIRECT_URL = "dashboard"
 LOGOUT_REDIRECT_URL = "dashboard"
 ACCOUNT_LOGIN_METHODS = {"username", "email"}
 ACCOUNT_SIGNUP_FIELDS = ["username*", "email", "password1*"]
 ACCOUNT_EMAIL_VERIFICATION = "optional"
-# One address, which a new one replaces once it is confirmed.
+# One address; a new one replaces it once it is confirmed.
 ACCOUNT_CHANGE_EMAIL = True
 ACCOUNT_EMAIL_NOTIFICATIONS = True
 ACCOUNT_LOGOUT_ON_GET = False
@@ -170,7 +168,7 @@ ACCOUNT_RATE_LIMITS = {"report_video": "10/h/ip"}  # besides allauth's own
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_FORMS = {"add_webauthn": "accounts.forms.PasskeyForm"}
-MFA_TOTP_TOLERANCE = 1  # half minutes: clocks of phones differ, and so does how fast people type
+MFA_TOTP_TOLERANCE = 1  # half minutes: clocks of phones differ, and so does the speed of typing
 MFA_TOTP_ISSUER = "Video platform"
 SIGNUP_CREDITS = env.int("SIGNUP_CREDITS", 500, validate=NOT_NEGATIVE)
 EMAIL_HOST = env.str("EMAIL_HOST", "")
@@ -179,18 +177,18 @@ EMAIL_HOST_USER = env.str("EMAIL_HOST_USER", "")
 EMAIL_HOST_PASSWORD = env.str("EMAIL_HOST_PASSWORD", "")
 EMAIL_USE_SSL = env.bool("EMAIL_USE_SSL", False)
 EMAIL_USE_TLS = env.bool("EMAIL_USE_TLS", not EMAIL_USE_SSL)
-EMAIL_TIMEOUT = 10  # a person waits for the page while it is sent
+EMAIL_TIMEOUT = 10  # the page waits while it is sent
 EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if EMAIL_HOST else 'console'}.EmailBackend"
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", "Video platform <noreply@localhost>")
 
 
 # --- Staff ------------------------------------------------------------------------------------------------------------
 STAFF_REQUIRE_MFA = env.bool("STAFF_REQUIRE_MFA", not DEBUG)
-# What support and operators may refund in any 24 hours; finance and owners are not bound by it.
+# The most that support and operators may refund in any 24 hours; finance and owners are not bound by it.
 REFUND_LIMIT_CREDITS = env.int("REFUND_LIMIT_CREDITS", 5000, validate=NOT_NEGATIVE)
 
-# --- Generation: what a clip costs and what is allowed ----------------------------------------------------------------
-# Where people get more credits: a shop, a form, an address to write to.
+# --- Generation: price and limits of a clip ---------------------------------------------------------------------------
+# More credits: a shop, a form, an address to write to.
 CREDITS_URL = env.str("CREDITS_URL", "")
 if CREDITS_URL and urlsplit(CREDITS_URL).scheme not in ("http", "https", "mailto"):
     raise ImproperlyConfigured("CREDITS_URL must start with http://, https:// or mailto:")
@@ -209,7 +207,7 @@ FIELD_NODE_TIMEOUT_SECONDS = env.int("FIELD_NODE_TIMEOUT_SECONDS", 90, validate=
 NODE_HEALTH_SECONDS = env.float("NODE_HEALTH_SECONDS", 5.0, validate=POSITIVE)
 NODE_LOST_SECONDS = env.int("NODE_LOST_SECONDS", 120, validate=POSITIVE)
 NODE_MOVE_SECONDS = env.int("NODE_MOVE_SECONDS", 30, validate=POSITIVE)
-# So many attempts in a row that come to nothing set a node aside; trial clips decide when it is back.
+# After this many failed attempts in a row a node is set aside; canary clips decide when it is back.
 NODE_FAILURES_TO_SET_ASIDE = env.int("NODE_FAILURES_TO_SET_ASIDE", 5, validate=POSITIVE)
 NODE_TRIAL_SECONDS = env.int("NODE_TRIAL_SECONDS", 30, validate=POSITIVE)
 JOB_DEADLINE_SECONDS = env.int("JOB_DEADLINE_SECONDS", 1800, validate=POSITIVE)
@@ -218,14 +216,14 @@ LEASE_SECONDS = env.int("LEASE_SECONDS", 30, validate=POSITIVE)
 DOWNLOAD_TIMEOUT_SECONDS = env.int("DOWNLOAD_TIMEOUT_SECONDS", 120, validate=POSITIVE)
 MAX_VIDEO_BYTES = env.int("MAX_VIDEO_BYTES", 512 * 1024 * 1024, validate=POSITIVE)
 
-# --- Background work: the ORM broker carries nudges, the job table is the truth ---------------------------------------
+# --- Background work: django-q2 wakes the worker, the job table is the truth ------------------------------------------
 WORKER_PROCESSES = env.int("WORKER_PROCESSES", 2, validate=POSITIVE)
 _TASK_TIMEOUT = DOWNLOAD_TIMEOUT_SECONDS + 120
 _QUEUE_LIMIT = WORKER_PROCESSES
 Q_CLUSTER = {
     "name": "videoplatform",
     "orm": "default",
-    "broker_class": "generation.broker.NotifiedBroker",
+    "broker_class": "generation.jobs.queue.NotifiedBroker",
     "workers": WORKER_PROCESSES,
     "timeout": _TASK_TIMEOUT,
     # The retry clock starts when a task is prefetched: shorter than this and tasks run twice
@@ -243,10 +241,10 @@ Q_CLUSTER = {
 # --- Telegram ---------------------------------------------------------------------------------------------------------
 TELEGRAM_BOT_TOKEN = env.str("TELEGRAM_BOT_TOKEN", "")
 TELEGRAM_API_BASE_URL = env.str("TELEGRAM_API_BASE_URL", "https://api.telegram.org/bot")
-# What /paysupport and /terms name: an address or a @name, and a page.
+# Shown by /paysupport and /terms: an address or a @name, and a page.
 SUPPORT_CONTACT = env.str("SUPPORT_CONTACT", "")
 TERMS_URL = env.str("TERMS_URL", "")
-# Set: Telegram brings updates to this address. Empty: the bot asks for them.
+# Set: Telegram posts updates to this address. Empty: the bot polls.
 TELEGRAM_WEBHOOK_URL = env.str("TELEGRAM_WEBHOOK_URL", "")
 if TELEGRAM_WEBHOOK_URL and not TELEGRAM_WEBHOOK_URL.endswith("/telegram/webhook"):
     raise ImproperlyConfigured(
@@ -259,7 +257,7 @@ STATIC_ROOT = env.path("STATIC_ROOT", DATA_DIR / "static")
 STATICFILES_DIRS = [BASE_DIR / "videoplatform" / "static"]
 MEDIA_ROOT = env.path("MEDIA_ROOT", DATA_DIR / "media")
 WORK_DIR = env.path("WORK_DIR", DATA_DIR / "work")
-# Clips are private: other users of the machine must not read what the site itself would answer with 404.
+# Clips are private: other users of the machine must not read files for which the site answers 404.
 FILE_UPLOAD_PERMISSIONS = 0o600
 FILE_UPLOAD_DIRECTORY_PERMISSIONS = 0o700
 S3_BUCKET = env.str("S3_BUCKET", "")
@@ -285,16 +283,16 @@ if S3_BUCKET:
 HTTPS = SITE_URL.startswith("https://")
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = LANGUAGE_COOKIE_SECURE = HTTPS
 SECURE_SSL_REDIRECT = env.bool("SECURE_SSL_REDIRECT", False)
-SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^metrics$"]  # probes ask over plain HTTP from inside
+SECURE_REDIRECT_EXEMPT = [r"^healthz$", r"^metrics$"]  # probes come over plain HTTP from inside
 METRICS_TOKEN = env.str("METRICS_TOKEN", "")
 SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", 3600 if HTTPS else 0, validate=NOT_NEGATIVE)
 BEHIND_PROXY = env.bool("BEHIND_PROXY", False)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
-ALLAUTH_TRUSTED_PROXY_COUNT = int(BEHIND_PROXY)  # whose address is counted when somebody guesses passwords
+ALLAUTH_TRUSTED_PROXY_COUNT = int(BEHIND_PROXY)  # allauth limits attempts to sign in by the client's address
 X_FRAME_OPTIONS = "DENY"
 # Nothing is uploaded here: prompts and forms are small.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
-# For the head of a request, and for its body before a least speed is asked of it.
+# Time for the head of a request, and for its body before the body needs a minimum speed.
 REQUEST_SECONDS = env.float("REQUEST_SECONDS", 20.0, validate=POSITIVE)
 CONTENT_SECURITY_POLICY = {
     # unfold's Alpine needs unsafe-eval and style attributes, Swagger UI an inline script: the strict policy
@@ -317,19 +315,19 @@ CONTENT_SECURITY_POLICY = {
 
 # --- REST -------------------------------------------------------------------------------------------------------------
 REST_FRAMEWORK: dict[str, Any] = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api_auth.ApiKeyAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api.auth.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api_formats.AnyAccept",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api.formats.AnyAccept",
     "DEFAULT_PARSER_CLASSES": [
-        "generation.api_formats.PlainJSONParser",
+        "generation.api.formats.PlainJSONParser",
         "rest_framework.parsers.MultiPartParser",
         "rest_framework.parsers.FormParser",
     ],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "EXCEPTION_HANDLER": "generation.api_errors.handle",
+    "EXCEPTION_HANDLER": "generation.api.errors.handle",
 }
-# Live event streams: a comment every so often keeps proxies from cutting them; a session or key is looked at again.
+# Live event streams: a comment keeps proxies from cutting them; the session or key is checked again.
 EVENTS_HEARTBEAT_SECONDS = env.float("EVENTS_HEARTBEAT_SECONDS", 15.0, validate=POSITIVE)
 EVENTS_RECHECK_SECONDS = env.float("EVENTS_RECHECK_SECONDS", 60.0, validate=POSITIVE)
 SPECTACULAR_SETTINGS = {
@@ -343,7 +341,7 @@ SPECTACULAR_SETTINGS = {
     "SERVE_AUTHENTICATION": [],
 }
 
-# --- Words and time ---------------------------------------------------------------------------------------------------
+# --- Language and time ------------------------------------------------------------------------------------------------
 LANGUAGE_CODE = "en"
 LANGUAGES = [("en", "English"), ("ru", "Русский")]
 LOCALE_PATHS = [BASE_DIR / "locale"]
@@ -360,9 +358,9 @@ UNFOLD = {
     "SITE_HEADER": "Video platform",
     "SITE_ICON": lambda _: static("favicon.svg"),
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda _: static("favicon.svg")}],
-    "SHOW_HISTORY": False,  # of Django's own kind; the log of acts knows more, and nobody changes it
+    "SHOW_HISTORY": False,  # of Django's own kind: the audit log holds more, and cannot be changed
     "SIDEBAR": {"navigation": NAVIGATION},
-    # The site's accent; 500 is what dark pages write links in.
+    # The site's accent; 500 is the colour of links on dark pages.
     "COLORS": {
         "primary": {
             "50": "oklch(96.2% .018 279)",
@@ -379,7 +377,7 @@ UNFOLD = {
         }
     },
     "DASHBOARD_CALLBACK": "generation.staff.home.context",
-    "LOGIN": {"form": "accounts.staff_sign_in.StaffSignInForm"},
+    "LOGIN": {"form": "accounts.auth.StaffSignInForm"},
 }
 
 LOGGING: dict[str, Any] = {

@@ -1,11 +1,10 @@
-"""gunicorn's ASGI worker, which also closes connections that do not say in time what they want.
+"""gunicorn's ASGI worker, hardened: everything of ours that knows gunicorn from inside is here.
 
-As it comes, a connection whose request never begins, or stops in the middle of its head, stays open for good; a few
-thousand of them use up the file descriptors. (Bodies: `body_limit`.)
+Bodies and cancelled requests are a matter of ASGI: `hardening`.
 """
 
 import asyncio
-from typing import Any
+import re
 
 from django.conf import settings
 from gunicorn.asgi.protocol import ASGIProtocol
@@ -20,27 +19,31 @@ class WebWorker(gasgi.ASGIWorker):
         gasgi.ASGIProtocol = ImpatientProtocol
         super().init_process()
 
+    def handle_exit_signal(self) -> None:
+        """End the event streams first: gunicorn waits for open responses, and these never end by themselves."""
+        self.asgi.close()
+        super().handle_exit_signal()
+
 
 class ImpatientProtocol(ASGIProtocol):
-    """One connection, closed when it stays REQUEST_SECONDS without the whole head of a request."""
+    """One connection, closed when the whole head of its first request is not there within REQUEST_SECONDS.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    As gunicorn comes, such a connection stays open for good; a few thousand of them use up the file descriptors. Later
+    requests of the connection have to arrive within gunicorn's own `--keep-alive`.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        self._look_later()
+        self._unread_head = b""
+        self._head_timer = self.worker.loop.call_later(settings.REQUEST_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._head_timer.cancelled():
+            self._unread_head = (self._unread_head + data).lstrip(b"\r\n")
+            if re.search(rb"\n\r?\n", self._unread_head):
+                self._head_timer.cancel()
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._look.cancel()
+        self._head_timer.cancel()
         super().connection_lost(exc)
-
-    def _look_later(self) -> None:
-        self._request_seen = self.req_count
-        self._look: asyncio.TimerHandle = self.worker.loop.call_later(
-            settings.REQUEST_SECONDS, self._look_now
-        )
-
-    def _look_now(self) -> None:
-        waits: Any = self._awaiting_request
-        if waits and self.req_count == self._request_seen:
-            self._keepalive_timeout()  # as it ends a connection that is idle between two requests
-        else:
-            self._look_later()

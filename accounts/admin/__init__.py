@@ -1,9 +1,9 @@
-"""People, their credits and keys, and what staff did, for staff."""
+"""Users, credits, access and the audit log, for staff."""
 
 from django.contrib import admin
 
-from accounts.admin import acts, api_keys, audits, authenticators, groups, transactions, users
+from accounts.admin import access, audit_log, ledger, users
 
 admin.site.index_title = "Home"
 
-__all__ = ["acts", "api_keys", "audits", "authenticators", "groups", "transactions", "users"]
+__all__ = ["access", "audit_log", "ledger", "users"]

@@ -1,4 +1,4 @@
-"""People, for staff: who they are, what they have, and what may be done about it."""
+"""Users, for staff: identity, wallet, limits, and the operations on them."""
 
 from typing import Any, ClassVar, cast
 
@@ -9,11 +9,12 @@ from django.contrib.auth.admin import UserAdmin as PlainUserAdmin
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db.models import Model, QuerySet
 from django.forms import model_to_dict
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 from django.urls import reverse
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from unfold.decorators import action, display
+from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import (
     UnfoldAdminCheckboxSelectMultipleWidget,
@@ -22,15 +23,27 @@ from unfold.widgets import (
 )
 
 from accounts import ledger
-from accounts.admin.acts import acts_on
-from accounts.admin.transactions import link_to_job
-from accounts.admin_pages import WHY, LoggedAdmin, Reasoned, ReasonForm, ask, row, say_why_not
+from accounts.admin.audit_log import history_of
+from accounts.admin.base import (
+    WHY,
+    LoggedAdmin,
+    Question,
+    Reasoned,
+    ReasonForm,
+    allowed,
+    ask,
+    bullets,
+    does,
+    never,
+    row_action,
+)
+from accounts.admin.ledger import link_to_job
 from accounts.models import CreditTransaction, User, UserLimits
-from accounts.staff import bans, terms, wallets
-from accounts.staff.clerks import Clerk
+from accounts.staff import operations
+from accounts.staff.actor import Actor
 
 LATEST = 10
-# Who may edit addresses could give somebody else's account one of their own and reset its password.
+# Staff who can edit addresses could give another account one of their own and reset its password.
 admin.site.unregister(EmailAddress)
 
 
@@ -49,30 +62,18 @@ class AdjustForm(ReasonForm):
     field_order = ["amount", "reason"]
 
 
-class TermsForm(ReasonForm):
-    """Every limit of one person; a field that is left empty is as for everybody."""
+def _limit(label: str, max_value: int) -> forms.IntegerField:
+    return forms.IntegerField(
+        label=label, min_value=0, max_value=max_value, required=False, widget=UnfoldAdminIntegerFieldWidget
+    )
 
-    daily_clips = forms.IntegerField(
-        label="Videos in 24 hours",
-        min_value=0,
-        max_value=1_000_000,
-        required=False,
-        widget=UnfoldAdminIntegerFieldWidget,
-    )
-    concurrent_jobs = forms.IntegerField(
-        label="Videos at the same time",
-        min_value=0,
-        max_value=1_000_000,
-        required=False,
-        widget=UnfoldAdminIntegerFieldWidget,
-    )
-    cooldown_seconds = forms.IntegerField(
-        label="Seconds between videos",
-        min_value=0,
-        max_value=10_000_000,
-        required=False,
-        widget=UnfoldAdminIntegerFieldWidget,
-    )
+
+class LimitsForm(ReasonForm):
+    """Every limit of one user; an empty field means the same as for all users."""
+
+    daily_clips = _limit("Videos in 24 hours", 1_000_000)
+    concurrent_jobs = _limit("Videos at the same time", 1_000_000)
+    cooldown_seconds = _limit("Seconds between videos", 10_000_000)
     price_factor = forms.DecimalField(
         label="Price factor",
         max_digits=6,
@@ -82,20 +83,28 @@ class TermsForm(ReasonForm):
         widget=UnfoldAdminDecimalFieldWidget(attrs={"step": "0.001"}),
         help_text="1 is the usual price, 0.5 half of it.",
     )
-    field_order = ["daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor", "reason"]
+    field_order = [*operations.LIMITS, "reason"]
 
 
 class NewPasswordForm(Reasoned, AdminPasswordChangeForm):
-    """A password that staff set for somebody."""
+    """A new password that staff set for a user."""
 
 
-TERMS = ("daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor")
+def _grant_one(user: User, **values: Any) -> int:
+    operations.grant([user], **values)
+    return ledger.open_account(user=user).balance
+
+
+def _adjust_one(user: User, **values: Any) -> int:
+    operations.adjust([user], **values)
+    return ledger.open_account(user=user).balance
 
 
 @admin.register(User)
 class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is untyped
-    """Nobody is deleted, for the books refer to everybody. Only who may manage staff makes staff or changes what
-    staff sign in with, and only superusers touch superusers.
+    """Users are never deleted: ledger entries reference them.
+
+    Only actors who may manage staff make staff or change what staff sign in with; only superusers touch superusers.
     """
 
     form = UserChangeForm
@@ -126,7 +135,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         "latest_transactions",
         "agreed",
         "standing",
-        "acts",
+        "history",
     )
     actions = ("grant_to_all", "adjust_all")
     actions_detail = ("grant_credits", "adjust_credits", "set_limits", "ban", "lift_ban")
@@ -135,53 +144,40 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         ("Credits", {"fields": ("wallet", "holds", "latest_transactions", "agreed")}),
         ("Rights", {"fields": ("is_staff", "groups", "is_superuser")}),
         ("Dates", {"fields": ("date_joined", "last_login", "anonymised_at")}),
-        ("What staff did", {"fields": ("acts",)}),
+        ("What staff did", {"fields": ("history",)}),
     )
     add_fieldsets = (*PlainUserAdmin.add_fieldsets, WHY)
 
     def formfield_for_manytomany(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        """Roles are few: each a box to tick."""
+        """Show the roles as check boxes: they are few."""
         kwargs |= {"widget": UnfoldAdminCheckboxSelectMultipleWidget, "label": "Roles", "help_text": ""}
         return super().formfield_for_manytomany(db_field, request, **kwargs)
 
-    # --- Who may ---
+    # --- Permissions ---
+
+    has_delete_permission = never
+    has_grant_permission = allowed("accounts.grant_credits")
+    has_adjust_permission = allowed("accounts.adjust_credits")
+    has_limit_permission = allowed("accounts.limit_user")
+    has_ban_permission = allowed("accounts.ban_user")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         fields: tuple[str, ...] = self.shown
-        if not Clerk.of(request).may("accounts.manage_staff"):
+        if not Actor.of(request).may("accounts.manage_staff"):
             fields += ("is_staff", "groups")
-        return fields if _is_superuser(request) else (*fields, "is_superuser")
+        return fields if cast(User, request.user).is_superuser else (*fields, "is_superuser")
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        if isinstance(obj, User) and not _may_touch(request, obj):
-            return False
+        """Protect superusers and staff; a member of the staff may edit their own row."""
+        actor = Actor.of(request)
+        if isinstance(obj, User):
+            if obj.is_superuser and not actor.user.is_superuser:
+                return False
+            if obj.is_staff and obj != actor.user and not actor.may("accounts.manage_staff"):
+                return False
         return super().has_change_permission(request, obj)
 
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_grant_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("accounts.grant_credits")
-
-    def has_adjust_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("accounts.adjust_credits")
-
-    def has_limit_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("accounts.limit_user")
-
-    def has_ban_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("accounts.ban_user")
-
-    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """What is impossible just now is not offered."""
-        user = self.get_object(request, str(object_id))
-        idle = {"ban", "lift_ban"} if not isinstance(user, User) or user.anonymised_at else set()
-        if isinstance(user, User):
-            idle.add("lift_ban" if user.is_active else "ban")
-        offered: list[Any] = super().get_actions_detail(request, object_id)
-        return [each for each in offered if each.method.original_function_name not in idle]
-
-    # --- What is shown ---
+    # --- Fields ---
 
     @display(description="Balance", ordering="credit_account__posted")
     def balance(self, user: User) -> int:
@@ -198,32 +194,35 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
 
     @display(description="Holds")
     def holds(self, user: User) -> SafeString | str:
-        """Credits promised to live jobs, job by job."""
-        open_holds = user.credit_account.transactions.filter(
+        """Credits that are held for live jobs, job by job."""
+        entries = user.credit_account.transactions.filter(
             kind=CreditTransaction.Kind.RESERVE, resolutions=None
         )
-        lines = [(entry.held_delta, link_to_job(entry)) for entry in open_holds[:LATEST]]
-        return format_html("<ul>{}</ul>", format_html_join("", "<li>{} for {}</li>", lines)) if lines else "-"
+        return bullets(
+            format_html("{} for {}", entry.held_delta, link_to_job(entry)) for entry in entries[:LATEST]
+        )
 
     @display(description="Latest transactions")
     def latest_transactions(self, user: User) -> SafeString:
         account = user.credit_account
-        lines = format_html_join(
-            "", "<li>{}</li>", ((_in_one_line(entry),) for entry in account.transactions.all()[:LATEST])
+        lines = bullets(
+            f"{entry.created_at:%Y-%m-%d %H:%M} · {entry.get_kind_display()} · {entry.amount:+d} → "
+            f"{entry.balance_after} · {entry.reason}"
+            for entry in account.transactions.all()[:LATEST]
         )
-        everything = (
-            f"{reverse('admin:accounts_credittransaction_changelist')}?account__id__exact={account.pk}"
-        )
-        return format_html(
-            '<ul>{}</ul><a href="{}" class="text-link">All transactions</a>', lines, everything
-        )
+        page = reverse("admin:accounts_credittransaction_changelist")
+        everything = '{}<a href="{}?account__id__exact={}" class="text-link">All transactions</a>'
+        return format_html(everything, lines, page, account.pk)
 
     @display(description="Limits")
     def agreed(self, user: User) -> str:
-        limits = terms.of(user)
-        named = [(field.verbose_name, getattr(limits, field.name)) for field in UserLimits._meta.fields]
-        lines = [f"{name}: {value:g}" for name, value in named[2:] if value is not None]
-        return ", ".join(lines) or "as for everybody"
+        limits = UserLimits.of(user)
+        named = [
+            (UserLimits._meta.get_field(name).verbose_name, getattr(limits, name))  # type: ignore[union-attr]
+            for name in operations.LIMITS
+        ]
+        lines = [f"{name}: {value:g}" for name, value in named if value is not None]
+        return ", ".join(lines) or "as for all users"
 
     @display(description="Standing")
     def standing(self, user: User) -> str:
@@ -234,139 +233,63 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
             return "closed by its owner" if user.anonymised_at else "may not sign in"
         return f"banned since {ban.since:%Y-%m-%d %H:%M} by {ban.by}: {ban.reason}"
 
-    @display(description="Log")
-    def acts(self, user: User) -> SafeString | str:
-        return acts_on(user)
+    @display(description="Audit log")
+    def history(self, user: User) -> SafeString | str:
+        return history_of(user)
 
-    # --- What is done ---
+    # --- Operations ---
 
-    @action(description="Grant credits", url_path="grant-credits", permissions=["grant"], icon="add_card")
-    def grant_credits(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        user: User = row(self, request, object_id)
-        return self._grant(request, user, [user], f"{user} has {self.wallet(user)}.")
+    @row_action("Grant credits", "grant", _grant_one, icon="add_card", form_class=GrantForm)
+    def grant_credits(self, user: User) -> Question:
+        done = f"Gave {user} $amount credits ($reason). The balance is $result."
+        return f"{user} has {self.wallet(user)}.", done
 
     @admin.action(description="Grant credits to each", permissions=["grant"])
-    def grant_to_all(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponse:
-        return self._grant(request, queryset, list(queryset), _names(queryset))
+    def grant_to_all(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponseBase:
+        users = list(queryset)
+        act = does(operations.grant, users, f"Gave each of {len(users)} users $amount credits ($reason).")
+        return ask(self, request, queryset, "Grant credits", _names(users), act, form_class=GrantForm)
 
-    @action(description="Adjust balance", url_path="adjust", permissions=["adjust"], icon="exposure")
-    def adjust_credits(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        user: User = row(self, request, object_id)
-        return self._adjust(request, user, [user], f"{user} has {self.wallet(user)}.")
+    @row_action(
+        "Adjust balance", "adjust", _adjust_one, icon="exposure", url_path="adjust", form_class=AdjustForm
+    )
+    def adjust_credits(self, user: User) -> Question:
+        done = f"Adjusted {user} by $amount ($reason). The balance is $result."
+        return f"{user} has {self.wallet(user)}.", done
 
     @admin.action(description="Adjust each balance", permissions=["adjust"])
-    def adjust_all(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponse:
-        return self._adjust(request, queryset, list(queryset), _names(queryset))
+    def adjust_all(self, request: HttpRequest, queryset: QuerySet[User]) -> HttpResponseBase:
+        users = list(queryset)
+        act = does(operations.adjust, users, f"Adjusted each of {len(users)} users by $amount ($reason).")
+        return ask(self, request, queryset, "Adjust balance", _names(users), act, form_class=AdjustForm)
 
-    @action(description="Limits", url_path="limits", permissions=["limit"], icon="speed")
-    def set_limits(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        user: User = row(self, request, object_id)
+    @row_action(
+        "Limits",
+        "limit",
+        operations.set_limits,
+        icon="speed",
+        title="Set limits",
+        url_path="limits",
+        form_class=LimitsForm,
+        initial=lambda user: model_to_dict(UserLimits.of(user), fields=operations.LIMITS),
+    )
+    def set_limits(self, user: User) -> Question:
+        explanation = f"What holds for {user} alone. Empty: as for all users."
+        return explanation, f"The limits of {user} are set ($reason)."
 
-        def agree(clerk: Clerk, wish: dict[str, Any]) -> str:
-            wanted = cast(terms.Terms, {name: wish[name] for name in TERMS})
-            terms.agree(clerk=clerk, user=user, terms=wanted, reason=wish["reason"], once=wish["once"])
-            return f"The limits of {user} are set ({wish['reason']})."
-
-        return ask(
-            self,
-            request,
-            user,
-            title="Set limits",
-            explanation=f"What holds for {user} alone. Empty: as for everybody.",
-            act=agree,
-            form_class=TermsForm,
-            initial=model_to_dict(terms.of(user), fields=TERMS),
-        )
-
-    @action(description="Ban", url_path="ban", permissions=["ban"], icon="block")
-    def ban(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        user: User = row(self, request, object_id)
-        if not user.is_active:
-            return say_why_not(self, request, user, f"{user} is banned already.")
-
-        def shut_out(clerk: Clerk, wish: dict[str, Any]) -> str:
-            bans.ban(clerk=clerk, user=user, **wish)
-            return f"{user} is banned ({wish['reason']})."
-
+    @row_action("Ban", "ban", operations.ban, icon="block", why_not=operations.why_not_ban)
+    def ban(self, user: User) -> Question:
         explanation = (
             f"{user} is signed out of every door. What is being made is canceled, its credits are released."
         )
-        return ask(self, request, user, title="Ban", explanation=explanation, act=shut_out)
+        return explanation, f"{user} is banned ($reason)."
 
-    @action(description="Lift the ban", url_path="lift-ban", permissions=["ban"], icon="undo")
-    def lift_ban(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        user: User = row(self, request, object_id)
-        if user.is_active:
-            return say_why_not(self, request, user, f"{user} is not banned.")
-
-        def let_in(clerk: Clerk, wish: dict[str, Any]) -> str:
-            bans.lift(clerk=clerk, user=user, **wish)
-            return f"{user} may sign in again ({wish['reason']})."
-
-        return ask(self, request, user, title="Lift the ban", explanation=self.standing(user), act=let_in)
-
-    def _grant(
-        self, request: HttpRequest, subject: Model | QuerySet[Any], users: list[User], explanation: str
-    ) -> HttpResponse:
-        def give(clerk: Clerk, wish: dict[str, Any]) -> str:
-            wallets.grant(clerk=clerk, users=users, **wish)
-            return f"Gave {_whom(users)} {wish['amount']} credits ({wish['reason']}).{_balance_now(users)}"
-
-        return ask(
-            self,
-            request,
-            subject,
-            title="Grant credits",
-            explanation=explanation,
-            act=give,
-            form_class=GrantForm,
-        )
-
-    def _adjust(
-        self, request: HttpRequest, subject: Model | QuerySet[Any], users: list[User], explanation: str
-    ) -> HttpResponse:
-        def correct(clerk: Clerk, wish: dict[str, Any]) -> str:
-            wallets.adjust(clerk=clerk, users=users, **wish)
-            return f"Adjusted {_whom(users)} by {wish['amount']:+d} ({wish['reason']}).{_balance_now(users)}"
-
-        return ask(
-            self,
-            request,
-            subject,
-            title="Adjust balance",
-            explanation=explanation,
-            act=correct,
-            form_class=AdjustForm,
-        )
+    @row_action("Lift the ban", "ban", operations.lift_ban, icon="undo", why_not=operations.why_not_lift_ban)
+    def lift_ban(self, user: User) -> Question:
+        return self.standing(user), f"{user} may sign in again ($reason)."
 
 
-def _is_superuser(request: HttpRequest) -> bool:
-    return cast(User, request.user).is_superuser
-
-
-def _may_touch(request: HttpRequest, user: User) -> bool:
-    """Whether the row of `user` may be edited at all; a member of the staff may edit their own."""
-    if user.is_superuser and not _is_superuser(request):
-        return False
-    return not user.is_staff or user == request.user or Clerk.of(request).may("accounts.manage_staff")
-
-
-def _in_one_line(entry: CreditTransaction) -> str:
-    day = entry.created_at.strftime("%Y-%m-%d %H:%M")
-    return f"{day} · {entry.get_kind_display()} · {entry.amount:+d} → {entry.balance_after} · {entry.reason}"
-
-
-def _names(users: QuerySet[User]) -> str:
-    listed = [user.username for user in users[: LATEST + 1]]
-    more = f" and {users.count() - LATEST} more" if len(listed) > LATEST else ""
-    return f"To each of {users.count()} users: {', '.join(listed[:LATEST])}{more}."
-
-
-def _whom(users: list[User]) -> str:
-    return str(users[0]) if len(users) == 1 else f"each of {len(users)} users"
-
-
-def _balance_now(users: list[User]) -> str:
-    if len(users) != 1:
-        return ""
-    return f" The balance is {ledger.open_account(user=users[0]).balance}."
+def _names(users: list[User]) -> str:
+    names = ", ".join(user.username for user in users[:LATEST])
+    more = f" and {len(users) - LATEST} more" if len(users) > LATEST else ""
+    return f"To each of {len(users)} users: {names}{more}."

@@ -1,13 +1,17 @@
-"""The guards of the ledger, in the database: no code path, shell or script gets around them with ordinary SQL.
+"""Guards of the ledger and of the staff's log, in the database: no page or script gets around them with ordinary SQL.
 
 - An entry moves the balance itself, in the same statement, after it was checked against the entry it resolves.
 - A balance cannot be changed in any other way; an entry cannot be changed, deleted or truncated.
 - A transfer counts only together with its other half, checked when the transaction commits.
+- A merge of wallets can be undone once, and not be changed or deleted.
+- A row of the staff's log cannot be changed, deleted or truncated.
 """
 
 from django.db import migrations
 
-FORWARD = """
+# A purchase has one refund that stands: another one may follow only when an adjust took the last one back. The wallet's
+# row is locked before that is looked at, so two at once cannot both pass.
+ENTRIES = """
 CREATE FUNCTION accounts_apply_entry() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     wallet accounts_creditaccount%ROWTYPE;
@@ -18,7 +22,8 @@ BEGIN
     IF NEW.resolves_id IS NOT NULL THEN
         SELECT * INTO origin FROM accounts_credittransaction WHERE id = NEW.resolves_id;
         expected := CASE NEW.kind WHEN 'capture' THEN 'reserve' WHEN 'release' THEN 'reserve'
-                                  WHEN 'refund' THEN 'capture' WHEN 'purchase_refund' THEN 'purchase' END;
+                                  WHEN 'refund' THEN 'capture' WHEN 'purchase_refund' THEN 'purchase'
+                                  WHEN 'adjust' THEN 'purchase_refund' END;
         IF origin.kind IS DISTINCT FROM expected THEN
             RAISE EXCEPTION 'ledger: a % cannot resolve a %', NEW.kind, origin.kind USING ERRCODE = 'check_violation';
         END IF;
@@ -26,8 +31,16 @@ BEGIN
             RAISE EXCEPTION 'ledger: % resolves an entry of another account or job', NEW.kind USING ERRCODE = 'check_violation';
         END IF;
         IF (NEW.kind IN ('capture', 'release') AND NEW.held_delta <> -origin.held_delta)
-           OR (NEW.kind IN ('refund', 'purchase_refund') AND NEW.posted_delta <> -origin.posted_delta) THEN
+           OR (NEW.kind IN ('refund', 'purchase_refund', 'adjust') AND NEW.posted_delta <> -origin.posted_delta) THEN
             RAISE EXCEPTION 'ledger: a % is for the whole amount', NEW.kind USING ERRCODE = 'check_violation';
+        END IF;
+        IF NEW.kind = 'purchase_refund' AND EXISTS (
+            SELECT 1 FROM accounts_credittransaction earlier
+            WHERE earlier.kind = 'purchase_refund' AND earlier.resolves_id = NEW.resolves_id AND NOT EXISTS (
+                SELECT 1 FROM accounts_credittransaction back WHERE back.kind = 'adjust' AND back.resolves_id = earlier.id
+            )
+        ) THEN
+            RAISE EXCEPTION 'ledger: this purchase is refunded already' USING ERRCODE = 'unique_violation';
         END IF;
     END IF;
     NEW.posted_after := wallet.posted + NEW.posted_delta;
@@ -39,38 +52,7 @@ END $$;
 CREATE TRIGGER apply_entry BEFORE INSERT ON accounts_credittransaction
     FOR EACH ROW EXECUTE FUNCTION accounts_apply_entry();
 
-CREATE FUNCTION accounts_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    RAISE EXCEPTION 'ledger: % on % is not allowed; correct with another entry', TG_OP, TG_TABLE_NAME
-        USING ERRCODE = 'check_violation';
-END $$;
-
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON accounts_credittransaction
-    FOR EACH ROW EXECUTE FUNCTION accounts_refuse();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_credittransaction
-    FOR EACH STATEMENT EXECUTE FUNCTION accounts_refuse();
-CREATE TRIGGER no_delete BEFORE DELETE ON accounts_creditaccount
-    FOR EACH ROW EXECUTE FUNCTION accounts_refuse();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_creditaccount
-    FOR EACH STATEMENT EXECUTE FUNCTION accounts_refuse();
-
-CREATE FUNCTION accounts_guard_balance() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF TG_OP = 'INSERT' THEN
-        IF NEW.posted <> 0 OR NEW.held <> 0 THEN
-            RAISE EXCEPTION 'ledger: an account opens empty' USING ERRCODE = 'check_violation';
-        END IF;
-    ELSIF NEW.id <> OLD.id OR NEW.user_id <> OLD.user_id THEN
-        RAISE EXCEPTION 'ledger: an account keeps its owner' USING ERRCODE = 'check_violation';
-    ELSIF (NEW.posted <> OLD.posted OR NEW.held <> OLD.held) AND pg_trigger_depth() < 2 THEN
-        -- Depth 2 is the update that apply_entry makes; a statement of a client runs at depth 1.
-        RAISE EXCEPTION 'ledger: a balance moves only through an entry' USING ERRCODE = 'check_violation';
-    END IF;
-    RETURN NEW;
-END $$;
-
-CREATE TRIGGER guard_balance BEFORE INSERT OR UPDATE ON accounts_creditaccount
-    FOR EACH ROW EXECUTE FUNCTION accounts_guard_balance();
+CREATE INDEX purchase_refunds_of ON accounts_credittransaction (resolves_id) WHERE kind = 'purchase_refund';
 
 CREATE FUNCTION accounts_check_transfer() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -88,21 +70,82 @@ CREATE CONSTRAINT TRIGGER check_transfer AFTER INSERT ON accounts_credittransact
     FOR EACH ROW WHEN (NEW.kind = 'transfer') EXECUTE FUNCTION accounts_check_transfer();
 """
 
+BALANCES = """
+CREATE FUNCTION accounts_guard_balance() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.posted <> 0 OR NEW.held <> 0 THEN
+            RAISE EXCEPTION 'ledger: an account opens empty' USING ERRCODE = 'check_violation';
+        END IF;
+    ELSIF NEW.id <> OLD.id OR NEW.user_id <> OLD.user_id THEN
+        RAISE EXCEPTION 'ledger: an account keeps its owner' USING ERRCODE = 'check_violation';
+    ELSIF (NEW.posted <> OLD.posted OR NEW.held <> OLD.held) AND pg_trigger_depth() < 2 THEN
+        -- Depth 2 is the update that apply_entry makes; a statement of a client runs at depth 1.
+        RAISE EXCEPTION 'ledger: a balance moves only through an entry' USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER guard_balance BEFORE INSERT OR UPDATE ON accounts_creditaccount
+    FOR EACH ROW EXECUTE FUNCTION accounts_guard_balance();
+"""
+
+MERGES = """
+CREATE FUNCTION accounts_guard_merge() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.undone_at IS NULL AND NEW.undone_at IS NOT NULL AND (
+        (OLD.id, OLD.source_id, OLD.target_id, OLD.after_entry, OLD.moved, OLD.stayed, OLD.brought_welcome, OLD.made_at)
+        = (NEW.id, NEW.source_id, NEW.target_id, NEW.after_entry, NEW.moved, NEW.stayed, NEW.brought_welcome, NEW.made_at)
+    ) THEN
+        RETURN NEW;
+    END IF;
+    RAISE EXCEPTION 'ledger: a merge can be undone once, and not be changed' USING ERRCODE = 'check_violation';
+END $$;
+
+CREATE TRIGGER only_undone BEFORE UPDATE ON accounts_walletmerge FOR EACH ROW EXECUTE FUNCTION accounts_guard_merge();
+"""
+
+NOTHING_GOES = """
+CREATE FUNCTION accounts_refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'ledger: % on % is not allowed; correct with another entry', TG_OP, TG_TABLE_NAME
+        USING ERRCODE = 'check_violation';
+END $$;
+
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON accounts_credittransaction
+    FOR EACH ROW EXECUTE FUNCTION accounts_refuse();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_credittransaction
+    FOR EACH STATEMENT EXECUTE FUNCTION accounts_refuse();
+CREATE TRIGGER no_delete BEFORE DELETE ON accounts_creditaccount
+    FOR EACH ROW EXECUTE FUNCTION accounts_refuse();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_creditaccount
+    FOR EACH STATEMENT EXECUTE FUNCTION accounts_refuse();
+CREATE TRIGGER no_delete BEFORE DELETE ON accounts_walletmerge
+    FOR EACH ROW EXECUTE FUNCTION accounts_refuse();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_walletmerge
+    FOR EACH STATEMENT EXECUTE FUNCTION accounts_refuse();
+"""
+
+STAFF_LOG = """
+CREATE FUNCTION accounts_keep_acts() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'log of acts: % is not allowed', TG_OP USING ERRCODE = 'check_violation';
+END $$;
+
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON accounts_staffact
+    FOR EACH ROW EXECUTE FUNCTION accounts_keep_acts();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_staffact
+    FOR EACH STATEMENT EXECUTE FUNCTION accounts_keep_acts();
+"""
+
+# CASCADE takes the triggers along.
 BACKWARD = """
-DROP TRIGGER check_transfer ON accounts_credittransaction;
-DROP TRIGGER apply_entry ON accounts_credittransaction;
-DROP TRIGGER append_only ON accounts_credittransaction;
-DROP TRIGGER no_truncate ON accounts_credittransaction;
-DROP TRIGGER guard_balance ON accounts_creditaccount;
-DROP TRIGGER no_delete ON accounts_creditaccount;
-DROP TRIGGER no_truncate ON accounts_creditaccount;
-DROP FUNCTION accounts_check_transfer();
-DROP FUNCTION accounts_guard_balance();
-DROP FUNCTION accounts_refuse();
-DROP FUNCTION accounts_apply_entry();
+DROP INDEX purchase_refunds_of;
+DROP FUNCTION accounts_apply_entry(), accounts_check_transfer(), accounts_guard_balance(), accounts_guard_merge(),
+    accounts_refuse(), accounts_keep_acts() CASCADE;
 """
 
 
 class Migration(migrations.Migration):
     dependencies = [("accounts", "0001_initial")]
-    operations = [migrations.RunSQL(FORWARD, BACKWARD)]
+    operations = [migrations.RunSQL([ENTRIES, BALANCES, MERGES, NOTHING_GOES, STAFF_LOG], BACKWARD)]

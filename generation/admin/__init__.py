@@ -1,5 +1,5 @@
-"""Jobs, nodes, presets, refunds of many jobs and failed tasks, for staff."""
+"""Jobs, nodes, presets, content and bulk refunds, for staff."""
 
-from generation.admin import concerned, content, incidents, jobs, nodes, presets, tasks
+from generation.admin import bulk_refunds, content, jobs, nodes
 
-__all__ = ["concerned", "content", "incidents", "jobs", "nodes", "presets", "tasks"]
+__all__ = ["bulk_refunds", "content", "jobs", "nodes"]

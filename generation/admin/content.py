@@ -1,23 +1,89 @@
-"""What must not be asked for, and what people report, for staff."""
+"""Presets, content rules, reports of shared videos and failed tasks, for staff."""
 
 from typing import Any
 
 from django import forms
 from django.contrib import admin
+from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
-from django.urls import reverse
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import Truncator
+from django_q.models import Failure, OrmQ, Schedule, Success
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminTextareaWidget
 
-from accounts.admin_pages import LoggedAdmin, ReadOnlyAdmin, ask, row, say_why_not
-from accounts.staff.clerks import Clerk
-from generation import rules
-from generation.models import BlockedPrompt, Report
-from generation.staff import reports
-from generation.staff.reports import why_not_remove
+from accounts.admin.audit_log import history_of
+from accounts.admin.base import (
+    LoggedAdmin,
+    Question,
+    ReadOnlyAdmin,
+    allowed,
+    ask_about_each,
+    link,
+    row_action,
+)
+from generation.jobs import queue, submission
+from generation.models import BlockedPrompt, Preset, Report
+from generation.staff import moderation
+
+# Nothing is scheduled here, successes are not kept, and a queued task is a name that would be called.
+for unused in (Schedule, Success, OrmQ, Failure):
+    admin.site.unregister(unused)
+
+
+class PresetForm(forms.ModelForm):
+    class Meta:
+        model = Preset
+        fields = (
+            "name",
+            "label",
+            "num_frames",
+            "fps",
+            "num_inference_steps",
+            "guidance_scale",
+            "cost",
+            "position",
+            "is_default",
+            "enabled",
+        )
+
+    def _get_validation_exclusions(self) -> set[str]:
+        # One default at most is a constraint; choosing another default takes it from the one that was (save_model).
+        excluded: set[str] = super()._get_validation_exclusions()  # type: ignore[misc]  # Django's, not in its stubs
+        return excluded | {"is_default"}
+
+
+@admin.register(Preset)
+class PresetAdmin(LoggedAdmin):
+    """Presets. A change is for new jobs only; a preset that was used is switched off rather than deleted."""
+
+    form = PresetForm
+    list_display = (
+        "label",
+        "name",
+        "num_frames",
+        "fps",
+        "num_inference_steps",
+        "cost",
+        "position",
+        "is_default",
+        "enabled",
+    )
+    list_filter = ("enabled",)
+    readonly_fields = ("history",)
+
+    @display(description="History")
+    def history(self, preset: Preset) -> SafeString | str:
+        return history_of(preset)
+
+    @transaction.atomic
+    def save_model(self, request: HttpRequest, obj: Preset, form: forms.ModelForm, change: bool) -> None:
+        if obj.is_default:
+            Preset.objects.exclude(pk=obj.pk).update(is_default=False)
+        super().save_model(request, obj, form, change)
 
 
 class RuleForm(forms.ModelForm):
@@ -26,16 +92,16 @@ class RuleForm(forms.ModelForm):
         fields = ("kind", "text", "explanation", "enabled")
 
     def clean(self) -> dict[str, Any]:
-        wish = super().clean() or {}
-        text = wish.get("text", "")
-        if wish.get("kind") == BlockedPrompt.Kind.PATTERN:
+        values = super().clean() or {}
+        text = values.get("text", "")
+        if values.get("kind") == BlockedPrompt.Kind.PATTERN:
             try:
-                rules.compiled(text)
-            except rules.BadPattern as error:
+                submission.compiled(text)
+            except submission.BadPattern as error:
                 self.add_error("text", f"This is no pattern that can be used: {error}")
-        elif text and not rules.WORD.search(rules.normal(text)):
+        elif text and not submission.WORD.search(submission.normal(text)):
             self.add_error("text", "There is no word in it.")
-        return wish
+        return values
 
 
 class PromptForm(forms.Form):
@@ -44,20 +110,18 @@ class PromptForm(forms.Form):
 
 @admin.register(BlockedPrompt)
 class BlockedPromptAdmin(LoggedAdmin):
-    """Words and patterns that no prompt may contain. A blocked prompt costs nothing, and its writer is told."""
+    """Content rules: words and patterns that no prompt may contain. A blocked prompt costs nothing."""
 
     form = RuleForm
     list_display = ("text", "kind", "explanation", "enabled")
     list_filter = ("kind", "enabled")
     search_fields = ("text", "explanation")
     actions_list = ("try_out",)
-
-    def has_try_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.view_blockedprompt")
+    has_try_permission = allowed("generation.view_blockedprompt")
 
     @action(description="Try a prompt", url_path="try", permissions=["try"], icon="science")
     def try_out(self, request: HttpRequest) -> HttpResponse:
-        """The test box: which rules a prompt would be against. Nothing is made."""
+        """Show the rules that would block a prompt. Nothing is made."""
         form = PromptForm(request.POST or None)
         tried = form.is_valid()
         context = {
@@ -66,14 +130,18 @@ class BlockedPromptAdmin(LoggedAdmin):
             "title": "Try a prompt",
             "form": form,
             "tried": tried,
-            "broken": rules.matching(form.cleaned_data["prompt"]) if tried else [],
+            "broken": submission.matching(form.cleaned_data["prompt"]) if tried else [],
         }
         return TemplateResponse(request, "admin/try_prompt.html", context)
 
 
+def _remove(report: Report, **values: Any) -> None:
+    moderation.remove(report.job, **values)
+
+
 @admin.register(Report)
 class ReportAdmin(ReadOnlyAdmin):
-    """What people have against shared videos."""
+    """Visitors' reports of shared videos."""
 
     list_display = ("created_at", "about", "words", "video", "outcome", "settled_by")
     list_select_related = ("job", "settled_by")
@@ -91,46 +159,49 @@ class ReportAdmin(ReadOnlyAdmin):
         "settled_by",
     )
     actions_detail = ("remove", "dismiss")
+    has_settle_permission = allowed("generation.remove_video")
 
     @display(description="Video")
-    def video(self, report: Report) -> SafeString:
-        page = reverse("admin:generation_generationjob_change", args=[report.job_id])
-        return format_html('<a href="{}" class="text-link">{}</a>', page, report.job.public_id)
+    def video(self, report: Report) -> SafeString | str:
+        return link("generation_generationjob", report.job_id, report.job.public_id)
 
     @display(description="Prompt")
     def prompt(self, report: Report) -> str:
         return report.job.prompt
 
-    def has_settle_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.remove_video")
-
-    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """What is settled is settled."""
-        report = self.get_object(request, str(object_id))
-        offered: list[Any] = super().get_actions_detail(request, object_id)
-        return offered if isinstance(report, Report) and not report.outcome else []
-
-    @action(description="Remove the video", url_path="remove", permissions=["settle"], icon="delete")
-    def remove(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        report: Report = row(self, request, object_id)
-        if request.method != "POST" and (why := why_not_remove(report.job)):
-            return say_why_not(self, request, report, why)
-
-        def take_away(clerk: Clerk, wish: dict[str, Any]) -> str:
-            reports.remove(clerk=clerk, job=report.job, **wish)
-            return f"{report.job.public_id} is removed ({wish['reason']}). Its owner is told."
-
-        explanation = (
-            f"“{report.job.prompt}” of {report.job.user} is taken away for good, its link stops working."
+    @row_action(
+        "Remove the video",
+        "settle",
+        _remove,
+        icon="delete",
+        why_not=lambda report: moderation.why_not_dismiss(report) or moderation.why_not_remove(report.job),
+    )
+    def remove(self, report: Report) -> Question:
+        job = report.job
+        return (
+            f"“{job.prompt}” of {job.user} is taken away for good, its link stops working.",
+            f"{job.public_id} is removed ($reason). Its owner is told.",
         )
-        return ask(self, request, report, title="Remove the video", explanation=explanation, act=take_away)
 
-    @action(description="Dismiss", url_path="dismiss", permissions=["settle"], icon="check")
-    def dismiss(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        report: Report = row(self, request, object_id)
+    @row_action("Dismiss", "settle", moderation.dismiss, icon="check", why_not=moderation.why_not_dismiss)
+    def dismiss(self, report: Report) -> Question:
+        return "The video stays as it is.", f"The reports of {report.job.public_id} are dismissed ($reason)."
 
-        def leave(clerk: Clerk, wish: dict[str, Any]) -> str:
-            reports.dismiss(clerk=clerk, report=report, **wish)
-            return f"The reports of {report.job.public_id} are dismissed ({wish['reason']})."
 
-        return ask(self, request, report, title="Dismiss", explanation="The video stays as it is.", act=leave)
+@admin.register(Failure)
+class FailureAdmin(ReadOnlyAdmin):
+    """Background tasks that failed, and why. They are safe to repeat."""
+
+    list_display = ("stopped", "func", "args", "error")
+    fields = ("func", "args", "kwargs", "started", "stopped", "result")
+    search_fields = ("func", "name")
+    actions = ("run_again",)
+    has_rerun_permission = allowed("django_q.change_failure")
+
+    @display(description="Error")
+    def error(self, task: Failure) -> str:
+        return Truncator(str(task.result)).chars(100)
+
+    @admin.action(description="Run these again", permissions=["rerun"])
+    def run_again(self, request: HttpRequest, queryset: "QuerySet[Failure]") -> HttpResponseBase:
+        return ask_about_each(self, request, queryset, title="Run again", do=queue.run_again)

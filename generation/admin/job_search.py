@@ -1,107 +1,100 @@
-"""A page of the jobs that have certain words, the newest first, in the same time whether one of a million has them or
-all. The index of words knows no order: it gives every job that fits, of which all but a page are thrown away. That is
-quick while few fit. When many do, the newest jobs are read one by one instead, until there are enough.
+"""Search for jobs by words of the prompt or the error, and pages of what it finds, the newest first.
+
+PostgreSQL's own text search answers it from a GIN index (`job_words`), which needs no extension; parts within a word
+would want pg_trgm, which the embedded server does not bring. The index knows no order: it gives every job that fits, of
+which all but a page are thrown away. That is quick while few fit. When many do, the newest jobs are read one by one
+instead, until there are enough, so that a page takes the same time whether one of a million jobs fits or all.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from functools import cached_property
 from typing import Any
 from uuid import UUID
 
+from django.contrib.postgres.search import SearchQuery, SearchVector
 from django.core.paginator import Page
 from django.db import connection, transaction
 from django.db.models import QuerySet
+from django.db.models.functions import Lower
 
-from accounts.admin_pages import MOST_COUNTED, ShortPaginator
+from accounts.admin.base import MOST_COUNTED, ShortPaginator
 from generation.models import GenerationJob
-from generation.staff import search
 
-# As the index `job_listed` has it.
+WORD = re.compile(r"[^\W_]+")
+# The expression and the order of the indexes `job_words` and `job_listed`, to the letter.
+VECTOR = SearchVector(Lower("prompt"), Lower("error_message"), config="simple")
 ORDER = ("-created_at", "-pk")
-# So many of the newest jobs tell whether many fit. To read one takes a hundredth of a millisecond at most.
+# The newest jobs tell whether many fit. To read one takes a hundredth of a millisecond at most.
 SAMPLE = 2_000
-# With no more than so many of the sample, all that fit are few enough for the index of words.
+# With no more than so many of the sample, all that fit are few enough for the index.
 FEW = 20
-# No more are read one by one. So fewer than one in ten fit where these were not enough for all that are counted.
+# No more are read one by one: where these are not enough for all that are counted, fewer than one in ten fit.
 FARTHEST = 10_000
 
 
+def with_words(jobs: "QuerySet[GenerationJob]", text: str) -> "QuerySet[GenerationJob]":
+    """Those of `jobs` that have every word of `text`, or words that begin so, in prompt or error."""
+    words = WORD.findall(text.lower())
+    if not words:
+        return jobs.none()
+    query = SearchQuery(" & ".join(f"{word}:*" for word in words), config="simple", search_type="raw")
+    return jobs.alias(words=VECTOR).filter(words=query)
+
+
+def is_by_words(rows: "QuerySet[Any]") -> bool:
+    """Whether FoundJobs suits these rows: a search by words, in the order of the list."""
+    return "words" in rows.query.annotations and rows.query.order_by == ORDER
+
+
 class FoundJobs(ShortPaginator):
-    """For a search by words, in the order of the list: by creation, the newest first."""
+    """Pages of a search by words."""
 
     object_list: "QuerySet[GenerationJob]"
 
-    @classmethod
-    def suits(cls, rows: "QuerySet[Any]") -> bool:
-        return search.is_by_words(rows) and rows.query.order_by == ORDER
-
     @cached_property
     def count(self) -> int:
-        """Up to MOST_COUNTED, as in every list."""
-        if self._few:
+        """The number that fit, up to MOST_COUNTED as in every list."""
+        if len(self._newest) <= FEW:
             return len(self._all)
-        return MOST_COUNTED if self._since_when(MOST_COUNTED) else super().count
+        return MOST_COUNTED if len(self._newest) == MOST_COUNTED else super().count
 
     def page(self, number: int | str) -> "Page[Any]":
         number = self.validate_number(number)
         first, last = (number - 1) * self.per_page, min(number * self.per_page, self.count)
-        if self._few:
-            found = self.object_list.filter(pk__in=self._all[first:last])
-        elif since := self._since_when(last):
-            found = self._newer(since)[first:last]
-        else:
-            found = self.object_list.filter(pk__in=self._by_index(first, last))
+        ids = self._newest if last <= len(self._newest) else self._all
         with _without("bitmapscan"):
-            return Page(list(found), number, self)
+            return Page(list(self.object_list.filter(pk__in=ids[first:last])), number, self)
 
     @cached_property
-    def _few(self) -> bool:
-        return max(self._fit_since.values(), default=0) <= FEW
-
-    @cached_property
-    def _all(self) -> list[UUID]:
-        """All that fit, as far as they are counted: so the index is asked once."""
-        return self._by_index(0, MOST_COUNTED)
-
-    def _by_index(self, first: int, last: int) -> list[UUID]:
-        """From the index of words, which is read whole for it, and put in order."""
-        with _without("indexscan"):
-            return list(self.object_list.values_list("pk", flat=True)[first:last])
-
-    def _since_when(self, wanted: int) -> datetime | None:
-        """A moment since which at least `wanted` fit; None when it is too long ago for one by one."""
-        return next((since for since, fit in self._fit_since.items() if fit >= wanted), None)
-
-    @cached_property
-    def _fit_since(self) -> dict[datetime, int]:
-        """How many fit, as far as they are counted: of the sample, and where that leaves it open, of the farthest."""
-        found: dict[datetime, int] = {}
-        moments = _moments()
+    def _newest(self) -> list[UUID]:
+        """Those that fit among the sample of the newest jobs, and where that leaves it open, among the farthest."""
+        moments = GenerationJob.objects.order_by(*ORDER).values_list("created_at", flat=True)
+        found: list[UUID] = []
         with _without("bitmapscan"):
-            for since in moments:
-                found[since] = self._newer(since).order_by()[:MOST_COUNTED].count()
-                if not FEW < found[since] < MOST_COUNTED:
+            for depth in (SAMPLE, FARTHEST):
+                for since in moments[depth - 1 : depth]:
+                    newer = self.object_list.filter(created_at__gte=since)
+                    found = list(newer.values_list("pk", flat=True)[:MOST_COUNTED])
+                if not FEW < len(found) < MOST_COUNTED:
                     break
         return found
 
-    def _newer(self, since: datetime) -> "QuerySet[GenerationJob]":
-        return self.object_list.filter(created_at__gte=since)
-
-
-def _moments() -> list[datetime]:
-    """Of the last job of the sample and the last that is read, as far as there are that many."""
-    jobs = GenerationJob.objects.order_by(*ORDER).values_list("created_at", flat=True)
-    sample, farthest = (jobs[number - 1 : number] for number in (SAMPLE, FARTHEST))
-    return list(sample.union(farthest, all=True).order_by("-created_at"))
+    @cached_property
+    def _all(self) -> list[UUID]:
+        """All that fit, up to MOST_COUNTED, from the index of words, which is read whole for it."""
+        with _without("indexscan"):
+            return list(self.object_list.values_list("pk", flat=True)[:MOST_COUNTED])
 
 
 @contextmanager
-def _without(way: str) -> Iterator[None]:
-    """PostgreSQL takes another way, until the end of the transaction. It would choose wrongly: of words that begin so
-    it cannot know how many jobs have them. Without bitmaps it reads job by job, without the others it asks the index.
+def _without(scan: str) -> Iterator[None]:
+    """Forbid PostgreSQL a kind of scan until the end of the transaction.
+
+    It would choose wrongly, as it cannot know how many jobs have words that begin so. Without bitmaps it reads job by
+    job, without index scans it asks the index of words.
     """
     with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(f"SET LOCAL enable_{way} = off")
+        cursor.execute(f"SET LOCAL enable_{scan} = off")
         yield

@@ -1,7 +1,6 @@
 """Jobs, for staff."""
 
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 from django import forms
@@ -9,39 +8,37 @@ from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from unfold.contrib.filters.admin import RangeDateTimeFilter
-from unfold.decorators import action, display
+from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget
 
-from accounts.admin.acts import acts_on
-from accounts.admin_pages import (
+from accounts.admin.audit_log import history_of, related_to
+from accounts.admin.base import (
+    Question,
     ReadOnlyAdmin,
     ReasonForm,
-    ask,
+    allowed,
     ask_about_each,
     badge,
+    link,
     row,
-    say_why_not,
+    row_action,
     state_now,
 )
 from accounts.models import User
-from accounts.staff.clerks import Clerk
-from generation import lifecycle, public_ids
-from generation.admin.incidents import refund_chosen
-from generation.admin.job_search import FoundJobs
-from generation.models import GenerationJob, GpuNode, JobAttempt
-from generation.staff import jobs, moves, reports, retries, search
-from generation.staff.jobs import why_not_cancel, why_not_refund
-from generation.staff.moves import why_not_move
-from generation.staff.reports import why_not_remove
-from generation.staff.retries import why_not_retry
-from generation.streaming import serve_file
+from generation.admin.bulk_refunds import refund_chosen
+from generation.admin.job_search import FoundJobs, is_by_words, with_words
+from generation.jobs import lifecycle
+from generation.models import GenerationJob, GpuNode, JobAttempt, fields
+from generation.staff import jobs, moderation
+from generation.staff.jobs import why_not_cancel, why_not_move, why_not_refund, why_not_retry
+from generation.web.streaming import serve_file
 
 State = GenerationJob.State
 STATE_COLOURS = {
@@ -53,10 +50,12 @@ STATE_COLOURS = {
     State.CANCELED: "",
 }
 PROMPT_LISTED = 60
+# Entries of the audit log about a user's older videos are shown on the pages of these.
+VIDEOS_LOOKED_AT = 200
 
 
 class MoveForm(ReasonForm):
-    """Where to. What cannot take the job just now says so when it is chosen."""
+    """The node to move to. One that cannot take the job just now is refused when it is chosen."""
 
     target = forms.ModelChoiceField(
         label="Node",
@@ -66,18 +65,8 @@ class MoveForm(ReasonForm):
     field_order = ["target", "reason"]
 
 
-# Why an action is impossible just now, by its name.
-IMPOSSIBLE: dict[str, Callable[[GenerationJob], str | None]] = {
-    "cancel": why_not_cancel,
-    "refund": why_not_refund,
-    "retry": why_not_retry,
-    "move": why_not_move,
-    "remove_video": why_not_remove,
-}
-
-
 class RefundedFilter(admin.SimpleListFilter):
-    """What was given back, and what was not."""
+    """Jobs whose credits were given back, and others."""
 
     title = "refunded"
     parameter_name = "refunded"
@@ -96,24 +85,19 @@ class RefundedFilter(admin.SimpleListFilter):
         return queryset
 
 
+def _retry(job: GenerationJob, **values: Any) -> str:
+    again: GenerationJob = jobs.retry(job, **values)
+    return again.public_id
+
+
 @admin.register(GenerationJob)
 class GenerationJobAdmin(ReadOnlyAdmin):
-    """Jobs are moved by their lifecycle alone; staff cancel, refund, retry and move them by its operations."""
+    """Jobs. Only the lifecycle changes them; staff cancel, refund, retry and move them by operations."""
 
     class Media:
         js = ("admin_live.js",)
 
-    list_display = (
-        "what",
-        "user",
-        "status",
-        "node",
-        "preset",
-        "price",
-        "source",
-        "created_at",
-        "took",
-    )
+    list_display = ("what", "user", "status", "node", "preset", "price", "source", "created_at", "took")
     list_select_related = ("user", "preset", "current_attempt__node")
     list_filter = ("state", RefundedFilter, "source", "preset", ("created_at", RangeDateTimeFilter))
     list_filter_submit = True
@@ -121,7 +105,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     search_help_text = "Words of the prompt or error, a job's id, or a whole username or e-mail address"
     actions = ("cancel_all", "refund_all", "retry_all", "move_all")
     actions_detail = ("cancel", "refund", "retry", "move", "remove_video")
-    readonly_fields = ("preview", "timeline", "credits", "public_id", "took", "now", "acts")
+    readonly_fields = ("preview", "timeline", "credits", "public_id", "took", "now", "history")
     fieldsets = (
         (None, {"fields": ("preview", "public_id", "user", "source", "now", "prompt", "negative_prompt")}),
         ("Attempts", {"fields": ("timeline",)}),
@@ -148,36 +132,19 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             "Times",
             {"fields": ("created_at", "started_at", "finished_at", "took", "deadline_at", "generation_ms")},
         ),
-        ("What staff did", {"fields": ("acts",)}),
+        ("What staff did", {"fields": ("history",)}),
         ("File", {"fields": ("width", "height", "stored_frames", "duration_ms", "size_bytes", "deleted_at")}),
     )
 
-    def has_cancel_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.cancel_job")
-
-    def has_refund_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.refund_job")
-
-    def has_retry_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.retry_job")
-
-    def has_move_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.move_job")
-
-    def has_remove_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.remove_video")
+    has_cancel_permission = allowed("generation.cancel_job")
+    has_refund_permission = allowed("generation.refund_job")
+    has_retry_permission = allowed("generation.retry_job")
+    has_move_permission = allowed("generation.move_job")
+    has_remove_permission = allowed("generation.remove_video")
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[GenerationJob]":
         found: QuerySet[GenerationJob] = super().get_queryset(request)
         return found.annotate(refunded=jobs.refunded())
-
-    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """What is impossible just now is not offered."""
-        offered: list[Any] = super().get_actions_detail(request, object_id)
-        job = self.get_object(request, str(object_id))
-        if not isinstance(job, GenerationJob):
-            return []
-        return [each for each in offered if IMPOSSIBLE[each.method.original_function_name](job) is None]
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         return lookup == "attempts__node__id__exact" or super().lookup_allowed(lookup, value, request)
@@ -185,21 +152,19 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", search_term: str
     ) -> tuple["QuerySet[GenerationJob]", bool]:
-        """A job's id, as people send it to support, finds just that job; a whole name finds that person's."""
+        """Find a job by its public id, the jobs of a user by a whole name or address, others by words."""
         term = search_term.strip()
         if not term:
             return queryset, False
-        if job_id := public_ids.parse(term):
+        if job_id := fields.job_id(term):
             return queryset.filter(pk=job_id), False
-        people = User.objects.filter(Q(username=term) | Q(email=term)).values_list("pk", flat=True)
-        if found := list(people):
-            return queryset.filter(user__in=found), False
-        return search.with_words(queryset, term), False
+        users = list(User.objects.filter(Q(username=term) | Q(email=term)).values_list("pk", flat=True))
+        return queryset.filter(user__in=users) if users else with_words(queryset, term), False
 
     def get_paginator(
         self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", *args: Any, **kwargs: Any
     ) -> Paginator:
-        kind = FoundJobs if FoundJobs.suits(queryset) else self.paginator
+        kind = FoundJobs if is_by_words(queryset) else self.paginator
         return kind(queryset, *args, **kwargs)
 
     def get_urls(self) -> list[URLPattern]:
@@ -224,13 +189,16 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             return serve_file(request, job.poster.name or "", content_type="image/jpeg")
         return serve_file(request, job.video.name or "")
 
+    # --- Fields ---
+
     @display(description="Video", ordering="prompt")
     def what(self, job: GenerationJob) -> str:
         return Truncator(job.prompt).chars(PROMPT_LISTED)
 
     @display(description="State", ordering="state")
     def status(self, job: GenerationJob) -> SafeString:
-        return badge(job.state, _state_in_words(job), STATE_COLOURS)
+        step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
+        return badge(job.state, f"{job.get_state_display()}{step}", STATE_COLOURS)
 
     @display(description="State")
     def now(self, job: GenerationJob) -> SafeString:
@@ -242,11 +210,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @display(description="Cost", ordering="cost")
     def price(self, job: Any) -> SafeString | str:
-        return (
-            format_html("{} {}", job.cost, badge(True, "refunded", {True: "info"}))
-            if job.refunded
-            else str(job.cost)
-        )
+        refunded = badge(True, "refunded", {True: "info"})
+        return format_html("{} {}", job.cost, refunded) if job.refunded else str(job.cost)
 
     @display(description="Took")
     def took(self, job: GenerationJob) -> str:
@@ -254,13 +219,11 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @display(description="One after the other")
     def timeline(self, job: GenerationJob) -> SafeString | str:
-        """Every try at it: where, what became of it, until when somebody follows it, its times, its error."""
-        lines = [
-            (reverse("admin:generation_gpunode_change", args=[each.node_id]), each.node, *_told(each))
-            for each in job.attempts.select_related("node").order_by("opened_at")
-        ]
-        item = '<li class="mb-3"><a href="{}" class="text-link">{}</a> · {}<br>{}<br>{}</li>'
-        return format_html("<ol>{}</ol>", format_html_join("", item, lines)) if lines else "none yet"
+        """Every attempt, with its node, state, times and error."""
+        attempts = job.attempts.select_related("node").order_by("opened_at")
+        item = '<li class="mb-3">{} · {}<br>{}<br>{}</li>'
+        items = format_html_join("", item, (_described(attempt) for attempt in attempts))
+        return format_html("<ol>{}</ol>", items) if items else "none yet"
 
     @display(description="In the books")
     def credits(self, job: GenerationJob) -> SafeString:
@@ -268,138 +231,95 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         entries = f"{reverse('admin:accounts_credittransaction_changelist')}?reference__exact={job.pk}"
         return format_html('{} · <a href="{}" class="text-link">Entries</a>', sums, entries)
 
-    @display(description="Log")
-    def acts(self, job: GenerationJob) -> SafeString | str:
-        return acts_on(job)
+    @display(description="Audit log")
+    def history(self, job: GenerationJob) -> SafeString | str:
+        return history_of(job)
 
     @display(description="Video")
     def preview(self, job: GenerationJob) -> SafeString | str:
         if not job.video or job.deleted_at:
             return "-"
-        video, poster = (
-            reverse(f"admin:generation_generationjob_{variant}", args=[job.pk])
-            for variant in ("video", "poster")
+        files = (
+            reverse(f"admin:generation_generationjob_{each}", args=[job.pk]) for each in ("video", "poster")
         )
         return format_html(
             '<video src="{}" poster="{}" controls muted playsinline preload="none" width="480"></video>',
-            video,
-            poster,
+            *files,
         )
 
-    @action(description="Cancel", url_path="cancel", permissions=["cancel"], icon="cancel")
-    def cancel(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        job: GenerationJob = row(self, request, object_id)
-        explanation = (
-            f"{job.public_id} of {job.user} is {job.state}. It stops, and {job.cost} credits are given back."
+    # --- Operations ---
+
+    @row_action("Cancel", "cancel", jobs.cancel, icon="cancel", why_not=why_not_cancel)
+    def cancel(self, job: GenerationJob) -> Question:
+        return (
+            f"{job.public_id} of {job.user} is {job.state}. It stops, and {job.cost} credits are given back.",
+            f"Canceled {job.public_id} ($reason). {job.cost} credits were given back.",
         )
 
-        def stop(clerk: Clerk, wish: dict[str, Any]) -> str:
-            jobs.cancel(clerk=clerk, job=job, **wish)
-            return f"Canceled {job.public_id} ({wish['reason']}). {job.cost} credits were given back."
-
-        return self._ask_if_possible(request, job, "cancel", "Cancel", explanation, stop)
-
-    @action(description="Refund", url_path="refund", permissions=["refund"], icon="undo")
-    def refund(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        job: GenerationJob = row(self, request, object_id)
-        explanation = (
-            f"{job.user} gets back the {job.cost} credits that {job.public_id} cost. The video stays theirs."
+    @row_action("Refund", "refund", jobs.refund, icon="undo", why_not=why_not_refund)
+    def refund(self, job: GenerationJob) -> Question:
+        return (
+            f"{job.user} gets back the {job.cost} credits that {job.public_id} cost. The video stays theirs.",
+            f"Refunded {job.public_id}: $result credits to {job.user} ($reason).",
         )
 
-        def give_back(clerk: Clerk, wish: dict[str, Any]) -> str:
-            back = jobs.refund(clerk=clerk, job=job, **wish)
-            return f"Refunded {job.public_id}: {back} credits to {job.user} ({wish['reason']})."
-
-        return self._ask_if_possible(request, job, "refund", "Refund", explanation, give_back)
-
-    @action(description="Retry", url_path="retry", permissions=["retry"], icon="replay")
-    def retry(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        job: GenerationJob = row(self, request, object_id)
-        explanation = (
-            f"The same video is made again for {job.user}, who pays nothing for it: nobody asked them."
+    @row_action("Retry", "retry", _retry, icon="replay", why_not=why_not_retry)
+    def retry(self, job: GenerationJob) -> Question:
+        return (
+            f"The same video is made again for {job.user}, who pays nothing for it.",
+            f"{job.public_id} is made again as $result ($reason).",
         )
 
-        def again(clerk: Clerk, wish: dict[str, Any]) -> str:
-            fresh = retries.retry(clerk=clerk, job=job, **wish)
-            return f"{job.public_id} is made again as {fresh.public_id} ({wish['reason']})."
-
-        return self._ask_if_possible(request, job, "retry", "Retry", explanation, again)
-
-    @action(description="Move to another node", url_path="move", permissions=["move"], icon="move_up")
-    def move(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        job: GenerationJob = row(self, request, object_id)
+    @row_action(
+        "Move to another node",
+        "move",
+        jobs.move,
+        icon="move_up",
+        why_not=why_not_move,
+        title="Move",
+        form_class=MoveForm,
+    )
+    def move(self, job: GenerationJob) -> Question:
         where = job.current_attempt.node if job.current_attempt else "no node"
-        explanation = (
-            f"{job.public_id} is on {where}, at step {job.step}. It begins afresh on the other node."
+        return (
+            f"{job.public_id} is on {where}, at step {job.step}. It begins afresh on the other node.",
+            f"{job.public_id} is on $target now ($reason).",
         )
 
-        def take_over(clerk: Clerk, wish: dict[str, Any]) -> str:
-            moves.move(clerk=clerk, job=job, **wish)
-            return f"{job.public_id} is on {wish['target']} now ({wish['reason']})."
-
-        return self._ask_if_possible(request, job, "move", "Move", explanation, take_over, MoveForm)
-
-    @action(description="Remove the video", url_path="remove-video", permissions=["remove"], icon="delete")
-    def remove_video(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        job: GenerationJob = row(self, request, object_id)
-        explanation = (
-            f"“{job.prompt}” is taken away from {job.user} for good, who is told why. Nothing is refunded."
+    @row_action(
+        "Remove the video", "remove", moderation.remove, icon="delete", why_not=moderation.why_not_remove
+    )
+    def remove_video(self, job: GenerationJob) -> Question:
+        return (
+            f"“{job.prompt}” is taken away from {job.user} for good, who is told why. Nothing is refunded.",
+            f"{job.public_id} is removed ($reason). Its owner is told.",
         )
-
-        def take_away(clerk: Clerk, wish: dict[str, Any]) -> str:
-            reports.remove(clerk=clerk, job=job, **wish)
-            return f"{job.public_id} is removed ({wish['reason']}). Its owner is told."
-
-        return self._ask_if_possible(request, job, "remove_video", "Remove the video", explanation, take_away)
 
     @admin.action(description="Cancel what is live of these", permissions=["cancel"])
-    def cancel_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
-        return self._each(request, queryset, "Cancel", why_not_cancel, jobs.cancel)
+    def cancel_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:
+        return self._each(request, queryset, title="Cancel", do=jobs.cancel, why_not=why_not_cancel)
 
     @admin.action(description="Make again what failed of these", permissions=["retry"])
-    def retry_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
-        return self._each(request, queryset, "Retry", why_not_retry, retries.retry)
+    def retry_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:
+        return self._each(request, queryset, title="Retry", do=jobs.retry, why_not=why_not_retry)
 
     @admin.action(description="Move what runs of these to another node", permissions=["move"])
-    def move_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
-        return self._each(request, queryset, "Move", why_not_move, moves.move, MoveForm)
+    def move_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:
+        move = {"do": jobs.move, "why_not": why_not_move, "form_class": MoveForm}
+        return self._each(request, queryset, title="Move", **move)
 
     @admin.action(description="Refund what was charged of these", permissions=["refund"])
-    def refund_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponse:
+    def refund_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:
         return refund_chosen(self, request, queryset)
 
-    def _ask_if_possible(
-        self,
-        request: HttpRequest,
-        job: GenerationJob,
-        name: str,
-        title: str,
-        explanation: str,
-        act: Callable[[Clerk, dict[str, Any]], str],
-        form_class: type[forms.Form] = ReasonForm,
-    ) -> HttpResponse:
-        if request.method != "POST" and (why := IMPOSSIBLE[name](job)):
-            return say_why_not(self, request, job, why)
-        return ask(self, request, job, title=title, explanation=explanation, act=act, form_class=form_class)
-
     def _each(
-        self,
-        request: HttpRequest,
-        chosen: QuerySet[GenerationJob],
-        title: str,
-        why_not: Callable[[GenerationJob], str | None],
-        operation: Callable[..., object],
-        form_class: type[forms.Form] = ReasonForm,
-    ) -> HttpResponse:
-        def do(clerk: Clerk, job: GenerationJob, wish: dict[str, Any]) -> None:
-            operation(clerk=clerk, job=job, **wish)
-
-        rows = chosen.select_related("user")
-        return ask_about_each(self, request, rows, title=title, do=do, why_not=why_not, form_class=form_class)
+        self, request: HttpRequest, chosen: QuerySet[GenerationJob], **options: Any
+    ) -> HttpResponseBase:
+        return ask_about_each(self, request, chosen.select_related("user"), **options)
 
 
-def _told(attempt: JobAttempt) -> tuple[str, str, str]:
-    """What is said of an attempt: its state and step, its times, its error."""
+def _described(attempt: JobAttempt) -> tuple[SafeString | str, str, str, str]:
+    """An attempt in words: node, state and step, times, error."""
     state = f"{attempt.get_state_display()}, step {attempt.step}"
     if attempt.stopped_at_step is not None:
         state += f", stopped at step {attempt.stopped_at_step}"
@@ -412,9 +332,11 @@ def _told(attempt: JobAttempt) -> tuple[str, str, str]:
         "followed until": None if attempt.closed_at else attempt.lease_expires_at,
     }
     times = " · ".join(f"{name} {when:%Y-%m-%d %H:%M:%S}" for name, when in moments.items() if when)
-    return state, f"{times} · {attempt.remote_id}" if attempt.remote_id else times, attempt.error
+    times = f"{times} · {attempt.remote_id}" if attempt.remote_id else times
+    return link("generation_gpunode", attempt.node_id, attempt.node), state, times, attempt.error
 
 
-def _state_in_words(job: GenerationJob) -> str:
-    step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
-    return f"{job.get_state_display()}{step}"
+@related_to(User)
+def entries_about_videos(user: User) -> Q:
+    latest = user.jobs.order_by("-created_at").values_list("pk", flat=True)[:VIDEOS_LOOKED_AT]
+    return Q(subject_kind=GenerationJob._meta.label_lower, subject_id__in=[str(pk) for pk in latest])

@@ -1,31 +1,39 @@
 """GPU nodes, for staff."""
 
-from collections.abc import Callable
 from typing import Any
 
 from django import forms
 from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
-from django.utils.html import format_html, format_html_join
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from accounts.admin.acts import acts_on
-from accounts.admin_pages import WHY, LoggedAdmin, ask, found_once, row, state_now
-from accounts.staff.clerks import Clerk
+from accounts.admin.audit_log import history_of
+from accounts.admin.base import (
+    WHY,
+    LoggedAdmin,
+    Question,
+    allowed,
+    bullets,
+    once_a_row,
+    row,
+    row_action,
+    state_now,
+)
 from generation.models import GpuNode, GpuNodeQuerySet, NodeTrial
-from generation.staff import node_tests, nodes
+from generation.staff import nodes, stats
 
 TRIALS = 5
-# Of a node that is not there yet nothing else is known.
+# The form of a new node; nothing else is known of it.
 NEW = (None, {"fields": ("name", "base_url", "api_key", "forget_api_key", "protocol", "cost_per_hour")})
 MARKS = {"passed": "✓", "failed": "✗", "running": "…", "waiting": "·"}
 
 
 class NodeForm(forms.ModelForm):
-    """The key goes in and never comes out."""
+    """A node, whose key is written and never shown."""
 
     api_key = forms.CharField(
         label="API key",
@@ -56,15 +64,15 @@ class NodeForm(forms.ModelForm):
         return given or self.instance.api_key
 
     def clean(self) -> dict[str, Any]:
-        wish = super().clean() or {}
-        if wish.get("forget_api_key"):
-            wish["api_key"] = ""
-        return wish
+        values = super().clean() or {}
+        if values.get("forget_api_key"):
+            values["api_key"] = ""
+        return values
 
 
 @admin.register(GpuNode)
 class GpuNodeAdmin(LoggedAdmin):
-    """Where clips are made: what is heard of each, a test step by step, and what it costs."""
+    """GPU nodes: their health, a test step by step, and their cost."""
 
     class Media:
         js = ("admin_live.js",)
@@ -103,7 +111,7 @@ class GpuNodeAdmin(LoggedAdmin):
         "next_trial_at",
         "from_environment",
     )
-    added_up = ("standing", "enabled", "last_test", "canaries", "account", "acts")
+    added_up = ("standing", "enabled", "last_test", "canaries", "account", "history")
     fieldsets = (
         (
             None,
@@ -123,30 +131,21 @@ class GpuNodeAdmin(LoggedAdmin):
         ("Does it work?", {"fields": ("last_test", "canaries")}),
         ("The last 30 days", {"fields": ("account",)}),
         ("What was last heard of it", {"fields": heard}),
-        ("What staff did", {"fields": ("acts",)}),
+        ("What staff did", {"fields": ("history",)}),
     )
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> tuple[str, ...]:
-        """The address of the environment's node follows VIDEO_API_URL."""
+        """Protect the address of the environment's node, which follows VIDEO_API_URL."""
         fields = (*self.heard, *self.added_up)
         return (*fields, "base_url") if obj is not None and obj.from_environment else fields
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         return super().get_fieldsets(request, obj) if obj is not None else [NEW, WHY]
 
-    def get_actions_detail(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """What is impossible just now is not offered."""
-        node = self.get_object(request, str(object_id))
-        idle: set[str] = set()
-        if isinstance(node, GpuNode):
-            idle = {"enable" if node.enabled else "drain", "bring_back" if node.set_aside_at is None else ""}
-        offered: list[Any] = super().get_actions_detail(request, object_id)
-        return [each for each in offered if each.method.original_function_name not in idle]
-
-    # --- What is shown ---
+    # --- Fields ---
 
     def get_queryset(self, request: HttpRequest) -> GpuNodeQuerySet:
-        return super().get_queryset(request).told_apart()  # type: ignore[no-any-return]  # by the model's own manager
+        return super().get_queryset(request).with_health()  # type: ignore[no-any-return]  # by the model's own manager
 
     @display(description="Seconds a step", ordering="seconds_per_step")
     def speed(self, node: GpuNode) -> str:
@@ -158,7 +157,7 @@ class GpuNodeAdmin(LoggedAdmin):
 
     @display(description="Standing")
     def standing(self, node: GpuNode) -> str:
-        """Whether it gets jobs, and if not, why."""
+        """Whether it gets jobs, or the reason why not."""
         if node.set_aside_at is not None:
             return f"set aside since {node.set_aside_at:%Y-%m-%d %H:%M}: {node.set_aside_reason}"
         if not node.enabled:
@@ -168,118 +167,88 @@ class GpuNodeAdmin(LoggedAdmin):
         )
 
     @display(description="Last test")
-    @found_once
+    @once_a_row
     def last_test(self, node: GpuNode) -> SafeString | str:
         last = node.tried.filter(kind=NodeTrial.Kind.TEST).first()
         if last is None:
             return "never tested from here"
-        lines = ((MARKS[step["state"]], step["name"], step["words"]) for step in last.steps)
-        steps = format_html_join("", "<li>{} {} {}</li>", lines)
-        words = f"{_when(last)} by {last.asked_by}"
-        return format_html("<p>{}</p><ul>{}</ul>", state_now(words, moves=last.passed is None), steps)
+        steps = bullets(f"{MARKS[step['state']]} {step['name']} {step['words']}" for step in last.steps)
+        words = f"{last.began_at:%Y-%m-%d %H:%M} by {last.asked_by}"
+        return format_html("<p>{}</p>{}", state_now(words, moves=last.passed is None), steps)
 
     @display(description="Trial clips while it was set aside")
-    @found_once
+    @once_a_row
     def canaries(self, node: GpuNode) -> SafeString | str:
         latest = node.tried.filter(kind=NodeTrial.Kind.CANARY)[:TRIALS]
-        lines = [
-            (_when(each), MARKS["passed" if each.passed else "failed"], each.steps[0]["words"])
+        lines = (
+            f"{each.began_at:%Y-%m-%d %H:%M} {MARKS['passed' if each.passed else 'failed']} {each.steps[0]['words']}"
             for each in latest
-        ]
-        return (
-            format_html("<ul>{}</ul>", format_html_join("", "<li>{} {} {}</li>", lines)) if lines else "none"
         )
+        return bullets(lines, empty="none")
 
     @display(description="What it did and cost")
-    @found_once
-    def account(self, node: GpuNode) -> SafeString:
-        """A clip costs the hours that the node worked, those that came to nothing included."""
-        account = nodes.account(node)
-        worked = f"{account.hours:.1f} hours" if account.hours >= 1 else f"{60 * account.hours:.1f} minutes"
-        cost, rate = account.cost_per_clip, account.refund_rate
-        lines = [
-            f"{account.clips} clips in {worked} of work",
-            f"{cost} per finished clip"
-            if cost is not None
-            else "Cost per finished clip: give the cost per hour",
-            f"{100 * rate:.1f} % of the clips refunded"
-            if rate is not None
-            else "Refund rate: no clip was charged",
-        ]
-        return format_html("<ul>{}</ul>", format_html_join("", "<li>{}</li>", ((line,) for line in lines)))
+    @once_a_row
+    def account(self, node: GpuNode) -> SafeString | str:
+        """Clips, hours, cost and refunds. A clip costs the hours that the node worked, failed attempts included."""
+        found = stats.of_node(node)
+        worked = f"{found.hours:.1f} hours" if found.hours >= 1 else f"{60 * found.hours:.1f} minutes"
+        cost, rate = "Cost per finished clip: give the cost per hour", "Refund rate: no clip was charged"
+        if found.cost_per_clip is not None:
+            cost = f"{found.cost_per_clip} per finished clip"
+        if found.refund_rate is not None:
+            rate = f"{100 * found.refund_rate:.1f} % of the clips refunded"
+        return bullets([f"{found.clips} clips in {worked} of work", cost, rate])
 
-    @display(description="Log")
-    @found_once
-    def acts(self, node: GpuNode) -> SafeString | str:
-        return acts_on(node)
+    @display(description="Audit log")
+    @once_a_row
+    def history(self, node: GpuNode) -> SafeString | str:
+        return history_of(node)
 
-    # --- What is done ---
+    # --- Operations ---
 
-    def has_manage_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.change_gpunode")
+    has_manage_permission = allowed("generation.change_gpunode")
+    has_refund_permission = allowed("generation.refund_job")
 
-    def has_refund_permission(self, request: HttpRequest, _: object = None) -> bool:
-        return Clerk.of(request).may("generation.refund_job")
-
-    @action(description="Test", url_path="test", permissions=["manage"], icon="network_check")
-    def test(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        node: GpuNode = row(self, request, object_id)
-
-        def begin(clerk: Clerk, wish: dict[str, Any]) -> str:
-            node_tests.start(clerk=clerk, node=node, **wish)
-            return f"{node} is being tested ({wish['reason']}). The steps appear here as they are made."
-
-        explanation = (
-            f"{node} is asked how it is and makes a clip that no job asked for, which is fetched and played."
-        )
-        usual = {"reason": "Does it work?"}
-        return ask(self, request, node, title="Test", explanation=explanation, act=begin, initial=usual)
-
-    @action(description="Drain", url_path="drain", permissions=["manage"], icon="do_not_disturb_on")
-    def drain(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        explanation = "It finishes what it has and gets nothing new, until it is enabled again."
-        return self._ask(request, object_id, "Drain", explanation, nodes.switch, "is drained", on=False)
-
-    @action(description="Enable", url_path="enable", permissions=["manage"], icon="play_circle")
-    def enable(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        return self._ask(
-            request, object_id, "Enable", "It gets jobs again.", nodes.switch, "gets jobs", on=True
+    @row_action(
+        "Test",
+        "manage",
+        nodes.start_test,
+        icon="network_check",
+        initial=lambda node: {"reason": "Does it work?"},
+    )
+    def test(self, node: GpuNode) -> Question:
+        return (
+            f"{node} is asked how it is and makes a clip that no job asked for, which is fetched and played.",
+            f"{node} is being tested ($reason). The steps appear here as they are made.",
         )
 
-    @action(description="Set aside", url_path="set-aside", permissions=["manage"], icon="front_hand")
-    def set_aside(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        explanation = "It gets no jobs until somebody brings it back; no trial clip does so by itself."
-        return self._ask(request, object_id, "Set aside", explanation, nodes.set_aside, "is set aside")
+    @row_action("Drain", "manage", nodes.drain, icon="do_not_disturb_on", why_not=nodes.why_not_drain)
+    def drain(self, node: GpuNode) -> Question:
+        return (
+            f"{node}: It finishes what it has and gets nothing new, until it is enabled again.",
+            f"{node} is drained ($reason).",
+        )
 
-    @action(description="Bring back", url_path="bring-back", permissions=["manage"], icon="undo")
-    def bring_back(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        explanation = "It gets jobs again with a clean record, without a trial clip."
-        return self._ask(request, object_id, "Bring back", explanation, nodes.bring_back, "is back")
+    @row_action("Enable", "manage", nodes.enable, icon="play_circle", why_not=nodes.why_not_enable)
+    def enable(self, node: GpuNode) -> Question:
+        return f"{node}: It gets jobs again.", f"{node} gets jobs ($reason)."
+
+    @row_action("Set aside", "manage", nodes.set_aside, icon="front_hand")
+    def set_aside(self, node: GpuNode) -> Question:
+        return (
+            f"{node}: It gets no jobs until staff bring it back; no trial clip does so by itself.",
+            f"{node} is set aside ($reason).",
+        )
+
+    @row_action("Bring back", "manage", nodes.bring_back, icon="undo", why_not=nodes.why_not_bring_back)
+    def bring_back(self, node: GpuNode) -> Question:
+        return (
+            f"{node}: It gets jobs again with a clean record, without a trial clip.",
+            f"{node} is back ($reason).",
+        )
 
     @action(description="Refund a bad time", url_path="refund", permissions=["refund"], icon="healing")
     def refund_bad_time(self, request: HttpRequest, object_id: str) -> HttpResponse:
-        """On to the incident desk, which asks when it was."""
+        """Redirect to the page of bulk refunds, which asks for the time."""
         node: GpuNode = row(self, request, object_id)
         return HttpResponseRedirect(f"{reverse('admin:generation_refundbatch_begin')}?of={node.pk}")
-
-    def _ask(
-        self,
-        request: HttpRequest,
-        object_id: str,
-        title: str,
-        explanation: str,
-        operation: Callable[..., None],
-        done: str,
-        **fixed: Any,
-    ) -> HttpResponse:
-        node: GpuNode = row(self, request, object_id)
-
-        def act(clerk: Clerk, wish: dict[str, Any]) -> str:
-            operation(clerk=clerk, node=node, **fixed, **wish)
-            return f"{node} {done} ({wish['reason']})."
-
-        return ask(self, request, node, title=title, explanation=f"{node}: {explanation}", act=act)
-
-
-def _when(tried: NodeTrial) -> str:
-    return f"{tried.began_at:%Y-%m-%d %H:%M}"

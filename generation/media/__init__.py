@@ -1,29 +1,14 @@
-"""Finished clips: checking that they play, making them play, posters, and where they are kept."""
+"""Finished clips: `prepare` checks them and makes them play, `storage` keeps them."""
 
-from generation.media.sandbox import (
-    MediaFailure,
-    MediaLimits,
-    UnplayableVideo,
-    VideoFacts,
-    make_playable,
-    make_poster,
-    prepare,
-    probe,
-)
-from generation.media.storage import StoredClip, discard, new_names, remove, store
+from generation.media.sandbox import MediaFailure, UnplayableVideo, VideoFacts, prepare
+from generation.media.storage import new_names, remove, store
 
 __all__ = [
     "MediaFailure",
-    "MediaLimits",
-    "StoredClip",
     "UnplayableVideo",
     "VideoFacts",
-    "discard",
-    "make_playable",
-    "make_poster",
     "new_names",
     "prepare",
-    "probe",
     "remove",
     "store",
 ]

@@ -6,17 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from generation.whole_files import whole_or_nothing
+from generation.media.folders import atomic_write
 
-# Started by its own name from this folder, so that nothing else of ours is imported with it.
-_DECODER = ("-m", "decoder")
+# Started by its path, so that nothing else of the project is imported with it.
+DECODER = Path(__file__).with_name("decoder.py")
 # The decoder sees neither our secrets nor anything else of the environment but what Python needs to start.
-_KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 
 
 class UnplayableVideo(Exception):
@@ -29,7 +27,7 @@ class MediaFailure(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFacts:
-    """What a clip turned out to be when every frame of it was decoded.
+    """A clip as every decoded frame shows it.
 
     width, height: pixels. fps: frames a second as they are timed. size_bytes: of the file.
     faststart: the index comes before the pictures, so that playing can begin before all is there.
@@ -46,78 +44,41 @@ class VideoFacts:
     faststart: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class MediaLimits:
-    """max_side: pixels. max_duration: seconds of video. seconds: of work. memory, max_bytes: bytes."""
-
-    max_side: int = 4096
-    max_duration: float = 600.0
-    max_frames: int = 36_000
-    seconds: float = 120.0
-    memory: int = 4 * 1024**3
-    max_bytes: int = 2 * 1024**3
-    threads: int = 2
-
-
-DEFAULT_LIMITS = MediaLimits()
-
-
-def probe(path: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> VideoFacts:
-    """Decode every frame of a clip. Raises UnplayableVideo, and MediaFailure when the fault is ours."""
-    return _run("probe", path, limits=limits)
-
-
-def make_playable(source: Path, destination: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> VideoFacts:
-    """Write a clip that plays everywhere: MP4, H.264, yuv420p, even sides, index in front.
-
-    A source that is all of this is taken over byte by byte; one whose pictures fit gets a new container only.
-    `destination` appears whole or not at all. Raises as `probe` does.
-    """
-    with _written(destination) as written:
-        return _run("playable", source, written, limits=limits)
-
-
-def make_poster(source: Path, destination: Path, *, limits: MediaLimits = DEFAULT_LIMITS) -> VideoFacts:
-    """Write a JPEG of the clip, at most 1280 pixels a side, about 300 kB; returns the clip's facts.
-
-    It shows half a second into the clip, or the first later frame that is not blank. Raises as `probe` does.
-    """
-    with _written(destination) as written:
-        return _run("poster", source, written, limits=limits)
-
-
 def prepare(
-    source: Path, destination: Path, poster: Path, *, limits: MediaLimits = DEFAULT_LIMITS
+    source: Path, video: Path, poster: Path, *, seconds: float = 120.0, **limits: float
 ) -> VideoFacts:
-    """`make_playable` and `make_poster` with one process; returns the facts of `destination`."""
-    with _written(destination) as written, _written(poster) as pictured:
-        return _run("prepare", source, written, pictured, limits=limits)
+    """Check that a clip decodes, write `video`, which plays everywhere, and `poster`. Returns the facts of `video`.
+
+    The video is MP4, H.264, yuv420p, with even sides and its index in front: a source that is all of this is copied
+    byte by byte, one whose pictures fit gets a new container only. The poster is a JPEG, at most 1280 pixels a side and
+    about 300 kB; it shows half a second into the clip, or the first later frame that is not blank.
+    Both files appear whole or not at all. limits: other values for fields of `decoder.Limits`.
+
+    Raises:
+        UnplayableVideo: the file is at fault. MediaFailure: our own side is.
+    """
+    try:
+        with atomic_write(video) as written, atomic_write(poster) as pictured:
+            return _decode(source, written, pictured, seconds=seconds, **limits)
+    except OSError as error:
+        raise MediaFailure(f"The clip could not be written: {error.strerror}.") from error
 
 
-def _run(command: str, *paths: Path, limits: MediaLimits) -> VideoFacts:
-    words = [json.dumps(asdict(limits)), command, *(str(path.resolve()) for path in paths)]
+def _decode(*paths: Path, **limits: float) -> VideoFacts:
+    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
     try:
         done = subprocess.run(
-            [sys.executable, "-s", "-P", *_DECODER, *words],
+            [sys.executable, "-s", "-P", DECODER, json.dumps(limits), *(path.resolve() for path in paths)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(),
-            timeout=limits.seconds,
+            # Each thread's own arena would reserve 64 MB of the address space that is limited.
+            env=kept | {"MALLOC_ARENA_MAX": "2"},
+            timeout=limits["seconds"],
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UnplayableVideo(f"The file is unplayable: it took more than {limits.seconds:g} s.") from None
-    return _understood(done)
-
-
-def _environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-    # Each thread's own arena would reserve 64 MB of the address space that is limited.
-    return kept | {"MALLOC_ARENA_MAX": "2", "PYTHONPATH": str(Path(__file__).parent)}
-
-
-def _understood(done: subprocess.CompletedProcess[bytes]) -> VideoFacts:
+        raise UnplayableVideo(f"The file is unplayable: it took more than {limits['seconds']:g} s.") from None
     if done.returncode < 0:
         raise UnplayableVideo(f"The file is unplayable: decoding it crashed (signal {-done.returncode}).")
     try:
@@ -129,13 +90,3 @@ def _understood(done: subprocess.CompletedProcess[bytes]) -> VideoFacts:
     if "failed" in answer:
         raise MediaFailure(f"The clip could not be worked on: {answer['failed']}.")
     return VideoFacts(**answer["facts"])
-
-
-@contextmanager
-def _written(destination: Path) -> Iterator[Path]:
-    """Where to write what becomes `destination` when the block ends well."""
-    try:
-        with whole_or_nothing(destination) as partial:
-            yield partial
-    except OSError as error:
-        raise MediaFailure(f"The clip could not be written: {error.strerror}.") from error

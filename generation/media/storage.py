@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -11,39 +10,25 @@ from django.core.files import File
 from django.core.files.storage import Storage, default_storage
 
 
-@dataclass(frozen=True)
-class StoredClip:
-    """Names in the storage, as models keep them."""
-
-    video: str
-    poster: str
+def new_names(job_id: UUID) -> tuple[str, str]:
+    """Name a clip of this job and its poster, from the job's id and chance.
 
 
-def new_names(job_id: UUID) -> StoredClip:
-    """Names for a clip of this job, made of its id and chance.
-
-    A second call for the same job so has names of its own, and whoever finds its result unwanted can `discard` it
-    without touching what is being played. (S3 overwrites.)
+    Each call makes other names, so an unwanted result can be removed without touching what is being played. (S3
+    overwrites.)
     """
     stem = f"{job_id.hex[:2]}/{job_id.hex}-{uuid4().hex[:8]}"
-    return StoredClip(video=f"videos/{stem}.mp4", poster=f"posters/{stem}.jpg")
+    return f"videos/{stem}.mp4", f"posters/{stem}.jpg"
 
 
-def store(video: Path, poster: Path, names: StoredClip, *, storage: Storage = default_storage) -> None:
+def store(video: Path, poster: Path, names: tuple[str, str], *, storage: Storage = default_storage) -> None:
     """Copy a clip and its poster into the storage; both are there when this returns, or neither."""
-    _save(video, names.video, storage)
+    _save(video, names[0], storage)
     try:
-        _save(poster, names.poster, storage)
+        _save(poster, names[1], storage)
     except BaseException:
-        storage.delete(names.video)
+        storage.delete(names[0])
         raise
-
-
-def discard(clip: StoredClip, *, storage: Storage = default_storage) -> None:
-    """Delete both files; it is fine when they are gone already."""
-    for name in (clip.video, clip.poster):
-        if name:
-            remove(name, storage=storage)
 
 
 def remove(name: str, *, storage: Storage = default_storage) -> None:
@@ -57,16 +42,10 @@ def _save(path: Path, name: str, storage: Storage) -> None:
     if saved != name:
         storage.delete(saved)
         raise FileExistsError(f"There is a file {name} already.")
-    _flush_to_disk(name, storage)
-
-
-def _flush_to_disk(name: str, storage: Storage) -> None:
-    """Credits are captured next, in a database that survives a power cut; so must the clip, and the names that lead
-    to it.
-    """
+    # Credits are captured next, in a database that survives a power cut; so must the clip, and the folders it is in.
     try:
         path = Path(storage.path(name))
-    except NotImplementedError:
+    except NotImplementedError:  # not on this machine's disk
         return
     for place in (path, *path.parents[: name.count("/") + 1]):
         handle = os.open(place, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Clients of GPU nodes: one interface, two protocols.
+"""Clients of GPU nodes: one interface, one file a protocol.
 
 async with open_client(NodeEndpoint(base_url=…, api_key=…, protocol="videos")) as node:
     job = await node.submit(request)
@@ -7,13 +7,16 @@ async with open_client(NodeEndpoint(base_url=…, api_key=…, protocol="videos"
     await node.download(job, destination)
 """
 
-from generation.nodes.client import NodeClient
-from generation.nodes.detection import detect_protocol
-from generation.nodes.errors import (
+from generation.nodes.client import HEALTH_TIMEOUT, NodeClient
+from generation.nodes.generate_video import GenerateVideoClient
+from generation.nodes.protocol import (
+    GenerationRequest,
     NodeAnsweredNonsense,
     NodeBusy,
     NodeCannot,
+    NodeEndpoint,
     NodeError,
+    NodeHealth,
     NodeMisconfigured,
     NodeNotReached,
     NodeRejected,
@@ -22,23 +25,17 @@ from generation.nodes.errors import (
     NodeUnauthorized,
     NodeUnreachable,
     PermanentNodeError,
+    RemoteJob,
     RemoteJobLost,
+    RemoteState,
     ResultTooLarge,
     TransientNodeError,
 )
-from generation.nodes.generate_video import GenerateVideoClient
-from generation.nodes.transport import checked_url
-from generation.nodes.types import (
-    GenerationRequest,
-    NodeEndpoint,
-    NodeHealth,
-    Protocol,
-    RemoteJob,
-    RemoteState,
-)
+from generation.nodes.transport import Transport, checked_url
 from generation.nodes.videos import VideosClient
 
 __all__ = [
+    "CLIENTS",
     "GenerateVideoClient",
     "GenerationRequest",
     "NodeAnsweredNonsense",
@@ -56,7 +53,6 @@ __all__ = [
     "NodeUnauthorized",
     "NodeUnreachable",
     "PermanentNodeError",
-    "Protocol",
     "RemoteJob",
     "RemoteJobLost",
     "RemoteState",
@@ -64,13 +60,52 @@ __all__ = [
     "TransientNodeError",
     "VideosClient",
     "checked_url",
+    "client_class",
     "detect_protocol",
     "open_client",
 ]
 
+# Every protocol there is; a node that speaks several is asked in the first one.
+CLIENTS: tuple[type[NodeClient], ...] = (VideosClient, GenerateVideoClient)
+
+
+def client_class(protocol: str) -> type[NodeClient]:
+    """The client of this protocol; the first one while the node's is not known."""
+    return next((client for client in CLIENTS if client.protocol == protocol), CLIENTS[0])
+
 
 def open_client(endpoint: NodeEndpoint) -> NodeClient:
-    """The client for what the node speaks; NodeMisconfigured when its address or key cannot be used."""
-    if endpoint.protocol == "generate_video":
-        return GenerateVideoClient(endpoint)
-    return VideosClient(endpoint)
+    """Open the client for what the node speaks; NodeMisconfigured when its address or key cannot be used."""
+    return client_class(endpoint.protocol)(endpoint)
+
+
+async def detect_protocol(endpoint: NodeEndpoint) -> str:
+    """Find out which protocol a node speaks; `endpoint.protocol` is not looked at.
+
+    A node of ours names its protocols in /health. Others are probed with GET, which starts nothing.
+
+    Raises:
+        NodeError: the node speaks none of them or cannot be asked.
+    """
+    transport = Transport(endpoint)
+    try:
+        named = await _protocols_in_health(transport)
+        for client in CLIENTS:
+            if client.protocol in named or (not named and await client.is_spoken(transport)):
+                return client.protocol
+    finally:
+        await transport.aclose()
+    routes = " or ".join(client.route for client in CLIENTS)
+    raise NodeAnsweredNonsense(f"Nothing at this address speaks {routes}.")
+
+
+async def _protocols_in_health(transport: Transport) -> set[str]:
+    """The protocols of ours that the node names; none where it names none."""
+    answer = await transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
+    if answer.status >= 500 or answer.status in (401, 403, 429):
+        raise transport.refuse(answer)
+    try:
+        named = answer.json_object().get("protocols")
+    except NodeAnsweredNonsense:
+        return set()
+    return {client.protocol for client in CLIENTS if isinstance(named, list) and client.protocol in named}

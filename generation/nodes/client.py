@@ -7,10 +7,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
 
-from generation.nodes.download import DownloadLimits, download_file
-from generation.nodes.errors import NodeCannot
-from generation.nodes.transport import Transport
-from generation.nodes.types import GenerationRequest, NodeEndpoint, NodeHealth, Protocol, RemoteJob
+from generation.nodes.download import download_file
+from generation.nodes.protocol import (
+    GenerationRequest,
+    NodeCannot,
+    NodeEndpoint,
+    NodeHealth,
+    RemoteJob,
+)
+from generation.nodes.transport import Answer, Transport
 
 HEALTH_TIMEOUT = 5.0
 SUBMIT_TIMEOUT = 30.0
@@ -27,7 +32,12 @@ class NodeClient(ABC):
     Use it as an async context manager, or call `aclose()`. It belongs to the event loop it was opened in.
     """
 
-    protocol: ClassVar[Protocol]
+    protocol: ClassVar[str]
+    # Where it takes jobs; also what staff know the protocol by.
+    route: ClassVar[str]
+    # A node that takes a job at once and is asked for it later. It queues, so it is given one job more than it runs.
+    # Any other makes the whole clip within one request, which ends with the process that holds it.
+    background: ClassVar[bool] = True
 
     def __init__(self, endpoint: NodeEndpoint) -> None:
         self.endpoint = endpoint
@@ -45,16 +55,21 @@ class NodeClient(ABC):
         """Give the connections back."""
         await self.transport.aclose()
 
+    @classmethod
+    async def is_spoken(cls, transport: Transport) -> bool:
+        """Whether the node has this protocol's route, asked with GET, which starts nothing."""
+        return _is_there(await transport.call("GET", cls.route, timeout=HEALTH_TIMEOUT))
+
     @abstractmethod
     async def health(self) -> NodeHealth:
-        """What the node says of itself; raises when it cannot be asked."""
+        """Ask the node how it is."""
 
     async def submit(self, request: GenerationRequest) -> RemoteJob:
         """Hand the job over and return at once; repeat it with the same request when no answer came."""
         raise NodeCannot(f"A /{self.protocol} node takes no jobs to run in the background.")
 
     async def retrieve(self, remote_id: str, *, wait: float = 0) -> RemoteJob:
-        """The job's state; a node that can holds the answer until something changes, at most `wait` seconds.
+        """Ask for the job's state; a node that can holds the answer until something changes, at most `wait` seconds.
 
         Any other node answers at once, so the caller paces its own polling.
         """
@@ -65,7 +80,7 @@ class NodeClient(ABC):
         return None
 
     async def generate(self, request: GenerationRequest, *, timeout: float = 90.0) -> RemoteJob:
-        """Run the job within one request of at most `timeout` seconds (field protocol only)."""
+        """Run the job within one request of at most `timeout` seconds (where `background` is off)."""
         raise NodeCannot(f"A /{self.protocol} node does not generate within one request.")
 
     @abstractmethod
@@ -82,8 +97,17 @@ class NodeClient(ABC):
     ) -> int:
         """Fetch the finished clip to `destination`, whole or not at all; returns its size in bytes.
 
-        A connection that breaks is resumed where it broke. OSError when the parent folder does not exist or
-        the disk is full.
+        A connection that breaks is resumed where it broke, within `timeout` seconds for the whole. OSError when the
+        parent folder does not exist or the disk is full.
         """
-        limits = DownloadLimits(max_bytes=max_bytes, seconds=timeout)
-        return await download_file(self.transport, self.content_path(job), destination, limits=limits)
+        path = self.content_path(job)
+        return await download_file(self.transport, path, destination, max_bytes=max_bytes, timeout=timeout)
+
+
+def _is_there(answer: Answer) -> bool:
+    """A list, a complaint about the key or the request, or a route that takes POST."""
+    if answer.status == 405:
+        return "POST" in answer.headers.get("allow", "").upper()
+    if answer.status == 200:
+        return answer.body.lstrip()[:1] in (b"{", b"[")
+    return answer.status in (400, 401, 403, 422)

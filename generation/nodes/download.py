@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,30 +11,62 @@ from typing import IO
 
 import httpx
 
-from generation.nodes import errors
+from generation.media.folders import atomic_write
+from generation.nodes import protocol
 from generation.nodes.transport import Answer, Transport
-from generation.whole_files import whole_or_nothing
 
-ATTEMPTS = 5
+logger = logging.getLogger(__name__)
+
+# The one retry policy of a download: about 25 s of pauses in all, within the time-out of the whole.
+ATTEMPTS = 10
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 # A node that sends nothing for this long is taken for gone, and the rest is asked for again.
 READ_TIMEOUT = 20.0
 MAGIC_BYTES = 12
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
+CHANGED = "The clip changed on the node while it was fetched."
 
 
-@dataclass(frozen=True, kw_only=True)
-class DownloadLimits:
-    """max_bytes: a larger file is refused. seconds: for the whole download, pauses included."""
+async def download_file(
+    transport: Transport, path: str, destination: Path, *, max_bytes: int, timeout: float
+) -> int:
+    """Fetch `path` to `destination` by an atomic rename; returns the size in bytes.
 
-    max_bytes: int
-    seconds: float
+    timeout: seconds for the whole download, repeated requests and pauses included.
+
+    Raises RemoteJobLost (404), ResultTooLarge, NodeAnsweredNonsense (no video), NodeTimeout, the last
+    transient error when ten requests broke off, and OSError when the local disk does not take the file.
+    """
+    with atomic_write(destination) as partial, partial.open("wb") as file:
+        progress = _Progress(file)
+        try:
+            async with asyncio.timeout(timeout):
+                await _receive_all(transport, path, progress, max_bytes)
+        except TimeoutError:
+            raise protocol.NodeTimeout(f"The clip did not arrive within {timeout:g} s.") from None
+    return progress.received
+
+
+async def _receive_all(transport: Transport, path: str, progress: _Progress, max_bytes: int) -> None:
+    """Ask again for what is missing until it is all there, or ATTEMPTS requests broke off."""
+    pause = FIRST_PAUSE
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            await _receive(transport, path, progress, max_bytes)
+            return
+        except protocol.TransientNodeError as error:
+            if not left:
+                raise
+            logger.info("download: %s Trying again.", error)
+            asked = error.retry_after if isinstance(error, protocol.NodeBusy) else 0.0
+        await asyncio.sleep(min(max(pause, asked), LONGEST_PAUSE))
+        pause *= 2
 
 
 @dataclass
 class _Progress:
-    """What is on disk already, and what the node said of the file it belongs to."""
+    """The part of the file that is on disk, and the node's description of the whole."""
 
     file: IO[bytes]
     received: int = 0
@@ -46,6 +79,11 @@ class _Progress:
         self.file.truncate()
         self.received, self.total, self.validator, self.head = 0, None, None, b""
 
+    def changed(self, message: str = CHANGED) -> protocol.NodeUnreachable:
+        """Start over, and return the error to raise: the next request fetches the whole file anew."""
+        self.start_over()
+        return protocol.NodeUnreachable(message)
+
     def add(self, chunk: bytes) -> None:
         if len(self.head) < MAGIC_BYTES:
             self.head = (self.head + chunk)[:MAGIC_BYTES]
@@ -55,13 +93,9 @@ class _Progress:
         self.received += len(chunk)
 
     def check_magic(self) -> None:
-        """MP4 begins with a `ftyp` box, WebM with the EBML mark; an error page with neither."""
+        """Check the first bytes: MP4 begins with a `ftyp` box, WebM with the EBML mark, an error page with neither."""
         if self.head[4:8] != b"ftyp" and self.head[:4] != b"\x1aE\xdf\xa3":
-            raise errors.NodeAnsweredNonsense("The node sent a file that is no video.")
-
-    @property
-    def whole(self) -> bool:
-        return self.total is not None and self.received == self.total
+            raise protocol.NodeAnsweredNonsense("The node sent a file that is no video.")
 
     def headers(self) -> dict[str, str]:
         """Ask for the rest, and for all of it anew should the file have changed meanwhile."""
@@ -71,70 +105,38 @@ class _Progress:
         return rest | {"If-Range": self.validator} if self.validator else rest
 
 
-async def download_file(transport: Transport, path: str, destination: Path, *, limits: DownloadLimits) -> int:
-    """Fetch `path` to `destination` by an atomic rename; returns the size in bytes.
-
-    Raises RemoteJobLost (404), ResultTooLarge, NodeAnsweredNonsense (no video), NodeTimeout, the last
-    transient error when five attempts broke off, and OSError when the local disk does not take the file.
-    """
-    with whole_or_nothing(destination) as partial, partial.open("wb") as file:
-        progress = _Progress(file)
-        try:
-            async with asyncio.timeout(limits.seconds):
-                await _persist(transport, path, progress, limits.max_bytes)
-        except TimeoutError:
-            raise errors.NodeTimeout(f"The clip did not arrive within {limits.seconds:g} s.") from None
-    return progress.received
-
-
-async def _persist(transport: Transport, path: str, progress: _Progress, max_bytes: int) -> None:
-    """Ask again for what is missing until it is all there, a few times."""
-    pause = FIRST_PAUSE
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            await _receive(transport, path, progress, max_bytes)
-            return
-        except errors.TransientNodeError as error:
-            if attempt == ATTEMPTS:
-                raise
-            asked = error.retry_after if isinstance(error, errors.NodeBusy) else 0.0
-        await asyncio.sleep(min(max(pause, asked), LONGEST_PAUSE))
-        pause *= 2
-
-
 async def _receive(transport: Transport, path: str, progress: _Progress, max_bytes: int) -> None:
-    """One request for what is missing."""
+    """Make one request for the missing part."""
     async with transport.stream(path, headers=progress.headers(), read_timeout=READ_TIMEOUT) as response:
         if response.status_code == 416 and progress.received:
             _settle_unsatisfiable(response, progress)
             return
         if response.status_code not in (200, 206):
             raise await _refusal(transport, response)
-        _place(response, progress)
-        _note(response, progress, max_bytes)
+        _check_part(response, progress)
+        _check_whole(response, progress, max_bytes)
         async for chunk in response.aiter_raw():
             if progress.received + len(chunk) > max_bytes:
-                raise errors.ResultTooLarge(f"The clip has more than {max_bytes} bytes.")
+                raise protocol.ResultTooLarge(f"The clip has more than {max_bytes} bytes.")
             progress.add(chunk)
     if progress.total is not None and progress.received < progress.total:
-        raise errors.NodeUnreachable(
+        raise protocol.NodeUnreachable(
             f"The clip broke off after {progress.received} of {progress.total} bytes."
         )
-    # Shorter than the mark itself, the empty file included.
+    # A file may be shorter than the mark itself, or empty.
     progress.check_magic()
 
 
 def _settle_unsatisfiable(response: httpx.Response, progress: _Progress) -> None:
-    """416 to a request for the rest: either there is no rest, or the file is another one now."""
+    """Handle 416 to a request for the rest: either there is no rest, or the file is another one now."""
     found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     if progress.total is None and found and found[3] == str(progress.received):
         progress.total = progress.received
-    if not progress.whole:
-        progress.start_over()
-        raise errors.NodeUnreachable("The clip changed on the node while it was fetched.")
+    if progress.received != progress.total:
+        raise progress.changed()
 
 
-async def _refusal(transport: Transport, response: httpx.Response) -> errors.NodeError:
+async def _refusal(transport: Transport, response: httpx.Response) -> protocol.NodeError:
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
@@ -143,29 +145,27 @@ async def _refusal(transport: Transport, response: httpx.Response) -> errors.Nod
     return transport.refuse(Answer(response.status_code, response.headers, bytes(body)))
 
 
-def _place(response: httpx.Response, progress: _Progress) -> None:
-    """Make sure that what comes now continues what is there; begin anew when it does not."""
+def _check_part(response: httpx.Response, progress: _Progress) -> None:
+    """Check that the answer continues the part on disk; start over when it does not."""
     if response.status_code == 200:
         progress.start_over()
         return
     found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
     if not progress.received or not found or found[1] != str(progress.received):
-        progress.start_over()
-        raise errors.NodeUnreachable("The node sent another part of the clip than was asked for.")
+        raise progress.changed("The node sent another part of the clip than was asked for.")
     if progress.total is not None and found[3] not in ("*", str(progress.total)):
-        progress.start_over()
-        raise errors.NodeUnreachable("The clip changed on the node while it was fetched.")
+        raise progress.changed()
 
 
-def _note(response: httpx.Response, progress: _Progress, max_bytes: int) -> None:
+def _check_whole(response: httpx.Response, progress: _Progress, max_bytes: int) -> None:
     """Learn the whole size and the validator, and refuse by the declared size before a byte is read."""
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise errors.NodeAnsweredNonsense("The node sent the clip compressed, which was not asked for.")
+        raise protocol.NodeAnsweredNonsense("The node sent the clip compressed, which was not asked for.")
     length = response.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and len(length) <= 18:
         progress.total = progress.received + int(length)
     if progress.total is not None and progress.total > max_bytes:
-        raise errors.ResultTooLarge(f"The clip has {progress.total} bytes; {max_bytes} are allowed.")
+        raise protocol.ResultTooLarge(f"The clip has {progress.total} bytes; {max_bytes} are allowed.")
     etag = response.headers.get("etag", "")
     # If-Range takes strong validators only.
     progress.validator = etag if etag.startswith('"') else response.headers.get("last-modified")

@@ -1,23 +1,36 @@
-"""The protocol of the nodes that are already in the field: one long POST, then the file by its name."""
+"""The `/generate_video` protocol of the nodes in the field: one long POST, then the file by its name."""
 
 from __future__ import annotations
 
-from generation.nodes import errors, parsing
+from generation.nodes import protocol
 from generation.nodes.client import HEALTH_TIMEOUT, NodeClient
-from generation.nodes.transport import Answer
-from generation.nodes.types import GenerationRequest, NodeHealth, RemoteJob
+from generation.nodes.protocol import GenerationRequest, NodeHealth, RemoteJob
+from generation.nodes.transport import Answer, Transport
 
 
 class GenerateVideoClient(NodeClient):
     """Speaks `GET /health`, `POST /generate_video` and `GET /get_video/{name}`, and nothing else."""
 
     protocol = "generate_video"
+    route = "/generate_video"
+    background = False
+
+    @classmethod
+    async def is_spoken(cls, transport: Transport) -> bool:
+        """A node of the field may answer 404 to a GET of its only POST route; its health is what is left."""
+        if await super().is_spoken(transport):
+            return True
+        answer = await transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
+        try:
+            return answer.status == 200 and isinstance(answer.json_object().get("status"), str)
+        except protocol.NodeAnsweredNonsense:
+            return False
 
     async def health(self) -> NodeHealth:
         answer = await self.transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
         if answer.status != 200:
             raise self.transport.refuse(answer)
-        return parsing.node_health(answer.json_object(), self.protocol)
+        return protocol.node_health(answer.json_object(), self.protocol)
 
     async def generate(self, request: GenerationRequest, *, timeout: float = 90.0) -> RemoteJob:
         """Run the job within one request.
@@ -31,9 +44,9 @@ class GenerateVideoClient(NodeClient):
             "fps": request.fps,
             "steps": request.num_inference_steps,
         }
-        answer = await self.transport.call("POST", "/generate_video", json_body=body, timeout=timeout)
+        answer = await self.transport.call("POST", self.route, json_body=body, timeout=timeout)
         if answer.status == 404:
-            raise errors.NodeAnsweredNonsense("The node has no /generate_video.")
+            raise protocol.NodeAnsweredNonsense(f"The node has no {self.route}.")
         if answer.status != 200:
             raise self.transport.refuse(answer)
         return self._outcome(answer)
@@ -41,16 +54,16 @@ class GenerateVideoClient(NodeClient):
     def _outcome(self, answer: Answer) -> RemoteJob:
         body = answer.json_object()
         if body.get("status") == "error":
-            said = parsing.text(body.get("error")) or "The node gave no reason."
+            said = protocol.text(body.get("error")) or "The node gave no reason."
             return RemoteJob(state="failed", error=self.transport.clean(said))
         if body.get("status") != "ok":
-            raise errors.NodeAnsweredNonsense("The node answered with neither ok nor error.")
+            raise protocol.NodeAnsweredNonsense("The node answered with neither ok nor error.")
         return RemoteJob(
             state="completed",
             progress=100,
-            file_name=parsing.file_name(body.get("video_path")),
-            generation_ms=parsing.whole_number(body.get("generation_time_ms")),
+            file_name=protocol.file_name(body.get("video_path")),
+            generation_ms=protocol.whole_number(body.get("generation_time_ms")),
         )
 
     def content_path(self, job: RemoteJob) -> str:
-        return f"/get_video/{parsing.file_name(job.file_name)}"
+        return f"/get_video/{protocol.file_name(job.file_name)}"

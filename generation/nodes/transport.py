@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 
-from generation.nodes import errors
-from generation.nodes.types import NodeEndpoint
+from generation.nodes import protocol
+from generation.nodes.protocol import NodeEndpoint
 
 MAX_JSON_BYTES = 1024 * 1024
 MAX_MESSAGE = 400
@@ -29,28 +29,23 @@ MAX_RETRY_AFTER = 600.0
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole, bounded HTTP answer."""
+    """A whole HTTP answer of bounded size."""
 
     status: int
     headers: httpx.Headers
     body: bytes
 
     def json_object(self) -> dict[str, Any]:
-        """The body as a JSON object, or NodeAnsweredNonsense."""
+        """Return the body as a JSON object; else raise NodeAnsweredNonsense."""
         try:
             value = storable(json.loads(self.body))
         except (ValueError, RecursionError):
-            raise errors.NodeAnsweredNonsense(f"The node answered {self._kind()} instead of JSON.") from None
+            is_page = self.body.lstrip()[:1] == b"<"
+            found = "nothing" if not self.body else "a web page" if is_page else "something else"
+            raise protocol.NodeAnsweredNonsense(f"The node answered {found} instead of JSON.") from None
         if not isinstance(value, dict):
-            raise errors.NodeAnsweredNonsense("The node answered JSON that is not an object.")
+            raise protocol.NodeAnsweredNonsense("The node answered JSON that is not an object.")
         return value
-
-    def _kind(self) -> str:
-        if not self.body:
-            return "nothing"
-        if self.body.lstrip()[:1] == b"<":
-            return "a web page"
-        return "something else"
 
 
 class Transport:
@@ -82,7 +77,7 @@ class Transport:
         json_body: Mapping[str, Any] | None = None,
         form: Mapping[str, str] | None = None,
     ) -> Answer:
-        """One request, answered whole within `timeout` seconds, whatever its status."""
+        """Send one request; returns the whole answer within `timeout` seconds, whatever its status."""
         try:
             # File tuples without a name make httpx write multipart/form-data even though nothing is a file.
             files = {name: (None, value.encode()) for name, value in form.items()} if form else None
@@ -90,7 +85,7 @@ class Transport:
                 method, path, headers=headers, json=json_body, files=files, timeout=self._timeout(timeout)
             )
         except UnicodeEncodeError:
-            raise errors.NodeRejected("The request holds characters that cannot be sent.") from None
+            raise protocol.NodeRejected("The request holds characters that cannot be sent.") from None
         async with self._guard(timeout), self._sent(request) as response:
             return Answer(response.status_code, response.headers, await _bounded_body(response))
 
@@ -98,19 +93,19 @@ class Transport:
     async def stream(
         self, path: str, *, headers: Mapping[str, str], read_timeout: float
     ) -> AsyncIterator[httpx.Response]:
-        """A GET whose body the caller reads; the caller also holds the deadline."""
+        """Send a GET; the caller reads the body, and keeps the deadline."""
         request = self._client.build_request(
             "GET", path, headers=headers, timeout=self._timeout(read_timeout)
         )
         async with self._guard(None), self._sent(request) as response:
             yield response
 
-    def refuse(self, answer: Answer) -> errors.NodeError:
-        """The error that an answer with a status other than 2xx stands for."""
+    def refuse(self, answer: Answer) -> protocol.NodeError:
+        """Return the error for an answer with a status other than 2xx."""
         return error_for_status(answer, said=self.clean(message_of(answer)))
 
     def clean(self, text: str) -> str:
-        """A node's own words, made fit to show: one line, bounded, without our key."""
+        """Make a node's own message fit to show: one line, bounded, without our key."""
         if self._key:
             text = text.replace(self._key, "***")
         line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
@@ -135,22 +130,24 @@ class Transport:
             async with asyncio.timeout(seconds):
                 yield
         except (httpx.ConnectTimeout, httpx.ConnectError) as error:
-            raise errors.NodeNotReached(f"No connection to the node ({_reason(error)}).") from None
+            raise protocol.NodeNotReached(f"No connection to the node ({_reason(error)}).") from None
         except (TimeoutError, httpx.TimeoutException):
             within = "in time" if seconds is None else f"within {seconds:g} s"
-            raise errors.NodeTimeout(f"The node did not answer {within}.") from None
+            raise protocol.NodeTimeout(f"The node did not answer {within}.") from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError):
-            raise errors.NodeMisconfigured("The node's address or key cannot be used in a request.") from None
+            raise protocol.NodeMisconfigured(
+                "The node's address or key cannot be used in a request."
+            ) from None
         except httpx.DecodingError:
-            raise errors.NodeAnsweredNonsense("The node's answer could not be decoded.") from None
+            raise protocol.NodeAnsweredNonsense("The node's answer could not be decoded.") from None
         except httpx.HTTPError as error:
-            raise errors.NodeUnreachable(
+            raise protocol.NodeUnreachable(
                 f"The connection to the node broke off ({_reason(error)})."
             ) from None
 
 
 def storable(value: Any) -> Any:
-    """JSON without the characters that PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold."""
+    """Drop the characters of JSON that PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold."""
     if isinstance(value, str):
         return "".join(c for c in value if c != "\0" and not "\ud800" <= c <= "\udfff")
     if isinstance(value, list):
@@ -160,38 +157,34 @@ def storable(value: Any) -> Any:
     return value
 
 
-def error_for_status(answer: Answer, *, said: str) -> errors.NodeError:
-    """The error for a status other than 2xx; `said` is the node's own message, already cleaned."""
+def error_for_status(answer: Answer, *, said: str) -> protocol.NodeError:
+    """Return the error for a status other than 2xx; `said` is the node's own message, already cleaned."""
     status, suffix = answer.status, f": {said}" if said else "."
     if status in (401, 403):
-        return errors.NodeUnauthorized("The node does not accept the key.")
+        return protocol.NodeUnauthorized("The node does not accept the key.")
     if status in (404, 410):
-        return errors.RemoteJobLost(f"The node answered {status}{suffix}")
+        return protocol.RemoteJobLost(f"The node answered {status}{suffix}")
     if status == 429 or (status == 503 and "retry-after" in answer.headers):
-        return errors.NodeBusy(f"The node is busy{suffix}", retry_after=retry_after(answer.headers))
+        return protocol.NodeBusy(f"The node is busy{suffix}", retry_after=retry_after(answer.headers))
     if status in (408, 425):
-        return errors.NodeTimeout(f"The node answered {status}{suffix}")
+        return protocol.NodeTimeout(f"The node answered {status}{suffix}")
     if status >= 500:
-        return errors.NodeServerError(f"The node answered {status}{suffix}")
+        return protocol.NodeServerError(f"The node answered {status}{suffix}")
     if 300 <= status < 400:
-        return errors.NodeAnsweredNonsense("The node answered with a redirect, which is not followed.")
+        return protocol.NodeAnsweredNonsense("The node answered with a redirect, which is not followed.")
     if status in (405, 501):
-        return errors.NodeAnsweredNonsense("The node does not speak this protocol.")
+        return protocol.NodeAnsweredNonsense("The node does not speak this protocol.")
     if status >= 400:
-        return errors.NodeRejected(said or f"The node refused the request ({status}).")
-    return errors.NodeAnsweredNonsense(f"The node answered with status {status}.")
+        return protocol.NodeRejected(said or f"The node refused the request ({status}).")
+    return protocol.NodeAnsweredNonsense(f"The node answered with status {status}.")
 
 
 def message_of(answer: Answer) -> str:
-    """The node's own words in an error body, in any of the usual shapes; empty when it has none."""
+    """Return the node's own message in an error body, in any of the usual shapes; empty when there is none."""
     try:
-        body = storable(json.loads(answer.body))
-    except (ValueError, RecursionError):
+        body = answer.json_object()
+    except protocol.NodeAnsweredNonsense:
         return ""
-    return _message_in(body) if isinstance(body, dict) else ""
-
-
-def _message_in(body: Mapping[str, Any]) -> str:
     for key in ("error", "detail", "message"):
         value = body.get(key)
         if isinstance(value, dict):
@@ -204,7 +197,7 @@ def _message_in(body: Mapping[str, Any]) -> str:
 
 
 def _validation_line(item: object) -> str:
-    """One entry of FastAPI's list of validation errors."""
+    """Describe one entry of FastAPI's list of validation errors."""
     if not isinstance(item, dict):
         return str(item)[:MAX_MESSAGE]
     place, said = item.get("loc"), str(item.get("msg", ""))[:MAX_MESSAGE]
@@ -212,39 +205,33 @@ def _validation_line(item: object) -> str:
 
 
 def retry_after(headers: httpx.Headers) -> float:
-    """Seconds from Retry-After (a number or a date), within 1..600; 5 when it says nothing usable."""
+    """Return the seconds of Retry-After (a number or a date), within 1..600; 5 when it holds nothing usable."""
     value = headers.get("retry-after", "").strip()
     try:
         seconds = float(value)
     except ValueError:
-        seconds = _seconds_until(value)
+        try:
+            moment = parsedate_to_datetime(value)
+        except (TypeError, ValueError, IndexError, OverflowError):
+            return DEFAULT_RETRY_AFTER
+        seconds = (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     if not math.isfinite(seconds):
         return DEFAULT_RETRY_AFTER
     return min(max(seconds, 1.0), MAX_RETRY_AFTER)
 
 
-def _seconds_until(http_date: str) -> float:
-    try:
-        moment = parsedate_to_datetime(http_date)
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return DEFAULT_RETRY_AFTER
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return (moment - datetime.now(UTC)).total_seconds()
-
-
 async def _bounded_body(response: httpx.Response) -> bytes:
-    """The body, at most MAX_JSON_BYTES of it: raw, so that a small compressed answer cannot unfold."""
+    """Read the body, at most MAX_JSON_BYTES of it: raw, so that a small compressed answer cannot unfold."""
     body = bytearray()
     async for chunk in response.aiter_raw():
         body += chunk
         if len(body) > MAX_JSON_BYTES:
-            raise errors.NodeAnsweredNonsense("The node's answer is too long.")
+            raise protocol.NodeAnsweredNonsense("The node's answer is too long.")
     return bytes(body)
 
 
 def _reason(error: Exception) -> str:
-    """The kind of an httpx error in words; its text may hold the address and is left out."""
+    """Describe the kind of an httpx error; its own text may hold the address and is left out."""
     names: dict[type[Exception], str] = {
         httpx.ConnectTimeout: "connecting took too long",
         httpx.ConnectError: "refused or no route",
@@ -256,18 +243,20 @@ def _reason(error: Exception) -> str:
 
 
 def checked_url(base_url: str) -> httpx.URL:
-    """A node's address, fit to be asked; else NodeMisconfigured, which says what is wrong with it."""
+    """Return a node's address as a usable URL; else raise NodeMisconfigured, which explains the fault."""
     try:
         url = httpx.URL(base_url.strip())
     except httpx.InvalidURL:
-        raise errors.NodeMisconfigured("The node's address is not a web address.") from None
+        raise protocol.NodeMisconfigured("The node's address is not a web address.") from None
     if url.port is not None and not 0 < url.port < 65536:
-        raise errors.NodeMisconfigured("The port in the node's address is out of range.")
+        raise protocol.NodeMisconfigured("The port in the node's address is out of range.")
     if url.scheme not in ("http", "https") or not url.host:
-        raise errors.NodeMisconfigured("The node's address must begin with http:// or https://.")
-    if "%" in url.host and ":" not in url.host:  # httpx has quoted what no name has; an IPv6 zone is no name
-        raise errors.NodeMisconfigured("The node's address has characters that no host name has.")
-    # Whoever pastes an address with a query or a fragment means the part before it.
+        raise protocol.NodeMisconfigured("The node's address must begin with http:// or https://.")
+    if (
+        "%" in url.host and ":" not in url.host
+    ):  # httpx has quoted a character that no name has; an IPv6 zone is no name
+        raise protocol.NodeMisconfigured("The node's address has characters that no host name has.")
+    # Of a pasted address with a query or a fragment, the part before it is meant.
     return url.copy_with(query=None, fragment=None)
 
 
@@ -276,7 +265,7 @@ def _auth_headers(key: str) -> dict[bytes, bytes]:
     if not key:
         return headers
     if any(c.isspace() or not c.isprintable() for c in key):
-        raise errors.NodeMisconfigured("The node's key has a space or a control character in it.")
+        raise protocol.NodeMisconfigured("The node's key has a space or a control character in it.")
     encoded = key.encode("utf-8", "surrogatepass")
     return headers | {b"x-api-key": encoded, b"Authorization": b"Bearer " + encoded}
 
@@ -290,5 +279,5 @@ def _is_loopback(host: str) -> bool:
 
 @cache
 def _tls_context() -> ssl.SSLContext:
-    """Loading the certificate store takes tens of milliseconds, so once a process."""
+    """Load the certificate store once a process: it takes tens of milliseconds."""
     return httpx.create_ssl_context()

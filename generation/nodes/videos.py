@@ -1,4 +1,4 @@
-"""The asynchronous `/v1/videos` protocol: our own node, vLLM-Omni, SGLang and whoever else speaks it.
+"""The asynchronous `/v1/videos` protocol: our own node, vLLM-Omni, SGLang and other servers.
 
 Beyond create, retrieve and content nothing is taken for granted. Idempotency-Key, Prefer, progress and cancel
 are asked for, and a server that knows none of them still works: it is polled, and its jobs run to their end.
@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
-from generation.nodes import errors, parsing
+from generation.nodes import protocol
 from generation.nodes.client import CANCEL_TIMEOUT, HEALTH_TIMEOUT, SUBMIT_TIMEOUT, WAIT_GRACE, NodeClient
+from generation.nodes.protocol import GenerationRequest, NodeHealth, RemoteJob, RemoteState
 from generation.nodes.transport import Answer
-from generation.nodes.types import GenerationRequest, NodeHealth, RemoteJob, RemoteState
 
 COLLECTION = "/v1/videos"
 # Printable ASCII: what can stand in a path, a log and a column.
@@ -38,23 +38,24 @@ class VideosClient(NodeClient):
     """Speaks `/v1/videos`, JSON first, and multipart to a server that wants it so."""
 
     protocol = "videos"
+    route = COLLECTION
     _wants_form = False
 
     async def health(self) -> NodeHealth:
-        """`/health`, and where that names no model (vLLM answers an empty 200, SGLang its status), `/v1/models`."""
+        """Ask `/health`, and `/v1/models` where that names no model (vLLM answers an empty 200, SGLang its status)."""
         answer = await self.transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
         if answer.status == 200 and answer.body.strip():
-            health = parsing.node_health(answer.json_object(), self.protocol)
+            health = protocol.node_health(answer.json_object(), self.protocol)
             return health if health.model is not None else await self._with_model(health)
         if answer.status in (200, 404, 405):
             return await self._health_by_models()
         raise self.transport.refuse(answer)
 
     async def _with_model(self, health: NodeHealth) -> NodeHealth:
-        """Which model it is, if the server says so anywhere; it is healthy all the same."""
+        """Add the model, if the server names it anywhere; it is healthy without."""
         try:
             listed = await self._health_by_models()
-        except errors.NodeError:
+        except protocol.NodeError:
             return health
         return replace(health, model=listed.model, backend=health.backend or listed.backend)
 
@@ -65,7 +66,7 @@ class VideosClient(NodeClient):
         body = answer.json_object()
         models = body.get("data")
         first = models[0] if isinstance(models, list) and models and isinstance(models[0], dict) else {}
-        name = parsing.text(first.get("id"))
+        name = protocol.text(first.get("id"))
         return NodeHealth(
             ready=True, status="ready", protocol=self.protocol, backend=name, model=name, detail=body
         )
@@ -77,7 +78,7 @@ class VideosClient(NodeClient):
         if answer.status in (415, 422) and not self._wants_form:
             answer = await self._post_as_form(answer, fields, key=request.id)
         if answer.status in (404, 405):
-            raise errors.NodeAnsweredNonsense("The node has no /v1/videos.")
+            raise protocol.NodeAnsweredNonsense("The node has no /v1/videos.")
         return self._job(self._accepted(answer))
 
     async def _post(self, fields: Mapping[str, Any], *, key: str) -> Answer:
@@ -92,7 +93,7 @@ class VideosClient(NodeClient):
         )
 
     async def _post_as_form(self, refusal: Answer, fields: Mapping[str, Any], *, key: str) -> Answer:
-        """Servers that take forms only call JSON unsupported, or miss the prompt in it: try a form once."""
+        """Try a form once: servers that take only forms call JSON unsupported, or miss the prompt in it."""
         self._wants_form = True
         answer = await self._post(fields, key=key)
         if answer.status in (415, 422):
@@ -138,42 +139,42 @@ class VideosClient(NodeClient):
         return answer.json_object()
 
     def _job(self, body: Mapping[str, Any], *, expected_id: str | None = None) -> RemoteJob:
-        """OpenAI's video object with whatever further fields this server has."""
+        """Read OpenAI's video object, with the further fields that this server has."""
         remote_id, status = body.get("id"), body.get("status")
         state = _STATES.get(status) if isinstance(status, str) else None
         if not isinstance(remote_id, str) or not _JOB_ID.fullmatch(remote_id) or state is None:
-            raise errors.NodeAnsweredNonsense("The node answered something that is no video job.")
+            raise protocol.NodeAnsweredNonsense("The node answered something that is no video job.")
         if expected_id is not None and remote_id != expected_id:
-            raise errors.NodeAnsweredNonsense("The node answered with another job than was asked for.")
+            raise protocol.NodeAnsweredNonsense("The node answered with another job than was asked for.")
         code, said = self._failure(body.get("error"))
         if state == "failed" and code in ("canceled", "cancelled"):
             state = "canceled"
         return RemoteJob(
             remote_id=remote_id,
             state=state,
-            step=parsing.whole_number(body.get("step")),
-            steps=parsing.whole_number(body.get("steps")),
+            step=protocol.whole_number(body.get("step")),
+            steps=protocol.whole_number(body.get("steps")),
             progress=_percent(body.get("progress")),
             error=said or ("The node gave no reason." if state == "failed" else None),
             error_code=code,
-            file_name=parsing.known_file_name(body.get("file_name")),
+            file_name=protocol.known_file_name(body.get("file_name")),
             generation_ms=_generation_ms(body),
-            stopped_at_step=parsing.whole_number(body.get("stopped_at_step")),
-            queue_position=parsing.whole_number(body.get("queue_position")),
-            profile=parsing.profile(body.get("made_with")),
+            stopped_at_step=protocol.whole_number(body.get("stopped_at_step")),
+            queue_position=protocol.whole_number(body.get("queue_position")),
+            profile=protocol.profile(body.get("made_with")),
         )
 
     def _failure(self, error: object) -> tuple[str | None, str | None]:
-        """The code and the message of a job's `error`."""
+        """Read the code and the message of a job's `error`."""
         if not isinstance(error, dict):
-            said = parsing.text(error)
+            said = protocol.text(error)
             return None, said and self.transport.clean(said)
-        said = parsing.text(error.get("message"))
-        return parsing.text(error.get("code")), said and self.transport.clean(said)
+        said = protocol.text(error.get("message"))
+        return protocol.text(error.get("code")), said and self.transport.clean(said)
 
 
 def _fields(request: GenerationRequest) -> dict[str, Any]:
-    """The body of POST /v1/videos; what is not set is left to the server."""
+    """Make the body of POST /v1/videos; a value that is not set is left to the server."""
     fields: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt or None,
@@ -188,21 +189,21 @@ def _fields(request: GenerationRequest) -> dict[str, Any]:
 
 
 def _job_path(remote_id: str | None) -> str:
-    """The path of a job; an id that would leave the collection is not one."""
+    """Return the path of a job; an id that would leave the collection is refused."""
     if not remote_id or not _JOB_ID.fullmatch(remote_id) or remote_id in (".", ".."):
-        raise errors.NodeAnsweredNonsense("The job has no usable id on the node.")
+        raise protocol.NodeAnsweredNonsense("The job has no usable id on the node.")
     return f"{COLLECTION}/{quote(remote_id, safe='')}"
 
 
 def _percent(value: object) -> int | None:
-    number = parsing.whole_number(value)
+    number = protocol.whole_number(value)
     return None if number is None else min(number, 100)
 
 
 def _generation_ms(body: Mapping[str, Any]) -> int | None:
-    """Ours says generation_time_ms, vLLM-Omni inference_time_s."""
-    milliseconds = parsing.whole_number(body.get("generation_time_ms"))
+    """Read the time that generation took: generation_time_ms of our node, inference_time_s of vLLM-Omni."""
+    milliseconds = protocol.whole_number(body.get("generation_time_ms"))
     if milliseconds is not None:
         return milliseconds
-    seconds = parsing.real_number(body.get("inference_time_s"))
-    return None if seconds is None else parsing.whole_number(seconds * 1000)
+    seconds = protocol.real_number(body.get("inference_time_s"))
+    return None if seconds is None else protocol.whole_number(seconds * 1000)

@@ -9,7 +9,6 @@ delays nobody and misses nothing but states that were overtaken.
 """
 
 from generation.sse.app import EventStreams
-from generation.sse.board import Inbox
-from generation.sse.wire import MEDIA_TYPE, frame, video_frame
+from generation.sse.streams import MEDIA_TYPE, Inbox, frame, video_frame
 
 __all__ = ["MEDIA_TYPE", "EventStreams", "Inbox", "frame", "video_frame"]

@@ -5,25 +5,29 @@ import functools
 import json
 import logging
 import re
-import signal
-import threading
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from io import BytesIO
-from types import FrameType
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
 
-from generation import public_ids
-from generation.api_errors import API_PREFIX, Problem, describe
-from generation.database import DATABASE_AWAY
-from generation.sse.board import Board
-from generation.sse.reading import in_thread, owner_of_video, user_of_session
-from generation.sse.streams import BrowserStream, Stream, VideoStream
-from generation.sse.wire import HEADERS, HEARTBEAT, RETRY
+from generation.api.errors import API_PREFIX, Problem, describe
+from generation.database import DATABASE_AWAY, in_database
+from generation.models import fields
+from generation.sse.streams import (
+    HEADERS,
+    HEARTBEAT,
+    RETRY,
+    Board,
+    BrowserStream,
+    Stream,
+    VideoStream,
+    owner_of_video,
+    user_of_session,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +81,12 @@ class EventStreams:
 
     async def _stream_for(self, request: ASGIRequest) -> Stream | None:
         if request.path_info == BROWSER_EVENTS:
-            user = await in_thread(user_of_session, request)
+            user = await in_database(user_of_session)(request)
             return BrowserStream(request, user=user) if user is not None else None
         match = VIDEO_EVENTS.fullmatch(request.path_info)
-        if match and (job := public_ids.parse(match[1])):
+        if match and (job := fields.job_id(match[1])):
             header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
-            owner = await in_thread(owner_of_video, header, job)
+            owner = await in_database(owner_of_video)(header, job)
             return VideoStream(user=owner, job=job, key=header) if owner is not None else None
         return None
 
@@ -138,37 +142,17 @@ class EventStreams:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
-                self._end_streams_on_signal()
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
-                self._close()
+                self.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
-    def _end_streams_on_signal(self) -> None:
-        """Servers wait for open responses before they say "shutdown", and these responses never end by themselves."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # asyncio hears of signals by its wake-up descriptor, so a handler in front takes nothing from the server.
-            signal.signal(
-                number, _before(signal.getsignal(number), lambda: loop.call_soon_threadsafe(self._close))
-            )
-
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the streams. The server calls it at a signal, before it waits for open responses."""
         self._closing = True
         for inbox in self._board.everybody():
             inbox.wake()
-
-
-def _before(server_handler: Any, action: Callable[[], object]) -> Callable[[int, FrameType | None], None]:
-    def handle(number: int, stack: FrameType | None) -> None:
-        action()
-        if callable(server_handler):
-            server_handler(number, stack)
-
-    return handle
 
 
 async def _allowed(stream: Stream) -> bool:

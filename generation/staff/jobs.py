@@ -1,104 +1,209 @@
-"""What staff do to one job: cancel it, give its credits back."""
+"""Operations of the staff on one job: cancel, refund, move to another node, retry; and how much an actor may refund."""
 
-import uuid
+import logging
+from datetime import timedelta
 
-from django.db import transaction
-from django.db.models import Exists, OuterRef
+from asgiref.sync import async_to_sync
+from django.conf import settings
+from django.db.models import Exists, OuterRef, Sum
+from django.db.models.functions import Now
+from django_q.tasks import async_task
 
-from accounts import notices
-from accounts.models import CreditTransaction, Notice
-from accounts.staff import log
-from accounts.staff.clerks import Clerk
-from accounts.staff.errors import Refused
-from generation import lifecycle
+from accounts import ledger, notices
+from accounts.models import CreditTransaction, Notice, StaffAct, User
+from accounts.staff.actor import Actor, Refused, refuse
+from accounts.staff.audit_log import Operation, operation
 from generation.errors import BeingStored, GenerationError
-from generation.models import GenerationJob
-from generation.staff import refund_limit
+from generation.jobs import events, lifecycle, locks, scheduling, submission
+from generation.jobs.node_health import endpoint_of
+from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.nodes import NodeError, open_client
+from generation.signals import job_retried
 
+logger = logging.getLogger(__name__)
 State = GenerationJob.State
 
+REFUNDS = ("job.refund", "batch.refund")
+WINDOW = timedelta(days=1)
 
-@transaction.atomic
-def cancel(*, clerk: Clerk, job: GenerationJob, reason: str, once: uuid.UUID | None = None) -> GenerationJob:
-    """Stop a queued or running job and give its credits back.
+
+class BeyondLimit(Refused):
+    """It is more than the actor may refund."""
+
+
+@operation("generation.cancel_job", "job.cancel")
+def cancel(op: Operation, job: GenerationJob) -> GenerationJob:
+    """Stop a queued or running job and release its credits.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: it is being stored, or has ended.
+        Refused: it is being stored, or has ended.
     """
-    clerk.must("generation.cancel_job")
-    log.record(
-        clerk=clerk,
-        act="job.cancel",
-        subject=job,
-        reason=reason,
-        before={"state": job.state},
-        after={"state": State.CANCELED},
-        once=once,
-    )
+    op.record(job, before={"state": job.state}, after={"state": State.CANCELED})
     job.refresh_from_db()
-    if why := why_not_cancel(job):
-        raise Refused(why)
+    refuse(why_not_cancel(job))
     try:
-        return lifecycle.cancel(job=job, actor=clerk.user, reason=reason)
+        return lifecycle.cancel(job=job, actor=op.actor.user, reason=op.reason)
     except GenerationError as error:
         raise Refused(error.message) from error
 
 
-@transaction.atomic
-def refund(*, clerk: Clerk, job: GenerationJob, reason: str, once: uuid.UUID | None = None) -> int:
-    """Give back, once, what a completed job cost; returns the credits.
-
-    Raises:
-        NotPermitted: the clerk may not. Refused: it was not charged, it was refunded before, or it is more than the
-        clerk may refund in a day.
-    """
-    clerk.must("generation.refund_job")
-    refund_limit.hold(clerk, job.cost)
-    job = lock(job)
-    if why := why_not_refund(job):
-        raise Refused(why)
-    log.record(
-        clerk=clerk,
-        act="job.refund",
-        subject=job,
-        reason=reason,
-        before={"refunded": 0},
-        after={"refunded": job.cost},
-        credits=job.cost,
-        once=once,
-    )
-    lifecycle.refund(job=job, reason=reason, actor=clerk.user)
-    notices.tell(user=job.user, kind=Notice.Kind.REFUND, videos=1, credits=job.cost, reason=reason)
-    return job.cost
-
-
-def refunded() -> Exists:
-    """Whether a job's credits were given back: for queries of jobs."""
-    refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
-    return Exists(refunds)
-
-
-def lock(job: GenerationJob) -> GenerationJob:
-    """As it is now, with its owner; until the transaction ends nobody else refunds it or hands it to another account.
-
-    Wallets come after jobs (generation/locking.py), and which of them are moved the ledger knows.
-    """
-    rows = GenerationJob.objects.select_for_update(no_key=True, of=("self",)).select_related("user")
-    return rows.get(pk=job.pk)
-
-
 def why_not_cancel(job: GenerationJob) -> str | None:
-    """Why a job cannot be canceled; None when it can."""
+    """The reason why a job cannot be canceled; None when it can."""
     if job.state == State.STORING:
         return BeingStored().message
     return None if job.is_live else f"This video is {job.state} already, so there is nothing to cancel."
 
 
+@operation("generation.refund_job", "job.refund")
+def refund(op: Operation, job: GenerationJob) -> int:
+    """Give back, once, the credits of a completed job; returns them.
+
+    Raises:
+        Refused: it was not charged, it was refunded before, or it is more than the actor may refund (BeyondLimit).
+    """
+    check_refund_limit(op.actor, job.cost)
+    job = lock(job)
+    refuse(why_not_refund(job))
+    op.record(job, before={"refunded": 0}, after={"refunded": job.cost}, credits=job.cost)
+    lifecycle.refund(job=job, reason=op.reason, actor=op.actor.user)
+    notices.tell(user=job.user, kind=Notice.Kind.REFUND, videos=1, credits=job.cost, reason=op.reason)
+    return job.cost
+
+
 def why_not_refund(job: GenerationJob) -> str | None:
-    """Why a job's credits cannot be given back; None when they can."""
+    """The reason why a job's credits cannot be given back; None when they can."""
     if job.is_live:
         return "This video is still being made: cancel it, and its credits are given back."
     receipt = lifecycle.receipt(job)
     if receipt["refunded"]:
         return f"The {receipt['refunded']} credits of this video were refunded before."
     return None if receipt["captured"] else "This video was not charged, so there is nothing to refund."
+
+
+def refunded() -> Exists:
+    """For queries of jobs: whether the credits were given back."""
+    refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
+    return Exists(refunds)
+
+
+def lock(job: GenerationJob) -> GenerationJob:
+    """The job read afresh, with its owner, locked against other refunds and against a merge of accounts.
+
+    Wallets come after jobs (generation/jobs/locks.py), and which of them are moved the ledger knows.
+    """
+    rows = GenerationJob.objects.select_for_update(no_key=True, of=("self",)).select_related("user")
+    return rows.get(pk=job.pk)
+
+
+def refund_limit_left(actor: Actor) -> int | None:
+    """Credits that the actor may still refund; None: any number.
+
+    The limit is for all refunds of a day: one for each refund would be none, as refunds can be repeated.
+    """
+    if actor.may("generation.refund_any_amount"):
+        return None
+    entries = StaffAct.objects.filter(actor=actor.user, act__in=REFUNDS, at__gt=Now() - WINDOW)
+    spent = entries.aggregate(total=Sum("credits"))["total"] or 0
+    return max(0, settings.REFUND_LIMIT_CREDITS - int(spent))
+
+
+def check_refund_limit(actor: Actor, credits: int) -> None:  # noqa: A002  (credits are credits)
+    """Make sure that the actor may refund so many credits, and lock out the actor's other refunds until the end of the
+    transaction.
+
+    Raises:
+        BeyondLimit: the message names the roles that may.
+    """
+    User.objects.select_for_update(no_key=True).get(pk=actor.user.pk)
+    rest = refund_limit_left(actor)
+    if rest is not None and credits > rest:
+        raise BeyondLimit(
+            f"These are {credits} credits. You may refund {settings.REFUND_LIMIT_CREDITS} in 24 hours and have "
+            f"{rest} of them left: please ask somebody with the role finance or owner."
+        )
+
+
+@operation("generation.move_job", "job.move")
+def move(op: Operation, job: GenerationJob, target: GpuNode) -> JobAttempt:
+    """End the open attempt and open one on `target`, which begins afresh and does not count towards JOB_MAX_ATTEMPTS.
+
+    Raises:
+        Refused: the job does not run, or the node cannot take it now.
+    """
+    node = GpuNode.objects.select_for_update(no_key=True).get(pk=target.pk)
+    attempts = JobAttempt.objects.select_for_update(of=("self",))
+    old = attempts.filter(job=job, state=JobAttempt.State.OPEN).first()
+    job.refresh_from_db()
+    refuse(why_not_move(job))
+    if old is None or old.pk != job.current_attempt_id:
+        raise Refused("This video has just ended, or went to another node.")
+    if node.pk == old.node_id:
+        raise Refused(f"It is being made on {node} already.")
+    if why := scheduling.why_not_on(node, job):
+        raise Refused(f"{node} {why}.")
+    op.record(job, before={"node": str(old.node)}, after={"node": str(node)})
+    JobAttempt.objects.filter(pk=old.pk).update(
+        state=JobAttempt.State.CANCELED, closed_at=Now(), error=f"moved to {node} by staff: {op.reason}"[:500]
+    )
+    attempt = scheduling.open_attempt(job, node)
+    locks.drop(attempt_id=attempt.pk, token=attempt.pk)  # a reconciler hands it over, and follows it
+    GenerationJob.objects.filter(pk=job.pk).update(current_attempt=attempt, started_at=Now(), step=0)
+    events.publish(GenerationJob.objects.get(pk=job.pk))
+    async_task("generation.staff.jobs.stop_on_node", str(old.pk))
+    return attempt
+
+
+def why_not_move(job: GenerationJob) -> str | None:
+    """The reason why a job cannot be moved; None when it can."""
+    if job.state == State.QUEUED:
+        return "This video still waits: it goes to whichever node is free first."
+    if job.state == State.STORING:
+        return "This video is made already and being stored."
+    return None if job.state == State.RUNNING else f"This video is {job.state} already."
+
+
+def stop_on_node(attempt_id: str) -> None:
+    """A task: cancel an attempt on its node. A node that does not answer works on, and its result is discarded."""
+    attempt = JobAttempt.objects.select_related("node").filter(pk=attempt_id).first()
+    if attempt is None or not attempt.remote_id:
+        return
+    try:
+        async_to_sync(_stop)(attempt)
+    except NodeError as error:
+        logger.info("attempt %s could not be stopped on %s: %s", attempt_id, attempt.node, error)
+
+
+async def _stop(attempt: JobAttempt) -> None:
+    async with open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
+        await client.cancel(attempt.remote_id)
+
+
+@operation("generation.retry_job", "job.retry")
+def retry(op: Operation, job: GenerationJob) -> GenerationJob:
+    """Queue a failed video again for its user, at no cost; it is delivered where it was asked for.
+
+    Raises:
+        Refused: it did not fail, it was retried before, or its owner is gone.
+    """
+    wallet = ledger.lock_account(user=job.user)
+    refuse(why_not_retry(job))
+    op.record(job)
+    again = submission.submit_again(job, wallet=wallet, idempotency_key=_retry_key(job))
+    job_retried.send(sender=GenerationJob, original=job, job=again)
+    return again
+
+
+def why_not_retry(job: GenerationJob) -> str | None:
+    """The reason why a job cannot be made again; None when it can."""
+    if job.state != State.FAILED:
+        return f"This video is {job.state}: only what failed is made again."
+    if job.deleted_at is not None or not job.user.is_active:
+        return "Its owner has deleted it, or may not sign in."
+    if GenerationJob.objects.filter(user=job.user, idempotency_key=_retry_key(job)).exists():
+        return "This video was made again before."
+    return None
+
+
+def _retry_key(job: GenerationJob) -> str:
+    """The same for every retry of a job, so that there is one."""
+    return f"staff-retry:{job.id.hex}"

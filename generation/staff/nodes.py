@@ -1,118 +1,151 @@
-"""What staff do about nodes: drain, enable, set aside, bring back; and what a node costs."""
+"""Operations of the staff on nodes: drain, enable, set aside, bring back, and a test step by step in the background."""
 
-import uuid
-from dataclasses import dataclass
-from datetime import timedelta
-from decimal import Decimal
+import asyncio
 
-from django.db import transaction
 from django.db.models.functions import Coalesce, Now
+from django_q.tasks import async_task
 
-from accounts.staff import log
-from accounts.staff.clerks import Clerk
-from accounts.staff.errors import Refused
-from generation import breaker, nudges
-from generation.models import GpuNode
-from generation.staff import days, node_figures
-from generation.staff.day_figures import DAYS
+from accounts.staff.actor import refuse
+from accounts.staff.audit_log import Operation, operation
+from generation import media
+from generation.database import in_database
+from generation.jobs import canary, enqueue, node_health
+from generation.jobs.node_health import examine, record_health
+from generation.models import GpuNode, NodeTrial
+from generation.nodes import NodeError
 
-
-@dataclass(frozen=True)
-class Account:
-    """The last 30 days of a node (UTC, the running one included): clips that came out of it, hours it worked, money a
-    clip cost, share refunded.
-    """
-
-    clips: int
-    hours: float
-    cost_per_clip: Decimal | None
-    refund_rate: float | None
+HEALTH, GENERATE, PLAY = "It answers and takes our key", "It makes a clip", "The clip arrives and plays"
 
 
-@transaction.atomic
-def switch(*, clerk: Clerk, node: GpuNode, on: bool, reason: str, once: uuid.UUID | None = None) -> None:
-    """Drain a node (it finishes what it has and gets nothing new), or give it work again.
+@operation("generation.change_gpunode", "node.drain")
+def drain(op: Operation, node: GpuNode) -> None:
+    """Let a node finish its jobs and give it no new ones.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: it is so already.
+        Refused: it is drained already.
     """
-    node = _locked(clerk, node)
-    if node.enabled == on:
-        raise Refused(f"{node} is switched {'on' if on else 'off'} already.")
-    act = "node.enable" if on else "node.drain"
-    log.record(
-        clerk=clerk,
-        act=act,
-        subject=node,
-        reason=reason,
-        before={"enabled": not on},
-        after={"enabled": on},
-        once=once,
-    )
-    GpuNode.objects.filter(pk=node.pk).update(enabled=on)
-    if on:
-        nudges.dispatch()
+    node = _locked(node)
+    refuse(why_not_drain(node))
+    op.record(node, before={"enabled": True}, after={"enabled": False})
+    GpuNode.objects.filter(pk=node.pk).update(enabled=False)
 
 
-@transaction.atomic
-def set_aside(*, clerk: Clerk, node: GpuNode, reason: str, once: uuid.UUID | None = None) -> None:
-    """No jobs until staff bring it back; no trial clip does.
+@operation("generation.change_gpunode", "node.enable")
+def enable(op: Operation, node: GpuNode) -> None:
+    """Give a drained node jobs again.
 
     Raises:
-        NotPermitted, Refused: as `switch`.
+        Refused: it is not drained.
     """
-    node = _locked(clerk, node)
-    log.record(
-        clerk=clerk,
-        act="node.set_aside",
-        subject=node,
-        reason=reason,
-        before={"reason": node.set_aside_reason},
-        after={"reason": reason},
-        once=once,
-    )
+    node = _locked(node)
+    refuse(why_not_enable(node))
+    op.record(node, before={"enabled": False}, after={"enabled": True})
+    GpuNode.objects.filter(pk=node.pk).update(enabled=True)
+    enqueue.dispatch()
+
+
+@operation("generation.change_gpunode", "node.set_aside")
+def set_aside(op: Operation, node: GpuNode) -> None:
+    """Give a node no jobs until staff bring it back; no canary does."""
+    node = _locked(node)
+    op.record(node, before={"reason": node.set_aside_reason}, after={"reason": op.reason})
     GpuNode.objects.filter(pk=node.pk).update(
         set_aside_at=Coalesce("set_aside_at", Now()),
-        set_aside_reason=reason[:300],
+        set_aside_reason=op.reason[:300],
         trials=0,
         next_trial_at=None,
     )
 
 
-@transaction.atomic
-def bring_back(*, clerk: Clerk, node: GpuNode, reason: str, once: uuid.UUID | None = None) -> None:
-    """It gets jobs again, without a trial clip.
+@operation("generation.change_gpunode", "node.bring_back")
+def bring_back(op: Operation, node: GpuNode) -> None:
+    """Give a node that was set aside jobs again, without a canary.
 
     Raises:
-        NotPermitted: the clerk may not. Refused: it is not set aside.
+        Refused: it is not set aside.
     """
-    node = _locked(clerk, node)
-    if node.set_aside_at is None:
-        raise Refused(f"{node} is not set aside.")
-    log.record(
-        clerk=clerk,
-        act="node.bring_back",
-        subject=node,
-        reason=reason,
-        before={"reason": node.set_aside_reason},
-        once=once,
-    )
-    breaker.bring_back(node)
-    nudges.dispatch()
+    node = _locked(node)
+    refuse(why_not_bring_back(node))
+    op.record(node, before={"reason": node.set_aside_reason})
+    node_health.bring_back(node)
+    enqueue.dispatch()
 
 
-def account(node: GpuNode) -> Account:
-    """What a node did and what it cost, by the time that its attempts took, those that came to nothing included."""
-    first = days.today() - timedelta(days=DAYS - 1)
-    work = node_figures.work_since(first, node)
-    hours, cost, rate = work.milliseconds / 3_600_000, None, None
-    if node.cost_per_hour is not None and work.clips:
-        cost = (node.cost_per_hour * Decimal(hours) / work.clips).quantize(Decimal("0.0001"))
-    if work.charged:
-        rate = node_figures.refunded_since(first, node) / work.charged
-    return Account(clips=work.clips, hours=hours, cost_per_clip=cost, refund_rate=rate)
+def why_not_drain(node: GpuNode) -> str | None:
+    return None if node.enabled else f"{node} is switched off already."
 
 
-def _locked(clerk: Clerk, node: GpuNode) -> GpuNode:
-    clerk.must("generation.change_gpunode")
+def why_not_enable(node: GpuNode) -> str | None:
+    return f"{node} is switched on already." if node.enabled else None
+
+
+def why_not_bring_back(node: GpuNode) -> str | None:
+    return f"{node} is not set aside." if node.set_aside_at is None else None
+
+
+def _locked(node: GpuNode) -> GpuNode:
     return GpuNode.objects.select_for_update(no_key=True).get(pk=node.pk)
+
+
+@operation("generation.change_gpunode", "node.test")
+def start_test(op: Operation, node: GpuNode) -> NodeTrial:
+    """Have a node tested in the background; the steps appear in the row that is returned."""
+    steps = [{"name": name, "state": "waiting", "words": ""} for name in (HEALTH, GENERATE, PLAY)]
+    op.record(node)
+    trial = NodeTrial.objects.create(node=node, kind=NodeTrial.Kind.TEST, asked_by=op.actor.user, steps=steps)
+    async_task("generation.staff.nodes.run_test", trial.pk)
+    return trial
+
+
+def run_test(trial_id: int) -> None:
+    """A task: carry a test out. A repeated one begins again."""
+    trial = NodeTrial.objects.select_related("node").filter(pk=trial_id, passed=None).first()
+    if trial is not None:
+        asyncio.run(_Test(trial).run())
+
+
+def note_canary(node: GpuNode, error: Exception | None) -> None:
+    """Store the result of a canary: the clip that decides whether a set-aside node comes back."""
+    words = "made and played" if error is None else str(error)
+    step = {"name": GENERATE, "state": "passed" if error is None else "failed", "words": words[:500]}
+    NodeTrial.objects.create(
+        node=node, kind=NodeTrial.Kind.CANARY, steps=[step], passed=error is None, ended_at=Now()
+    )
+
+
+class _Test:
+    """One test; each step is stored as it begins and ends."""
+
+    def __init__(self, trial: NodeTrial) -> None:
+        self.trial, self.at = trial, 0
+
+    async def run(self) -> None:
+        node = self.trial.node
+        try:
+            await self._mark("running", "")
+            health = await examine(node)
+            await in_database(record_health)(node, health)
+            backend = health.backend or "backend not said"
+            await self._pass(f"{health.status}, {backend}, /{health.protocol}")
+            facts, _ = await canary.make_clip(node, protocol=health.protocol, on_made=self._made)
+            await self._mark("passed", f"{facts.frames} frames, {facts.width}×{facts.height}, {facts.codec}")
+            await self._store(passed=True, ended_at=Now())
+        except (NodeError, media.UnplayableVideo, media.MediaFailure, OSError) as error:
+            await self._mark("failed", str(error) or repr(error))
+            await self._store(passed=False, ended_at=Now())
+
+    async def _made(self, milliseconds: int | None) -> None:
+        await self._pass(f"{milliseconds / 1000:.1f} s" if milliseconds else "")
+
+    async def _pass(self, words: str) -> None:
+        """End this step and begin the next one."""
+        await self._mark("passed", words)
+        self.at += 1
+        await self._mark("running", "")
+
+    async def _mark(self, state: str, words: str) -> None:
+        self.trial.steps[self.at] |= {"state": state, "words": words[:500]}
+        await self._store(steps=self.trial.steps)
+
+    async def _store(self, **values: object) -> None:
+        await in_database(NodeTrial.objects.filter(pk=self.trial.pk).update)(**values)

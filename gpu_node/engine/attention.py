@@ -1,4 +1,4 @@
-"""Which kernel computes the attention: measured at start-up, because the fastest differs from card to card.
+"""The kernel that computes the attention: measured at start-up, because the fastest differs from card to card.
 
 diffusers' `set_attention_backend` does nothing for CogVideoX (huggingface/diffusers#13622): its own processor calls
 PyTorch's attention directly. The processor here goes through diffusers' dispatcher.
@@ -55,13 +55,13 @@ class DispatchedAttention:
 
 
 def _rotated(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], text: int) -> torch.Tensor:
-    """Only the tokens of the video have a place in space and time."""
+    """Rotate the tokens of the video: only they have a place in space and time."""
     video = apply_rotary_emb(states[:, text:], rotary, sequence_dim=1)
     return torch.cat([states[:, :text], video], dim=1)
 
 
 def use_backend(transformer: CogVideoXTransformer3DModel, backend: str) -> None:
-    """Compute all attention of the transformer by this backend. Raises ModelUnavailable for one nobody knows."""
+    """Compute all attention of the transformer by this backend. Raises ModelUnavailable for an unknown one."""
     if backend not in {known.value for known in AttentionBackendName}:
         raise ModelUnavailable(f"GPU_NODE_ATTENTION: diffusers has no attention backend {backend!r}.")
     transformer.set_attn_processor(DispatchedAttention(backend))
@@ -70,7 +70,7 @@ def use_backend(transformer: CogVideoXTransformer3DModel, backend: str) -> None:
 def fastest_backend(
     candidates: Iterable[str], *, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device
 ) -> str:
-    """The candidate that takes the least time for attention of this shape (batch, tokens, heads, width).
+    """Return the candidate that takes the least time for attention of this shape (batch, tokens, heads, width).
 
     One that does not run here, or whose result is not that of PyTorch's own, is left out.
     """
@@ -96,12 +96,10 @@ def _agrees(
     try:
         out = _attend(query, key, value, name)
         distance = float((out - expected).float().norm() / expected.float().norm())
-    except (
-        Exception
-    ) as error:  # a package that is missing, a card that is too old: each kernel has its own words
+    except Exception as error:  # a package is missing, a card is too old: each kernel says it in its own way
         if poisons_process(error):
             raise
-        log.info("attention: %s is not to be had here: %s", name, str(error).partition("\n")[0][:200])
+        log.info("attention: %s does not run here: %s", name, str(error).partition("\n")[0][:200])
         return False
     if distance > ROUNDING:
         log.warning("attention: %s differs by %.3f and is left out", name, distance)
@@ -109,7 +107,7 @@ def _agrees(
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The median of some rounds, after one that warms up."""
+    """Return the median of some rounds, after one that warms up."""
     times = []
     for _ in range(1 + ROUNDS):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What can go wrong in the worker, and what it means for the process."""
+"""Failures in the worker, and what each means for the process."""
 
 import torch
 
@@ -16,12 +16,12 @@ class UnusableResult(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the GPU ran out of memory, after which the process can go on."""
+    """Return True when the GPU ran out of memory, after which the process can go on."""
     return isinstance(error, torch.OutOfMemoryError)
 
 
 def poisons_process(error: BaseException) -> bool:
-    """Whether the error leaves the CUDA context unusable, so that only a new process helps."""
+    """Return True when the error leaves the CUDA context unusable, so that only a new process helps."""
     if is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

@@ -1,45 +1,34 @@
 """A loaded model, owned by one process and used by one job at a time: prompt, latents, frames."""
 
 import logging
+import os
+import resource
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import CogVideoXImageToVideoPipeline
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch._dynamo.exc import TorchDynamoException
 
-from gpu_node.engine import compiling
 from gpu_node.engine.errors import ModelUnavailable, UnusableResult
-from gpu_node.engine.loading import Loaded, Native, fresh_scheduler, load
+from gpu_node.engine.loading import Loaded, fresh_scheduler, load
 from gpu_node.engine.prompts import Prompts
+from gpu_node.engine.speed import new_shapes_compile
+from gpu_node.ipc import Memory
+from gpu_node.schemas import Clip
 from gpu_node.settings import EMBEDDED, EngineOptions
 
 log = logging.getLogger(__name__)
 
 WARM_STEPS = 4  # enough for a step cache to have gone through both of its ways
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerationInput:
-    """What one clip is made from. Sizes in pixels, multiples of 16; frames 8N+1 (16N+1 for CogVideoX 1.5).
-
-    `image`: the file of the picture that an image-to-video model starts from; None for any other model.
-    """
-
-    width: int
-    height: int
-    frames: int
-    steps: int
-    guidance_scale: float
-    seed: int
-    image: Path | None = None
+MEGABYTE = 2**20
+RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
 
 
 class VideoPipeline:
@@ -47,12 +36,14 @@ class VideoPipeline:
 
     def __init__(self, loaded: Loaded, *, lower_case: bool) -> None:
         self._pipe = loaded.pipe
-        self._loaded = loaded
+        self._prompts = loaded.prompts
         self._lower_case = lower_case
+        self.traits = loaded.traits
         self.setup = loaded.setup
         self.device = loaded.device
+        self.decodes_in_tiles = loaded.tiled  # every clip, for want of memory
         self.first_step_began = 0.0
-        loaded.pipe.transformer.register_forward_pre_hook(self._note_the_first)
+        loaded.pipe.transformer.register_forward_pre_hook(self._note_first_step)
 
     @classmethod
     def load(cls, options: EngineOptions) -> "VideoPipeline":
@@ -63,25 +54,10 @@ class VideoPipeline:
 
     @property
     def device_name(self) -> str:
-        """For people."""
+        """Name of the device, for people."""
         if self.device.type == "cuda":
             return f"cuda ({torch.cuda.get_device_name(self.device)})"
         return self.device.type
-
-    @property
-    def takes_image(self) -> bool:
-        """Whether every clip starts from a picture."""
-        return isinstance(self._pipe, CogVideoXImageToVideoPipeline)
-
-    @property
-    def native(self) -> Native:
-        """The size and the frames that the model was made for."""
-        return self._loaded.native
-
-    @property
-    def decodes_in_tiles(self) -> bool:
-        """Whether every clip is decoded in tiles, for want of memory."""
-        return self._loaded.tiled
 
     def warm_up(self, options: EngineOptions) -> None:
         """Make the shapes that will be asked for once, so that no clip waits for a compiler.
@@ -90,7 +66,7 @@ class VideoPipeline:
         unless the operator insists, which raises ModelUnavailable.
         """
         try:
-            with compiling.new_shapes_compile():
+            with new_shapes_compile():
                 for frames in options.warm_frames:
                     self._make_blank(frames)
         except TorchDynamoException as error:
@@ -104,44 +80,54 @@ class VideoPipeline:
             self.setup["compiled"] = False
 
     def _make_blank(self, frames: int) -> None:
-        started, width, height = time.perf_counter(), self.native.width, self.native.height
-        picture = Image.new("RGB", (width, height)) if self.takes_image else None
-        job = GenerationInput(
-            width=width, height=height, frames=frames, steps=WARM_STEPS, guidance_scale=6.0, seed=0
+        started, width, height = time.perf_counter(), self.traits.width, self.traits.height
+        clip = Clip(
+            prompt="",
+            width=width,
+            height=height,
+            num_frames=frames,
+            generated_frames=frames,
+            fps=1,
+            steps=WARM_STEPS,
+            guidance_scale=6.0,
+            seed=0,
         )
-        latents = self._denoise(job, self.encode("", ""), lambda _: None, picture)
+        picture = Image.new("RGB", (width, height)) if self.traits.takes_image else None
+        latents = self._denoise(clip, self.encode("", ""), lambda _: None, picture)
         for _ in self.decode(latents):
             pass
         log.info("%d frames of %dx%d: warm in %.0f s", frames, width, height, time.perf_counter() - started)
 
     def encode(self, prompt: str, negative_prompt: str) -> Prompts:
-        """What the transformer reads of the words. Any thread may call it."""
-        return self._loaded.prompts.encode(self._wording(prompt), self._wording(negative_prompt))
+        """Encode what the transformer reads of the words. Any thread may call it.
 
-    def _wording(self, prompt: str) -> str:
-        """The embedded models' vocabularies have no capitals, and T5Tokenizer forgets a normaliser when it is saved."""
-        return prompt.lower() if self._lower_case else prompt
+        The embedded models' vocabularies have no capitals, and T5Tokenizer forgets a normaliser when it is saved.
+        """
+        if self._lower_case:
+            prompt, negative_prompt = prompt.lower(), negative_prompt.lower()
+        return self._prompts.encode(prompt, negative_prompt)
 
     def denoise(
-        self, job: GenerationInput, prompts: Prompts, *, on_step: Callable[[int], None]
+        self, clip: Clip, prompts: Prompts, *, picture: Path | None = None, on_step: Callable[[int], None]
     ) -> torch.Tensor:
-        """Latents of shape (1, latent frames, channels, height/8, width/8), all finite.
+        """Return latents of shape (1, latent frames, channels, height/8, width/8), all finite.
 
-        `on_step` is called with the number of steps that the GPU has done, and may raise Canceled. The random numbers
-        come from a CPU generator of this job's own, so the same input gives the same bits whatever ran before.
-        Raises UnusableResult for values that are no picture.
+        `picture`: the file that an image-to-video model starts from. `on_step` is called with the number of steps that
+        the GPU has done, and may raise Canceled. The random numbers come from a CPU generator of this job's own, so the
+        same input gives the same bits whatever ran before. Raises UnusableResult for values that are no picture.
         """
-        latents = self._denoise(job, prompts, on_step, _picture(job))
+        start = None
+        if picture is not None:
+            with Image.open(picture) as image:  # cut to the clip's shape
+                upright = ImageOps.exif_transpose(image).convert("RGB")
+                start = ImageOps.fit(upright, (clip.width, clip.height))
+        latents = self._denoise(clip, prompts, on_step, start)
         if not torch.isfinite(latents).all():
             raise UnusableResult("The model produced values that are not finite.")
         return latents
 
     def _denoise(
-        self,
-        job: GenerationInput,
-        prompts: Prompts,
-        on_step: Callable[[int], None],
-        picture: Image.Image | None,
+        self, clip: Clip, prompts: Prompts, on_step: Callable[[int], None], picture: Image.Image | None
     ) -> torch.Tensor:
         self._pipe.scheduler = fresh_scheduler(self._pipe)
         self.first_step_began = 0.0
@@ -150,12 +136,12 @@ class VideoPipeline:
             output = self._pipe(
                 prompt_embeds=prompts.positive,
                 negative_prompt_embeds=prompts.negative,
-                width=job.width,
-                height=job.height,
-                num_frames=job.frames,
-                num_inference_steps=job.steps,
-                guidance_scale=job.guidance_scale,
-                generator=torch.Generator("cpu").manual_seed(job.seed),
+                width=clip.width,
+                height=clip.height,
+                num_frames=clip.generated_frames,
+                num_inference_steps=clip.steps,
+                guidance_scale=clip.guidance_scale,
+                generator=torch.Generator("cpu").manual_seed(clip.seed),
                 callback_on_step_end=report,
                 output_type="latent",
                 **({"image": picture} if picture is not None else {}),
@@ -165,48 +151,42 @@ class VideoPipeline:
             # would take the decoding's place.
             self._pipe.transformer._reset_stateful_cache()
         report.finish()
-        return self._without_padding(output.frames, frames=job.frames)
+        # Models with a temporal patch (CogVideoX 1.5) add latent frames in front, as padding.
+        wanted = (clip.generated_frames - 1) // self._pipe.vae_scale_factor_temporal + 1
+        latents: torch.Tensor = output.frames[:, output.frames.shape[1] - wanted :]
+        return latents
 
-    def _without_padding(self, latents: torch.Tensor, *, frames: int) -> torch.Tensor:
-        """Drop the leading latent frames that models with a temporal patch (CogVideoX 1.5) add."""
-        wanted = (frames - 1) // self._pipe.vae_scale_factor_temporal + 1
-        return latents[:, latents.shape[1] - wanted :]
-
-    def _note_the_first(self, *_: object) -> None:
+    def _note_first_step(self, *_: object) -> None:
         self.first_step_began = self.first_step_began or time.perf_counter()
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, *, tiled: bool = False) -> Iterator[NDArray[np.uint8]]:
-        """Frames as they come, in pieces of shape (count, height, width, 3), RGB: 9, then 8 at a time.
+        """Yield frames as they come, in pieces of shape (count, height, width, 3), RGB: 9, then 8 at a time.
 
         The pieces together are bit by bit what the VAE's `decode` gives. In tiles, for want of memory, all frames
         come at once.
         """
+        vae = self._pipe.vae
         scaled = 1 / self._pipe.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4)
-        if tiled or self._loaded.tiled:
-            yield self._decode_in_tiles(scaled)
+        if tiled or self.decodes_in_tiles:
+            before, vae.use_tiling = vae.use_tiling, True
+            try:
+                yield _to_frames(vae.decode(scaled).sample)
+            finally:
+                vae.use_tiling = before
             return
         cache = None
-        vae = self._pipe.vae
         for piece in _pieces(scaled, vae.num_latent_frames_batch_size):
             piece = piece if vae.post_quant_conv is None else vae.post_quant_conv(piece)
             pixels, cache = vae.decoder(piece, conv_cache=cache)
             yield _to_frames(pixels)
 
-    def _decode_in_tiles(self, scaled: torch.Tensor) -> NDArray[np.uint8]:
-        vae = self._pipe.vae
-        before, vae.use_tiling = vae.use_tiling, True
-        try:
-            return _to_frames(vae.decode(scaled).sample)
-        finally:
-            vae.use_tiling = before
-
 
 class StepReport:
-    """The pipeline's callback. Tells of a step once the GPU has done it, and lets the CPU be one step ahead of it.
+    """The pipeline's callback. Reports a step once the GPU has done it, and lets the CPU be one step ahead of it.
 
-    Without this the CPU would queue many steps at once: progress would be told too early, and a cancel would have to
-    wait for all of them. With a wait for every step the GPU would idle while the CPU prepares the next.
+    Without this the CPU would queue many steps at once: progress would be reported too early, and a cancel would have
+    to wait for all of them. With a wait for every step the GPU would idle while the CPU prepares the next.
     """
 
     def __init__(self, on_step: Callable[[int], None], device: torch.device) -> None:
@@ -220,14 +200,14 @@ class StepReport:
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         self._under_way.append((index + 1, done))
-        self._tell(leave=0 if done is None else 1)
+        self._report(leave=0 if done is None else 1)
         return kwargs
 
     def finish(self) -> None:
-        """Tell of the last step."""
-        self._tell(leave=0)
+        """Report the last step."""
+        self._report(leave=0)
 
-    def _tell(self, *, leave: int) -> None:
+    def _report(self, *, leave: int) -> None:
         while len(self._under_way) > leave:
             step, done = self._under_way.popleft()
             if done is not None:
@@ -235,16 +215,8 @@ class StepReport:
             self._on_step(step)
 
 
-def _picture(job: GenerationInput) -> Image.Image | None:
-    """The picture to start from, cut to the clip's shape."""
-    if job.image is None:
-        return None
-    with Image.open(job.image) as image:
-        return ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (job.width, job.height))
-
-
 def _pieces(latents: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    """`size` latent frames at a time, as the VAE's own decoding cuts them; an odd one belongs to the first piece."""
+    """Cut `size` latent frames at a time, as the VAE's own decoding does; an odd one belongs to the first piece."""
     first = size + latents.shape[2] % size if latents.shape[2] >= size else latents.shape[2]
     yield latents[:, :, :first]
     yield from torch.split(latents[:, :, first:], size, dim=2) if latents.shape[2] > first else ()
@@ -255,3 +227,16 @@ def _to_frames(pixels: torch.Tensor) -> NDArray[np.uint8]:
     scaled = (pixels[0].float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
     frames: NDArray[np.uint8] = scaled.permute(1, 2, 3, 0).cpu().numpy()
     return frames
+
+
+def memory_of(device: torch.device) -> Memory:
+    """Measure the memory of the GPU; on a CPU, of the machine and this process."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        peak = torch.cuda.max_memory_reserved(device)
+    else:
+        page = os.sysconf("SC_PAGE_SIZE")
+        total = os.sysconf("SC_PHYS_PAGES") * page
+        free = os.sysconf("SC_AVPHYS_PAGES") * page if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_UNIT
+    return Memory(total_mb=total // MEGABYTE, free_mb=free // MEGABYTE, peak_mb=peak // MEGABYTE)

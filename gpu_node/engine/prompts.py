@@ -1,4 +1,4 @@
-"""From a prompt to what the transformer reads of it, kept for the next clip with the same words."""
+"""Embeddings of prompts, kept for the next clip with the same words."""
 
 import threading
 from collections import OrderedDict
@@ -43,7 +43,7 @@ class PromptEncoder:
         self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def encode(self, prompt: str, negative_prompt: str) -> Prompts:
-        """Both embeddings."""
+        """Return both embeddings."""
         return Prompts(positive=self._embedding(prompt), negative=self._embedding(negative_prompt))
 
     def _embedding(self, text: str) -> torch.Tensor:

@@ -70,7 +70,7 @@ def _rowwise(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def quantize(transformer: CogVideoXTransformer3DModel, kind: str) -> None:
     """Replace the linear layers of attention and feed-forward, nearly all of the arithmetic and of the weights.
 
-    `kind`: fp8 or int8. What modulates and normalises stays as it is: it is small, and errors there are seen.
+    `kind`: fp8 or int8. What modulates and normalises stays as it is: it is small, and errors there show.
     """
     layer = {"fp8": Float8Linear, "int8": Int8Linear}[kind]
     for block in transformer.transformer_blocks:
@@ -82,7 +82,7 @@ def quantize(transformer: CogVideoXTransformer3DModel, kind: str) -> None:
 
 
 def check_fp8(device: torch.device) -> None:
-    """Raises ModelUnavailable where the hardware has no matrix units for 8-bit floats."""
+    """Raise ModelUnavailable where the hardware has no matrix units for 8-bit floats."""
     if device.type != "cuda":
         raise ModelUnavailable(
             "fp8 needs a CUDA GPU; this node runs on the CPU. Use GPU_NODE_QUANTIZATION=none."

@@ -1,27 +1,5 @@
-"""The commands and buttons, a module a subject. Importing this package registers them all (see `routes`)."""
+"""The commands and buttons, a module for each subject. Importing this package registers them all (see `routes`)."""
 
-from telegram_bot.commands import (
-    accounts,
-    again,
-    cancel,
-    history,
-    payments,
-    preferences,
-    sharing,
-    video,
-    wallet,
-    welcome,
-)
+from telegram_bot.commands import accounts, history, payments, preferences, video, welcome
 
-__all__ = [
-    "accounts",
-    "again",
-    "cancel",
-    "history",
-    "payments",
-    "preferences",
-    "sharing",
-    "video",
-    "wallet",
-    "welcome",
-]
+__all__ = ["accounts", "history", "payments", "preferences", "video", "welcome"]

@@ -1,30 +1,33 @@
-"""/history: the last videos and what became of them, each to be had again."""
+"""/history, /cancel and sharing: what may be done about videos that were asked for."""
 
 import logging
 from functools import partial
 
 from django.db import transaction
 from django.db.models.functions import Now
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from telegram.error import BadRequest
 
 from accounts.models import CreditAccount, User
-from generation import events
+from generation import sharing
 from generation.database import in_database
-from generation.errors import VideoNotReady
+from generation.errors import CannotCancel, VideoNotReady
+from generation.jobs import lifecycle
 from generation.models import GenerationJob
-from telegram_bot import posts
-from telegram_bot.commands.again import own_job
-from telegram_bot.marks import written
+from generation.retrying import written
+from telegram_bot import wakeup
+from telegram_bot.commands.video import own_job, remember
 from telegram_bot.models import JobMessage
-from telegram_bot.requests import Press, Request
-from telegram_bot.routes import button, command
-from telegram_bot.texts import answers, buttons
-from telegram_bot.texts import jobs as words
+from telegram_bot.receiving.context import Press, Request
+from telegram_bot.receiving.routes import button, command
+from telegram_bot.texts import jobs as texts
+from telegram_bot.texts.buttons import row
 
 logger = logging.getLogger(__name__)
 
 LENGTH = 5
+REASON = "Canceled in Telegram"
 
 
 @in_database
@@ -33,21 +36,17 @@ def last_jobs(person: User) -> list[GenerationJob]:
 
 
 @in_database
-def file_id_of(job: GenerationJob, *, bot_id: int) -> str:
-    """The name of its file at Telegram; empty when this bot never sent it."""
+def sent_before(job: GenerationJob, *, bot_id: int) -> tuple[str, str]:
+    """The id of its file at Telegram, empty when this bot never sent it; and a caption."""
     row = JobMessage.objects.filter(job=job, bot_id=bot_id).first()
-    return row.file_id if row else ""
-
-
-@in_database
-def caption_of(job: GenerationJob) -> str:
-    return words.caption(job, balance_left=CreditAccount.objects.get(user=job.user_id).balance)
+    balance = CreditAccount.objects.get(user=job.user_id).balance
+    return row.file_id if row else "", texts.caption(job, balance_left=balance)
 
 
 @in_database
 @transaction.atomic
 def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
-    """Put it into the outbox again, for this chat, unless it is there already."""
+    """Put a result into the outbox again, for this chat, unless it is there already."""
     fresh: dict[str, object] = {
         "state": JobMessage.State.PENDING,
         "next_attempt_at": Now(),
@@ -61,46 +60,103 @@ def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
     if not created:
         settled = JobMessage.objects.filter(pk=row.pk).exclude(state=JobMessage.State.PENDING)
         settled.update(**place, **fresh)
-    events.publish(job)  # wakes the deliveries
+    wakeup.call(wakeup.OUTBOX)
 
 
 @command("history", menu=gettext_lazy("Show your last videos"))
 async def history(request: Request) -> None:
-    jobs = await last_jobs(request.person)
-    await request.reply(answers.history(jobs), reply_markup=buttons.of_history(jobs))
+    latest = await last_jobs(request.person)
+    await request.reply(texts.history(latest), reply_markup=texts.of_history(latest))
 
 
 @button("resend")
 async def resend(press: Press) -> None:
-    """By the name its file has at Telegram; what was never sent, or is known no more, is uploaded by `delivery`."""
+    """Send a video again by the id its file has at Telegram; without one, or an unknown one, it is uploaded."""
     job = await own_job(press.account, press.argument)
     if job.state != GenerationJob.State.COMPLETED:
         raise VideoNotReady
-    file_id = await file_id_of(job, bot_id=press.bot.id)
-    if file_id and await _sent(press, job, file_id):
+    file_id, caption = await sent_before(job, bot_id=press.bot.id)
+    if file_id and await _sent(press, job, file_id, caption):
         return
     await deliver_here(job, place={"bot_id": press.bot.id, "chat_id": press.chat.id, "reply_to": press.about})
-    await press.answer(answers.on_its_way())
+    await press.answer(_("The video is on its way."))
 
 
-async def _sent(press: Press, job: GenerationJob, file_id: str) -> bool:
+async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) -> bool:
     """False when Telegram does not know the file."""
     await press.acknowledge()
     try:
         message = await press.bot.send_video(
             press.chat.id,
             file_id,
-            caption=await caption_of(job),
-            reply_markup=buttons.of_job(job),
+            caption=caption,
+            reply_markup=texts.of_job(job),
             reply_parameters=press.reply_to_asker,
         )
     except BadRequest as error:
         logger.info("job %s cannot be sent again by its file_id: %s", job.id.hex, error)
         return False
-    await written(partial(remember_post, press, job, message.message_id), about=f"the video of {press.key}")
+    mark = partial(
+        remember, job=job, bot_id=press.bot.id, chat_id=press.chat.id, message_id=message.message_id
+    )
+    await written(mark, about=f"the video of {press.key}")
     return True
 
 
 @in_database
-def remember_post(press: Press, job: GenerationJob, message_id: int) -> None:
-    posts.remember(job=job, bot_id=press.bot.id, chat_id=press.chat.id, message_id=message_id)
+def address_of(job: GenerationJob) -> str:
+    return sharing.address(sharing.share(job=job))
+
+
+@button("share")
+async def share(press: Press) -> None:
+    """A link for all who have it, in a message that can be passed on."""
+    job = await own_job(press.account, press.argument)
+    address = await address_of(job)
+    stop = row((_("Stop sharing"), "unshare"), argument=job.id.hex)
+    await press.reply(texts.shared(job.prompt, address=address), reply_markup=stop)
+
+
+@button("unshare")
+async def unshare(press: Press) -> None:
+    """End the link; its message shows it."""
+    job = await own_job(press.account, press.argument)
+    await in_database(sharing.revoke)(job=job)
+    await press.show(texts.not_shared(job.prompt))
+
+
+@in_database
+def cancel_newest(person: User) -> GenerationJob | None:
+    """The job that was canceled; None when none is live.
+
+    Raises:
+        CannotCancel: all that are live are being stored.
+    """
+    refused: CannotCancel | None = None
+    live = GenerationJob.objects.filter(user=person, state__in=GenerationJob.LIVE)
+    for job in live.order_by("-created_at"):
+        try:
+            return lifecycle.cancel(job=job, actor=person, reason=REASON)
+        except CannotCancel as error:
+            refused = error
+    if refused is not None:
+        raise refused
+    return None
+
+
+@command("cancel", menu=gettext_lazy("Cancel the video being made"))
+async def cancel(request: Request) -> None:
+    """Stop the newest video that is being made."""
+    job = await cancel_newest(request.person)
+    if job is None:
+        await request.reply(_("There is nothing to cancel: no video of yours is being made."))
+    else:
+        await request.reply(texts.canceled(job.prompt))
+
+
+@button("cancel")
+async def cancel_this(press: Press) -> None:
+    """Stop the video that the message is about. The delivery of its result changes the message."""
+    job = await own_job(press.account, press.argument)
+    await in_database(lifecycle.cancel)(job=job, actor=press.person, reason=REASON)
+    await press.answer(_("Canceled. No credits were deducted."))

@@ -1,28 +1,33 @@
-"""/buy, the checkout, what was paid, /paysupport and /terms."""
+"""/balance, /buy, the checkout, payments, /paysupport and /terms."""
 
 import logging
 
+from django.db.models import F
 from django.utils import translation
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from telegram import InlineKeyboardMarkup, LabeledPrice, PreCheckoutQuery
 from telegram.error import BadRequest
 
+from accounts import ledger
+from accounts.models import CreditAccount, CreditTransaction, User
 from generation.database import DATABASE_AWAY, in_database
-from telegram_bot import payments, refunds, speech
-from telegram_bot.commands.welcome import is_anything_for_sale, wallet_of
+from telegram_bot import language, payments, refunds
+from telegram_bot.commands.welcome import for_sale, wallet_of
 from telegram_bot.models import StarPayment
 from telegram_bot.payments import Charge
-from telegram_bot.requests import Asked, Incoming, Press, Request
-from telegram_bot.routes import button, command, deep_link, message, update
-from telegram_bot.texts import accounts as account_texts
+from telegram_bot.receiving.context import Asked, Press, Request
+from telegram_bot.receiving.routes import button, command, deep_link, message, update
+from telegram_bot.sending.client import BotClient
+from telegram_bot.texts import jobs, parts
 from telegram_bot.texts import payments as texts
 
 logger = logging.getLogger(__name__)
 
 # What stands behind `?start=` in a link to the offers.
 HERE = "buy_here"
+LAST_ENTRIES = 5
 
-for_sale = in_database(payments.for_sale)
 offer = in_database(payments.offer)
 check_out = in_database(payments.check_out)
 latest = in_database(payments.latest)
@@ -36,17 +41,30 @@ def credit(*, bot_id: int, telegram_id: int, charge: Charge) -> tuple[StarPaymen
     return payment, payments.balance_of(payment)
 
 
-# --- Choosing ---------------------------------------------------------------------------------------------------------
+@in_database
+def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
+    """The wallet and the last entries that changed what is free to spend: a capture of held credits does not."""
+    wallet = ledger.open_account(user=person)
+    moved = wallet.transactions.exclude(posted_delta=F("held_delta"))
+    return wallet, list(moved.order_by("-id")[:LAST_ENTRIES])
+
+
+@command("balance", menu=gettext_lazy("Show your credits"))
+async def balance(request: Request) -> None:
+    """What is free to spend, and how it came to that."""
+    wallet, entries = await statement_of(request.person)
+    text = jobs.balance(free=wallet.balance, held=wallet.held, entries=entries)
+    await request.reply(text, reply_markup=await way_to_buy(request))
 
 
 @command("buy", menu=gettext_lazy("Buy credits with Telegram Stars"))
 @deep_link("buy")
 async def buy(request: Request) -> None:
-    """What is for sale."""
+    """The packs for sale."""
     if request.in_private:
         await _show_offers(request)
     else:
-        await request.reply(account_texts.only_in_private(), reply_markup=await way_to_buy(request))
+        await request.reply(parts.only_in_private(), reply_markup=await way_to_buy(request))
 
 
 @button("offers")
@@ -66,7 +84,7 @@ async def _show_offers(asked: Asked) -> None:
 
 async def way_to_buy(asked: Asked) -> InlineKeyboardMarkup | None:
     """A button that leads to the offers; None when nothing is for sale."""
-    if not await is_anything_for_sale():
+    if not await for_sale():
         return None
     url = None if asked.in_private else f"https://t.me/{asked.bot.username}?start={HERE}"
     return texts.offers_button(url=url)
@@ -76,11 +94,7 @@ async def way_to_buy(asked: Asked) -> InlineKeyboardMarkup | None:
 async def choose(press: Press) -> None:
     """An invoice. Forwarded, it leads to /buy instead of being paid by others."""
     pack = int(press.argument) if press.argument.isdecimal() and len(press.argument) < 19 else 0
-    try:
-        invoice = await offer(account=press.account, pack_id=pack, asked_by=press.key)
-    except payments.CannotBuy as error:
-        await press.refuse(str(error))
-        return
+    invoice = await offer(account=press.account, pack_id=pack, asked_by=press.key)
     await press.acknowledge()
     await press.bot.send_invoice(
         press.account.telegram_id,
@@ -93,18 +107,13 @@ async def choose(press: Press) -> None:
     )
 
 
-# --- Paying -----------------------------------------------------------------------------------------------------------
-
-
 @update("pre_checkout_query")
-async def checkout(incoming: Incoming) -> None:
+async def checkout(bot: BotClient, query: PreCheckoutQuery) -> None:
     """The last moment to say no. Telegram waits ten seconds for it, and takes silence for a no."""
-    query = incoming.update.pre_checkout_query
-    assert query is not None
-    with translation.override(speech.spoken(query.from_user.language_code or "")):
+    with translation.override(language.nearest(query.from_user.language_code or "")):
         why_not = await _why_not(query)
     try:
-        await incoming.bot.answer_pre_checkout_query(query.id, ok=not why_not, error_message=why_not or None)
+        await bot.answer_pre_checkout_query(query.id, ok=not why_not, error_message=why_not or None)
     except BadRequest as error:
         # Telegram has stopped waiting, and nothing is paid.
         logger.warning("a checkout was answered too late: %s", error)
@@ -122,13 +131,13 @@ async def _why_not(query: PreCheckoutQuery) -> str:
         return str(error)
     except DATABASE_AWAY as error:
         logger.warning("a checkout is refused, for nothing can be looked up now: %s", error)
-        return texts.not_now()
+        return _("This cannot be paid just now. Please try again in a moment. Nothing was paid.")
     return ""
 
 
 @message("successful_payment")
 async def paid(request: Request) -> None:
-    """The Stars are here: give the credits, once."""
+    """Give the credits for a payment, once."""
     payment = request.message.successful_payment
     assert payment is not None
     charge = Charge(
@@ -143,20 +152,15 @@ async def paid(request: Request) -> None:
 
 @message("refunded_payment")
 async def given_back(request: Request) -> None:
-    """Telegram tells of every refund, those that somebody else made too. What there is to say is said by `refunds`."""
+    """Telegram reports every refund, also one that was not asked for here. `refunds` writes the notice about it."""
     payment = request.message.refunded_payment
     assert payment is not None
     await seen_outside(charge_id=payment.telegram_payment_charge_id)
 
 
-# --- Help and terms ---------------------------------------------------------------------------------------------------
-
-
 @command("paysupport", menu=gettext_lazy("Help with payments"))
 async def support(request: Request) -> None:
-    if not request.in_private:
-        await request.refuse(account_texts.only_in_private())
-        return
+    request.must_be_private()
     await request.reply(texts.support(await latest(request.account)))
 
 

@@ -1,33 +1,33 @@
-"""/presets and /settings: what videos are made with, and the language the bot speaks."""
+"""/presets and /settings: the preset of videos, and the language the bot speaks."""
 
 from typing import Any
 
 from django.utils import translation
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from telegram import BotCommandScopeChat
+from telegram import BotCommandScopeChat, InlineKeyboardMarkup
 
 from accounts import languages
-from generation import pricing
 from generation.database import in_database
-from telegram_bot import menus, speech
+from generation.jobs import catalog
+from telegram_bot import language
+from telegram_bot.commands.welcome import preset_of
 from telegram_bot.models import TelegramAccount
-from telegram_bot.requests import Asked, Press, Request
-from telegram_bot.routes import button, command
-from telegram_bot.texts import preferences as words
+from telegram_bot.receiving import routes
+from telegram_bot.receiving.context import Asked, Press, Request
+from telegram_bot.receiving.routes import button, command
+from telegram_bot.texts import accounts as texts
 
 
 @in_database
-def offer_for(account: TelegramAccount) -> words.Offer:
-    """The presets with what they cost this person, and the one that is used for them."""
-    quotes = pricing.quotes(user=account.user)
-    chosen = account.preset if account.preset is not None and account.preset.enabled else None
-    return words.Offer(quotes, chosen or pricing.default_preset())
+def choices_for(account: TelegramAccount) -> texts.Choices:
+    return texts.Choices(catalog.quotes(user=account.user), preset_of(account))
 
 
 @in_database
 def choose_preset(account: TelegramAccount, name: str) -> None:
     """Raises UnknownPreset: staff withdrew it meanwhile."""
-    account.preset = pricing.find_preset(name)
+    account.preset = catalog.find_preset(name)
     account.save(update_fields=["preset"])
 
 
@@ -37,7 +37,10 @@ def choose_language(account: TelegramAccount, language: str) -> None:
     languages.remember(user=account.user, language=language)
 
 
-# --- Presets ----------------------------------------------------------------------------------------------------------
+async def _presets(asked: Asked) -> dict[str, Any]:
+    choices = await choices_for(asked.account)
+    markup = InlineKeyboardMarkup.from_column(texts.preset_buttons(choices, name="preset"))
+    return {"text": texts.presets(choices), "reply_markup": markup}
 
 
 @command("presets", menu=gettext_lazy("Lengths and qualities of videos"))
@@ -52,12 +55,9 @@ async def use_preset(press: Press) -> None:
     await press.show(**await _presets(press))
 
 
-async def _presets(asked: Asked) -> dict[str, Any]:
-    offer = await offer_for(asked.account)
-    return {"text": words.presets(offer), "reply_markup": words.preset_buttons(offer, name="preset")}
-
-
-# --- Settings ---------------------------------------------------------------------------------------------------------
+async def _settings(asked: Asked) -> dict[str, Any]:
+    choices, chosen = await choices_for(asked.account), asked.person.language
+    return {"text": texts.settings(choices, chosen), "reply_markup": texts.settings_buttons(choices, chosen)}
 
 
 @command("settings", menu=gettext_lazy("Your preset and language"))
@@ -74,29 +74,23 @@ async def set_preset(press: Press) -> None:
 
 @button("language")
 async def set_language(press: Press) -> None:
-    """From now on everything is said in it, on the web too; an empty one is the language of their Telegram."""
+    """Speak another language from now on, on the web too; an empty one is the language of their Telegram."""
     if press.argument and not languages.is_spoken(press.argument):
-        await press.refuse(words.unknown_language())
+        await press.refuse(_("This language is not spoken here."))
         return
     await choose_language(press.account, press.argument)
-    with translation.override(speech.language_of(press.account)):
+    with translation.override(language.language_of(press.account)):
         await _show_menu(press)
         await press.show(**await _settings(press))
 
 
 async def _show_menu(press: Press) -> None:
-    """The commands behind the menu button follow the language of Telegram unless another one was chosen."""
+    """The menu follows the language of Telegram unless another one was chosen."""
     if not press.in_private:
         return
     scope = BotCommandScopeChat(press.chat.id)
     await press.acknowledge()
     if press.argument:
-        await press.bot.set_my_commands(menus.menu(press.argument), scope=scope)
+        await press.bot.set_my_commands(routes.menu(press.argument), scope=scope)
     else:
         await press.bot.delete_my_commands(scope=scope)
-
-
-async def _settings(asked: Asked) -> dict[str, Any]:
-    offer = await offer_for(asked.account)
-    chosen = asked.person.language
-    return {"text": words.settings(offer, chosen), "reply_markup": words.settings_buttons(offer, chosen)}

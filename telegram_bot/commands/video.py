@@ -1,129 +1,189 @@
-"""/video: from a wish to the message that is the job."""
+"""/video, Again, Remix and Retry: from a prompt, a button or a reply to the message that is the job."""
 
 import contextlib
-from dataclasses import dataclass
 from functools import partial
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models.functions import Now
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+from telegram import ForceReply
 from telegram.error import BadRequest
 
-from generation import lifecycle
 from generation.database import in_database
-from generation.models import GenerationJob, Preset
-from telegram_bot import posts
+from generation.errors import JobNotFound
+from generation.jobs import submission
+from generation.jobs.submission import VideoRequest, same_again
+from generation.models import GenerationJob
+from generation.retrying import written
 from telegram_bot.commands.welcome import quote_for
-from telegram_bot.live import Status, status_of
-from telegram_bot.marks import written
-from telegram_bot.models import JobMessage, TelegramAccount
-from telegram_bot.requests import Asked, Press, Request, quoting
-from telegram_bot.routes import button, command
-from telegram_bot.texts import answers
-from telegram_bot.texts.parts import example
+from telegram_bot.models import JobMessage, JobPost, TelegramAccount
+from telegram_bot.receiving.context import Asked, Press, Request
+from telegram_bot.receiving.routes import button, command, message
+from telegram_bot.sending import outbox
+from telegram_bot.sending.client import quoting
+from telegram_bot.sending.progress import Status, status_of
+from telegram_bot.texts import jobs as texts
+from telegram_bot.texts.parts import example, shortened
 
 Pending = JobMessage.State.PENDING
+# Telegram's limit for the text that stands in the empty input field.
+MAX_PLACEHOLDER = 64
+# A person may mix the languages: these mean the same in any of them.
+AGAIN = {"again", "once more", "repeat", "ещё", "еще", "ещё раз", "еще раз", "снова", "повтори"}
 
-
-@dataclass(frozen=True, kw_only=True)
-class Wish:
-    """What somebody wants to see. The same `key` is the same job; without `preset` it is the one they chose."""
-
-    prompt: str
-    key: str
-    preset: Preset | None = None
-    seed: int | None = None
-    negative_prompt: str = ""
-    remixed_from: GenerationJob | None = None
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """A job, its row in the outbox, and what its status message says first."""
-
-    job: GenerationJob
-    row: JobMessage
-    status: Status
-
-    @property
-    def is_shown(self) -> bool:
-        """Its status message was sent before, or has nothing to say any more."""
-        return self.row.status_message_id is not None or self.row.state != Pending
+remember = in_database(outbox.remember)
 
 
 @in_database
-def submit(account: TelegramAccount, wish: Wish, *, place: dict[str, int | None]) -> Accepted:
-    """The job and its row in the outbox, in one transaction.
+def submit(
+    account: TelegramAccount, request: VideoRequest, *, key: str, place: dict[str, int | None]
+) -> tuple[JobMessage, Status]:
+    """Make the job and its row in the outbox, in one transaction; returns the row, and the first status to show.
 
-    `place` is where the result goes: bot_id, chat_id, reply_to.
+    The same `key` is the same job. `place` is where the result goes: bot_id, chat_id, reply_to.
 
     Raises:
         GenerationError: it was refused.
     """
-    chosen = wish.preset or account.preset
+    preset = request.get("preset") or account.preset
+    request["preset"] = preset if preset is not None and preset.enabled else None
+    source = GenerationJob.Source.TELEGRAM
     with transaction.atomic():
-        job = lifecycle.submit(
-            user=account.user,
-            prompt=wish.prompt,
-            source=GenerationJob.Source.TELEGRAM,
-            preset=chosen.name if chosen is not None and chosen.enabled else None,
-            seed=wish.seed,
-            negative_prompt=wish.negative_prompt,
-            idempotency_key=wish.key,
-            remixed_from=wish.remixed_from,
-        )
+        job = submission.submit(user=account.user, source=source, idempotency_key=key, **request)
         row, _ = JobMessage.objects.get_or_create(job=job, defaults=place)
     # A job that was there before may have ended without a row to be delivered by.
     missed = JobMessage.objects.filter(pk=row.pk, state=Pending, next_attempt_at=None)
     missed.filter(job__finished_at__isnull=False).update(next_attempt_at=Now())
-    return Accepted(job, row, status_of(job))
+    row.job = job
+    return row, status_of(job)
 
 
 @in_database
 @transaction.atomic
 def remember_status(row: JobMessage, *, message_id: int, text: str) -> bool:
-    """False when the result is out already, so that the status message is to be removed at once."""
+    """Store the status message. False when the result is out already, so that it is to be removed at once."""
     pending = JobMessage.objects.filter(pk=row.pk, state=Pending)
     if not pending.update(status_message_id=message_id, last_text=text):
         return False
-    posts.remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=message_id)
+    outbox.remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=message_id)
     return True
 
 
 @command("video", menu=gettext_lazy("Generate AI video"))
 async def video(request: Request) -> None:
-    """Make a video, or say how."""
+    """Make a video, or explain how to."""
     if request.argument:
-        await make(request, Wish(prompt=request.argument, key=request.key))
+        await make(request, {"prompt": request.argument})
     else:
-        await request.reply(answers.video_usage(await quote_for(request.account)))
+        await request.reply(texts.video_usage(await quote_for(request.account)))
 
 
 @button("sample")
 async def sample(press: Press) -> None:
     """The example of /start, by one tap."""
-    await make(press, Wish(prompt=example(), key=press.key))
+    await make(press, {"prompt": example()})
 
 
-async def make(asked: Asked, wish: Wish) -> Accepted:
-    """Accept a wish and answer with the message that is the job, unless it stands there already."""
+async def make(asked: Asked, request: VideoRequest, *, key: str = "") -> GenerationJob:
+    """Submit a job and answer with its status message, unless that was sent before or the job is settled.
+
+    Without a `key` of its own, an update that is handled again finds its job.
+    """
     place = {"bot_id": asked.bot.id, "chat_id": asked.chat.id, "reply_to": asked.about}
-    accepted = await submit(asked.account, wish, place=place)
-    if not accepted.is_shown:
-        await _show_status(asked, accepted)
-    return accepted
-
-
-async def _show_status(asked: Asked, accepted: Accepted) -> None:
-    row, status = accepted.row, accepted.status
+    row, status = await submit(asked.account, request, key=key or asked.key, place=place)
+    if row.status_message_id is not None or row.state != Pending:
+        return row.job
     await asked.acknowledge()
     sent = await asked.bot.send_message(
         row.chat_id, status.text, reply_markup=status.buttons, reply_parameters=quoting(asked.about)
     )
     mark = partial(remember_status, row, message_id=sent.message_id, text=status.text)
-    if await written(mark, about=f"the status message of job {accepted.job.id.hex}"):
-        asked.live.track(job_id=accepted.job.id, chat_id=row.chat_id)
+    if await written(mark, about=f"the status message of job {row.job_id.hex}"):
+        asked.live.track(job_id=row.job_id, chat_id=row.chat_id)
     else:
         # A quick node: the result overtook the message that announces it.
-        with contextlib.suppress(BadRequest):  # and somebody else was quicker still
+        with contextlib.suppress(BadRequest):  # it is removed already
             await asked.bot.delete_message(row.chat_id, sent.message_id)
+    return row.job
+
+
+@in_database
+def own_job(account: TelegramAccount, hex_id: str) -> GenerationJob:
+    """The job a button carries, if it is the person's own: a client may send any data, and others see the buttons.
+
+    Raises:
+        JobNotFound: it is another's, or deleted.
+    """
+    try:
+        own = GenerationJob.objects.select_related("preset").filter(user=account.user_id, deleted_at=None)
+        return own.get(pk=hex_id)
+    except (GenerationJob.DoesNotExist, ValueError, ValidationError):
+        raise JobNotFound(_("This video is not yours, or it was deleted.")) from None
+
+
+@in_database
+def meant_by(request: Request) -> JobPost | None:
+    """The job that a message replies to; otherwise the last one, in a private chat."""
+    chat = {"bot_id": request.bot.id, "chat_id": request.chat.id}
+    replied = request.message.reply_to_message
+    if replied and (post := outbox.find(**chat, message_id=replied.message_id)):
+        return post
+    return outbox.last_in(**chat) if request.in_private else None
+
+
+@message("text")
+async def talk(request: Request) -> None:
+    """A prompt; or a reply to one of our messages: the same again, or the changed prompt it asks for."""
+    says_again = request.argument.casefold().strip(" .!…") in AGAIN
+    post = await meant_by(request) if says_again or request.message.reply_to_message else None
+    if post is not None and says_again:
+        await make(request, with_another_seed(post.job))
+    elif post is not None and post.asks_for_prompt and post.job.user_id == request.person.pk:
+        # Another prompt for the same seed, so that only what was changed changes.
+        remix = same_again(post.job)
+        remix["prompt"], remix["remixed_from"] = request.argument, post.job
+        await make(request, remix)
+    elif request.addressed:
+        await make(request, {"prompt": request.argument})
+
+
+def with_another_seed(job: GenerationJob) -> VideoRequest:
+    """The same again but for the seed, which would give the same picture."""
+    request = same_again(job)
+    request["seed"] = None
+    return request
+
+
+@button("again")
+async def again(press: Press) -> None:
+    """The same prompt with another seed."""
+    await make(press, with_another_seed(await own_job(press.account, press.argument)))
+
+
+@button("retry")
+async def retry(press: Press) -> None:
+    """A failed job once more, however often it is pressed and at whichever door."""
+    job = await own_job(press.account, press.argument)
+    retried = await make(press, same_again(job), key=f"retry-{job.id.hex}")
+    await press.answer("" if retried.is_live else _("You tried this one again already: see below."))
+
+
+@button("remix")
+async def remix(press: Press) -> None:
+    """Ask for the changed prompt; the reply to the question is it."""
+    job = await own_job(press.account, press.argument)
+    placeholder = shortened(job.prompt, MAX_PLACEHOLDER)
+    asks = ForceReply(selective=True, input_field_placeholder=placeholder)
+    mention = "" if press.in_private else press.query.from_user.mention_html()
+    sent = await press.reply(texts.changed_prompt(job.prompt, mention=mention), reply_markup=asks)
+    mark = partial(
+        remember,
+        job=job,
+        bot_id=press.bot.id,
+        chat_id=press.chat.id,
+        message_id=sent.message_id,
+        asks_for_prompt=True,
+    )
+    await written(mark, about=f"the question {press.key}")

@@ -4,15 +4,17 @@ from django.utils.translation import gettext_lazy
 
 from accounts import ledger
 from accounts.models import CreditAccount, User
-from generation import pricing
 from generation.database import in_database
-from telegram_bot import menus, payments
+from generation.jobs import catalog
+from generation.models import Preset
+from telegram_bot import payments
 from telegram_bot.models import TelegramAccount
-from telegram_bot.requests import Request
-from telegram_bot.routes import command
-from telegram_bot.texts import answers, buttons
+from telegram_bot.receiving import routes
+from telegram_bot.receiving.context import Request
+from telegram_bot.receiving.routes import command
+from telegram_bot.texts import jobs as texts
 
-is_anything_for_sale = in_database(payments.is_anything_for_sale)
+for_sale = in_database(payments.for_sale)
 
 
 @in_database
@@ -20,23 +22,28 @@ def wallet_of(person: User) -> CreditAccount:
     return ledger.open_account(user=person)
 
 
+def preset_of(account: TelegramAccount) -> Preset:
+    """The preset they chose, while it is enabled; else the default one."""
+    chosen = account.preset
+    return chosen if chosen is not None and chosen.enabled else catalog.default_preset()
+
+
 @in_database
-def quote_for(account: TelegramAccount) -> pricing.Quote:
-    """What a video costs them and how long it takes, with the preset they chose."""
-    chosen = account.preset if account.preset is not None and account.preset.enabled else None
-    return pricing.quote(preset=chosen or pricing.default_preset(), user=account.user)
+def quote_for(account: TelegramAccount) -> catalog.Quote:
+    """The price and the duration of a video for them, with the preset they chose."""
+    return catalog.quote(preset=preset_of(account), user=account.user)
 
 
 @command("start", menu=gettext_lazy("Welcome"))
 async def start(request: Request) -> None:
     """Welcome, balance, and something to try."""
     wallet, quote = await wallet_of(request.person), await quote_for(request.account)
-    text = answers.welcome(name=request.account.first_name, balance=wallet.balance)
-    await request.reply(text, reply_markup=buttons.of_sample(cost=quote.cost))
+    text = texts.welcome(name=request.account.first_name, balance=wallet.balance)
+    await request.reply(text, reply_markup=texts.of_sample(cost=quote.cost))
 
 
 @command("help", menu=gettext_lazy("Show all commands"))
 async def show_help(request: Request) -> None:
     """All commands with what they cost."""
-    quote, shop = await quote_for(request.account), await is_anything_for_sale()
-    await request.reply(answers.command_list(quote, menus.besides_video(shop=shop)))
+    quote, shop = await quote_for(request.account), bool(await for_sale())
+    await request.reply(texts.command_list(quote, routes.besides_video(shop=shop)))

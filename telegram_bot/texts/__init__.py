@@ -1,3 +1,3 @@
-"""Every word the bot says, one subject a module. Telegram's HTML: whatever a person wrote goes through `escaped`, never
-through Markdown. Called while the person's language is active (see `speech`).
+"""The words of the bot, a module for each subject. Telegram's HTML: user input goes through `escaped`, never through
+Markdown. Called while the person's language is active (see `language`).
 """

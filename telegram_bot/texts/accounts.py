@@ -1,39 +1,55 @@
-"""What the bot says about accounts: joining with one on the web, parting, signing in there."""
+"""Messages about accounts: joining with one on the web, parting, signing in there, presets and settings."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.conf import settings as django_settings
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
+from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from accounts.merging import Plan
 from accounts.models import User
+from generation.errors import in_words
+from generation.jobs.catalog import Quote
+from generation.models import Preset
 from telegram_bot.models import TelegramAccount
-from telegram_bot.texts.parts import credits_of, escaped
+from telegram_bot.texts.buttons import button, row
+from telegram_bot.texts.parts import credits_of, escaped, seconds_of
+
+CHOSEN = "✅ "
+
+# --- Joining and parting --------------------------------------------------------------------------------------------
 
 
-def only_in_private() -> str:
-    return _("This is between you and me: please write it to me in private.")
-
-
-# --- Joining --------------------------------------------------------------------------------------------------------
-
-
-def link_begun(url: str, *, minutes: int) -> str:
+def link_begun(url: str, *, life: timedelta) -> str:
     return "\n\n".join(
         [
             _("🔗 <b>Connect with your account on the web</b>"),
             _("Open this link in the browser where you are signed in, then confirm here."),
             escaped(url),
-            _valid_for(minutes) + " " + _("Do not pass it on."),
+            _valid_for(life) + " " + _("Do not pass it on."),
         ]
     )
 
 
-def asks_to_join(user: User, plan: Plan, *, site: str) -> str:
-    """Before somebody in Telegram agrees."""
+def asks_to_join(user: User, plan: Plan) -> str:
+    """The question before a person in Telegram agrees."""
+    site = django_settings.SITE_URL.partition("://")[2]
     names = {"name": escaped(user.username), "site": escaped(site)}
+    moves = [_("Your videos and credits from here become part of that account.")]
+    if plan.moves:
+        moves.append(_("%(credits)s move there.") % {"credits": credits_of(plan.moves)})
+    if plan.stays:
+        moves.append(
+            _("Unspent welcome credits (%(credits)s) do not: everybody has them once.")
+            % {"credits": credits_of(plan.stays)}
+        )
     return "\n\n".join(
         [
             _("🔗 Connect this Telegram account with the account <b>%(name)s</b> on %(site)s?") % names,
-            what_moves(plan),
+            " ".join(moves),
             _(
                 "Whoever signs in there as <b>%(name)s</b> will have your credits and videos. Agree only if it is you."
             )
@@ -42,41 +58,14 @@ def asks_to_join(user: User, plan: Plan, *, site: str) -> str:
     )
 
 
-def what_moves(plan: Plan) -> str:
-    """Telegram's HTML and plain text alike."""
-    lines = [_("Your videos and credits from here become part of that account.")]
-    if plan.moves:
-        lines.append(_("%(credits)s move there.") % {"credits": credits_of(plan.moves)})
-    if plan.stays:
-        lines.append(
-            _("Unspent welcome credits (%(credits)s) do not: everybody has them once.")
-            % {"credits": credits_of(plan.stays)}
-        )
-    return " ".join(lines)
-
-
-def confirm_on_web(url: str) -> str:
-    return _("Now confirm it in your browser, where you began:") + f"\n{escaped(url)}"
+def yes_or_no(yes: str, no: str, argument: object) -> InlineKeyboardMarkup:
+    """Two buttons, by the names of their handlers."""
+    return row((_("Yes, connect"), yes), (_("No"), no), argument=str(argument))
 
 
 def joined(user: User, *, balance: int) -> str:
     facts = {"name": escaped(user.username), "credits": credits_of(balance)}
     return _("✅ Connected with <b>%(name)s</b>. One wallet, one history: you have %(credits)s.") % facts
-
-
-def declined() -> str:
-    return _("Nothing was connected.")
-
-
-def yes() -> str:
-    return _("Yes, connect")
-
-
-def no() -> str:
-    return _("No")
-
-
-# --- Parting --------------------------------------------------------------------------------------------------------
 
 
 def asks_to_part(user: User) -> str:
@@ -89,10 +78,6 @@ def asks_to_part(user: User) -> str:
     )
 
 
-def disconnect() -> str:
-    return _("Disconnect")
-
-
 def parted(name: str) -> str:
     return _("This Telegram account is no longer connected with <b>%(name)s</b>.") % {"name": escaped(name)}
 
@@ -100,21 +85,91 @@ def parted(name: str) -> str:
 # --- Signing in -----------------------------------------------------------------------------------------------------
 
 
-def login(url: str, *, account: TelegramAccount, minutes: int) -> str:
-    name = {"name": escaped(account.user.username)}
+def login(url: str, *, account: TelegramAccount, life: timedelta) -> str:
+    warning = _("It works once. Do not pass it on: whoever opens it is in your account.")
     return "\n\n".join(
         [
-            _("🔑 Sign in on the web as <b>%(name)s</b>:") % name,
+            _("🔑 Sign in on the web as <b>%(name)s</b>:") % {"name": escaped(account.user.username)},
             escaped(url),
-            _valid_for(minutes)
-            + " "
-            + _("It works once. Do not pass it on: whoever opens it is in your account."),
+            f"{_valid_for(life)} {warning}",
         ]
     )
 
 
-def _valid_for(minutes: int) -> str:
+def _valid_for(life: timedelta) -> str:
+    minutes = round(life.total_seconds() / 60)
     words = ngettext(
         "The link works for %(number)d minute.", "The link works for %(number)d minutes.", minutes
     )
     return words % {"number": minutes}
+
+
+# --- Presets and settings -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The presets with their prices for one person, and the one they chose."""
+
+    quotes: Sequence[Quote]
+    chosen: Preset
+
+
+def presets(choices: Choices) -> str:
+    return "\n\n".join([_("🎚 <b>Presets</b>"), *(_preset(quote, choices) for quote in choices.quotes)])
+
+
+def _preset(quote: Quote, choices: Choices) -> str:
+    preset = quote.preset
+    facts = _("%(clip)s of video, %(steps)d steps") % {
+        "clip": seconds_of(preset.seconds),
+        "steps": preset.num_inference_steps,
+    }
+    price = f"💰 {credits_of(quote.cost)} · ⏱ ~{in_words(quote.expected_seconds)}"
+    return f"{_mark(preset, choices)}<b>{escaped(_(preset.label))}</b>\n{facts}\n{price}"
+
+
+def _mark(preset: Preset, choices: Choices) -> str:
+    return CHOSEN if preset.pk == choices.chosen.pk else ""
+
+
+def preset_buttons(choices: Choices, *, name: str) -> list[InlineKeyboardButton]:
+    """One for each preset; `name` is that of their handler."""
+    return [
+        button(
+            f"{_mark(quote.preset, choices)}{_(quote.preset.label)} · {credits_of(quote.cost)}",
+            name,
+            quote.preset.name,
+        )
+        for quote in choices.quotes
+    ]
+
+
+def settings(choices: Choices, language: str) -> str:
+    """`language` is the code of the one they chose, empty for Telegram's own."""
+    return "\n".join(
+        [
+            _("⚙️ <b>Settings</b>"),
+            "",
+            _("Preset: %(name)s") % {"name": escaped(_(choices.chosen.label))},
+            _("Language: %(name)s") % {"name": _language_name(language)},
+            "",
+            _("/presets shows what each preset costs and how long it takes."),
+        ]
+    )
+
+
+def settings_buttons(choices: Choices, language: str) -> InlineKeyboardMarkup:
+    codes = [*(code for code, _name in django_settings.LANGUAGES), ""]
+    languages = [
+        button(f"{CHOSEN if code == language else ''}{_language_name(code)}", "language", code)
+        for code in codes
+    ]
+    return InlineKeyboardMarkup(
+        [*([preset] for preset in preset_buttons(choices, name="set-preset")), languages]
+    )
+
+
+def _language_name(code: str) -> str:
+    """A language's name in itself."""
+    return dict(django_settings.LANGUAGES).get(code) or _("As in Telegram")

@@ -1,11 +1,11 @@
-"""What several messages are made of."""
+"""Parts of several messages."""
 
 import html
 
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-# A caption may have 1024 characters; what stands around the prompt needs fewer than 200.
+# A caption may have 1024 characters; the text around the prompt needs fewer than 200.
 PROMPT_UNITS = 800
 
 
@@ -40,7 +40,7 @@ def seconds_of(number: int) -> str:
 
 
 def about_seconds(number: int) -> str:
-    """A guess, as roughly as it is meant: `about 25 s`, `about 3 min`."""
+    """A guess, roundly: `about 25 s`, `about 3 min`."""
     if number < 100:
         return _("about %(number)d s") % {"number": number if number < 15 else 5 * round(number / 5)}
     return _("about %(number)d min") % {"number": round(number / 60)}
@@ -48,3 +48,7 @@ def about_seconds(number: int) -> str:
 
 def nothing_deducted() -> str:
     return _("No credits were deducted.")
+
+
+def only_in_private() -> str:
+    return _("This is between you and me: please write it to me in private.")

@@ -1,4 +1,4 @@
-"""What the bot says about buying credits."""
+"""Messages about buying credits."""
 
 from django.conf import settings
 from django.utils import formats
@@ -7,7 +7,7 @@ from django.utils.translation import ngettext
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment
-from telegram_bot.texts.buttons import data
+from telegram_bot.texts.buttons import button, row
 from telegram_bot.texts.parts import credits_of, escaped
 
 State = StarPayment.State
@@ -16,9 +16,6 @@ State = StarPayment.State
 def stars_of(number: int) -> str:
     """`1 Star`, `100 Stars`."""
     return ngettext("%(number)d Star", "%(number)d Stars", number) % {"number": number}
-
-
-# --- Buying -----------------------------------------------------------------------------------------------------------
 
 
 def offers(*, balance: int) -> str:
@@ -34,10 +31,7 @@ def offers(*, balance: int) -> str:
 def offer_buttons(packs: list[CreditPack]) -> InlineKeyboardMarkup:
     return InlineKeyboardMarkup.from_column(
         [
-            InlineKeyboardButton(
-                f"{pack.name}: {credits_of(pack.credits)} · ⭐ {pack.stars}",
-                callback_data=data("buy", str(pack.pk)),
-            )
+            button(f"{pack.name}: {credits_of(pack.credits)} · ⭐ {pack.stars}", "buy", str(pack.pk))
             for pack in packs
         ]
     )
@@ -46,9 +40,9 @@ def offer_buttons(packs: list[CreditPack]) -> InlineKeyboardMarkup:
 def offers_button(*, url: str | None = None) -> InlineKeyboardMarkup:
     """Leads to the offers: here, or by a link to the chat with the bot."""
     label = _("⭐ Buy credits")
-    if url is not None:
-        return InlineKeyboardMarkup.from_button(InlineKeyboardButton(label, url=url))
-    return InlineKeyboardMarkup.from_button(InlineKeyboardButton(label, callback_data=data("offers")))
+    if url is None:
+        return row((label, "offers"))
+    return InlineKeyboardMarkup.from_button(InlineKeyboardButton(label, url=url))
 
 
 def nothing_for_sale() -> str:
@@ -66,10 +60,6 @@ def title_of(invoice: StarInvoice) -> str:
 
 def description_of(invoice: StarInvoice) -> str:
     return _("%(credits)s for making videos. They do not expire.") % {"credits": credits_of(invoice.credits)}
-
-
-def not_now() -> str:
-    return _("This cannot be paid just now. Please try again in a moment. Nothing was paid.")
 
 
 def paid(payment: StarPayment, *, balance: int) -> str:
@@ -100,9 +90,6 @@ def refunded(payment: StarPayment) -> str:
     return " ".join(words) + "\n" + receipt_of(payment)
 
 
-# --- Help and terms ---------------------------------------------------------------------------------------------------
-
-
 def support(payments: list[StarPayment]) -> str:
     parts = [_("🛟 <b>Help with payments</b>"), _how_to_reach_us()]
     if payments:
@@ -126,16 +113,14 @@ def _how_to_reach_us() -> str:
 def _line(payment: StarPayment) -> str:
     day = formats.date_format(payment.paid_at, "j E Y")
     bought = credits_of(payment.purchase.posted_delta) if payment.purchase else _("not credited")
-    return f"{day} · ⭐ {payment.stars} · {bought} · {_state(payment)}\n<code>{escaped(payment.charge_id)}</code>"
-
-
-def _state(payment: StarPayment) -> str:
-    return {
+    states = {
         State.PAID: _("paid"),
         State.REFUNDING: _("being refunded"),
         State.REFUNDED: _("refunded"),
         State.UNKNOWN: _("we look into it"),
-    }[State(payment.state)]
+    }
+    state = states[State(payment.state)]
+    return f"{day} · ⭐ {payment.stars} · {bought} · {state}\n<code>{escaped(payment.charge_id)}</code>"
 
 
 def terms() -> str:

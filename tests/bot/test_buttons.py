@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from accounts import ledger
-from generation import lifecycle, sharing
+from generation import sharing
+from generation.jobs import lifecycle
 from generation.models import GenerationJob, Preset
 from telegram_bot.models import JobMessage
 from tests.bot.bot_process import (

@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 
 from accounts import ledger
-from accounts.models import User
-from accounts.staff.models import UserLimits
-from generation.models import GenerationJob
-from generation.staff.models import BlockedPrompt
-from telegram_bot import commands, routes
+from accounts.models import User, UserLimits
+from generation.models import BlockedPrompt, GenerationJob
+from telegram_bot import commands
 from telegram_bot.models import TelegramAccount
+from telegram_bot.receiving import routes
 from tests.bot.bot_process import NASTY, Bot, job_of, labels, people, the_status, the_video, user_of
 from tests.processes import wait_for
 

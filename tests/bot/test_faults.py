@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.db.models.functions import Now
 from django.test import Client
 
-from generation import lifecycle, stored_files
+from generation.jobs import lifecycle, stored_files
 from generation.models import GenerationJob, Preset
-from telegram_bot.delivery import LINK_AFTER
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
+from telegram_bot.sending.delivery import LINK_AFTER
 from tests.bot.bot_process import NASTY, Bot, inbox_is_empty, job_of, the_status, the_video
+from tests.clips import FACTS, FILES
 from tests.processes import wait_for
 from tests.staff import sent
 
@@ -122,17 +124,9 @@ def test_a_video_above_fifty_megabytes_comes_as_a_link(bot: Bot, ada: int, start
     the_status(bot, ada)
     attempt = start_job(job_of(ada))
     assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=1000)
-    stored = lifecycle.StoredVideo(
-        video="videos/large.mp4",
-        poster="",
-        width=96,
-        height=64,
-        frames=16,
-        duration_ms=2000,
-        size_bytes=51 * 1000 * 1000,
-    )
-    stored_files.announce(stored.files)
-    assert lifecycle.complete(attempt_id=attempt.pk, stored=stored)
+    stored_files.announce(FILES)
+    large = replace(FACTS, size_bytes=51 * 1000 * 1000)
+    assert lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=large)
     message = wait_for(
         lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("✅")], message=bot.log
     )[0]

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob
 from telegram_bot.models import JobMessage
 from tests.bot.bot_process import NASTY, Bot, job_of, labels, the_status, the_video, user_of
@@ -56,7 +56,7 @@ def test_a_video_is_sent_again_without_an_upload(
 
 def test_a_video_that_was_made_on_the_web_is_uploaded(bot: Bot, ada: int, finish_job: Callable[..., Any]):
     bot.answer_to("/start", sender=ada)
-    finish_job(lifecycle.submit(user=user_of(ada), prompt="on the web", source="web"))
+    finish_job(submission.submit(user=user_of(ada), prompt="on the web", source="web"))
     press = bot.telegram.press(history_of(bot, ada), "1", sender=ada)
     assert the_video(bot, ada).text.startswith("✅ Video generated!\nPrompt: on the web\n")
     assert press.words == "The video is on its way."

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GpuNode
 from telegram_bot.models import JobMessage, TelegramUpdate
 from tests.bot.bot_process import (
@@ -177,6 +177,6 @@ def test_a_failure_that_says_itself_that_nothing_was_charged_says_it_once(
 
 def test_a_job_from_elsewhere_is_not_delivered_here(bot: Bot, ada: int, finish_job: Callable[..., Any]):
     bot.answer_to("/start", sender=ada)
-    finish_job(lifecycle.submit(user=user_of(ada), prompt="on the web", source="web"))
+    finish_job(submission.submit(user=user_of(ada), prompt="on the web", source="web"))
     bot.answer_to("/balance", sender=ada)
     assert not bot.telegram.called("sendVideo")

@@ -13,14 +13,14 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from accounts import closing, ledger
-from accounts.audit import audit
+from accounts import ledger, privacy
+from accounts.ledger_check import audit
 from accounts.models import User, WalletMerge
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob
 from telegram_bot import linking, links
 from telegram_bot.models import LinkRequest, LoginLink, TelegramAccount
-from telegram_bot.people import open_account
+from telegram_bot.users import open_account
 from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, people
 from tests.bot_api_server import Message, PressOfButton
 from tests.processes import wait_for
@@ -88,7 +88,7 @@ def refusal_of(bot: Bot, pressed: PressOfButton) -> str:
 def test_begun_on_the_web_agreed_in_the_chat_and_confirmed_on_the_web(bot, ada, browser, web, finish_job):
     ask(bot, "/start", ada)
     chat = account_of(ada).user
-    job = lifecycle.submit(user=chat, prompt="A red fox", source="telegram")
+    job = submission.submit(user=chat, prompt="A red fox", source="telegram")
     finish_job(job)
     ledger.grant(user=chat, amount=100, reason="A prize")
     start = begin_on_web(browser)
@@ -236,13 +236,13 @@ def chat(ada: int) -> TelegramAccount:
 
 
 def agreed(web: User, chat: TelegramAccount) -> LinkRequest:
-    _, token = linking.begin_on_web(user=web)
+    token = linking.begin_on_web(user=web)
     return linking.answer_in_telegram(token=token, account=chat)
 
 
 @pytest.mark.parametrize("side", ["web", "chat"])
 def test_nothing_is_joined_while_a_video_is_made_and_it_goes_on_afterwards(web, chat, side):
-    job = lifecycle.submit(user=web if side == "web" else chat.user, prompt="A fox", source="api")
+    job = submission.submit(user=web if side == "web" else chat.user, prompt="A fox", source="api")
     row = agreed(web, chat)
     with pytest.raises(linking.VideoIsMade):
         linking.confirm(row, by=web)
@@ -253,7 +253,7 @@ def test_nothing_is_joined_while_a_video_is_made_and_it_goes_on_afterwards(web, 
 
 
 def test_nothing_is_joined_while_a_free_video_is_made(staff, chat):
-    lifecycle.submit(user=staff, prompt="A fox", source="web")
+    submission.submit(user=staff, prompt="A fox", source="web")
     row = agreed(staff, chat)
     with pytest.raises(linking.VideoIsMade):
         linking.confirm(row, by=staff)
@@ -282,7 +282,7 @@ def test_who_is_banned_staff_or_connected_is_not_joined(web, chat, make_user, st
 def test_two_who_confirm_at_once_join_one(web, chat, database_url):
     other = open_account(telegram_id=next(people))
     ours = agreed(web, chat)
-    _, token = linking.begin_in_telegram(account=other)
+    token = linking.begin_in_telegram(account=other)
     theirs = linking.answer_on_web(token=token, user=web)
     outcomes: list[object] = []
 
@@ -313,7 +313,7 @@ def test_parting_in_the_chat_leaves_credits_and_videos_on_the_web_and_gives_no_s
 ):
     ask(bot, "/start", ada)
     chat = account_of(ada)
-    job = finish_job(lifecycle.submit(user=chat.user, prompt="A fox", source="telegram"))
+    job = finish_job(submission.submit(user=chat.user, prompt="A fox", source="telegram"))
     linking.confirm(agreed(web, chat), by=web)
     question = ask(bot, "/unlink", ada)
     assert "Disconnect this Telegram account from web_ada?" in question.text
@@ -351,9 +351,9 @@ def test_staff_undo_it_by_entries_of_their_own_and_give_videos_back_to_who_paid(
     source = chat.user
     ledger.grant(user=source, amount=100, reason="A prize")
     theirs = finish_job(
-        lifecycle.submit(user=source, prompt="Theirs", source="telegram", idempotency_key="same")
+        submission.submit(user=source, prompt="Theirs", source="telegram", idempotency_key="same")
     )
-    ours = finish_job(lifecycle.submit(user=web, prompt="Ours", source="web", idempotency_key="same"))
+    ours = finish_job(submission.submit(user=web, prompt="Ours", source="web", idempotency_key="same"))
     before = balance(source), balance(web)
     merge = linking.confirm(agreed(web, chat), by=web)
     assert {job.user for job in GenerationJob.objects.all()} == {web}
@@ -394,7 +394,7 @@ def test_everything_that_belongs_to_a_user_was_thought_of():
 
 def test_closing_the_account_forgets_the_person_on_telegram_and_who_they_were(web, chat):
     linking.confirm(agreed(web, chat), by=web)
-    closing.close(user=web)
+    privacy.close(user=web)
     assert not TelegramAccount.objects.exists()
     former = User.objects.get(pk=chat.user_id)
     assert former.username.startswith("deleted_")
@@ -479,7 +479,7 @@ def test_what_is_no_token_is_told_so(browser, path):
 def test_a_video_too_large_for_telegram_is_watched_without_signing_in_until_it_is_deleted(
     chat, finish_job, monkeypatch, settings
 ):
-    job = finish_job(lifecycle.submit(user=chat.user, prompt="A red fox", source="telegram"))
+    job = finish_job(submission.submit(user=chat.user, prompt="A red fox", source="telegram"))
     path = links.video_page(job).removeprefix(settings.SITE_URL)
     anybody = Client()
     page = anybody.get(path)

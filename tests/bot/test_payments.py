@@ -9,13 +9,12 @@ from django.db import connection
 from django.test import Client
 
 from accounts import ledger
-from accounts.audit import audit
-from accounts.models import CreditTransaction, User
-from accounts.staff.models import StaffAct
+from accounts.ledger_check import audit
+from accounts.models import CreditTransaction, StaffAct, User
 from telegram_bot import linking, payments, refunds
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAccount, TelegramUpdate
 from telegram_bot.payments import Charge
-from telegram_bot.people import open_account
+from telegram_bot.users import open_account
 from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, labels, people, user_of
 from tests.bot_api_server import Message
 from tests.processes import wait_for
@@ -196,7 +195,7 @@ def test_a_payment_credits_also_who_was_banned_meanwhile_and_who_was_joined_with
 ):
     shown, web = invoice_for(bot, ada), make_user("web_ada")
     account = TelegramAccount.objects.get(telegram_id=ada)
-    _, token = linking.begin_on_web(user=web)
+    token = linking.begin_on_web(user=web)
     linking.confirm(linking.answer_in_telegram(token=token, account=account), by=web)
     User.objects.filter(pk=web.pk).update(is_active=False)
     assert not bot.telegram.check_out(shown["payload"], 100, payer=ada).ok
@@ -360,7 +359,7 @@ def test_nothing_is_refunded_above_the_free_balance(bot, ada, pack, staff):
 def test_a_refund_after_joining_is_taken_from_where_the_credits_are(bot, ada, pack, staff, make_user):
     payment, web = bought(bot, ada), make_user("web_ada")
     account = TelegramAccount.objects.get(telegram_id=ada)
-    _, token = linking.begin_on_web(user=web)
+    token = linking.begin_on_web(user=web)
     linking.confirm(linking.answer_in_telegram(token=token, account=account), by=web)
     assert balance(ada) == 750
     refunds.begin(payment=payment, reason="Asked for", actor=staff)

@@ -6,14 +6,14 @@ import pytest
 
 from accounts import notices
 from accounts.models import Notice, User
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
 from tests.bot.bot_process import NASTY, Bot, user_of
 
 
 @pytest.fixture
 def failed_delivery(user: User) -> JobMessage:
-    job = lifecycle.submit(user=user, prompt="a red fox", source="telegram")
+    job = submission.submit(user=user, prompt="a red fox", source="telegram")
     lifecycle.cancel(job=job)
     return JobMessage.objects.create(
         job=job, bot_id=1, chat_id=1, state=JobMessage.State.FAILED, error="gone"

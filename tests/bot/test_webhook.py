@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from telegram_bot import webhook
 from telegram_bot.models import TelegramUpdate
+from telegram_bot.receiving import updates
 from tests.bot.bot_process import Bot, inbox_is_empty
 from tests.bot_api_server import TOKEN
 from tests.processes import wait_for
@@ -25,9 +25,9 @@ def by_webhook(settings: Any, db: None) -> None:
 def bring(body: object, *, secret: str | None = None) -> int:
     """The status that Telegram gets; `body` as JSON unless it is bytes."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    said = webhook.secret() if secret is None else secret
+    said = updates.secret() if secret is None else secret
     client = Client(enforce_csrf_checks=True)
-    headers = {webhook.HEADER: said} if said else {}
+    headers = {updates.HEADER: said} if said else {}
     return client.post(PATH, content, content_type="application/json", headers=headers).status_code
 
 
@@ -76,7 +76,7 @@ def test_the_bot_is_called_and_answers_and_goes_back_to_fetching(own_bot: Bot, a
     settings.TELEGRAM_BOT_TOKEN, settings.TELEGRAM_WEBHOOK_URL = telegram.token, ADDRESS
     own_bot.processes.start("run_bot", **telegram.environment, TELEGRAM_WEBHOOK_URL=ADDRESS)
     wait_for(lambda: telegram.webhook == ADDRESS, message=own_bot.log)
-    assert telegram.webhook_facts["secret_token"] == webhook.secret()
+    assert telegram.webhook_facts["secret_token"] == updates.secret()
     assert "pre_checkout_query" in json.loads(telegram.webhook_facts["allowed_updates"])
     telegram.push_message(update(1, ada)["message"])  # makes the chat known; it is not fetched
     assert bring(update(900, ada)) == 200

@@ -84,7 +84,7 @@ def _sabotage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Take a guard away, for tests/chaos/test_negative_controls.py."""
     guard = os.environ.get("SABOTAGE")
     if guard == "fencing":
-        monkeypatch.setattr("generation.lifecycle.complete", _complete_unfenced)
+        monkeypatch.setattr("generation.jobs.lifecycle.complete", _complete_unfenced)
     elif guard == "unique_index":
         request.getfixturevalue("db")
         with connection.cursor() as cursor:

@@ -22,7 +22,7 @@ from django.utils.regex_helper import normalize
 
 from accounts import api_keys
 from accounts.models import ApiKey, CreditTransaction, User
-from generation import lifecycle
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode
 from telegram_bot.models import JobMessage, TelegramAccount
 from tests.environment import REPOSITORY
@@ -179,7 +179,7 @@ def victim(
     user = make_user(f"{SECRET}-user", email=f"{SECRET}@example.org", first_name=SECRET)
 
     def submit(name: str) -> GenerationJob:
-        return lifecycle.submit(
+        return submission.submit(
             user=user, prompt=f"{SECRET} {name}", source="api", idempotency_key=f"{SECRET}-{name}"
         )
 
@@ -209,7 +209,7 @@ def site(django_db_setup: None, media_root: Path, tmp_path_factory: pytest.TempP
     """The server that `make run` starts, with the streams in front: one for all tests here."""
     places = {"MEDIA_ROOT": str(media_root), "STATIC_ROOT": str(REPOSITORY / ".data" / "static")}
     collect = (
-        "import django; django.setup(); from videoplatform.first_run import collect_static; collect_static()"
+        "import django; django.setup(); from videoplatform.bootstrap import collect_static; collect_static()"
     )
     subprocess.run([sys.executable, "-c", collect], cwd=REPOSITORY, env={**os.environ, **places}, check=True)
     # With a token: from this machine anybody could read the metrics without one.
@@ -253,7 +253,7 @@ def session_of(user: User) -> str:
 @pytest.fixture
 def visitors(site: str, victim: Victim, make_user: Any) -> Iterator[dict[str, Visitor]]:
     other, inactive = make_user("mallory"), make_user("zoe")
-    clerk = make_user("clerk", is_staff=True)
+    actor = make_user("actor", is_staff=True)
     revoked, revoked_secret = api_keys.issue(user=victim.user)
     api_keys.revoke(key=revoked)
     credentials = {
@@ -261,7 +261,7 @@ def visitors(site: str, victim: Victim, make_user: Any) -> Iterator[dict[str, Vi
         "another user": (session_of(other), api_keys.issue(user=other)[1]),
         "revoked key": (None, revoked_secret),
         "inactive user": (session_of(inactive), api_keys.issue(user=inactive)[1]),
-        "staff without rights": (session_of(clerk), api_keys.issue(user=clerk)[1]),
+        "staff without rights": (session_of(actor), api_keys.issue(user=actor)[1]),
     }
     User.objects.filter(pk=inactive.pk).update(is_active=False)
     token = "t" * 32

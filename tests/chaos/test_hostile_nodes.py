@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 
-from generation import lifecycle, media
+from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, JobAttempt
+from tests.clips import facts_of
 from tests.field_node import FieldNode
 from tests.processes import Processes, wait_for
 from tests.videos_server import VideosServer
@@ -56,7 +57,7 @@ def check_paid_iff_playable(job: GenerationJob) -> None:
     receipt = lifecycle.receipt(job)
     if job.state == "completed":
         assert receipt["captured"] == 50
-        assert media.probe(Path(job.video.path)).codec == "h264"
+        assert facts_of(Path(job.video.path)).codec == "h264"
     else:
         assert (receipt["captured"], receipt["released"]) == (0, 50)
         assert not job.video
@@ -94,7 +95,7 @@ def test_a_hostile_field_node_is_paid_only_for_what_plays(
         for fault in faults:
             field.set_fault(fault)
             GpuNode.objects.update(leave_alone_until=None)
-            job = ended(lifecycle.submit(user=user, prompt=f"under {fault}", source="api"))
+            job = ended(submission.submit(user=user, prompt=f"under {fault}", source="api"))
             assert job.state == FAULTS[fault], (fault, job.state, job.error_message)
             check_paid_iff_playable(job)
     call_command("audit_credits")
@@ -115,7 +116,7 @@ def test_a_node_that_takes_a_job_and_forgets_it_or_answers_late_is_never_paid_tw
     settings.VIDEO_COOLDOWN_SECONDS = 0
     with VideosServer.start(seconds=30) as server:
         node = GpuNode.objects.create(name="node", base_url=server.url, api_key=server.key)
-        crashed = lifecycle.submit(user=user, prompt="crash after accept", source="api")
+        crashed = submission.submit(user=user, prompt="crash after accept", source="api")
         wait_for(lambda: JobAttempt.objects.filter(job=crashed).exclude(remote_id="").exists())
         server.kill()
     with VideosServer.start(seconds=2, port=server.port) as reborn:
@@ -126,7 +127,7 @@ def test_a_node_that_takes_a_job_and_forgets_it_or_answers_late_is_never_paid_tw
         assert crashed.state == "failed"
         check_paid_iff_playable(crashed)
         GpuNode.objects.update(leave_alone_until=None)
-        late = lifecycle.submit(user=user, prompt="released before the result", source="api")
+        late = submission.submit(user=user, prompt="released before the result", source="api")
         wait_for(lambda: JobAttempt.objects.filter(job=late).exclude(remote_id="").exists())
         lifecycle.cancel(job=late)
         wait_for(lambda: JobAttempt.objects.filter(job=late).exclude(state="open").exists())

@@ -102,7 +102,7 @@ def test_after_the_kill_of_an_idle_worker_the_next_task_starts_soon(
 
 ENQUEUE = """
 from django_q.models import OrmQ
-from generation.nudges import dispatch
+from generation.jobs.enqueue import dispatch
 dispatch()
 print(OrmQ.objects.latest("id").pk)
 """

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from django.db import DatabaseError
 
-from accounts.audit import audit
+from accounts.ledger_check import audit
 from tests.test_ledger_guards import ENTRIES, INSERT, NOTHING, STATEMENTS, attempt, books
 
 pytestmark = pytest.mark.django_db

@@ -20,23 +20,15 @@ from hypothesis.stateful import (
 )
 
 from accounts import ledger
-from accounts.audit import audit
-from accounts.errors import LedgerError
+from accounts.ledger import LedgerError
+from accounts.ledger_check import audit
 from accounts.models import CreditTransaction, User
-from generation import leases, lifecycle, scheduling, stored_files
 from generation.errors import CannotCancel, GenerationError
+from generation.jobs import lifecycle, locks, scheduling, stored_files, submission
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from tests.chaos.conftest import SEED
+from tests.clips import FACTS, FILES
 
-STORED = lifecycle.StoredVideo(
-    video="videos/a.mp4",
-    poster="posters/a.jpg",
-    width=96,
-    height=64,
-    frames=16,
-    duration_ms=2000,
-    size_bytes=4000,
-)
 PEOPLE = 2
 START = 500
 
@@ -81,7 +73,7 @@ class Books(RuleBasedStateMachine):
         free = self.posted[owner] - 50 * self._holds(owner)
         try:
             with transaction.atomic():
-                job = lifecycle.submit(user=self.people[owner], prompt="a red ball", source="api")
+                job = submission.submit(user=self.people[owner], prompt="a red ball", source="api")
         except GenerationError:
             assert free < 50
             return
@@ -164,8 +156,8 @@ class Books(RuleBasedStateMachine):
     def store(self, data: st.DataObject) -> None:
         """Also long after the job has ended: a late result."""
         attempt = self._any_attempt(data)
-        stored_files.announce(STORED.files)
-        if lifecycle.complete(attempt_id=attempt.pk, stored=STORED):
+        stored_files.announce(FILES)
+        if lifecycle.complete(attempt_id=attempt.pk, files=FILES, facts=FACTS):
             owner = self._move(attempt, "storing", "completed")
             self.posted[owner] -= 50
 
@@ -174,7 +166,7 @@ class Books(RuleBasedStateMachine):
     def lose(self, data: st.DataObject) -> None:
         attempt = self._any_attempt(data)
         drives = self._is_current(attempt)
-        leases.take(attempt_id=attempt.pk, token=attempt.pk)  # as a worker does that is to store
+        locks.take(attempt_id=attempt.pk, token=attempt.pk)  # as a worker does that is to store
         lifecycle.attempt_lost(attempt_id=attempt.pk, token=attempt.pk, error="silent")
         if drives:
             owner, _ = self.jobs[attempt.job_id]
@@ -185,7 +177,7 @@ class Books(RuleBasedStateMachine):
     def fail(self, data: st.DataObject) -> None:
         attempt = self._any_attempt(data)
         drives = self._is_current(attempt)
-        leases.take(attempt_id=attempt.pk, token=attempt.pk)
+        locks.take(attempt_id=attempt.pk, token=attempt.pk)
         lifecycle.attempt_failed(
             attempt_id=attempt.pk, token=attempt.pk, code="x", message="It broke", error="x", blame_node=False
         )

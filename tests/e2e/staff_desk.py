@@ -45,17 +45,20 @@ ORDER = """
 from django.db import transaction
 from django.db.models.functions import Now
 from accounts.models import User
-from generation import lifecycle
-from generation.models import GenerationJob
+from generation.jobs import submission
+from generation.models import GenerationJob, Preset
 for name in {late!r}:
     with transaction.atomic():
-        job = lifecycle.submit(user=User.objects.create_user(name), prompt=f"Too late, {{name}}", source="web")
+        job = submission.submit(user=User.objects.create_user(name), prompt=f"Too late, {{name}}", source="web")
         GenerationJob.objects.filter(pk=job.pk).update(deadline_at=Now())
     print(job.public_id)
 for name in {live!r}:
     with transaction.atomic():
-        job = lifecycle.submit(
-            user=User.objects.create_user(name), prompt=f"Long, {{name}}", source="web", preset="standard"
+        job = submission.submit(
+            user=User.objects.create_user(name),
+            prompt=f"Long, {{name}}",
+            source="web",
+            preset=Preset.objects.get(name="standard"),
         )
         GenerationJob.objects.filter(pk=job.pk).update(num_inference_steps=1000, num_frames=49)
     print(job.public_id)

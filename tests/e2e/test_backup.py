@@ -16,7 +16,7 @@ from tests import web
 from tests.processes import wait_for
 from tests.stack import Stack
 from videoplatform.embedded_postgres import hold
-from videoplatform.instance import BASE_DIR
+from videoplatform.process import BASE_DIR
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 

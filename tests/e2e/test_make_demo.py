@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from tests.stack import copy_database
-from videoplatform.instance import BASE_DIR
+from videoplatform.process import BASE_DIR
 from videoplatform.run import MARK
 
 pytestmark = pytest.mark.e2e

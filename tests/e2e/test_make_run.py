@@ -18,7 +18,7 @@ import pytest
 from tests import web
 from tests.processes import is_gone, still_alive
 from tests.stack import COMMANDS, Stack
-from videoplatform.instance import BASE_DIR, Instance, InstanceFailed
+from videoplatform.process import BASE_DIR, Instance, InstanceFailed
 from videoplatform.run import GIVEN_UP
 
 pytestmark = pytest.mark.e2e

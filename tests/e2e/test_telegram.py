@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from generation import media
 from tests.bot_api_server import BotApiServer
+from tests.clips import facts_of
 from tests.processes import wait_for
 from tests.stack import Stack
 
@@ -42,5 +42,5 @@ def test_a_prompt_in_a_chat_comes_back_as_a_playable_video(
     assert video.text.endswith("s\nCredits remaining: 450")
     file = tmp_path / "video.mp4"
     file.write_bytes(video.video or b"")
-    facts = media.probe(file)
+    facts = facts_of(file)
     assert (facts.codec, facts.frames, facts.fps) == ("h264", 16, 8)

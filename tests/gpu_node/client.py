@@ -59,12 +59,11 @@ class Client:
     def wait_for_step(self, video_id: str, step: int = 2) -> dict[str, Any]:
         """The job once it runs and has done so many steps."""
 
-        def far_enough() -> dict[str, Any] | None:
-            job = self.retrieve(video_id, wait=20)
+        job = self.retrieve(video_id)
+        while job["step"] < step:
             assert job["status"] in ("queued", "in_progress"), job
-            return job if job["step"] >= step else None
-
-        return wait_until(far_enough, what=f"step {step}")
+            job = self.retrieve(video_id, wait=1)  # the step may have come between two questions
+        return job
 
     def cancel(self, video_id: str) -> dict[str, Any]:
         response = self.post(f"/v1/videos/{video_id}/cancel")

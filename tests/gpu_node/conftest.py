@@ -1,4 +1,4 @@
-"""One node for all tests of a session, so that the model is loaded once."""
+"""One node for all tests of a session."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,8 @@ QUEUE_SIZE = 2
 @pytest.fixture(scope="session")
 def session_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
     settings = {"GPU_NODE_QUEUE_SIZE": str(QUEUE_SIZE), "GPU_NODE_MAX_STEPS": str(LONG_STEPS)}
-    with NodeProcess.start(tmp_path_factory.mktemp("node"), env=settings) as node:
+    folder = tmp_path_factory.mktemp("node")
+    with NodeProcess.start(folder, env=settings) as node:
         yield node
 
 

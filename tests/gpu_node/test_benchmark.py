@@ -7,15 +7,16 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import gpu_cases
+from benchmarks import gpu_cases, gpu_node
 from benchmarks.gpu_cases import WAYS, Case
 from benchmarks.gpu_node import run_cases, run_one
 from benchmarks.gpu_report import BEGIN, END, DifferentMachines, write_report
 from benchmarks.gpu_shapes import SHAPES, floating_point_operations
 from gpu_node.engine.errors import ModelUnavailable
-from gpu_node.engine.step_caches import STEP_CACHES
+from gpu_node.engine.speed import STEP_CACHES
 from tests.gpu_node import variants
 from tests.node_process import REPOSITORY
+from tests.preforked import forked_command
 
 PAGE = REPOSITORY / "docs" / "gpu-performance.md"
 
@@ -27,7 +28,10 @@ def test_the_floor_is_reckoned_from_the_real_shapes_of_the_5b() -> None:
     assert decoding / 1e12 == pytest.approx(315, rel=0.001)
 
 
-def test_ways_are_measured_side_by_side_and_written_into_the_page(tmp_path: Path) -> None:
+def test_ways_are_measured_side_by_side_and_written_into_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_node, "COMMAND", forked_command("benchmarks.gpu_node"))
     page = tmp_path / "page.md"
     page.write_text(f"above\n{BEGIN}\n{END}\nbelow\n")
     cases = [

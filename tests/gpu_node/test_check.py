@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gpu_node import check, models
+from gpu_node import catalog, check
+from gpu_node.catalog import PROFILES
 from gpu_node.check import Card
-from gpu_node.profiles import PROFILES
 from gpu_node.settings import NodeSettings
 from tests.node_process import free_port, node_environment
 
@@ -38,7 +38,7 @@ T4 = Card(name="Tesla T4", memory_gb=15.6, capability=(7, 5))
     ],
 )
 def test_each_profile_is_judged_for_the_card(model: str, card: Card, answers: dict[str, str]) -> None:
-    traits = models.find(model)
+    traits = catalog.find(model)
     assert traits is not None
     for name, beginning in answers.items():
         works, words = check.verdict(traits, PROFILES[name], card)  # type: ignore[index]
@@ -59,36 +59,36 @@ def test_each_profile_is_judged_for_the_card(model: str, card: Card, answers: di
     ],
 )
 def test_models_go_by_short_names(name: str, hub_id: str) -> None:
-    traits = models.find(name)
+    traits = catalog.find(name)
 
     assert traits is not None
     assert traits.hub_id == hub_id
-    assert models.hub_id(name) == (name if "/" in name else hub_id)
+    assert catalog.hub_id(name) == (name if "/" in name else hub_id)
 
 
 @pytest.mark.parametrize("name", ["tiny", "sora", "/models/mine", "CogVideoX-7B"])
 def test_other_names_are_left_as_they_are(name: str) -> None:
-    assert models.find(name) is None
-    assert models.hub_id(name) == name
+    assert catalog.find(name) is None
+    assert catalog.hub_id(name) == name
 
 
 def test_a_folder_is_no_download(tmp_path: Path) -> None:
     folder = tmp_path / "CogVideoX-5b"
     folder.mkdir()
-    assert check.disk_verdict(models.DEFAULT, str(folder))[0] is False, "an empty one is no model"
+    assert check.disk_verdict(catalog.DEFAULT, str(folder))[0] is False, "an empty one is no model"
     (folder / "model_index.json").write_text("{}")
 
-    assert check.disk_verdict(models.DEFAULT, str(folder)) == (True, f"a folder on this machine: {folder}")
+    assert check.disk_verdict(catalog.DEFAULT, str(folder)) == (True, f"a folder on this machine: {folder}")
 
 
 def test_weights_that_are_there_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    assert "to download" in check.disk_verdict(models.DEFAULT, "5B")[1]
+    assert "to download" in check.disk_verdict(catalog.DEFAULT, "5B")[1]
     snapshot = tmp_path / "models--THUDM--CogVideoX-5b" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text("{}")
 
-    assert check.disk_verdict(models.DEFAULT, "5B") == (True, f"downloaded already, in {tmp_path}")
+    assert check.disk_verdict(catalog.DEFAULT, "5B") == (True, f"downloaded already, in {tmp_path}")
 
 
 def settings(**given: str) -> NodeSettings:
@@ -100,7 +100,7 @@ def test_the_report_names_the_card_and_marks_the_profile_that_is_set() -> None:
 
     assert any("RTX 4090, 25 GB, compute capability 8.9" in line for line in lines)
     assert [line for line in lines if line.startswith("  * exact  yes")]
-    assert works is check.disk_verdict(models.DEFAULT, "5B")[0]
+    assert works is check.disk_verdict(catalog.DEFAULT, "5B")[0]
 
 
 def test_it_is_about_the_card_and_the_levers_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:

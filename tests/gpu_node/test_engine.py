@@ -11,17 +11,18 @@ from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from PIL import Image
 
 from gpu_node import placement
-from gpu_node.engine import attention, compiling, prompts, quantization, step_caches
-from gpu_node.engine.convolutions import SumOfConv2d
+from gpu_node.engine import attention, prompts, quantization, speed
 from gpu_node.engine.errors import Canceled, ModelUnavailable, UnusableResult
 from gpu_node.engine.loading import load
-from gpu_node.engine.pipeline import GenerationInput, VideoPipeline
-from gpu_node.engine.scheduler import DPMScheduler
+from gpu_node.engine.pipeline import VideoPipeline
+from gpu_node.engine.speed import DPMScheduler, SumOfConv2d
+from gpu_node.schemas import Clip
 from gpu_node.settings import EngineOptions, NodeSettings
 from tests.gpu_node import variants
 
-SMALL: dict[str, Any] = {"width": 64, "height": 32, "frames": 9, "steps": 4, "guidance_scale": 6.0, "seed": 3}
 PROMPT = "a red ball"
+SMALL: dict[str, Any] = {"prompt": PROMPT, "width": 64, "height": 32, "fps": 8, "steps": 4}
+SMALL |= {"guidance_scale": 6.0, "seed": 3}
 
 
 def no_compiler(*_: Any) -> Any:
@@ -29,8 +30,8 @@ def no_compiler(*_: Any) -> Any:
     raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
 
 
-def job(**fields: Any) -> GenerationInput:
-    return GenerationInput(**SMALL | fields)
+def clip(*, frames: int = 9, **fields: Any) -> Clip:
+    return Clip(num_frames=frames, generated_frames=frames, **SMALL | fields)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,19 +70,20 @@ def pipeline(folders: Callable[[str], Path]) -> VideoPipeline:
     return loaded(folders("CogVideoX-5B"))
 
 
-def latents_of(pipeline: VideoPipeline, **fields: Any) -> torch.Tensor:
-    return pipeline.denoise(job(**fields), pipeline.encode(PROMPT, ""), on_step=lambda _: None)
+def latents_of(pipeline: VideoPipeline, *, picture: Path | None = None, **fields: Any) -> torch.Tensor:
+    prompts = pipeline.encode(PROMPT, "")
+    return pipeline.denoise(clip(**fields), prompts, picture=picture, on_step=lambda _: None)
 
 
-def stock_latents(pipe: Any, **fields: Any) -> torch.Tensor:
+def stock_latents(pipe: Any, *, picture: Path | None = None, **fields: Any) -> torch.Tensor:
     """diffusers as it comes."""
-    wanted = job(**fields)
-    extra = {"image": Image.open(wanted.image)} if wanted.image else {}
+    wanted = clip(**fields)
+    extra = {"image": Image.open(picture)} if picture else {}
     out: torch.Tensor = pipe(
         prompt=PROMPT,
         width=wanted.width,
         height=wanted.height,
-        num_frames=wanted.frames,
+        num_frames=wanted.generated_frames,
         num_inference_steps=wanted.steps,
         guidance_scale=wanted.guidance_scale,
         generator=torch.Generator().manual_seed(wanted.seed),
@@ -228,14 +230,14 @@ class TestCompiling:
             count[0] += 1
             return graph.forward
 
-        compiling.compile_forward(pipeline._pipe.transformer, backend=backend)
+        speed.compile_forward(pipeline._pipe.transformer, backend=backend)
         yield pipeline, count
 
     def test_warm_shapes_are_compiled_and_no_other_ever_is(
         self, compiled: tuple[VideoPipeline, list[int]], pipeline: VideoPipeline
     ) -> None:
         (ours, count), before = compiled, latents_of(pipeline)
-        with compiling.new_shapes_compile():
+        with speed.new_shapes_compile():
             latents_of(ours)
         warm = count[0]
         assert warm > 0
@@ -329,7 +331,7 @@ class TestStepCaches:
     def exact(self, pipeline: VideoPipeline) -> torch.Tensor:
         return latents_of(pipeline, steps=8)
 
-    @pytest.mark.parametrize("name", step_caches.STEP_CACHES)
+    @pytest.mark.parametrize("name", speed.STEP_CACHES)
     def test_each_changes_the_clip_and_leaves_nothing_for_the_next(
         self, name: str, folders: Callable[[str], Path], exact: torch.Tensor, tmp_path: Path
     ) -> None:
@@ -344,7 +346,7 @@ class TestStepCaches:
                 raise Canceled
 
         with pytest.raises(Canceled):
-            cached.denoise(job(steps=8, seed=9), cached.encode("a blue star", ""), on_step=stop)
+            cached.denoise(clip(steps=8, seed=9), cached.encode("a blue star", ""), on_step=stop)
 
         assert torch.isfinite(first).all()
         assert torch.equal(latents_of(cached, steps=8), first)
@@ -359,7 +361,7 @@ class TestStepCaches:
         tokens, channels = 226 + 3 * 4 * 2, transformer.config.num_attention_heads * 16
         kept: list[int] = []
         cached.denoise(
-            job(steps=8), cached.encode(PROMPT, ""), on_step=lambda _: kept.append(kept_bytes(transformer))
+            clip(steps=8), cached.encode(PROMPT, ""), on_step=lambda _: kept.append(kept_bytes(transformer))
         )
 
         reckoned = placement.step_cache_gb(name, blocks=2, tokens=tokens, channels=channels) * placement.GB
@@ -372,9 +374,9 @@ class TestStepCaches:
         torch._dynamo.reset()
         plain = loaded(folders("CogVideoX-5B"), profile="fast", quantization="none", step_cache=name)
         pipe = loaded(folders("CogVideoX-5B"))
-        parts = step_caches.compiled_parts(name)
-        compiling.compile_forward(pipe._pipe.transformer, names=parts, backend="eager")
-        step_caches.enable_step_cache(pipe._pipe, name)
+        parts = speed.compiled_parts(name)
+        speed.compile_forward(pipe._pipe.transformer, names=parts, backend="eager")
+        speed.enable_step_cache(pipe._pipe, name)
 
         assert torch.equal(latents_of(pipe, steps=8), latents_of(plain, steps=8))
 
@@ -413,14 +415,14 @@ class TestModels:
     ) -> None:
         ours = loaded(folders(name))
         fields: dict[str, Any] = {"width": 96, "height": 64}  # 5B-I2V has its places learned: one size only
-        fields |= {"image": picture} if "I2V" in name else {}
+        fields |= {"picture": picture} if "I2V" in name else {}
         stock = variants.build(name)
         if name == "CogVideoX-2B":
             stock.scheduler = CogVideoXDDIMScheduler.from_config(stock.scheduler.config)
 
         made, expected = latents_of(ours, **fields), stock_latents(stock, **fields)
 
-        assert ours.takes_image == ("I2V" in name)
+        assert ours.traits.takes_image == ("I2V" in name)
         assert made.shape == (1, 3, 16, 8, 12)
         assert distance(made, expected[:, -3:]) < 1e-4
         assert sum(len(frames) for frames in ours.decode(made)) == 9
@@ -432,7 +434,7 @@ class TestModels:
         Image.new("RGB", (640, 200), "red").save(tmp_path / "red.jpg")
 
         first, second = (
-            latents_of(ours, width=96, height=64, image=path) for path in (picture, tmp_path / "red.jpg")
+            latents_of(ours, width=96, height=64, picture=path) for path in (picture, tmp_path / "red.jpg")
         )
 
         assert distance(first, second) > 0.1

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from gpu_node.job import Job, round_up_frames
-from gpu_node.records import PART_SECONDS, RecordStore
+from gpu_node.queue import PART_SECONDS, Job, RecordStore, round_up_frames
 from gpu_node.video import write_mp4
 from tests.gpu_node.client import frames_of
 

@@ -1,8 +1,8 @@
 """The tiny model's building, and folders in the format in which CogVideoX is published."""
 
+import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,18 +10,25 @@ import sentencepiece
 
 from tests.gpu_node.client import Client
 from tests.node_process import REPOSITORY, NodeProcess
+from tests.preforked import forked_command
 
 BUILD = """
 import sys, pathlib
-from gpu_node.tiny import model_folder
+from gpu_node.demo_model import model_folder
 print(model_folder("tiny-random", pathlib.Path(sys.argv[1])))
 """
 
 
-def start_building(cache: Path) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", BUILD, str(cache)]
+def start_building(cache: Path, scripts: Path) -> "subprocess.Popen[str]":
+    (scripts / "build_model.py").write_text(BUILD)
+    command = [*forked_command("build_model"), str(cache)]
     return subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=scripts,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -33,7 +40,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model, built by two processes at the same time."""
     cache = tmp_path_factory.mktemp("together")
-    builders = [start_building(cache), start_building(cache)]
+    scripts = tmp_path_factory.mktemp("scripts")
+    builders = [start_building(cache, scripts) for _ in range(2)]
     outputs = [builder.communicate(timeout=150) for builder in builders]
     assert [builder.returncode for builder in builders] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]

@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -146,12 +147,34 @@ def test_the_http_process_never_imports_torch() -> None:
     }
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc/PID/maps")
-def test_the_running_http_process_never_loads_torch(client: Client) -> None:
-    client.make()
+@pytest.fixture(scope="module")
+def spawned_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
+    """A node that started its worker in the product's own way, `python -m gpu_node.worker`."""
+    with NodeProcess.start(tmp_path_factory.mktemp("spawned"), forked=False) as node:
+        yield node
 
-    assert "libtorch" not in Path(f"/proc/{client.node.pid}/maps").read_text()
-    assert "libtorch" in Path(f"/proc/{client.node.worker_pid()}/maps").read_text()
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+class TestSpawnedWorker:
+    def test_the_running_http_process_never_loads_torch(self, spawned_node: NodeProcess) -> None:
+        Client(spawned_node).make()
+
+        assert "libtorch" not in Path(f"/proc/{spawned_node.pid}/maps").read_text()
+        assert "libtorch" in Path(f"/proc/{spawned_node.worker_pid()}/maps").read_text()
+
+    def test_its_clips_are_those_of_the_forked_workers_of_other_tests(
+        self, spawned_node: NodeProcess, client: Client
+    ) -> None:
+        assert Client(spawned_node).make() == client.make()
+
+    def test_it_does_not_get_the_key(self, spawned_node: NodeProcess) -> None:
+        assert b"node-key" not in Path(f"/proc/{spawned_node.worker_pid()}/environ").read_bytes()
+
+    def test_what_it_compiles_is_kept_beside_the_models(self, spawned_node: NodeProcess) -> None:
+        environment = Path(f"/proc/{spawned_node.worker_pid()}/environ").read_bytes().split(b"\0")
+
+        kept = spawned_node.folder / "models" / "compiled"
+        assert f"TORCHINDUCTOR_CACHE_DIR={kept}".encode() in environment
 
 
 def test_health_tells_what_the_node_is(client: Client) -> None:
@@ -282,22 +305,10 @@ class TestKey:
         for key, status in (("schlüssel".encode(), 200), (b"schlussel", 401)):
             assert node.get("/v1/videos", headers={b"x-api-key": key}).status_code == status
 
-    def test_the_worker_does_not_get_the_key(self, session_node: NodeProcess) -> None:
-        worker = session_node.worker_pid()
-
-        assert b"node-key" not in Path(f"/proc/{worker}/environ").read_bytes()
-
-
-def test_what_is_compiled_is_kept_beside_the_models(session_node: NodeProcess) -> None:
-    environment = Path(f"/proc/{session_node.worker_pid()}/environ").read_bytes().split(b"\0")
-
-    kept = session_node.folder / "models" / "compiled"
-    assert f"TORCHINDUCTOR_CACHE_DIR={kept}".encode() in environment
-
 
 def test_a_real_model_without_a_gpu_is_a_clear_failure(tmp_path: Path) -> None:
     env = {"GPU_NODE_MODEL": "THUDM/CogVideoX-5b", "CUDA_VISIBLE_DEVICES": ""}
-    with NodeProcess.start(tmp_path, env=env, until="starting") as node:
+    with NodeProcess.start(tmp_path, env=env, until="starting", forked=False) as node:
         client = Client(node)
         waiting = client.create()
         health = node.wait_for("failed")

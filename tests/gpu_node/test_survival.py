@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests import preforked
 from tests.gpu_node.client import LONG_STEPS, Client
-from tests.node_process import REPOSITORY, NodeProcess, wait_until
+from tests.node_process import NodeProcess, wait_until
 
-SABOTAGE = Path(__file__).parent / "sabotage"
 TWO_PIECES = {"num_frames": 17}  # of frames: there is a second one to fail at
 
 
@@ -23,11 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def module_node(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeProcess]:
-    env = {
-        "PYTHONPATH": f"{SABOTAGE}{os.pathsep}{REPOSITORY}",
-        "SABOTAGE_DIR": str(folder),
-        "GPU_NODE_MAX_STEPS": str(LONG_STEPS),
-    }
+    env = {"SABOTAGE_DIR": str(folder), "GPU_NODE_MAX_STEPS": str(LONG_STEPS)}
+    env |= preforked.worker_settings("tests.gpu_node.sabotage")
     with NodeProcess.start(tmp_path_factory.mktemp("node"), env=env) as node:
         yield node
 

@@ -6,11 +6,16 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from gpu_node.tiny import architecture, latents, vocabulary
-from gpu_node.tiny.examination import ATTRIBUTES, Tally, prompts, real_clips
-from gpu_node.tiny.renderer import FRAMES, HEIGHT, WIDTH, background_pictures, draw, scenes
-from gpu_node.tiny.scorer import look
-from gpu_node.tiny.vocabulary import Combination, combinations, held_out_combinations, training_combinations
+from gpu_node.demo_model import architecture, latents, vocabulary
+from gpu_node.demo_model.examination import ATTRIBUTES, Tally, prompts, real_clips
+from gpu_node.demo_model.renderer import FRAMES, HEIGHT, WIDTH, background_pictures, draw, scenes
+from gpu_node.demo_model.scoring import look
+from gpu_node.demo_model.vocabulary import (
+    Combination,
+    combinations,
+    held_out_combinations,
+    training_combinations,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

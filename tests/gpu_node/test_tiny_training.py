@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,13 +10,12 @@ import torch
 from diffusers import CogVideoXPipeline
 from torch import nn
 
-from gpu_node.tiny import vocabulary
-from gpu_node.tiny.folder import TRAINED
-from gpu_node.tiny.training import transformer, vae
-from gpu_node.tiny.training.export import export
-from gpu_node.tiny.training.muon import Muon, orthogonal
-from gpu_node.tiny.training.run import Average, Run
+from gpu_node.demo_model import TRAINED, vocabulary
+from gpu_node.demo_model.training import transformer, vae
+from gpu_node.demo_model.training.__main__ import export
+from gpu_node.demo_model.training.optim import Average, Muon, Run, orthogonal
 from tests.environment import REPOSITORY
+from tests.preforked import forked_command
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,7 +114,7 @@ def test_the_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path
 
 
 def test_a_part_is_trained_alone_and_the_others_stay_as_they_are_shipped(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "gpu_node.tiny.training", "--part", "encoder", "--minutes", "0.002"]
+    command = [*forked_command("gpu_node.demo_model.training"), "--part", "encoder", "--minutes", "0.002"]
     subprocess.run(
         [*command, "--folder", tmp_path, "--start", TRAINED], cwd=REPOSITORY, check=True, timeout=150
     )

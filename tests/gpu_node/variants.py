@@ -11,7 +11,7 @@ from diffusers import (
     CogVideoXTransformer3DModel,
 )
 
-from gpu_node.tiny.random_weights import build_pipeline
+from gpu_node.demo_model.architecture import random_pipeline
 
 # What sets each model apart from the 5B, from its config.json on huggingface.co/zai-org.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def build(name: str, *, layers: int = 2) -> CogVideoXPipeline | CogVideoXImageToVideoPipeline:
     """The model's architecture with the tiny model's widths and random weights, ready for inference."""
-    pipe = build_pipeline()
+    pipe = random_pipeline()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         tiny = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from accounts.audit import audit_and_keep
+from accounts.ledger_check import audit_and_keep
 
 
 class Command(BaseCommand):

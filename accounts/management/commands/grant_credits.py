@@ -6,7 +6,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from accounts import ledger
-from accounts.errors import LedgerError
+from accounts.ledger import LedgerError
 from accounts.models import User
 
 

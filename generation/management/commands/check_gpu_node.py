@@ -1,4 +1,4 @@
-"""Is the GPU node reachable, does it take our key, and does it make a playable clip?"""
+"""Check the GPU nodes: whether they are reachable, accept the key, and make a playable clip."""
 
 import asyncio
 from argparse import ArgumentParser
@@ -8,8 +8,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from tqdm import tqdm
 
-from generation import media, pricing, trial
-from generation.fleet import examine, sync_environment_node
+from generation import media
+from generation.jobs import canary, catalog
+from generation.jobs.node_health import examine, sync_environment_node
 from generation.models import GpuNode, Preset
 from generation.nodes import NodeError, NodeHealth
 
@@ -19,7 +20,7 @@ class Command(BaseCommand):
     help = "Check the GPU nodes; with --generate, have them make a clip outside of any job."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--node", help="name of one node; all of them without it")
+        parser.add_argument("--node", help="name of one node; without it, all are checked")
         parser.add_argument("--generate", metavar="PROMPT", help="make a clip of this prompt, and check it")
         parser.add_argument("--output", type=Path, help="keep the clip here")
 
@@ -30,7 +31,7 @@ class Command(BaseCommand):
             nodes = nodes.filter(name=name) if name.isprintable() else nodes.none()
         if not nodes:
             raise CommandError("There is no such node: set VIDEO_API_URL, or add one in the admin.")
-        preset = pricing.default_preset()
+        preset = catalog.default_preset()
         failed = [node.name for node in nodes if not self._check(node, preset, options)]
         if failed:
             raise CommandError(f"Not usable: {', '.join(failed)}")
@@ -39,7 +40,10 @@ class Command(BaseCommand):
         self.stdout.write(f"{node.name} at {node.base_url}")
         try:
             health = asyncio.run(examine(node))
-            self._report(node, health)
+            backend = health.backend or "not said"
+            self.stdout.write(f"  status {health.status}, backend {backend}, speaks /{health.protocol}")
+            if node.set_aside_at:
+                self.stdout.write(self.style.WARNING(f"  set aside: {node.set_aside_reason}"))
             if options["generate"]:
                 self._generate(node, health, preset, options)
         except (NodeError, media.UnplayableVideo, media.MediaFailure, OSError) as error:
@@ -47,17 +51,10 @@ class Command(BaseCommand):
             return False
         return health.ready
 
-    def _report(self, node: GpuNode, health: NodeHealth) -> None:
-        self.stdout.write(
-            f"  status {health.status}, backend {health.backend or 'not said'}, speaks /{health.protocol}"
-        )
-        if node.set_aside_at:
-            self.stdout.write(self.style.WARNING(f"  set aside: {node.set_aside_reason}"))
-
     def _generate(self, node: GpuNode, health: NodeHealth, preset: Preset, options: dict[str, Any]) -> None:
         with tqdm(total=preset.num_inference_steps, unit="step", leave=False) as bar:
-            made = asyncio.run(
-                trial.make_clip(
+            facts, milliseconds = asyncio.run(
+                canary.make_clip(
                     node,
                     protocol=health.protocol,
                     prompt=options["generate"],
@@ -68,8 +65,7 @@ class Command(BaseCommand):
                     keep_as=options["output"],
                 )
             )
-        facts = made.facts
-        took = f", {made.generation_ms / 1000:.1f} s" if made.generation_ms else ""
+        took = f", {milliseconds / 1000:.1f} s" if milliseconds else ""
         self.stdout.write(
             self.style.SUCCESS(
                 f"  made {facts.frames} frames at {facts.fps:g} fps, {facts.width}×{facts.height}, {facts.codec}{took}"

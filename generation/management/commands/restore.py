@@ -15,7 +15,7 @@ class Command(BaseCommand):
     help = "Put a backup into this installation, which must not be running; it is migrated by the next start."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("file", type=Path, help="What `manage.py backup` wrote.")
+        parser.add_argument("file", type=Path, help="A file that `manage.py backup` wrote.")
         parser.add_argument("--force", action="store_true", help="Replace a database that is not empty.")
 
     def handle(self, *args: Any, file: Path, force: bool, **options: Any) -> None:
@@ -25,4 +25,4 @@ class Command(BaseCommand):
         except (BackupError, CannotRun, OSError) as error:
             raise CommandError(str(error)) from error
         clips = f"{contents.files} files of clips" if manifest.media else "no clips: they are in the bucket"
-        self.stdout.write(f"Restored what there was at {manifest.created_at}: the database, {clips}.")
+        self.stdout.write(f"Restored the state of {manifest.created_at}: the database, {clips}.")

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from generation import cluster
+from generation.jobs import queue
 
 
 class Command(BaseCommand):
@@ -12,5 +12,4 @@ class Command(BaseCommand):
     help = "Run the worker: hands queued jobs to GPU nodes and stores what they made."
 
     def handle(self, *args: Any, **options: Any) -> None:
-        cluster.lead_process_group()
-        cluster.run()
+        queue.run()

@@ -11,19 +11,19 @@ from django.core.checks import Tags
 from django.core.management.base import BaseCommand, CommandError
 from telegram.error import InvalidToken
 
-from telegram_bot.bot_token import BadToken, bot_id_of
-from telegram_bot.client import connect_to, hide_token_in_logs
+from telegram_bot.links import BadToken, bot_id_of
+from telegram_bot.sending.client import connect_to, hide_token_in_logs
 from telegram_bot.service import run
 
 logger = logging.getLogger(__name__)
 
-# What no restart can mend.
+# For the supervisor: no restart can mend this.
 EXIT_CONFIGURATION = 2
 
 
 class Command(BaseCommand):
     help = "Run the Telegram bot: commands, progress, delivery. One instance works, any others stand by."
-    requires_system_checks = [Tags.models]  # the site's pages are not its business
+    requires_system_checks = [Tags.models]  # without those of the site's pages
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Run until SIGTERM. Exits with 2 when the token is missing or wrong."""
@@ -34,7 +34,7 @@ class Command(BaseCommand):
                 returncode=EXIT_CONFIGURATION,
             )
         try:
-            bot_id = bot_id_of(token)
+            bot_id_of(token)
         except BadToken as error:
             raise CommandError(str(error), returncode=EXIT_CONFIGURATION) from None
         if urlsplit(base_url).scheme not in ("http", "https") or not base_url.endswith("/bot"):
@@ -44,7 +44,7 @@ class Command(BaseCommand):
             )
         hide_token_in_logs(token)
         try:
-            asyncio.run(run(connect_to(token=token, base_url=base_url), bot_id))
+            asyncio.run(run(connect_to(token=token, base_url=base_url)))
         except InvalidToken:
             # Its own message holds the token.
             raise CommandError(

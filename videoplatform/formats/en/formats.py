@@ -1,3 +1,3 @@
-"""English: times as the log, the books and the nodes write them, so that they can be compared at a glance."""
+"""English: times as the logs, the ledger and the nodes write them, so that they can be compared at a glance."""
 
 DATETIME_FORMAT = SHORT_DATETIME_FORMAT = "Y-m-d H:i"

@@ -1,0 +1,17 @@
+"""The tables of users, wallets and the ledger, and of what staff do about them."""
+
+from accounts.models.people import ApiKey, CreditAccount, CreditTransaction, User, WalletMerge
+from accounts.models.staff import AuditRun, Ban, Notice, StaffAct, UserLimits
+
+__all__ = [
+    "ApiKey",
+    "AuditRun",
+    "Ban",
+    "CreditAccount",
+    "CreditTransaction",
+    "Notice",
+    "StaffAct",
+    "User",
+    "UserLimits",
+    "WalletMerge",
+]

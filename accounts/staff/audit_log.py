@@ -1,0 +1,147 @@
+"""The audit log of the staff, and the decorator that makes a function an operation of theirs.
+
+Entries are added in the transaction of the change itself, and the database refuses to alter them.
+"""
+
+import functools
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import IntegrityError, models, transaction
+
+from accounts.models import StaffAct
+from accounts.staff.actor import Actor, DoneBefore
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass
+class Operation:
+    """One call of an operation. The function itself writes the entry, because it alone knows before and after."""
+
+    actor: Actor
+    act: str
+    reason: str
+    once: uuid.UUID | None
+    recorded: bool = False
+
+    def record(
+        self,
+        subject: models.Model,
+        *,
+        before: dict[str, Any] | None = None,
+        after: dict[str, Any] | None = None,
+        credits: int = 0,  # noqa: A002  (the column's name)
+        one_of_many: bool = False,
+    ) -> None:
+        """Add the entry. Call it before the change: a second call with the same form waits for the first here.
+
+        one_of_many: the operation writes an entry for each of several subjects.
+        """
+        once = uuid.uuid5(self.once, str(subject.pk)) if one_of_many and self.once else self.once
+        record(
+            actor=self.actor,
+            act=self.act,
+            subject=subject,
+            reason=self.reason,
+            before=before,
+            after=after,
+            credits=credits,
+            once=once,
+        )
+        self.recorded = True
+
+
+def operation(
+    permission: str, act: str
+) -> Callable[[Callable[Concatenate[Operation, P], R]], Callable[..., R]]:
+    """Make a function an operation of the staff: permission, transaction and entry in the audit log.
+
+    The caller passes `actor`, `reason` and `once`, the id of the form if there is one; the function gets an
+    Operation instead.
+
+    permission: as `app.codename`. act: the name in the log, such as `user.ban`.
+
+    Raises:
+        NotPermitted: the actor may not. DoneBefore: the form was carried out already.
+    """
+
+    def decorate(function: Callable[Concatenate[Operation, P], R]) -> Callable[..., R]:
+        @functools.wraps(function)
+        @transaction.atomic
+        def run(*args: Any, actor: Actor, reason: str, once: uuid.UUID | None = None, **kwargs: Any) -> R:
+            actor.must(permission)
+            running = Operation(actor, act, reason, once)
+            result = function(running, *args, **kwargs)
+            if not running.recorded:
+                raise RuntimeError(f"{act} wrote no entry in the audit log")
+            return result
+
+        return run
+
+    return decorate
+
+
+def record(
+    *,
+    actor: Actor,
+    act: str,
+    subject: models.Model,
+    reason: str = "",
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+    credits: int = 0,  # noqa: A002  (the column's name)
+    once: uuid.UUID | None = None,
+) -> None:
+    """Add one entry. Must be called inside the transaction that makes the change.
+
+    Raises:
+        DoneBefore: the form with the id `once` was carried out already.
+    """
+    entry = StaffAct(
+        actor=actor.user,
+        address=actor.address,
+        act=act,
+        subject_kind=subject._meta.label_lower,
+        subject_id=str(subject.pk),
+        subject_name=str(subject)[:200],
+        reason=reason[:500],
+        before=plain(before or {}),
+        after=plain(after or {}),
+        credits=credits,
+        once=once,
+    )
+    try:
+        with transaction.atomic():
+            entry.save(force_insert=True)
+    except IntegrityError as error:
+        if once is not None and carried_out(once):
+            raise DoneBefore from error
+        raise
+
+
+def carried_out(once: uuid.UUID) -> bool:
+    """Whether the form with this id was carried out."""
+    return StaffAct.objects.filter(once=once).exists()
+
+
+def plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The values as JSON holds them: rows by their names, sets of rows as lists of names, without NULs."""
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case None | bool() | int() | float():
+            return value
+        case models.QuerySet() | list() | tuple() | set():
+            return [_plain(item) for item in value]
+        case dict():
+            return plain({str(name): item for name, item in value.items()})
+        case str() | models.Model():
+            return str(value).replace("\x00", "")
+    return DjangoJSONEncoder().encode(value).strip('"')

@@ -1,0 +1,194 @@
+"""Bulk refunds, for staff: the total of a bad time of a node or of chosen jobs, then the decision and its progress."""
+
+from datetime import timedelta
+from typing import Any
+
+from django import forms
+from django.contrib import admin
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http.response import HttpResponseBase
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from unfold.admin import ModelAdmin
+from unfold.decorators import action, display
+from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminSplitDateTimeWidget
+
+from accounts.admin.audit_log import LATEST, related_to
+from accounts.admin.base import ReadOnlyAdmin, ReasonForm, allowed, ask, badge, state_now
+from accounts.models import User
+from accounts.staff.actor import Actor
+from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
+from generation.staff import bulk_refunds, jobs
+
+
+class WindowForm(forms.Form):
+    """The node, and the time in which its videos were bad."""
+
+    node = forms.ModelChoiceField(queryset=GpuNode.objects.all(), widget=UnfoldAdminSelectWidget)
+    since = forms.SplitDateTimeField(
+        label="From",
+        widget=UnfoldAdminSplitDateTimeWidget,
+        help_text="UTC; what counts is when a video was ready",
+    )
+    until = forms.SplitDateTimeField(label="Until", widget=UnfoldAdminSplitDateTimeWidget, help_text="UTC")
+
+    def clean(self) -> dict[str, Any]:
+        values = super().clean() or {}
+        since, until = values.get("since"), values.get("until")
+        if since and until and since >= until:
+            raise forms.ValidationError("“From” must be before “until”.")
+        return values
+
+
+class TotalForm(ReasonForm):
+    """The reason, and the total that the actor read, so that nothing else is carried out."""
+
+    jobs = forms.IntegerField(widget=forms.HiddenInput)
+    people = forms.IntegerField(widget=forms.HiddenInput)
+    credits = forms.IntegerField(widget=forms.HiddenInput)
+
+
+@admin.register(RefundBatch)
+class RefundBatchAdmin(ReadOnlyAdmin):
+    """Bulk refunds with their progress, and the way to a new one."""
+
+    class Media:
+        js = ("admin_live.js",)
+
+    list_display = ("created_at", "node", "since", "until", "jobs", "credits", "status", "actor", "reason")
+    list_select_related = ("node", "actor")
+    list_filter = ("state",)
+    actions_list = ("begin",)
+    readonly_fields = ("now", "how_far")
+    fields = (
+        "now",
+        "how_far",
+        "node",
+        "since",
+        "until",
+        "jobs",
+        "credits",
+        "reason",
+        "actor",
+        "created_at",
+        "finished_at",
+    )
+    has_begin_permission = allowed("generation.refund_job")
+
+    @display(description="State")
+    def status(self, batch: RefundBatch) -> SafeString:
+        colours = {RefundBatch.State.RUNNING: "warning", RefundBatch.State.DONE: "success"}
+        return badge(batch.state, batch.get_state_display(), colours)
+
+    @display(description="State")
+    def now(self, batch: RefundBatch) -> SafeString:
+        return state_now(self.status(batch), moves=batch.state == RefundBatch.State.RUNNING)
+
+    @display(description="Progress")
+    def how_far(self, batch: RefundBatch) -> SafeString:
+        counts = bulk_refunds.progress(batch)
+        waiting = counts[BatchedRefund.State.WAITING]
+        return format_html(
+            '<progress max="{}" value="{}"></progress> {} refunded, {} waiting, {} passed over (refunded before)',
+            batch.jobs,
+            batch.jobs - waiting,
+            counts[BatchedRefund.State.REFUNDED],
+            waiting,
+            counts[BatchedRefund.State.PASSED_OVER],
+        )
+
+    def get_urls(self) -> list[URLPattern]:
+        plan = path("plan/", self.admin_site.admin_view(self.plan), name="generation_refundbatch_plan")
+        return [plan, *super().get_urls()]
+
+    @action(
+        description="Refund a bad time of a node", url_path="begin", permissions=["begin"], icon="healing"
+    )
+    def begin(self, request: HttpRequest) -> HttpResponse:
+        """First step: ask for the node (`of` proposes one) and the time, then redirect to `plan`."""
+        sent = "node" in request.GET
+        # The last twelve hours. They end with the minute that has begun: its videos count, too.
+        end = timezone.now().replace(second=0, microsecond=0) + timedelta(minutes=1)
+        proposed = {"since": end - timedelta(hours=12), "until": end, "node": request.GET.get("of")}
+        form = WindowForm(request.GET) if sent else WindowForm(initial=proposed)
+        if sent and form.is_valid():
+            if bulk_refunds.charged_on(**form.cleaned_data).exists():
+                plan = f"{reverse('admin:generation_refundbatch_plan')}?{request.GET.urlencode()}"
+                return HttpResponseRedirect(plan)
+            form.add_error(None, "It made no video in that time that is charged and not refunded yet.")
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Refund a bad time of a node",
+            "form": form,
+        }
+        return TemplateResponse(request, "admin/bulk_refund.html", context)
+
+    def plan(self, request: HttpRequest) -> HttpResponseBase:
+        """Second step: show the total, ask for the reason, and start the bulk refund."""
+        Actor.of(request).must("generation.refund_job")
+        form = WindowForm(request.GET)
+        if not form.is_valid():
+            return HttpResponseRedirect(reverse("admin:generation_refundbatch_begin"))
+        window = form.cleaned_data
+        where = f"{window['node']}, {window['since']:%Y-%m-%d %H:%M} to {window['until']:%Y-%m-%d %H:%M} UTC"
+        return _decide(self, request, bulk_refunds.charged_on(**window), where, **window)
+
+
+def refund_chosen(
+    page: ModelAdmin, request: HttpRequest, chosen: "QuerySet[GenerationJob]"
+) -> HttpResponseBase:
+    """The second step for videos that were chosen in a list."""
+    return _decide(page, request, bulk_refunds.not_refunded(chosen), "the chosen videos", chosen=chosen)
+
+
+def _decide(
+    page: ModelAdmin,
+    request: HttpRequest,
+    charged: "QuerySet[GenerationJob]",
+    where: str,
+    chosen: "QuerySet[GenerationJob] | None" = None,
+    **window: Any,
+) -> HttpResponseBase:
+    total = bulk_refunds.total_of(charged)
+    left = jobs.refund_limit_left(Actor.of(request))
+
+    def act(actor: Actor, values: dict[str, Any]) -> str:
+        read = bulk_refunds.Total(**{name: values.pop(name) for name in ("jobs", "people", "credits")})
+        batch = bulk_refunds.start(charged, read, actor=actor, **window, **values)
+        return f"{batch.jobs} videos are being refunded, {batch.credits} credits. Everybody is told when it is done."
+
+    lines = [f"Charged and not refunded yet on {where}:", f"{total}."]
+    if left is not None and total.credits > left:
+        lines.append(f"You may refund {left} more credits today: please ask finance or an owner.")
+    return ask(
+        page,
+        request,
+        RefundBatch.objects.none() if chosen is None else chosen,
+        "Refund",
+        "\n".join(lines),
+        act,
+        form_class=TotalForm,
+        initial={"jobs": total.jobs, "people": total.people, "credits": total.credits},
+        back=reverse("admin:generation_refundbatch_changelist"),
+    )
+
+
+@related_to(User)
+def refunds_of_user(user: User) -> Q:
+    return _one_of(RefundBatch.objects.filter(items__job__user=user))
+
+
+@related_to(GenerationJob)
+def refunds_of_job(job: GenerationJob) -> Q:
+    return _one_of(RefundBatch.objects.filter(items__job=job))
+
+
+def _one_of(batches: "QuerySet[RefundBatch]") -> Q:
+    """Entries about the latest of these: no page shows more entries than that."""
+    latest = batches.order_by("-created_at").values_list("pk", "created_at").distinct()[:LATEST]
+    return Q(subject_kind=RefundBatch._meta.label_lower, subject_id__in=[str(pk) for pk, _ in latest])

@@ -1,0 +1,340 @@
+"""The offer: presets, prices and expected waits, the models and sizes of the nodes, and the queue before them.
+
+The same figures are shown in every door, before submit.
+"""
+
+import math
+import statistics
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any, cast
+
+from django.conf import settings
+from django.contrib.postgres.expressions import ArraySubquery
+from django.db import connection
+from django.db.models import Aggregate, Count, OuterRef, QuerySet
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
+
+from accounts.models import User
+from generation.errors import InvalidSetting, UnknownModel, UnknownPreset
+from generation.jobs import limits, scheduling
+from generation.models import GenerationJob, GpuNode, Preset, RunningTotal
+
+State = GenerationJob.State
+
+# Enough to be robust against one odd clip, few enough to follow a change of hardware within the hour.
+SAMPLE = 20
+
+
+# --- Presets: price and expected wait ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A preset as one user is offered it: `cost` in credits, `expected_seconds` from submit to clip without a queue."""
+
+    preset: Preset
+    cost: int
+    expected_seconds: int
+
+
+def price(preset: Preset, factor: Decimal) -> int:
+    """Price one clip in credits. Rounded up, so that a small price is never none."""
+    usual: int = settings.VIDEO_COST if preset.cost is None else preset.cost
+    return math.ceil(usual * factor)
+
+
+def quote(*, preset: Preset, user: User) -> Quote:
+    """Quote one preset."""
+    cost = price(preset, limits.price_factor(user))
+    return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds(preset))
+
+
+def quotes(*, user: User | None = None) -> list[Quote]:
+    """Quote every enabled preset, in the order staff gave them."""
+    factor = limits.price_factor(user) if user else Decimal(1)
+    presets = Preset.objects.filter(enabled=True).annotate(latest_times=_latest_times())
+    return [
+        Quote(
+            preset=preset,
+            cost=price(preset, factor),
+            expected_seconds=_usual_seconds(preset, preset.latest_times),
+        )
+        for preset in presets
+    ]
+
+
+def expected_seconds(preset: Preset) -> int:
+    """Take the median of the last completed clips; until there are any, VIDEO_EXPECTED_SECONDS scaled by the work."""
+    return expected_seconds_of([preset])[preset.pk]
+
+
+def expected_seconds_of(presets: Iterable[Preset]) -> dict[int, int]:
+    """Do the same for several presets, by primary key, in one query."""
+    presets = list(presets)
+    rows = Preset.objects.filter(pk__in=[preset.pk for preset in presets]).order_by()
+    measured = dict(rows.values_list("pk", _latest_times()))
+    return {preset.pk: _usual_seconds(preset, measured.get(preset.pk, [])) for preset in presets}
+
+
+def _latest_times() -> ArraySubquery:
+    """Milliseconds of a preset's last completed clips."""
+    done = GenerationJob.objects.filter(
+        preset=OuterRef("pk"), state=State.COMPLETED, generation_ms__isnull=False
+    )
+    return ArraySubquery(done.order_by("-finished_at").values_list("generation_ms", flat=True)[:SAMPLE])
+
+
+def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
+    if milliseconds:
+        return max(1, round(statistics.median(milliseconds) / 1000))
+    work = preset.num_frames * preset.num_inference_steps / (16 * 20)
+    return max(1, round(settings.VIDEO_EXPECTED_SECONDS * work))
+
+
+def default_preset() -> Preset:
+    """Find the preset that is used when a request names none."""
+    offered = Preset.objects.filter(enabled=True).order_by("-is_default", "position").first()
+    if offered is None:
+        raise UnknownPreset("No preset is enabled.")
+    return offered
+
+
+def find_preset(name: str | None) -> Preset:
+    """Find the enabled preset of that name; the default one for an empty name.
+
+    Raises:
+        UnknownPreset: there is none; the message names those on offer.
+    """
+    if not name:
+        return default_preset()
+    preset = Preset.objects.filter(name=name, enabled=True).first() if name.isprintable() else None
+    if preset is None:
+        raise no_such_preset()
+    return preset
+
+
+def no_such_preset() -> UnknownPreset:
+    """Make the refusal, which names the presets on offer."""
+    offered = ", ".join(Preset.objects.filter(enabled=True).values_list("name", flat=True))
+    return UnknownPreset(f"There is no such preset. On offer: {offered}.")
+
+
+def choose_preset(*, preset: str | None, seconds: str | None) -> Preset:
+    """Choose the preset of that name, or the one whose clips have that length; of two as long, the one staff put first.
+
+    Raises:
+        UnknownPreset, InvalidSetting: there is none, or the two contradict each other; the message names the choices.
+    """
+    if seconds is None:
+        return find_preset(preset)
+    enabled = list(Preset.objects.filter(enabled=True).order_by("-is_default", "position", "name"))
+    lengths = dict.fromkeys(str(length) for length in sorted(each.seconds for each in enabled))
+    if seconds not in lengths:
+        choices = _either([f'"{length}"' for length in lengths])
+        raise InvalidSetting(f"seconds must be {choices}.", param="seconds")
+    if not preset:
+        return next(each for each in enabled if str(each.seconds) == seconds)
+    chosen = find_preset(preset)
+    if str(chosen.seconds) != seconds:
+        raise InvalidSetting(f'The preset {chosen.name} makes "{chosen.seconds}" seconds.', param="seconds")
+    return chosen
+
+
+def _either(choices: Sequence[str]) -> str:
+    return " or ".join(choices) or "left out: nothing is on offer"
+
+
+# --- Nodes: models and sizes ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """A backend that at least one enabled node runs. `created` is when the first such node was added."""
+
+    id: str
+    created: datetime
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Models and sizes that can be asked for now. The default comes first; both are empty until a node was reached.
+
+    sizes: `WIDTHxHEIGHT`, of each node the one it makes when nobody asks.
+    """
+
+    models: tuple[Model, ...]
+    sizes: tuple[str, ...]
+
+    @property
+    def model(self) -> str | None:
+        return self.models[0].id if self.models else None
+
+    @property
+    def size(self) -> str | None:
+        return self.sizes[0] if self.sizes else None
+
+    def require_model(self, name: str) -> None:
+        """Raises UnknownModel when no node runs it; the message names those on offer."""
+        names = [model.id for model in self.models]
+        if name not in names:
+            raise UnknownModel(names)
+
+    def require_size(self, size: str) -> None:
+        """Raises InvalidSetting when no node makes it unasked; the message names what they make."""
+        if not self.sizes:
+            raise InvalidSetting("size cannot be chosen just now: leave it out.", param="size")
+        if size not in self.sizes:
+            raise InvalidSetting(f"size must be {_either(self.sizes)}.", param="size")
+
+
+def current() -> Offer:
+    """Read the offer of all nodes as it is now."""
+    return of(GpuNode.objects.with_health().filter(enabled=True))
+
+
+def of(known: Iterable[GpuNode]) -> Offer:
+    """Collect the offer of these nodes (`with_health`): healthy ones first, then those heard of last."""
+    nodes = sorted((node for node in known if node.backend), key=lambda node: node.created_at)
+    added: dict[str, datetime] = {}
+    for node in nodes:
+        added.setdefault(node.backend, node.created_at)
+    healthy = {node.pk for node in nodes if node.is_healthy}
+    nodes.sort(key=lambda node: (node.pk in healthy, node.last_seen_at or node.created_at), reverse=True)
+    return Offer(
+        models=tuple(Model(name, added[name]) for name in dict.fromkeys(node.backend for node in nodes)),
+        sizes=tuple(dict.fromkeys(str(node.sizes[0]) for node in nodes if node.sizes)),
+    )
+
+
+# --- The queue --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """The queue as it is now.
+
+    capacity: clips that all healthy nodes make at once; 0 when none is ready. running: clips being made.
+    queued: waiting clips by their preset's primary key. positions: places of the jobs asked about, 1 is next.
+    nodes: all that are enabled, each with `is_healthy`.
+    """
+
+    capacity: int
+    running: int
+    queued: Mapping[int, int]
+    nodes: Sequence[GpuNode] = ()
+    positions: Mapping[uuid.UUID, int] = field(default_factory=dict)
+
+    def seconds_before(self, position: int, expected: int) -> float:
+        """Estimate until the clip at that place starts, when each before it takes `expected`. Needs a capacity."""
+        # The clips that run now are half done on average.
+        return (position - 1 + self.running / 2) * expected / self.capacity
+
+    def seconds_to_join(self, expected: Mapping[int, int]) -> int | None:
+        """Estimate until a new clip would start, from what each preset takes; None when no node is ready."""
+        if not self.capacity:
+            return None
+        usual = max(expected.values(), default=0)
+        waiting = sum(number * expected.get(preset, usual) for preset, number in self.queued.items())
+        if not waiting and self.running < self.capacity:
+            return 0
+        return round((waiting + self.running / 2 * usual) / self.capacity)
+
+
+def now(jobs: list[GenerationJob]) -> Line:
+    """Read the queue, with the places of those jobs that are in it; at most three queries."""
+    counts = GenerationJob.objects.filter(state__in=[State.QUEUED, State.RUNNING]).order_by()
+    rows = list(counts.values_list("state", "preset").annotate(number=Count("pk")))
+    nodes = list(GpuNode.objects.with_health().filter(enabled=True))
+    return Line(
+        capacity=sum(node.capacity for node in nodes if node.is_healthy and node.set_aside_at is None),
+        nodes=nodes,
+        running=sum(number for state, _, number in rows if state == State.RUNNING),
+        queued={preset: number for state, preset, number in rows if state == State.QUEUED},
+        positions=scheduling.queue_positions(jobs),
+    )
+
+
+# --- Sample prompts, such as the model on offer can draw --------------------------------------------------------------
+
+DEMONSTRATION_MODEL = "CogVideoX-tiny"  # comes with the project and knows few words: docs/embedded-model.md
+
+FOR_ANY_MODEL = (
+    _("A red fox trotting through fresh snow at dawn, slow tracking shot"),
+    _("Waves rolling onto a black sand beach, seen from a drone"),
+    _("A paper boat drifting down a rainy city street, close-up"),
+)
+# English in every language, for these are the only words that the model knows.
+FOR_THE_DEMONSTRATION = (
+    "A golden star flying right at night",
+    "A cyan ball moving left in the desert",
+    "A pink heart growing over the sea",
+)
+
+
+def context(on_offer: Offer) -> dict[str, object]:
+    """Build a template's context: `samples`, and `demonstration`, whether only the demonstration model is on offer."""
+    names = {model.id for model in on_offer.models}
+    demonstration = names == {DEMONSTRATION_MODEL}
+    samples: tuple[str | Promise, ...] = FOR_THE_DEMONSTRATION if demonstration else FOR_ANY_MODEL
+    return {"samples": samples, "demonstration": demonstration}
+
+
+# --- Sums over tables that only grow ----------------------------------------------------------------------------------
+# The past is added up once and kept in the database, so that all processes agree and no number ever goes back.
+
+# Transactions that began before a moment may still be open for so long after it.
+SETTLED = timedelta(hours=1)
+# The rest is added up each time, until it spans this much.
+SPAN = timedelta(hours=6)
+
+Totals = Counter[tuple[str, ...]]
+
+
+def add_up(
+    name: str, rows: "QuerySet[Any]", *, moment: str, labels: Sequence[str], number: Aggregate
+) -> Totals:
+    """Add up `number` of all rows there ever were, by their labels.
+
+    name: of the kept sum. moment: the column with the time of a row; rows never change, and there is an index on it.
+    """
+    kept = RunningTotal.objects.filter(pk=name).first()
+    since = rows if kept is None else rows.filter(**{f"{moment}__gte": kept.until})
+    totals = _numbers_of(kept)
+    totals.update(_sums(since, labels, number))
+    settled = _now() - SETTLED
+    if kept is None or settled - kept.until > SPAN:
+        before = _numbers_of(kept)
+        before.update(_sums(since.filter(**{f"{moment}__lt": settled}), labels, number))
+        _keep(RunningTotal(name=name, until=settled, numbers=[[*key, n] for key, n in before.items()]), kept)
+    return totals
+
+
+def _now() -> datetime:
+    """Ask PostgreSQL's clock: a moment that a host took for past would hide what came until then."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT statement_timestamp()")
+        [(moment,)] = cursor.fetchall()
+    return cast(datetime, moment)
+
+
+def _sums(rows: "QuerySet[Any]", labels: Sequence[str], number: Aggregate) -> Totals:
+    found = rows.order_by().values(*labels).annotate(number=number).values_list(*labels, "number")
+    return Counter({tuple(key): value for *key, value in found})
+
+
+def _numbers_of(kept: RunningTotal | None) -> Totals:
+    return Counter({tuple(key): value for *key, value in kept.numbers} if kept else {})
+
+
+def _keep(new: RunningTotal, old: RunningTotal | None) -> None:
+    """Store the sum unless another process was quicker."""
+    if old is None:
+        RunningTotal.objects.bulk_create([new], ignore_conflicts=True)
+    else:
+        RunningTotal.objects.filter(pk=old.pk, until=old.until).update(until=new.until, numbers=new.numbers)

@@ -1,0 +1,369 @@
+"""Every change of state of a job. Each is one conditional UPDATE, fenced by the attempt where one is open, in one
+transaction with its credit move and the signal that makes its deliveries. A transition that finds no row has lost a
+race: it changes nothing and says so. A life begins in `submission`.
+"""
+
+import logging
+import uuid
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import F, QuerySet
+from django.db.models.functions import Coalesce, Now
+from django.utils.translation import gettext_noop
+
+from accounts import ledger
+from accounts.models import CreditTransaction, User
+from generation.errors import BeingStored, CannotCancel, CannotDelete
+from generation.jobs import enqueue, events, locks, node_health, stored_files
+from generation.media import VideoFacts
+from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.signals import job_finished
+
+logger = logging.getLogger(__name__)
+State = GenerationJob.State
+
+# The kinds of a job's entries, and their sums.
+TOTALS = {"reserve": "reserved", "capture": "captured", "release": "released", "refund": "refunded"}
+# Stored in English, translated where they are shown.
+COMPLETED = gettext_noop("Video completed")
+FAILED = gettext_noop("Video failed")
+CANCELED = gettext_noop("Canceled")
+NODE_LOST = gettext_noop("The GPU node could not be reached or stopped answering.")
+# With the defaults of JOB_DEADLINE_SECONDS and FIELD_NODE_TIMEOUT_SECONDS; with other values it stays English.
+gettext_noop("Video generation timed out (>30 min)")
+gettext_noop("Video generation timed out (>90s)")
+
+
+# --- While it runs: every function is fenced by the attempt and its lease ---------------------------------------------
+
+
+@transaction.atomic
+def attempt_posted(
+    *, attempt_id: uuid.UUID, token: uuid.UUID, remote_id: str, hand_over: bool = False
+) -> bool:
+    """Record that the node took it.
+
+    With `hand_over` the lease is dropped, and the event has a reconciler follow it from here.
+    """
+    values: dict[str, object] = {"remote_id": remote_id, "posted_at": Now(), **_heard()}
+    if hand_over:
+        values["lease_expires_at"] = Now()
+    if not locks.held(attempt_id=attempt_id, token=token).update(**values):
+        return False
+    events.publish(GenerationJob.objects.get(attempts=attempt_id))
+    return True
+
+
+def request_sent(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
+    """Record that the one long request to a node goes out now: from here on it cannot be re-attached to."""
+    return bool(locks.held(attempt_id=attempt_id, token=token).filter(posted_at=None).update(posted_at=Now()))
+
+
+@transaction.atomic
+def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bool:
+    """Record the node's denoising step; False when the lease is lost and the caller must stop."""
+    if not locks.held(attempt_id=attempt_id, token=token).update(step=step, **_heard()):
+        return False
+    moved = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING).exclude(step=step)
+    if moved.update(step=step):
+        events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
+    return True
+
+
+def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> float | None:
+    """Record that a question to the node went unanswered for so many seconds.
+
+    Returns the seconds of silence by now; None when the lease is lost. Any answer ends the silence, which is kept in
+    the row, so that a reconciler that is started anew does not forget it.
+    """
+    attempt = locks.held(attempt_id=attempt_id, token=token)
+    attempt.update(silent_since=Coalesce("silent_since", locks.until(-seconds)))
+    silence = attempt.annotate(silence=Now() - F("silent_since")).values_list("silence", flat=True).first()
+    return None if silence is None else float(silence.total_seconds())
+
+
+@transaction.atomic
+def begin_storing(
+    *,
+    attempt_id: uuid.UUID,
+    token: uuid.UUID,
+    file_name: str = "",
+    generation_ms: int | None = None,
+    profile: str = "",
+) -> bool:
+    """Record that the node has made the file, and have it fetched. The node's slot is free from here on."""
+    if not locks.held(attempt_id=attempt_id, token=token).update(
+        file_name=file_name, generation_ms=generation_ms, profile=profile, **_heard()
+    ):
+        return False
+    running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
+    if not running.update(state=State.STORING, step=F("num_inference_steps"), generation_ms=generation_ms):
+        # Canceled or past its deadline meanwhile: the late result is discarded and never charged.
+        held = locks.held(attempt_id=attempt_id, token=token)
+        _close(held, JobAttempt.State.CANCELED, error="finished after the job had ended; discarded")
+        enqueue.dispatch()
+        return False
+    events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
+    enqueue.store(attempt_id=attempt_id)
+    enqueue.dispatch()
+    return True
+
+
+@transaction.atomic
+def complete(*, attempt_id: uuid.UUID, files: tuple[str, str], facts: VideoFacts) -> bool:
+    """Charge for a stored clip. files: names of the video and its poster in the storage.
+
+    False when the job ended meanwhile: the caller removes the files, nothing is charged. The same when the files,
+    which were announced before they were written, are not waiting to be claimed any more.
+    """
+    node_health.count_success(attempt_id=attempt_id)
+    storing = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.STORING)
+    locks.lock_jobs(storing)
+    if not stored_files.held(files):
+        return False
+    job = _end(
+        storing,
+        state=State.COMPLETED,
+        video=files[0],
+        poster=files[1],
+        width=facts.width,
+        height=facts.height,
+        stored_frames=facts.frames,
+        duration_ms=facts.duration_ms,
+        size_bytes=facts.size_bytes,
+    )
+    if job is None:
+        return False
+    # A playable file for the current attempt counts, also if the lease ran out meanwhile.
+    _close(JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN), JobAttempt.State.SUCCEEDED)
+    stored_files.claim(files)
+    ledger.capture(reference=job.id, reason=COMPLETED)
+    _announce(job)
+    return True
+
+
+@transaction.atomic
+def attempt_refused(*, attempt_id: uuid.UUID, token: uuid.UUID, retry_after: float, why: str) -> None:
+    """Queue the job again, uncounted: the node surely did not take it. It is left alone for `retry_after` seconds."""
+    held = locks.held(attempt_id=attempt_id, token=token)
+    _leave_alone(held, seconds=retry_after, why=why)
+    if not _close(held, JobAttempt.State.CANCELED, error=why):
+        return
+    running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
+    if running.update(state=State.QUEUED, current_attempt=None, step=0, attempt_count=F("attempt_count") - 1):
+        events.publish(GenerationJob.objects.get(attempts=attempt_id))
+        enqueue.dispatch()
+
+
+@transaction.atomic
+def attempt_lost(
+    *,
+    attempt_id: uuid.UUID,
+    token: uuid.UUID,
+    error: str,
+    code: str = "node_lost",
+    message: str = NODE_LOST,
+    pause: float = 0.0,
+) -> None:
+    """Close an attempt that is no verdict on the job: it queues again while attempts are left, else it fails.
+
+    With `pause` its node is left alone for that many seconds.
+    """
+    held = locks.held(attempt_id=attempt_id, token=token)
+    if pause:
+        _leave_alone(held, seconds=pause, why=error)
+    node_health.count_failure(held, error=error)
+    if not _close(held, JobAttempt.State.LOST, error=error):
+        return
+    held_up = GenerationJob.objects.filter(
+        current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]
+    )
+    job = held_up.first()
+    again = held_up.filter(attempt_count__lt=settings.JOB_MAX_ATTEMPTS)
+    if again.update(state=State.QUEUED, current_attempt=None, step=0, generation_ms=None) and job:
+        job.refresh_from_db()
+        events.publish(job)
+    elif job is not None:
+        _fail(held_up, code=code, message=message)
+    enqueue.dispatch()
+
+
+@transaction.atomic
+def attempt_failed(
+    *,
+    attempt_id: uuid.UUID,
+    token: uuid.UUID,
+    code: str,
+    message: str,
+    error: str,
+    blame_node: bool = True,
+) -> None:
+    """End the job by a definite verdict. `message` is for its owner, `error` for staff."""
+    held = locks.held(attempt_id=attempt_id, token=token)
+    if blame_node:
+        node_health.count_failure(held, error=error)
+    if not _close(held, JobAttempt.State.FAILED, error=error):
+        return
+    _fail(
+        GenerationJob.objects.filter(current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]),
+        code=code,
+        message=message,
+    )
+    enqueue.dispatch()
+
+
+@transaction.atomic
+def attempt_stopped(*, attempt_id: uuid.UUID, token: uuid.UUID, stopped_at_step: int | None) -> None:
+    """Record that the node confirmed a cancel: its slot is free again."""
+    held = locks.held(attempt_id=attempt_id, token=token)
+    if _close(held, JobAttempt.State.CANCELED, stopped_at_step=stopped_at_step):
+        job = GenerationJob.objects.get(attempts=attempt_id)
+        logger.info("job %s stopped at step %s of %s", job.id.hex, stopped_at_step, job.num_inference_steps)
+        events.publish(job)
+        enqueue.dispatch()
+
+
+# --- The ends ---------------------------------------------------------------------------------------------------------
+
+
+@transaction.atomic
+def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCELED) -> GenerationJob:
+    """Stop a queued or running job and give its credits back at once; the reconciler stops it on its node.
+
+    Canceling a canceled job again is harmless.
+
+    Raises:
+        CannotCancel: it is being stored or has ended otherwise.
+    """
+    live = GenerationJob.objects.filter(pk=job.pk, state__in=[State.QUEUED, State.RUNNING])
+    locks.lock_jobs(live)
+    ended = _end(live, state=State.CANCELED, error_code="canceled", error_message=gettext_noop("Canceled."))
+    if ended is None:
+        job.refresh_from_db()
+        if job.state == State.CANCELED:
+            return job
+        raise BeingStored() if job.state == State.STORING else CannotCancel()
+    _ask_to_stop(ended)
+    ledger.release(reference=ended.id, reason=reason, actor=actor)
+    _announce(ended)
+    return ended
+
+
+@transaction.atomic
+def expire(*, job_id: uuid.UUID) -> bool:
+    """End a job that is past its deadline, in whichever live state it is."""
+    live = GenerationJob.objects.filter(pk=job_id, state__in=GenerationJob.LIVE, deadline_at__lt=Now())
+    locks.lock_jobs(live)
+    minutes = round(settings.JOB_DEADLINE_SECONDS / 60)
+    ended = _fail(live, code="timed_out", message=f"Video generation timed out (>{minutes} min)")
+    if ended is not None:
+        _ask_to_stop(ended)
+    return ended is not None
+
+
+@transaction.atomic
+def delete(*, job: GenerationJob) -> None:
+    """Hide an ended job from its owner for good; the row stays for the books, the files go (see
+    tasks.remove_files).
+
+    Raises:
+        CannotDelete: it is still live.
+    """
+    hidden = GenerationJob.objects.filter(pk=job.pk, finished_at__isnull=False, deleted_at=None)
+    if hidden.update(deleted_at=Now()):
+        job.refresh_from_db()
+        stored_files.let_go([name for name in (job.video.name, job.poster.name) if name])
+        enqueue.remove_files()
+        return
+    job.refresh_from_db()
+    if job.is_live:
+        raise CannotDelete()
+
+
+@transaction.atomic
+def cancel_all(*, user: User, reason: str) -> int:
+    """Cancel every live job of a user who was banned or is leaving; returns how many. What is being stored finishes."""
+    canceled = 0
+    live = GenerationJob.objects.filter(user=user, state__in=[State.QUEUED, State.RUNNING])
+    # All are locked before the first release touches the wallet; later ones are not among them.
+    for job in GenerationJob.objects.filter(pk__in=locks.lock_jobs(live)):
+        try:
+            cancel(job=job, reason=reason)
+            canceled += 1
+        except CannotCancel:
+            logger.info("job %s ended before it could be canceled", job.id.hex)
+    return canceled
+
+
+def refund(*, job: GenerationJob, reason: str, actor: User) -> None:
+    """Give back, once, what a completed job cost.
+
+    Raises:
+        ledger errors: NotFound when it was not charged.
+    """
+    ledger.refund(reference=job.id, reason=reason, actor=actor)
+
+
+def entries_of(job: GenerationJob) -> list[CreditTransaction]:
+    """Read the ledger's entries of a job, oldest first: its hold, its charge or release, and a refund.
+
+    They may be in several wallets: when accounts are joined, entries stay in the one that they were made in.
+    """
+    return list(CreditTransaction.objects.filter(reference=job.id, kind__in=TOTALS).order_by("id"))
+
+
+def receipt(job: GenerationJob) -> dict[str, int]:
+    """Sum up the ledger's entries of a job, in credits: reserved, captured, released, refunded."""
+    totals = dict.fromkeys(TOTALS.values(), 0)
+    for entry in entries_of(job):
+        totals[TOTALS[entry.kind]] += entry.moved
+    return totals
+
+
+def _fail(live: "QuerySet[GenerationJob]", *, code: str, message: str) -> GenerationJob | None:
+    ended = _end(live, state=State.FAILED, error_code=code, error_message=message[:500])
+    if ended is not None:
+        ledger.release(reference=ended.id, reason=f"{FAILED}: {message}")
+        logger.warning("job %s failed: %s (%s)", ended.id.hex, message, code)
+        _announce(ended)
+    return ended
+
+
+def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> GenerationJob | None:
+    """Make the one conditional UPDATE behind every end; returns the job as it is now, None when the race was lost."""
+    job_id = live.values_list("pk", flat=True).first()
+    if job_id is None or not live.filter(pk=job_id).update(state=state, finished_at=Now(), **values):
+        return None
+    return GenerationJob.objects.select_related("user").get(pk=job_id)
+
+
+def _announce(job: GenerationJob) -> None:
+    job_finished.send(sender=GenerationJob, job=job)
+    events.publish(job)
+
+
+def _heard() -> dict[str, object]:
+    """The columns of an attempt that every answer of its node changes."""
+    return {"heard_at": Now(), "silent_since": None}
+
+
+def _ask_to_stop(job: GenerationJob) -> None:
+    JobAttempt.objects.filter(job=job, state=JobAttempt.State.OPEN).update(cancel_requested_at=Now())
+
+
+def _leave_alone(held: "QuerySet[JobAttempt]", *, seconds: float, why: str) -> None:
+    """Give the node of an attempt no jobs for so long. Call it before the attempt is closed."""
+    GpuNode.objects.filter(attempts__in=held).update(
+        leave_alone_until=locks.until(seconds), status_detail=why[:300]
+    )
+
+
+def _close(
+    attempt: "QuerySet[JobAttempt]", state: str, *, error: str = "", stopped_at_step: int | None = None
+) -> bool:
+    """Close the attempt, fenced as its caller needs it; False when it is not so any more."""
+    values: dict[str, object] = {"state": state, "closed_at": Now(), "error": error[:500]}
+    if stopped_at_step is not None:
+        values["stopped_at_step"] = stopped_at_step
+    return bool(attempt.update(**values))

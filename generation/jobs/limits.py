@@ -1,0 +1,69 @@
+"""Limits and price of one user: those that staff agreed with them (`UserLimits`), else the service's own.
+
+A submission reads what was agreed once and passes it on.
+"""
+
+import math
+from datetime import timedelta
+from decimal import Decimal
+
+from django.conf import settings
+from django.db.models import F
+from django.db.models.functions import Now
+
+from accounts.models import User, UserLimits
+from generation.errors import CooldownActive, DailyLimitReached, TooManyAtOnce
+from generation.models import GenerationJob
+
+DAY = timedelta(days=1)
+State = GenerationJob.State
+
+
+def check(user: User, agreed: UserLimits) -> None:
+    """Make sure that `user` may order one more now. Their wallet must be locked, or two requests find the same room.
+
+    Raises:
+        CooldownActive, TooManyAtOnce, DailyLimitReached: they may not.
+    """
+    if seconds := cooldown_left(user, agreed):
+        raise CooldownActive(seconds=seconds)
+    jobs = GenerationJob.objects.filter(user=user)
+    most = agreed.concurrent_jobs
+    if most is not None and jobs.filter(state__in=GenerationJob.LIVE).count() >= most:
+        raise TooManyAtOnce(most=most)
+    if agreed.daily_clips is not None:
+        _check_day(user, agreed.daily_clips)
+
+
+def cooldown_left(user: User, agreed: UserLimits | None = None) -> int:
+    """Count the whole seconds until the user may submit again; 0 now.
+
+    They run from the last job that did not fail; staff never wait.
+    """
+    if user.is_staff:
+        return 0
+    counted = GenerationJob.objects.filter(user=user).exclude(state=State.FAILED).order_by("-created_at")
+    age: timedelta | None = counted.values_list(Now() - F("created_at"), flat=True).first()
+    if age is None:
+        return 0
+    own = (agreed or UserLimits.of(user)).cooldown_seconds
+    seconds: float = settings.VIDEO_COOLDOWN_SECONDS if own is None else own
+    return max(0, math.ceil(seconds - age.total_seconds()))
+
+
+def price_factor(user: User, agreed: UserLimits | None = None) -> Decimal:
+    """Choose the factor of all prices for `user`: 0 for staff while STAFF_GENERATE_FREE is on."""
+    if user.is_staff and settings.STAFF_GENERATE_FREE:
+        return Decimal(0)
+    own = (agreed or UserLimits.of(user)).price_factor
+    return Decimal(1) if own is None else own
+
+
+def _check_day(user: User, most: int) -> None:
+    """Videos that failed or were canceled do not count: nothing came of them."""
+    counted = GenerationJob.objects.filter(user=user, created_at__gt=Now() - DAY)
+    counted = counted.exclude(state__in=[State.FAILED, State.CANCELED]).order_by("-created_at")
+    ages = list(counted.values_list(Now() - F("created_at"), flat=True)[:most])
+    if len(ages) >= most:
+        left = DAY - (ages[-1] if ages else timedelta())
+        raise DailyLimitReached(most=most, seconds=max(1, math.ceil(left.total_seconds())))

@@ -1,0 +1,139 @@
+"""The health of the GPU nodes: their answers about themselves, and the circuit breaker.
+
+A node that fails again and again is set aside, and a canary clip decides when it is back. Without that, a node that
+fails fast would win every job, because it is always the least loaded.
+"""
+
+import logging
+import uuid
+from itertools import chain, count
+
+from django.conf import settings
+from django.db.models import F, QuerySet
+from django.db.models.functions import Now
+
+from generation.jobs import locks
+from generation.models import GpuNode, JobAttempt
+from generation.nodes import NodeEndpoint, NodeError, NodeHealth, detect_protocol, open_client
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT_NODE = "default"
+# Each failed canary doubles the pause, up to this many times NODE_TRIAL_SECONDS.
+LONGEST_PAUSE = 16
+
+
+def sync_environment_node() -> GpuNode | None:
+    """Make the node that VIDEO_API_URL names a row, or follow a changed address; None when none is named."""
+    if not settings.VIDEO_API_URL:
+        return None
+    named = {"base_url": settings.VIDEO_API_URL, "api_key": settings.VIDEO_API_KEY, "from_environment": True}
+    known = GpuNode.objects.filter(base_url=settings.VIDEO_API_URL).first()
+    node = known or GpuNode.objects.filter(from_environment=True).first()
+    if node is None:
+        taken = set(GpuNode.objects.values_list("name", flat=True))
+        names = chain([ENVIRONMENT_NODE], (f"{ENVIRONMENT_NODE}-{number}" for number in count(2)))
+        return GpuNode.objects.create(name=next(name for name in names if name not in taken), **named)
+    moved = {} if known else {"status": "unknown", "detected_protocol": "", "last_seen_at": None}
+    GpuNode.objects.filter(pk=node.pk).update(**named, **moved)
+    others = GpuNode.objects.filter(from_environment=True).exclude(pk=node.pk)
+    others.update(from_environment=False, enabled=False)
+    node.refresh_from_db()
+    return node
+
+
+def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
+    """Say where the node is and how to speak to it."""
+    return NodeEndpoint(
+        base_url=node.base_url, api_key=node.api_key, protocol=protocol or node.effective_protocol
+    )
+
+
+async def examine(node: GpuNode) -> NodeHealth:
+    """Ask the node how it is, in its own protocol, which is found out first where it is not known.
+
+    Raises:
+        NodeError: it cannot be asked, or speaks no protocol of ours.
+    """
+    protocol = node.effective_protocol or await detect_protocol(endpoint_of(node))
+    async with open_client(endpoint_of(node, protocol=protocol)) as client:
+        return await client.health()
+
+
+def record_health(node: GpuNode, health: NodeHealth) -> bool:
+    """Record the node's answer; True when it has just become able to take work."""
+    status = "ready" if health.ready else health.status
+    GpuNode.objects.filter(pk=node.pk).update(
+        detected_protocol=health.protocol,
+        status=status[:20],
+        status_detail=str(health.detail.get("detail") or health.detail.get("error") or "")[:300],
+        backend=(health.backend or health.model or "")[:100],
+        sizes=list(health.sizes[:20]),
+        capacity=max(1, health.capacity),
+        seconds_per_step=health.seconds_per_step,
+        last_seen_at=Now(),
+    )
+    _log_change(node, status)
+    return status == "ready" and node.status != "ready"
+
+
+def record_failure(node: GpuNode, error: NodeError) -> None:
+    """Record that the node could not be asked. It keeps the protocol it was known to speak."""
+    GpuNode.objects.filter(pk=node.pk).update(status="unreachable", status_detail=str(error)[:300])
+    _log_change(node, "unreachable", str(error))
+
+
+def _log_change(node: GpuNode, status: str, why: str = "") -> None:
+    if node.status != status:
+        logger.info("node %s: %s → %s %s", node.name, node.status, status, why)
+
+
+# --- The circuit breaker ----------------------------------------------------------------------------------------------
+
+
+def count_failure(held: "QuerySet[JobAttempt]", *, error: str) -> None:
+    """Count an attempt that came to nothing by its node's fault. held: the attempt, while its lease is the caller's.
+
+    Call it before the attempt is closed, in the same transaction.
+    """
+    blamed = GpuNode.objects.filter(attempts__in=held)
+    if not blamed.update(consecutive_failures=F("consecutive_failures") + 1):
+        return
+    worn_out = blamed.filter(set_aside_at=None, consecutive_failures__gte=settings.NODE_FAILURES_TO_SET_ASIDE)
+    if worn_out.update(
+        set_aside_at=Now(),
+        set_aside_reason=f"{settings.NODE_FAILURES_TO_SET_ASIDE} failures in a row, the last: {error}"[:300],
+        trials=0,
+        next_trial_at=locks.until(settings.NODE_TRIAL_SECONDS),
+    ):
+        logger.warning("node %s is set aside: %s", blamed.values_list("name", flat=True).first(), error)
+
+
+def count_success(*, attempt_id: uuid.UUID) -> None:
+    """Clear the count after a playable clip. Writes only where there was a failure: most clips touch no row."""
+    GpuNode.objects.filter(attempts=attempt_id, consecutive_failures__gt=0).update(consecutive_failures=0)
+
+
+def claim_canary(node: GpuNode) -> bool:
+    """Claim the canary of a set-aside node; the next one is due after a pause that doubles with each."""
+    due = GpuNode.objects.filter(
+        pk=node.pk, enabled=True, set_aside_at__isnull=False, next_trial_at__lt=Now()
+    )
+    pause = settings.NODE_TRIAL_SECONDS * min(LONGEST_PAUSE, 2 ** min(node.trials, 16))
+    return bool(due.update(trials=F("trials") + 1, next_trial_at=locks.until(pause)))
+
+
+def bring_back(node: GpuNode) -> None:
+    """Give the node jobs again, with a clean record."""
+    GpuNode.objects.filter(pk=node.pk).update(
+        set_aside_at=None, set_aside_reason="", consecutive_failures=0, trials=0, next_trial_at=None
+    )
+    logger.info("node %s is back", node.name)
+
+
+def note_failed_canary(node: GpuNode, error: Exception) -> None:
+    """Show staff why the node is still set aside."""
+    GpuNode.objects.filter(pk=node.pk, set_aside_at__isnull=False).update(
+        set_aside_reason=f"The trial clip failed: {error}"[:300]
+    )
+    logger.warning("node %s: trial clip failed: %s", node.name, error)

@@ -1,0 +1,302 @@
+"""One attempt on one node, from start to end: hand it over, follow it, stop it, and report to `lifecycle`.
+
+Only the holder of the attempt's lease does so. A time-out or a lost connection is no verdict: the node is asked again,
+by the same id, until it was silent for NODE_LOST_SECONDS, or for NODE_MOVE_SECONDS while another is idle.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from django.conf import settings
+
+from generation.database import DATABASE_AWAY, in_database
+from generation.jobs import lifecycle, locks, scheduling
+from generation.jobs.node_health import endpoint_of
+from generation.models import JobAttempt
+from generation.nodes import (
+    GenerationRequest,
+    NodeBusy,
+    NodeClient,
+    NodeNotReached,
+    NodeRejected,
+    NodeTimeout,
+    PermanentNodeError,
+    RemoteJob,
+    RemoteJobLost,
+    TransientNodeError,
+    open_client,
+)
+
+logger = logging.getLogger(__name__)
+R = TypeVar("R")
+
+# How long a node that cannot be used just now is left alone, in seconds.
+UNREACHABLE_PAUSE = 10.0
+BROKEN_PAUSE = 30.0
+# Failures of a node that say nothing about the job: its worker died, its model is away, or it was stopped.
+NO_VERDICT = frozenset({"worker_died", "gpu_error", "disk_full", "model_unavailable", "node_shutdown"})
+# A node that answers at every step is asked no more often than this, in seconds.
+PACE_SECONDS = 0.05
+# Between two questions to a node that answers at once, in seconds.
+POLL_SECONDS = 1.0
+RETRY_SECONDS = 2.0
+
+
+class AttemptRunner:
+    """One attempt, run by one coroutine. `attempt` must come with its job and node loaded."""
+
+    def __init__(self, attempt: JobAttempt, *, token: uuid.UUID) -> None:
+        self.attempt = attempt
+        self.token = token
+        self.stop_requested = asyncio.Event()
+        if attempt.cancel_requested_at is not None:
+            self.stop_requested.set()
+        self._silent = False
+
+    async def run(self) -> None:
+        """Run until the attempt is closed, its file is being stored, or the lease is another's."""
+        try:
+            async with self._client() as client:
+                await (self._follow if client.background else self._hold_request)(client)
+        except PermanentNodeError as error:
+            await self._give_up(error)
+
+    async def post_once(self) -> None:
+        """Hand the job over, once, and act on the answer. The dispatcher's part."""
+        try:
+            async with self._client() as client:
+                await self._post(client, hand_over=True)
+        except TransientNodeError as error:
+            logger.info("job %s: no answer to the post yet: %s", self._job, error)
+            await self._record(locks.drop)
+        except PermanentNodeError as error:
+            await self._give_up(error)
+
+    def _client(self) -> NodeClient:
+        return open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol))
+
+    # --- Nodes that run jobs in the background ---
+
+    async def _follow(self, client: NodeClient) -> None:
+        while await self._record(locks.take):
+            asked_at = time.monotonic()
+            try:
+                over = await self._advance(client)
+            except TransientNodeError as error:
+                if await self._silent_too_long(error, time.monotonic() - asked_at):
+                    return
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            if self._silent:
+                self._silent = False
+                logger.info("job %s: %s answers again", self._job, self.attempt.node)
+            if over:
+                return
+
+    async def _silent_too_long(self, error: TransientNodeError, waited: float) -> bool:
+        """Weigh a missing answer, which is no verdict; True when it lasted so long that the job was given up here.
+
+        waited: seconds since the question that this is about.
+        """
+        seconds = await self._record(lifecycle.note_silence, seconds=waited)
+        if seconds is None:  # over, or another's: the lease says so next
+            return False
+        if not self._silent:
+            self._silent = True
+            logger.warning("job %s: no answer from %s: %s", self._job, self.attempt.node, error)
+        if seconds > settings.NODE_LOST_SECONDS:
+            await self._lost(f"silent for {seconds:.0f} s: {error}")
+            return True
+        if seconds > settings.NODE_MOVE_SECONDS and await in_database(scheduling.could_move)(self.attempt):
+            await self._lost(f"silent for {seconds:.0f} s, and another node is idle: {error}")
+            return True
+        return False
+
+    async def _advance(self, client: NodeClient) -> bool:
+        """Ask the node one question and act on its answer; True when there is nothing more to follow."""
+        if not self.attempt.remote_id:
+            if self.stop_requested.is_set():
+                # It ended before any node answered for it: there is nothing to stop.
+                await self._record(lifecycle.attempt_stopped, stopped_at_step=None)
+                return True
+            return not await self._post(client)
+        if self.stop_requested.is_set():
+            stopped = await client.cancel(self.attempt.remote_id)
+            if stopped is not None and stopped.finished:
+                return await self._apply(stopped)
+        asked_at = time.monotonic()
+        remote = await self._ask(client)
+        if remote is None:
+            return False
+        if await self._apply(remote):
+            return True
+        # A server without long polling answers at once; one that cannot cancel is asked as rarely.
+        step, self.attempt.step = self.attempt.step, self._step(remote)
+        idle = self.stop_requested.is_set() or step == self.attempt.step
+        pause = POLL_SECONDS if idle else PACE_SECONDS
+        await asyncio.sleep(max(0.0, pause - (time.monotonic() - asked_at)))
+        return False
+
+    async def _post(self, client: NodeClient, *, hand_over: bool = False) -> bool:
+        """Hand the job over; True when the node has it. Repeating is harmless where it knows Idempotency-Key."""
+        try:
+            remote = await client.submit(_request_of(self.attempt))
+        except (NodeBusy, NodeNotReached) as error:
+            await self._refused(error)
+            return False
+        if remote.remote_id is None:
+            await self._lost("the node gave its job no id")
+            return False
+        self.attempt.remote_id = remote.remote_id
+        return await self._record(lifecycle.attempt_posted, remote_id=remote.remote_id, hand_over=hand_over)
+
+    async def _ask(self, client: NodeClient) -> RemoteJob | None:
+        """Ask for the job's state on the node; None when a cancel came in meanwhile."""
+        question = asyncio.create_task(
+            client.retrieve(self.attempt.remote_id, wait=settings.LEASE_SECONDS / 3)
+        )
+        stop = asyncio.create_task(self.stop_requested.wait())
+        try:
+            waited_for = {question} if self.stop_requested.is_set() else {question, stop}
+            await asyncio.wait(waited_for, return_when=asyncio.FIRST_COMPLETED)
+            return question.result() if question.done() else None
+        finally:
+            for task in (question, stop):
+                task.cancel()
+            await asyncio.gather(question, stop, return_exceptions=True)
+
+    # --- Nodes that make the clip within one request ---
+
+    async def _hold_request(self, client: NodeClient) -> None:
+        """Hold the one long request that makes the clip; if this process dies meanwhile, its answer is lost."""
+        if self.attempt.posted_at is not None:
+            await self._lost("the request was cut off when its process ended")
+            return
+        if not await self._record(lifecycle.request_sent):
+            return
+        heartbeat = asyncio.create_task(self._keep_lease())
+        try:
+            await self._written_down(await self._generate(client))
+        finally:
+            heartbeat.cancel()
+
+    async def _generate(self, client: NodeClient) -> Callable[[], Awaitable[object]]:
+        """Make the long request; returns what is to be written down of its answer."""
+        seconds = settings.FIELD_NODE_TIMEOUT_SECONDS
+        try:
+            remote = await client.generate(_request_of(self.attempt), timeout=seconds)
+        except NodeTimeout as error:
+            message = f"Video generation timed out (>{seconds}s)"
+            return partial(self._failed, code="timed_out", message=message, error=str(error))
+        except (NodeBusy, NodeNotReached) as error:
+            return partial(self._refused, error)
+        except TransientNodeError as error:
+            return partial(self._lost, str(error), pause=UNREACHABLE_PAUSE)
+        return partial(self._apply, remote)
+
+    async def _written_down(self, write: Callable[[], Awaitable[object]]) -> None:
+        """Write the answer down. It comes once only, so a database that is away is waited for."""
+        while True:
+            try:
+                await write()
+                return
+            except DATABASE_AWAY as error:
+                logger.warning("job %s: what the node answered waits: %s", self._job, str(error).strip())
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _keep_lease(self) -> None:
+        held = True
+        while held:
+            try:
+                held = await self._record(locks.take)
+            except DATABASE_AWAY as error:
+                logger.warning("job %s: lease not renewed: %s", self._job, str(error).strip())
+            await asyncio.sleep(settings.LEASE_SECONDS / 3)
+
+    # --- The meaning of the answers ---
+
+    async def _apply(self, remote: RemoteJob) -> bool:
+        """Write down the node's answer; True when the attempt needs no following any more."""
+        if remote.state == "completed":
+            await self._record(
+                lifecycle.begin_storing,
+                file_name=remote.file_name or "",
+                generation_ms=remote.generation_ms,
+                profile=remote.profile or "",
+            )
+            return True
+        if remote.finished:
+            await self._ended_without_a_file(remote)
+            return True
+        return not await self._record(lifecycle.record_progress, step=self._step(remote))
+
+    async def _ended_without_a_file(self, remote: RemoteJob) -> None:
+        if self.stop_requested.is_set():
+            step = remote.stopped_at_step if remote.stopped_at_step is not None else remote.step
+            await self._record(lifecycle.attempt_stopped, stopped_at_step=step)
+        elif remote.state == "canceled":
+            await self._lost("the node says it was canceled there")
+        elif remote.error_code in NO_VERDICT:
+            await self._lost(remote.error or remote.error_code)
+        else:
+            reason = remote.error or "The node gave no reason."
+            await self._failed(code="generation_failed", message=reason, error=reason)
+
+    def _step(self, remote: RemoteJob) -> int:
+        """Denoising steps done: the node's own number, else one from its percentage, else the last known."""
+        total = self.attempt.job.num_inference_steps
+        if remote.step is None and remote.progress is not None:
+            return min(total, total * remote.progress // 100)
+        return min(total, remote.step if remote.step is not None else self.attempt.step)
+
+    async def _give_up(self, error: PermanentNodeError) -> None:
+        """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
+        if isinstance(error, NodeRejected):
+            await self._failed(code="rejected", message=str(error), error=str(error), blame_node=False)
+        else:
+            await self._lost(str(error), pause=0.0 if isinstance(error, RemoteJobLost) else BROKEN_PAUSE)
+
+    async def _refused(self, error: NodeBusy | NodeNotReached) -> None:
+        pause = error.retry_after if isinstance(error, NodeBusy) else UNREACHABLE_PAUSE
+        await self._record(lifecycle.attempt_refused, retry_after=pause, why=str(error))
+
+    async def _lost(self, error: str, *, pause: float = 0.0) -> None:
+        logger.warning(
+            "job %s: attempt %s on %s is lost: %s", self._job, self.attempt.pk.hex, self.attempt.node, error
+        )
+        await self._record(lifecycle.attempt_lost, error=error, pause=pause)
+
+    async def _failed(self, *, code: str, message: str, error: str, blame_node: bool = True) -> None:
+        await self._record(
+            lifecycle.attempt_failed, code=code, message=message, error=error, blame_node=blame_node
+        )
+
+    async def _record(self, write: Callable[..., R], **values: Any) -> R:
+        """Write about the attempt, fenced by the lease."""
+        return await in_database(write)(attempt_id=self.attempt.pk, token=self.token, **values)
+
+    @property
+    def _job(self) -> str:
+        return self.attempt.job_id.hex
+
+
+def _request_of(attempt: JobAttempt) -> GenerationRequest:
+    job = attempt.job
+    width, _, height = job.size.partition("x")
+    return GenerationRequest(
+        id=attempt.pk.hex,
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        num_frames=job.num_frames,
+        fps=job.fps,
+        num_inference_steps=job.num_inference_steps,
+        guidance_scale=job.guidance_scale,
+        seed=job.seed,
+        width=int(width) if width else None,
+        height=int(height) if height else None,
+    )

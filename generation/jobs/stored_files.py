@@ -1,0 +1,89 @@
+"""Every file in the storage is named by a job, or by a row that says when it goes.
+
+A name is written down before its file is. The completion of the job takes the row away in the same transaction, and
+the deletion of a video puts one back; so a worker that is killed at any moment leaves no file behind for good.
+"""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from django.db import transaction
+from django.db.models.functions import Now
+
+from generation import media
+from generation.jobs import locks
+from generation.models import UnclaimedFile
+
+logger = logging.getLogger(__name__)
+
+# Longer than any task that writes files may take, in seconds.
+KEEP_SECONDS = 3600.0
+# A storage that does not take the deletion is asked again this much later.
+RETRY_SECONDS = 600.0
+BATCH = 100
+
+
+def announce(names: Iterable[str]) -> None:
+    """Write down files that are about to be written. Commits before they are: call it outside of any transaction."""
+    _write_down(names, seconds=KEEP_SECONDS)
+
+
+def held(names: Sequence[str]) -> bool:
+    """Lock the rows of files that were written; False when they were removed meanwhile, because it took too long."""
+    return len(UnclaimedFile.objects.select_for_update().filter(name__in=names)) == len(names)
+
+
+def claim(names: Iterable[str]) -> None:
+    """Forget files that a job names from now on. Call it in the transaction that makes it so."""
+    UnclaimedFile.objects.filter(name__in=names).delete()
+
+
+def let_go(names: Iterable[str]) -> None:
+    """Have files removed that no job names any more. Call it in the transaction that makes it so."""
+    _write_down(names, seconds=0)
+
+
+def discard(names: Sequence[str]) -> None:
+    """Remove files now. What fails is tried again by `remove_due`."""
+    let_go(names)
+    for name in names:
+        media.remove(name)
+    claim(names)
+
+
+def due() -> bool:
+    """Look whether files wait to be removed."""
+    return UnclaimedFile.objects.filter(remove_after__lt=Now()).exists()
+
+
+def remove_due() -> int:
+    """Remove files whose time has come; returns how many. A storage that refuses one of them keeps no other."""
+    removed = 0
+    for name in _take_due():
+        try:
+            media.remove(name)
+        except Exception:
+            # Anything that the storage's own library raises; the row stays, and it is tried again.
+            logger.exception("the file %s could not be removed", name)
+            continue
+        claim([name])
+        removed += 1
+    return removed
+
+
+@transaction.atomic
+def _take_due() -> list[str]:
+    """Take the next ones, put off for all others meanwhile."""
+    waiting = UnclaimedFile.objects.filter(remove_after__lt=Now()).order_by("remove_after")
+    names = list(waiting.select_for_update(skip_locked=True).values_list("name", flat=True)[:BATCH])
+    UnclaimedFile.objects.filter(name__in=names).update(remove_after=locks.until(RETRY_SECONDS))
+    return names
+
+
+def _write_down(names: Iterable[str], *, seconds: float) -> None:
+    UnclaimedFile.objects.bulk_create(
+        [UnclaimedFile(name=name, remove_after=locks.until(seconds)) for name in names],
+        update_conflicts=True,
+        unique_fields=["name"],
+        update_fields=["remove_after"],
+    )

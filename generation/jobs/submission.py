@@ -1,0 +1,285 @@
+"""A prompt becomes a job: checked, its credits held, in the queue; all of it in one transaction, or nothing."""
+
+import hashlib
+import json
+import logging
+import re
+import unicodedata
+from functools import lru_cache
+from typing import Required, TypedDict, Unpack
+
+import re2
+from django.conf import settings
+from django.db import transaction
+from django.utils.translation import gettext, gettext_noop, ngettext
+
+from accounts import ledger
+from accounts.ledger import InsufficientBalance
+from accounts.models import CreditAccount, User, UserLimits
+from generation.errors import (
+    AccountInactive,
+    EmptyPrompt,
+    IdempotencyConflict,
+    InsufficientCredits,
+    InvalidPrompt,
+    InvalidSetting,
+    PromptBlocked,
+    PromptTooLong,
+)
+from generation.jobs import catalog, enqueue, events, limits
+from generation.models import BlockedPrompt, GenerationJob, Preset
+
+logger = logging.getLogger(__name__)
+
+MAX_IDEMPOTENCY_KEY = 255
+MAX_SEED = 2**31 - 1
+# Stored in English, translated where they are shown.
+HELD = gettext_noop("Held for a video")
+MADE_AGAIN = "Made again by staff"
+
+
+class VideoRequest(TypedDict, total=False):
+    """A video as one asks for it, named as in `GenerationJob`.
+
+    Without `preset` the default one is made, without `seed` a random one is drawn. `model` and `size` must be on offer
+    (`catalog.Offer`); empty, any node will do.
+    """
+
+    prompt: Required[str]
+    preset: Preset | None
+    seed: int | None
+    negative_prompt: str
+    model: str
+    size: str
+    remixed_from: GenerationJob | None
+
+
+def same_again(job: GenerationJob) -> VideoRequest:
+    """Ask for the same video again, its seed included."""
+    return VideoRequest(
+        prompt=job.prompt,
+        preset=job.preset,
+        seed=job.seed,
+        negative_prompt=job.negative_prompt,
+        model=job.model,
+        size=job.size,
+    )
+
+
+def submit(
+    *, user: User, source: str, idempotency_key: str | None = None, **request: Unpack[VideoRequest]
+) -> GenerationJob:
+    """Accept a request: hold its credits and put it in the queue.
+
+    The wallet's row is locked first, so that two requests of one user run one after the other: a twin with the same
+    idempotency key waits and gets the same job. A refusal is not remembered.
+
+    Raises:
+        GenerationError: one of its subclasses; nothing was stored and nothing held.
+    """
+    key, digest = _check_idempotency_key(idempotency_key), _digest(request)
+    with transaction.atomic():
+        wallet = ledger.lock_account(user=user)
+        if twin := _twin(user, key=key, digest=digest):
+            return twin
+        # Read after the lock: what was changed while it was waited for holds.
+        user = User.objects.select_related("limits").get(pk=user.pk)
+        if not user.is_active:
+            raise AccountInactive()
+        agreed: UserLimits = getattr(user, "limits", None) or UserLimits(user=user)
+        job = _job(user, agreed, request)
+        job.source, job.idempotency_key, job.request_digest = source, key, digest
+        limits.check(user, agreed)
+        try:
+            _queue(job, wallet, reason=HELD)
+        except InsufficientBalance as error:
+            raise InsufficientCredits(cost=job.cost, balance=error.balance) from None
+    logger.info("job %s queued for user %s by %s", job.id.hex, user.pk, source)
+    return job
+
+
+def submit_again(job: GenerationJob, *, wallet: CreditAccount, idempotency_key: str) -> GenerationJob:
+    """Queue a job again for its owner, by staff and free, with the settings of its time and no check.
+
+    Must be called inside a transaction that has locked the wallet.
+    """
+    again = GenerationJob(
+        **same_again(job),
+        user=job.user,
+        source=GenerationJob.Source.STAFF,
+        num_frames=job.num_frames,
+        fps=job.fps,
+        num_inference_steps=job.num_inference_steps,
+        guidance_scale=job.guidance_scale,
+        cost=0,
+        idempotency_key=idempotency_key,
+        remixed_from=job,
+    )
+    _queue(again, wallet, reason=MADE_AGAIN)
+    return again
+
+
+def _digest(request: VideoRequest) -> str:
+    """Tell a repeated request from another one."""
+    preset, original = request.get("preset"), request.get("remixed_from")
+    values: list[object] = [request["prompt"], preset.name if preset else None, request.get("seed")]
+    values += [request.get(name, "") for name in ("negative_prompt", "model", "size")]
+    values.append(original.id.hex if original else None)
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _twin(user: User, *, key: str | None, digest: str) -> GenerationJob | None:
+    """Find the job that this very request made before."""
+    twin = GenerationJob.objects.filter(user=user, idempotency_key=key).first() if key else None
+    if twin is not None and twin.request_digest != digest:
+        raise IdempotencyConflict()
+    return twin
+
+
+def _job(user: User, agreed: UserLimits, request: VideoRequest) -> GenerationJob:
+    """Check what is asked for, and copy the preset as it is now."""
+    preset = request.get("preset") or catalog.default_preset()
+    if not preset.enabled:
+        raise catalog.no_such_preset()
+    job = GenerationJob(
+        user=user,
+        prompt=check_prompt(request["prompt"]),
+        negative_prompt=_check_negative_prompt(request.get("negative_prompt", "")),
+        preset=preset,
+        num_frames=preset.num_frames,
+        fps=preset.fps,
+        num_inference_steps=preset.num_inference_steps,
+        guidance_scale=preset.guidance_scale,
+        model=request.get("model", ""),
+        size=request.get("size", ""),
+        cost=catalog.price(preset, limits.price_factor(user, agreed)),
+        remixed_from=request.get("remixed_from"),
+    )
+    if (seed := request.get("seed")) is not None:
+        job.seed = check_seed(seed)
+    return job
+
+
+def _queue(job: GenerationJob, wallet: CreditAccount, *, reason: str) -> None:
+    ledger.reserve(user=job.user, account=wallet, amount=job.cost, reference=job.id, reason=reason)
+    job.save(force_insert=True)
+    job.refresh_from_db(fields=["deadline_at"])  # set by PostgreSQL's clock
+    events.publish(job)
+    enqueue.dispatch()
+
+
+# --- Text and numbers -------------------------------------------------------------------------------------------------
+
+
+def check_prompt(prompt: str) -> str:
+    """Return the prompt without surrounding space.
+
+    Raises:
+        InvalidPrompt: empty, too long, or with characters that no database text can hold.
+        PromptBlocked: it is against the rules that staff keep.
+    """
+    prompt = _storable(prompt).strip()
+    if not prompt:
+        raise EmptyPrompt()
+    if len(prompt) > settings.MAX_PROMPT_LENGTH:
+        raise PromptTooLong(maximum=settings.MAX_PROMPT_LENGTH)
+    if broken := matching(prompt):
+        raise PromptBlocked(broken[0].explanation)
+    return prompt
+
+
+def check_seed(seed: int) -> int:
+    """Raises InvalidSetting unless it is from 0 to MAX_SEED."""
+    if not 0 <= seed <= MAX_SEED:
+        words = gettext("seed must be between 0 and %(maximum)s.")
+        raise InvalidSetting(words % {"maximum": MAX_SEED}, param="seed")
+    return seed
+
+
+def _check_idempotency_key(key: str | None) -> str | None:
+    """Return the key, None for an empty one.
+
+    Raises:
+        InvalidSetting: it is too long, or could not be shown.
+    """
+    if not key:
+        return None
+    if len(key) > MAX_IDEMPOTENCY_KEY or not key.isprintable():
+        raise InvalidSetting(
+            f"Idempotency-Key must be at most {MAX_IDEMPOTENCY_KEY} printable characters.",
+            param="Idempotency-Key",
+        )
+    return key
+
+
+def _check_negative_prompt(text: str) -> str:
+    text = _storable(text).strip()
+    if len(text) > settings.MAX_PROMPT_LENGTH:
+        words = ngettext(  # English says the same of one; other languages do not
+            "Negative prompt too long. Maximum %(n)s characters.",
+            "Negative prompt too long. Maximum %(n)s characters.",
+            settings.MAX_PROMPT_LENGTH,
+        )
+        raise InvalidSetting(words % {"n": settings.MAX_PROMPT_LENGTH}, param="negative_prompt")
+    return text
+
+
+def _storable(text: str) -> str:
+    """PostgreSQL cannot store NUL, UTF-8 has no lone surrogates."""
+    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidPrompt()
+    return text
+
+
+# --- Blocked words and patterns ---------------------------------------------------------------------------------------
+# Patterns are RE2's: their time is linear in the prompt, whatever the pattern is.
+
+WORD = re.compile(r"\w+")
+# Memory for one compiled pattern, in bytes.
+MAX_MEMORY = 1 << 20
+
+
+class BadPattern(ValueError):
+    """RE2 does not take this pattern; the message says why."""
+
+
+def matching(prompt: str) -> list[BlockedPrompt]:
+    """Find every enabled rule that the prompt is against."""
+    plain = normal(prompt)
+    words = _spaced_words(plain)
+    return [
+        rule
+        for rule in BlockedPrompt.objects.filter(enabled=True)
+        if (
+            _spaced_words(normal(rule.text)) in words
+            if rule.kind == BlockedPrompt.Kind.WORDS
+            else compiled(rule.text).search(plain) is not None
+        )
+    ]
+
+
+def normal(text: str) -> str:
+    """Fold away looks: compatibility forms, case, and invisible characters."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(character for character in folded if unicodedata.category(character) != "Cf")
+
+
+def compiled(pattern: str) -> "re2._Regexp[str]":
+    """Raises BadPattern."""
+    try:
+        return _compiled(pattern)
+    except re2.error as error:
+        said = error.args[0] if error.args else "it is not understood"
+        raise BadPattern(said.decode() if isinstance(said, bytes) else str(said)) from error
+
+
+@lru_cache(maxsize=1000)
+def _compiled(pattern: str) -> "re2._Regexp[str]":
+    options = re2.Options()
+    options.case_sensitive, options.max_mem, options.log_errors = False, MAX_MEMORY, False
+    return re2.compile(pattern, options)
+
+
+def _spaced_words(text: str) -> str:
+    """The words with one space around each, so that whole words are found by `in`."""
+    return f" {' '.join(WORD.findall(text))} "

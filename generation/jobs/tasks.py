@@ -1,0 +1,108 @@
+"""The tasks of the worker, run by django-q2.
+
+Short, by id, safe to repeat: the job table is the truth and a lost task is healed by the reconciler.
+"""
+
+import logging
+import uuid
+from pathlib import Path
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.conf import settings
+from django.utils.translation import gettext_noop
+
+from generation import media
+from generation.jobs import lifecycle, locks, scheduling, stored_files
+from generation.jobs.node_health import endpoint_of
+from generation.jobs.runner import AttemptRunner
+from generation.media.folders import work_folder
+from generation.models import GenerationJob, JobAttempt
+from generation.nodes import (
+    NodeError,
+    RemoteJob,
+    RemoteJobLost,
+    ResultTooLarge,
+    TransientNodeError,
+    open_client,
+)
+
+logger = logging.getLogger(__name__)
+
+DOWNLOAD_FAILED = gettext_noop(
+    "Video generated but download failed. No credits were deducted. Please try again."
+)
+
+
+def dispatch() -> None:
+    """Claim queued jobs while nodes have free slots, and hand each to its node.
+
+    A node that makes the clip within one request is left to the reconciler, which can hold that long.
+    """
+    while (attempt := scheduling.claim_next()) is not None:
+        logger.info("job %s: attempt %s on %s", attempt.job_id.hex, attempt.pk.hex, attempt.node)
+        if attempt.runs_in_background:
+            async_to_sync(AttemptRunner(attempt, token=attempt.pk).post_once)()
+
+
+def store(attempt_id: str) -> None:
+    """Fetch the finished file, check and mend it, store it with its poster, and charge for it.
+
+    A fault of our own (a full disk, a storage that is away) is raised: the lease runs out and the task is
+    repeated.
+    """
+    attempt = JobAttempt.objects.select_related("job", "node").filter(pk=attempt_id).first()
+    token = uuid.uuid4()
+    if attempt is None or attempt.job.state != GenerationJob.State.STORING:
+        return
+    if not locks.take(attempt_id=attempt.pk, token=token):
+        return
+    with locks.kept(attempt_id=attempt.pk, token=token), work_folder() as folder:
+        raw, clip, poster = folder / "raw.mp4", folder / "clip.mp4", folder / "poster.jpg"
+        try:
+            async_to_sync(_download)(attempt, raw)
+            facts = media.prepare(raw, clip, poster)
+        except (NodeError, media.UnplayableVideo) as error:
+            _nothing_to_store(attempt, token, error)
+            return
+        files = media.new_names(attempt.job_id)
+        stored_files.announce(files)
+        media.store(clip, poster, files)
+    if lifecycle.complete(attempt_id=attempt.pk, files=files, facts=facts):
+        logger.info("job %s completed: %s", attempt.job_id.hex, files[0])
+    else:
+        logger.warning("job %s ended before its file was stored: the file is discarded", attempt.job_id.hex)
+        stored_files.discard(files)
+
+
+def remove_files() -> None:
+    """Remove stored files that no job names: deleted videos, and what a killed worker left."""
+    while stored_files.remove_due():
+        pass
+
+
+async def _download(attempt: JobAttempt, destination: Path) -> None:
+    remote = RemoteJob(
+        state="completed", remote_id=attempt.remote_id or None, file_name=attempt.file_name or None
+    )
+    async with open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
+        await client.download(
+            remote,
+            destination,
+            max_bytes=settings.MAX_VIDEO_BYTES,
+            timeout=settings.DOWNLOAD_TIMEOUT_SECONDS,
+        )
+
+
+def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -> None:
+    """Close an attempt without a playable file. Another one may do better, while there are any left."""
+    logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
+    held: dict[str, Any] = {"attempt_id": attempt.pk, "token": token, "error": str(error)}
+    if isinstance(error, ResultTooLarge):
+        message = gettext_noop("The video is too large.")
+        lifecycle.attempt_failed(code="result_too_large", message=message, **held)
+    elif isinstance(error, RemoteJobLost | TransientNodeError):
+        lifecycle.attempt_lost(code="download_failed", message=DOWNLOAD_FAILED, **held)
+    else:
+        message = gettext_noop("The video could not be played.")
+        lifecycle.attempt_lost(code="unplayable", message=message, **held)

@@ -1,0 +1,40 @@
+"""The tables of presets, nodes and jobs, and of what staff do about them."""
+
+from generation.models.jobs import (
+    GenerationJob,
+    GpuNode,
+    GpuNodeQuerySet,
+    JobAttempt,
+    JobQuerySet,
+    Preset,
+    RunningTotal,
+    SharedLink,
+    UnclaimedFile,
+    check_node_address,
+    new_deadline,
+    new_seed,
+    new_share_token,
+)
+from generation.models.staff import BatchedRefund, BlockedPrompt, DayFigures, NodeTrial, RefundBatch, Report
+
+__all__ = [
+    "BatchedRefund",
+    "BlockedPrompt",
+    "DayFigures",
+    "GenerationJob",
+    "GpuNode",
+    "GpuNodeQuerySet",
+    "JobAttempt",
+    "JobQuerySet",
+    "NodeTrial",
+    "Preset",
+    "RefundBatch",
+    "Report",
+    "RunningTotal",
+    "SharedLink",
+    "UnclaimedFile",
+    "check_node_address",
+    "new_deadline",
+    "new_seed",
+    "new_share_token",
+]

@@ -1,0 +1,125 @@
+"""Videos that change hands, because two accounts turn out to be one person, or one account to be two."""
+
+from typing import Any
+
+from django.db import transaction
+from django.utils.translation import gettext_noop
+
+from accounts.models import CreditTransaction, User
+from accounts.privacy import Part
+from generation import sharing
+from generation.jobs import lifecycle
+from generation.models import GenerationJob, SharedLink, fields
+from generation.web.streaming import filename_for
+
+
+def forget(*, user: User) -> None:
+    """Cancel what is live, remove files, links and prompts. What is just being stored is left for the next time.
+
+    Safe to repeat: `forget_closed_accounts` does, until nothing is left.
+    """
+    lifecycle.cancel_all(user=user, reason=gettext_noop("The account was deleted"))
+    for job in GenerationJob.objects.filter(user=user, finished_at__isnull=False, deleted_at=None):
+        with transaction.atomic():
+            lifecycle.delete(job=job)
+            SharedLink.objects.filter(job=job).delete()
+            GenerationJob.objects.filter(pk=job.pk).update(**FORGOTTEN)
+    # Those that were deleted before.
+    GenerationJob.objects.filter(user=user, deleted_at__isnull=False).exclude(prompt="").update(**FORGOTTEN)
+
+
+# Not what the books and the statistics need: times, sizes, states.
+FORGOTTEN: dict[str, Any] = {
+    "prompt": "",
+    "negative_prompt": "",
+    "idempotency_key": None,
+    "request_digest": "",
+}
+
+
+def forget_closed_accounts() -> int:
+    """Finish what `forget` could not; how many people were looked after."""
+    left = User.objects.filter(anonymised_at__isnull=False, jobs__deleted_at=None, jobs__isnull=False)
+    people = list(left.distinct()[:100])
+    for user in people:
+        forget(user=user)
+    return len(people)
+
+
+def part_of(user: User) -> Part:
+    """Every video of the user as data, and the files of those that are kept."""
+    jobs = GenerationJob.objects.filter(user=user).select_related("preset").order_by("created_at")
+    data, files = [], {}
+    for job in jobs.prefetch_related("shared_links"):
+        paths = _paths(job) if job.deleted_at is None else {}
+        files.update(paths)
+        data.append(_facts(job) | {"links": _links(job), "files": list(paths)})
+    return Part(name="videos", data=data, files=files)
+
+
+def _paths(job: GenerationJob) -> dict[str, str]:
+    stem = f"{job.created_at:%Y-%m-%d}-{job.id.hex[:8]}-"
+    stored = ((filename_for(job.prompt), job.video), (filename_for(job.prompt, ".jpg"), job.poster))
+    return {f"videos/{stem}{name}": str(file) for name, file in stored if file}
+
+
+def _links(job: GenerationJob) -> list[dict[str, Any]]:
+    return [
+        {"address": sharing.address(link), "made_at": link.created_at, "revoked_at": link.revoked_at}
+        for link in job.shared_links.all()
+    ]
+
+
+def _facts(job: GenerationJob) -> dict[str, Any]:
+    return {
+        "id": fields.public_id(job.id),
+        "prompt": job.prompt,
+        "negative_prompt": job.negative_prompt,
+        "preset": job.preset.name,
+        "seed": job.seed,
+        "frames": job.stored_frames or job.num_frames,
+        "frames_per_second": job.fps,
+        "steps": job.num_inference_steps,
+        "remix_of": job.remixed_from_id and fields.public_id(job.remixed_from_id),
+        "ordered_by": job.source,
+        "state": job.state,
+        "error": job.error_message,
+        "cost": job.cost,
+        "ordered_at": job.created_at,
+        "finished_at": job.finished_at,
+        "deleted_at": job.deleted_at,
+    }
+
+
+# What becomes of the clips of somebody who leaves, and what they take along.
+
+
+def is_live(*users: User) -> bool:
+    """Whether anything is being made for one of them. Certain while their wallets are locked."""
+    return GenerationJob.objects.filter(user__in=users, state__in=GenerationJob.LIVE).exists()
+
+
+def lock_videos(*, of: User) -> None:
+    """Before the wallets: everybody locks jobs first."""
+    list(
+        GenerationJob.objects.select_for_update(no_key=True).filter(user=of).order_by("pk").values_list("pk")
+    )
+
+
+@transaction.atomic
+def hand_over(*, source: User, target: User) -> int:
+    """All videos of `source` are the target's from here on; how many there were."""
+    jobs = GenerationJob.objects.filter(user=source)
+    theirs = GenerationJob.objects.filter(user=target, idempotency_key__isnull=False)
+    # A key that both used names one job only: the target's, whose programs go on.
+    jobs.filter(idempotency_key__in=theirs.values("idempotency_key")).update(idempotency_key=None)
+    return jobs.update(user=target)
+
+
+@transaction.atomic
+def give_back(*, source: User, target: User) -> int:
+    """The videos that `source` paid for are theirs again. Every job has its hold on the wallet it was made from."""
+    holds = CreditTransaction.objects.filter(
+        kind=CreditTransaction.Kind.RESERVE, account__user=source, reference__isnull=False
+    )
+    return GenerationJob.objects.filter(user=target, pk__in=holds.values("reference")).update(user=source)

@@ -1,0 +1,220 @@
+"""Levers that make a clip faster: compiled blocks, step caches, convolutions on a CPU, and a scheduler without waits.
+
+Only the step caches are lossy, and so they belong to the profile `fast` alone.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, get_args
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDPMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    PyramidAttentionBroadcastConfig,
+)
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
+from torch import nn
+from torch.nn import functional
+
+from gpu_node.catalog import StepCache
+from gpu_node.engine.errors import ModelUnavailable
+
+log = logging.getLogger(__name__)
+
+BLOCKS = ("CogVideoXBlock",)
+# For step caches whose hooks sit on the attention inside a block.
+PARTS = ("Attention", "FeedForward", "CogVideoXLayerNormZero")
+MOST_SHAPES = 64  # graphs that Dynamo keeps of one function; its own limit is 8
+
+STEP_CACHES: tuple[StepCache, ...] = tuple(name for name in get_args(StepCache) if name != "none")
+# The ranges of time are those that diffusers' documentation gives for CogVideoX.
+SKIPPED_TIMES = (100, 800)
+RESIDUAL_DIFFERENCE = 0.08  # of the first block, between two steps; below it the others are not computed
+
+FEW_CHANNELS = 64
+
+
+def compile_forward(
+    transformer: CogVideoXTransformer3DModel, *, names: tuple[str, ...] = BLOCKS, backend: str = "inductor"
+) -> None:
+    """Compile the modules of these class names at their first call, anew for every shape.
+
+    `compile_repeated_blocks` of diffusers 0.42 raises for CogVideoX, which does not name its blocks; and it compiles
+    the whole call of a block, with whatever hooks of a step cache lie around it. Here only the forward method is
+    compiled, so that hooks added later stay outside. All blocks share one compiled graph for each shape.
+    """
+    torch._dynamo.config.recompile_limit = MOST_SHAPES
+    torch._dynamo.config.accumulated_recompile_limit = 4 * MOST_SHAPES
+    found = [module for module in transformer.transformer_blocks.modules() if type(module).__name__ in names]
+    assert found, f"no module is one of {names}"
+    for module in found:
+        # Not `fullgraph`: where an attention kernel cannot be traced, the rest is compiled all the same.
+        module.forward = torch.compile(module.forward, dynamic=False, backend=backend)
+    log.info("%d of the transformer's modules are compiled at their first use", len(found))
+
+
+@contextmanager
+def new_shapes_compile() -> Iterator[None]:
+    """Within, a shape that was not seen before is compiled, which takes minutes; outside, it runs as it is."""
+    torch.compiler.set_stance("default")
+    try:
+        yield
+    finally:
+        torch.compiler.set_stance("eager_on_recompile")
+
+
+def compiled_parts(name: str) -> tuple[str, ...]:
+    """Return what may be compiled beneath this cache: whole blocks, unless its hooks sit inside them."""
+    return PARTS if name in ("faster_cache", "pab") else BLOCKS
+
+
+def enable_step_cache(pipe: CogVideoXPipeline, name: StepCache) -> None:
+    """Turn a step cache on. After compiling, so that its hooks stay outside."""
+    if name == "cache_dit":
+        _enable_cache_dit(pipe)
+        return
+
+    def moment() -> int:
+        return int(pipe._current_timestep)
+
+    configs: dict[str, Any] = {
+        # Attention every second step, the unconditional half every fifth. https://arxiv.org/abs/2410.19355.
+        "faster_cache": FasterCacheConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_timestep_skip_range=(-1, 681),
+            unconditional_batch_skip_range=5,
+            unconditional_batch_timestep_skip_range=(-1, 641),
+            attention_weight_callback=lambda _: 0.3,
+            tensor_format="BFCHW",
+            current_timestep_callback=moment,
+        ),
+        # Pyramid Attention Broadcast: attention every second step. https://arxiv.org/abs/2408.12588.
+        "pab": PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_timestep_skip_range=SKIPPED_TIMES,
+            current_timestep_callback=moment,
+        ),
+        # All blocks but the first are left out while the first hardly changes.
+        "first_block": FirstBlockCacheConfig(threshold=RESIDUAL_DIFFERENCE),
+    }
+    pipe.transformer.enable_cache(configs[name])
+
+
+def _enable_cache_dit(pipe: CogVideoXPipeline) -> None:
+    """Use the dual block cache of cache-dit, with its own defaults. https://github.com/vipshop/cache-dit."""
+    try:
+        import cache_dit  # an extra: nothing else needs it
+    except ImportError as error:
+        raise ModelUnavailable("GPU_NODE_STEP_CACHE=cache_dit needs the package cache-dit.") from error
+    blocks = len(pipe.transformer.transformer_blocks)
+    config: Any = cache_dit.DBCacheConfig(Fn_compute_blocks=min(8, blocks // 2))
+    cache_dit.enable_cache(pipe, cache_config=config)
+
+
+class SumOfConv2d(nn.Module):
+    """Stand-in for a Conv3d of stride 1 that pads height and width only, as all of CogVideoX's VAE do.
+
+    The same arithmetic in another order (the sums differ by about 2e-6). Below 64 channels PyTorch's Conv3d has no fast
+    kernel for one clip at a time; the tiny model's decoder is 3.4 times as fast this way on one core, and from 64
+    channels on it would be slower.
+    """
+
+    def __init__(self, conv: nn.Conv3d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self._padding = conv.padding[1:]
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, frames, height, width) → the same with frames − kernel + 1 frames."""
+        depth = self.weight.shape[2]
+        frames = video.transpose(1, 2)  # (batch, frames, channels, height, width)
+        count = frames.shape[1] - depth + 1
+        out: torch.Tensor | None = None
+        for offset in range(depth):
+            images = frames[:, offset : offset + count].flatten(0, 1)
+            bias = self.bias if offset == 0 else None
+            part = functional.conv2d(images, self.weight[:, :, offset], bias, padding=self._padding)
+            out = part if out is None else out.add_(part)
+        assert out is not None
+        return out.reshape(frames.shape[0], count, *out.shape[1:]).transpose(1, 2)
+
+
+def flatten_small_convolutions(vae: AutoencoderKLCogVideoX) -> None:
+    """Replace what is faster so. For a VAE on the CPU; the weights stay where they are."""
+    for layer in vae.modules():
+        if not isinstance(layer, CogVideoXCausalConv3d) or not isinstance(layer.conv, nn.Conv3d):
+            continue
+        conv = layer.conv
+        is_plain = conv.padding[0] == 0 and all(step == 1 for step in (*conv.stride, *conv.dilation))
+        if is_plain and max(conv.in_channels, conv.out_channels) < FEW_CHANNELS:
+            layer.conv = SumOfConv2d(conv)
+
+
+class DPMScheduler(CogVideoXDPMScheduler):
+    """CogVideoXDPMScheduler, bit by bit, with its noise drawn on the CPU while the GPU is still at the model.
+
+    The original looks its coefficients up with a time on the GPU, which waits for the GPU, and only then draws the
+    noise: for 49 frames two times 1.1 million numbers, at each step, with the GPU idle. Here times and coefficients
+    stay on the CPU, and the noise follows without waiting. (The pipeline's time embedding then needs its times
+    brought over: `times_to`.)
+    """
+
+    def set_timesteps(self, num_inference_steps: int, device: str | torch.device | None = None) -> None:
+        """Set the times as the base class does, on the CPU; `device` is not used."""
+        super().set_timesteps(num_inference_steps, device="cpu")
+
+    def step(
+        self,
+        model_output: torch.Tensor,
+        old_pred_original_sample: torch.Tensor | None,
+        timestep: torch.Tensor,
+        timestep_back: torch.Tensor | None,
+        sample: torch.Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(the sample one step earlier, the predicted original); shapes as `sample`."""
+        before = timestep - self.config.num_train_timesteps // self.num_inference_steps
+        alpha = self.alphas_cumprod[timestep]
+        alpha_before = self.alphas_cumprod[before] if before >= 0 else self.final_alpha_cumprod
+        alpha_back = None if timestep_back is None else self.alphas_cumprod[timestep_back]
+        is_first_order = old_pred_original_sample is None or before < 0
+        noise = _noise(sample, generator)
+        if not is_first_order:
+            noise = _noise(sample, generator)  # the base class draws, and leaves, another before this one
+
+        if (
+            self.config.prediction_type == "sample"
+        ):  # the demonstration model predicts the clean sample itself
+            original = model_output
+        else:
+            assert self.config.prediction_type == "v_prediction", self.config.prediction_type
+            original = alpha**0.5 * sample - (1 - alpha) ** 0.5 * model_output
+        h, r, *_rest = self.get_variables(alpha, alpha_before, alpha_back)
+        factors = self.get_mult(h, r, alpha, alpha_before, alpha_back)
+        noise_factor = (1 - alpha_before) ** 0.5 * (1 - (-2 * h).exp()) ** 0.5
+        target = original if is_first_order else factors[2] * original - factors[3] * old_pred_original_sample
+        return factors[0] * sample - factors[1] * target + noise_factor * noise, original
+
+
+def _noise(like: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    noise = torch.randn(like.shape, generator=generator, dtype=like.dtype)
+    if like.device.type == "cuda":
+        noise = noise.pin_memory()
+    return noise.to(like.device, non_blocking=True)
+
+
+def times_to(transformer: CogVideoXTransformer3DModel, device: torch.device) -> None:
+    """Let the transformer take its times from the CPU."""
+
+    def bring(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0].to(device, non_blocking=True), *inputs[1:])
+
+    transformer.time_proj.register_forward_pre_hook(bring)

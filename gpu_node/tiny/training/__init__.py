@@ -1,1 +1,0 @@
-"""How the demonstration model is trained: `python -m gpu_node.tiny.training`, or `make train-tiny`."""

@@ -1,0 +1,12 @@
+"""Refusals: what the bot does not do for a person, and why, in their language."""
+
+from django.utils.functional import Promise
+
+
+class Refusal(Exception):
+    """A request is refused; the message says why. Each class's `words` are its message unless one is given."""
+
+    words: Promise | str = ""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or str(self.words))

@@ -1,0 +1,125 @@
+"""Requests: a message, or a button that was pressed, as its handler gets it.
+
+A request may be handled again after a crash or an error: the outcome has to be the same, for which `key` is there, and
+one message is sent at most, inside the turn that the inbox opens around it.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from telegram import CallbackQuery, Chat, Message, ReplyParameters
+from telegram.error import BadRequest
+
+from accounts.models import User
+from telegram_bot.errors import Refusal
+from telegram_bot.models import TelegramAccount
+from telegram_bot.sending.client import BotClient, is_unmodified, quoting
+from telegram_bot.sending.progress import LiveStatus
+from telegram_bot.texts.parts import escaped, only_in_private, shortened
+
+logger = logging.getLogger(__name__)
+
+# Telegram's limit for the words that appear over the chat when a button was pressed.
+MAX_ANSWER = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A request in a chat. `account` is the sender's, whose language is the active one.
+
+    `key` is the same when the update is handled again, and no other update's. `about` is the message that asks: the
+    sender's own, or the one that the button belongs to.
+    """
+
+    bot: BotClient
+    live: LiveStatus
+    key: str
+    account: TelegramAccount
+    chat: Chat
+    about: int | None = None
+    argument: str = ""
+
+    @property
+    def person(self) -> User:
+        return self.account.user
+
+    @property
+    def in_private(self) -> bool:
+        return self.chat.type == Chat.PRIVATE
+
+    def must_be_private(self) -> None:
+        """Raises Refusal in a group."""
+        if not self.in_private:
+            raise Refusal(only_in_private())
+
+    @property
+    def reply_to_asker(self) -> ReplyParameters | None:
+        """In a group, an answer names what it answers."""
+        return None if self.in_private else quoting(self.about)
+
+    async def reply(self, text: str, **how: Any) -> Message:
+        """Answer in Telegram's HTML; `how` as send_message has it, a keyboard for instance."""
+        await self.acknowledge()
+        return await self.bot.send_message(self.chat.id, text, reply_parameters=self.reply_to_asker, **how)
+
+    async def acknowledge(self) -> None:
+        """Called before anything is sent."""
+
+    async def refuse(self, words: str) -> None:
+        """Say why not; `words` are plain text."""
+        await self.reply(escaped(words))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Asked):
+    """A message; `argument` is the text after its command, or all of it but the bot's name.
+
+    `addressed` to the bot without doubt: in private, by a command, or by its name. In a group a reply to one of its
+    messages may be meant for others.
+    """
+
+    message: Message
+    addressed: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Press(Asked):
+    """A button that was pressed; `argument` is what it carries.
+
+    The button spins until the press is answered, which happens before anything else is sent, and at the end at the
+    latest.
+    """
+
+    query: CallbackQuery
+    _answers: list[str] = field(default_factory=list)
+
+    async def answer(self, words: str = "", *, alert: bool = False) -> None:
+        """Show words over the chat for a moment, as plain text; with `alert` until they are tapped away. Only once."""
+        if self._answers:
+            return
+        self._answers.append(words)
+        shown = shortened(words, MAX_ANSWER)
+        try:
+            await self.bot.answer_callback_query(self.query.id, text=shown or None, show_alert=alert)
+        except BadRequest as error:
+            # It is minutes old, or was answered before a crash.
+            logger.info("a press can no longer be answered: %s", error)
+            if alert:
+                await self.reply(escaped(words))
+
+    async def acknowledge(self) -> None:
+        await self.answer()
+
+    async def show(self, text: str, **how: Any) -> None:
+        """Replace the message that the button belongs to."""
+        await self.acknowledge()
+        try:
+            await self.bot.edit_message_text(text, chat_id=self.chat.id, message_id=self.about, **how)
+        except BadRequest as error:
+            if not is_unmodified(error):
+                await self.reply(text, **how)  # it was deleted, or is no text
+
+    async def refuse(self, words: str) -> None:
+        """Say why not, to the person who pressed alone."""
+        await self.answer(words, alert=True)

@@ -1,0 +1,301 @@
+"""The connection to the Bot API: one rate limiter and one send at a time, counters, and errors worth another try."""
+
+import asyncio
+import logging
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import timedelta
+from time import monotonic
+from typing import Any
+
+import httpx
+from django.db import transaction
+from django.db.models import F
+from telegram import LinkPreviewOptions, ReplyParameters
+from telegram.constants import ParseMode
+from telegram.error import (
+    BadRequest,
+    ChatMigrated,
+    EndPointNotFound,
+    Forbidden,
+    InvalidToken,
+    RetryAfter,
+    TelegramError,
+)
+from telegram.ext import AIORateLimiter, Defaults, ExtBot
+from telegram.request import HTTPXRequest, RequestData
+
+from generation.database import DATABASE_AWAY, in_database
+from generation.retrying import delays
+from telegram_bot.models import BotTraffic
+
+logger = logging.getLogger(__name__)
+
+BotClient = ExtBot[int]
+
+MEDIA_SECONDS = 300.0
+MAX_UPDATES = 100
+# A payment hangs, or a button spins, until these are answered: no flood wait of others holds them up.
+AT_ONCE = {"answerPreCheckoutQuery", "answerCallbackQuery"}
+PERMANENT = (BadRequest, Forbidden, InvalidToken, ChatMigrated)
+
+# --- Counters -------------------------------------------------------------------------------------------------------
+
+FLUSH_SECONDS = 5.0
+UPDATE = "update"
+OUTCOMES = {200: "ok", 403: "blocked", 429: "wait"}
+
+
+class Traffic:
+    """Requests by outcome and updates by how long they waited, added to the database every few seconds.
+
+    There, `/metrics` of every process has the same figures. A crash loses the last few seconds.
+    """
+
+    def __init__(self) -> None:
+        self._figures: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def count(self, what: str, outcome: str, *, seconds: float, number: int = 1) -> None:
+        before, total = self._figures.get((what, outcome), (0, 0.0))
+        self._figures[what, outcome] = before + number, total + seconds
+
+    async def flush_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Add the figures to the database, or keep them for the next time."""
+        figures, self._figures = self._figures, {}
+        try:
+            await _add(figures)
+        except DATABASE_AWAY as error:
+            logger.warning("figures are kept until the database is back: %s", error)
+            for (what, outcome), (number, seconds) in figures.items():
+                self.count(what, outcome, seconds=seconds, number=number)
+
+
+@in_database
+@transaction.atomic
+def _add(figures: dict[tuple[str, str], tuple[int, float]]) -> None:
+    for (what, outcome), (number, seconds) in figures.items():
+        row, _ = BotTraffic.objects.get_or_create(what=what, outcome=outcome)
+        BotTraffic.objects.filter(pk=row.pk).update(
+            number=F("number") + number, seconds=F("seconds") + seconds
+        )
+
+
+traffic = Traffic()
+
+# --- One send at a time ---------------------------------------------------------------------------------------------
+
+
+class Turn:
+    """The right to send, from the first message on until the end of the turn."""
+
+    def __init__(self) -> None:
+        self._send_lock: asyncio.Lock | None = None
+
+    async def begin(self, send_lock: asyncio.Lock) -> None:
+        if self._send_lock is None:
+            await send_lock.acquire()
+            self._send_lock = send_lock
+
+    def end(self) -> None:
+        if self._send_lock is not None:
+            self._send_lock.release()
+            self._send_lock = None
+
+
+_turn: ContextVar[Turn | None] = ContextVar("turn", default=None)
+
+
+@asynccontextmanager
+async def turn() -> AsyncIterator[None]:
+    """Hold the send lock from the first message that is sent inside until the end, where it is written down.
+
+    A process that is killed between a send and its mark repeats the message, because nothing says that it was sent.
+    With many under way it would repeat them all; with the lock it is one at most. Telegram takes 30 messages a second
+    from a bot and answers in a few hundredths of one, so the lock costs little. What is waited for before the send,
+    such as a rate limit, delays no other message. Uploads take long and stay outside: `results` has another way not
+    to repeat them.
+    """
+    mine = Turn()
+    token = _turn.set(mine)
+    try:
+        yield
+    finally:
+        _turn.reset(token)
+        mine.end()
+
+
+class OrderedRequest(HTTPXRequest):
+    """Requests that send a message begin the turn they are made in; one that was refused ends it at once."""
+
+    __slots__ = ("_send_lock",)
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._send_lock = asyncio.Lock()
+
+    async def do_request(
+        self, url: str, method: str, request_data: RequestData | None = None, *args: Any, **kwargs: Any
+    ) -> tuple[int, bytes]:
+        name = url.rpartition("/")[2]
+        uploads = request_data is not None and request_data.contains_files
+        is_message = name.startswith("send") and name != "sendChatAction" and not uploads
+        mine = _turn.get() if is_message else None
+        if mine is not None:
+            await mine.begin(self._send_lock)
+        status, began = 0, monotonic()
+        try:
+            status, payload = await super().do_request(url, method, request_data, *args, **kwargs)
+        finally:
+            outcome = (
+                OUTCOMES.get(status, "refused" if status < 500 else "error") if status else "unreachable"
+            )
+            traffic.count(name, outcome, seconds=monotonic() - began)
+            if mine is not None and status != 200:
+                mine.end()
+        return status, payload
+
+
+# --- The client -----------------------------------------------------------------------------------------------------
+
+
+class RateLimiter(AIORateLimiter):
+    """python-telegram-bot's limiter, which holds nothing up that has to be answered at once."""
+
+    async def process_request(
+        self,
+        callback: Callable[..., Coroutine[Any, Any, Any]],
+        args: Any,
+        kwargs: dict[str, Any],
+        endpoint: str,
+        data: dict[str, Any],
+        rate_limit_args: int | None,
+    ) -> Any:
+        if endpoint in AT_ONCE:
+            return await callback(*args, **kwargs)
+        return await super().process_request(callback, args, kwargs, endpoint, data, rate_limit_args)
+
+
+def connect_to(*, token: str, base_url: str) -> BotClient:
+    """A client for `token`; `base_url` as TELEGRAM_API_BASE_URL, up to and with `/bot`."""
+    # Files are fetched from beside it: `https://api.telegram.org/bot` has `https://api.telegram.org/file/bot`.
+    head, bot, tail = base_url.rpartition("/bot")
+    return ExtBot(
+        token=token,
+        base_url=base_url,
+        base_file_url=f"{head}/file/bot{tail}" if bot else base_url,
+        request=OrderedRequest(
+            connection_pool_size=64,
+            connect_timeout=10.0,
+            read_timeout=10.0,
+            write_timeout=10.0,
+            pool_timeout=30.0,
+            media_write_timeout=MEDIA_SECONDS,
+        ),
+        get_updates_request=HTTPXRequest(connection_pool_size=2, connect_timeout=10.0, read_timeout=10.0),
+        defaults=Defaults(
+            parse_mode=ParseMode.HTML, link_preview_options=LinkPreviewOptions(is_disabled=True)
+        ),
+        rate_limiter=RateLimiter(max_retries=3),
+    )
+
+
+# `get_updates` parses the whole batch: one update it does not understand would be fetched for ever.
+warnings.filterwarnings("ignore", message="Please use 'Bot.get_updates' instead")
+
+
+async def fetch_updates(
+    bot: BotClient, *, offset: int | None, timeout: int, kinds: list[str]
+) -> list[dict[str, Any]]:
+    """Up to 100 updates of these kinds as they came, after a wait of at most `timeout` seconds."""
+    data = {"offset": offset, "timeout": timeout, "limit": MAX_UPDATES, "allowed_updates": kinds}
+    try:
+        result = await bot.do_api_request("get_updates", api_kwargs=data, read_timeout=timeout + 10.0)
+    except EndPointNotFound as error:  # so this method calls an unknown token
+        raise InvalidToken("Telegram does not know the token") from error
+    return [update for update in result if isinstance(update, dict)] if isinstance(result, list) else []
+
+
+def quoting(message_id: int | None) -> ReplyParameters | None:
+    """A reply to that message, or a plain message when it is gone."""
+    if message_id is None:
+        return None
+    return ReplyParameters(message_id, allow_sending_without_reply=True)
+
+
+# --- Errors ---------------------------------------------------------------------------------------------------------
+
+
+def is_transient(error: BaseException) -> bool:
+    """Telegram or the way to it is in trouble: the same request may work later.
+
+    Permanent errors are listed, because by class BadRequest is a NetworkError, and an answer that is no JSON is a bare
+    TelegramError.
+    """
+    return isinstance(error, TelegramError) and not isinstance(error, PERMANENT)
+
+
+def may_have_arrived(error: TelegramError) -> bool:
+    """The request was out when the connection broke: Telegram may have carried it out."""
+    return isinstance(error.__cause__, (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError))
+
+
+def is_unmodified(error: TelegramError) -> bool:
+    """The message already shows what it was to be changed to."""
+    return "not modified" in error.message.lower()
+
+
+def wait_asked_for(error: BaseException) -> float | None:
+    """Seconds for which Telegram asked to be left alone, if it did."""
+    if not isinstance(error, RetryAfter):
+        return None
+    wait = error.retry_after
+    return wait.total_seconds() if isinstance(wait, timedelta) else float(wait)
+
+
+async def patiently(operation: Callable[[], Awaitable[None]], *, trouble: str) -> None:
+    """Repeat `operation` until Telegram and the database take it; `trouble` is logged when they do not."""
+    for pause in delays(longest=30.0):
+        try:
+            await operation()
+            return
+        except InvalidToken:
+            raise
+        except (TelegramError, *DATABASE_AWAY) as error:
+            logger.warning("%s, trying again: %s", trouble, error)
+            await asyncio.sleep(wait_asked_for(error) or pause)
+
+
+class HideToken(logging.Filter):
+    """Keeps the token out of every log line and traceback: it stands in the URL of each request."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._secrets = [token, token.partition(":")[2]]
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if (clean := self._clean(message)) != message:
+            record.msg, record.args = clean, ()
+        if record.exc_info and not record.exc_text:
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+        if record.exc_text:
+            record.exc_text = self._clean(record.exc_text)
+        return True
+
+    def _clean(self, text: str) -> str:
+        for secret in self._secrets:
+            text = text.replace(secret, "<token>")
+        return text
+
+
+def hide_token_in_logs(token: str) -> None:
+    """Clean what libraries log, too: the filter is on the handlers, which see every record."""
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(HideToken(token))

@@ -1,0 +1,137 @@
+"""The tables of what is sent: job results and notices to deliver, and which message is about which job.
+
+ORM code without python-telegram-bot: other processes write notices. The bot's process calls it through `in_database`.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Now
+
+from accounts.models import CreditAccount
+from generation.models import GenerationJob
+from telegram_bot import language, users, wakeup
+from telegram_bot.links import bot_id_of
+from telegram_bot.models import JobMessage, JobPost, Notice
+
+if TYPE_CHECKING:
+    from telegram import InlineKeyboardMarkup
+
+KEEP_NOTICES = timedelta(days=7)
+
+
+@transaction.atomic
+def tell(*, chat_id: int, text: str, markup: "InlineKeyboardMarkup | None" = None) -> None:
+    """Have the bot send a text in Telegram's HTML when the current transaction commits."""
+    keyboard = markup.to_dict()["inline_keyboard"] if markup else []
+    bot_id = bot_id_of(settings.TELEGRAM_BOT_TOKEN)
+    Notice.objects.create(bot_id=bot_id, chat_id=chat_id, text=text, keyboard=keyboard)
+    wakeup.call(wakeup.OUTBOX)
+
+
+def mark_notice_sent(row: Notice) -> None:
+    Notice.objects.filter(pk=row.pk).update(state=Notice.State.SENT, error="", sent_at=Now())
+
+
+def prune() -> int:
+    """Delete notices that were settled and are a week old."""
+    old = Notice.objects.filter(created_at__lt=Now() - KEEP_NOTICES).exclude(state=Notice.State.PENDING)
+    return old.delete()[0]
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """A row that is due with what is needed to send it. balance: in credits. language: a code."""
+
+    row: JobMessage
+    balance: int
+    language: str
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A result that was sent; `in_status` when the status message shows it now and so has to stay."""
+
+    message_id: int
+    file_id: str = ""
+    in_status: bool = False
+
+
+def load(row_id: int) -> Parcel:
+    row = JobMessage.objects.select_related("job__user").get(pk=row_id)
+    balance = CreditAccount.objects.get(user=row.job.user_id).balance
+    return Parcel(row, balance, language.language_for(row.job.user))
+
+
+def mark_upload(row_id: int, *, began: bool) -> None:
+    """From its beginning on, the video may be in the chat, whatever becomes of this process."""
+    JobMessage.objects.filter(pk=row_id).update(upload_began_at=Now() if began else None)
+
+
+@transaction.atomic
+def mark_sent(row: JobMessage, sent: Sent) -> int | None:
+    """Settle a row whose result is sent. Returns the status message that is still to be removed."""
+    rows = JobMessage.objects.filter(pk=row.pk)
+    values = {"status_message_id": None} if sent.in_status else {}
+    rows.update(
+        state=JobMessage.State.SENT, sent_at=Now(), file_id=sent.file_id, error="", attempts=0, **values
+    )
+    remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=sent.message_id)
+    status = rows.values_list("status_message_id", flat=True).get()
+    rows.update(next_attempt_at=None if status is None else Now())
+    return status
+
+
+@transaction.atomic
+def mark_failed(row: JobMessage | Notice, *, error: str, blocked: bool = False) -> None:
+    """Settle a row that can never be delivered."""
+    if isinstance(row, JobMessage):
+        JobMessage.objects.filter(pk=row.pk).update(
+            state=JobMessage.State.FAILED, error=error[:500], next_attempt_at=None
+        )
+    else:
+        Notice.objects.filter(pk=row.pk).update(state=Notice.State.FAILED, error=error[:500])
+    if blocked:
+        users.mark_blocked(chat_id=row.chat_id)
+
+
+def forget_status(row_id: int) -> None:
+    """The status message is gone: nothing is left to do."""
+    JobMessage.objects.filter(pk=row_id).update(status_message_id=None, next_attempt_at=None)
+
+
+def move_chat(row: JobMessage, chat_id: int) -> None:
+    """The group became a supergroup; its old messages are out of reach."""
+    JobMessage.objects.filter(chat_id=row.chat_id).update(
+        chat_id=chat_id, status_message_id=None, reply_to=None
+    )
+
+
+def remember(
+    *, job: GenerationJob, bot_id: int, chat_id: int, message_id: int, asks_for_prompt: bool = False
+) -> None:
+    """Store which job a message is about, so that a reply to it is understood."""
+    JobPost.objects.get_or_create(
+        bot_id=bot_id,
+        chat_id=chat_id,
+        message_id=message_id,
+        defaults={"job": job, "asks_for_prompt": asks_for_prompt},
+    )
+
+
+def find(*, bot_id: int, chat_id: int, message_id: int) -> JobPost | None:
+    """The job that a message is about: one of the bot's messages, or the one by which a video was asked for."""
+    post = JobPost.objects.filter(bot_id=bot_id, chat_id=chat_id, message_id=message_id)
+    if found := post.filter(job__deleted_at=None).select_related("job__preset").first():
+        return found
+    return last_in(bot_id=bot_id, chat_id=chat_id, reply_to=message_id)
+
+
+def last_in(*, bot_id: int, chat_id: int, **asked: int) -> JobPost | None:
+    """The newest job that was asked for in a chat; `asked` narrows it down to fields of JobMessage."""
+    rows = JobMessage.objects.filter(bot_id=bot_id, chat_id=chat_id, job__deleted_at=None, **asked)
+    row = rows.select_related("job__preset").order_by("-id").first()
+    return JobPost(job=row.job, bot_id=bot_id, chat_id=chat_id, message_id=0) if row else None

@@ -1,0 +1,145 @@
+"""Layers in front of the views: limits for bodies, requests that are finished, refusal of what is unreadable."""
+
+import asyncio
+import codecs
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from django.conf import settings
+from django.core.exceptions import BadRequest, RequestDataTooBig
+from django.http import HttpRequest, HttpResponse
+
+from generation.api.errors import Problem, answer, describe
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+# Bytes a second that a body must come at, once REQUEST_SECONDS have passed: a poor telephone line.
+SLOWEST = 1024
+TOO_LONG = describe(RequestDataTooBig())
+TOO_SLOW = Problem(408, "request_timeout", "The request did not arrive in time.")
+
+
+class BodyRefused(Exception):
+    """The body is longer than any view takes, or it came too slowly."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+
+
+class BodyLimit:
+    """ASGI layer: answers 413 to a body longer than MAX_REQUEST_BYTES, by its header or while it comes, and 408 to one
+    that stalls. Django looks at a body only after it has written all of it to the disk; a body that is waited for here
+    holds neither a thread nor a database connection.
+    """
+
+    def __init__(self, inner: App) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        watched = _Watched(receive, send)
+        try:
+            if _announced(scope) > settings.MAX_REQUEST_BYTES:
+                raise BodyRefused(TOO_LONG)
+            await self._inner(scope, watched.receive, watched.send)
+        except BodyRefused as refused:
+            if watched.answered:
+                raise
+            await _refuse(scope["path"], refused.problem, send)
+
+
+class _Watched:
+    """Receive and send of one request; counts and times the bytes of the body."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._bytes = 0
+        self._begun = asyncio.get_running_loop().time()
+        self._complete = False
+        self.answered = False
+
+    async def receive(self) -> Message:
+        message = await self._next()
+        self._bytes += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._bytes > settings.MAX_REQUEST_BYTES:
+            raise BodyRefused(TOO_LONG)
+        return message
+
+    async def _next(self) -> Message:
+        if self._complete:  # only the end of the connection is still to come
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._begun + settings.REQUEST_SECONDS + self._bytes / SLOWEST):
+                return await self._receive()
+        except TimeoutError:
+            raise BodyRefused(TOO_SLOW) from None
+
+    async def send(self, message: Message) -> None:
+        self.answered = True
+        await self._send(message)
+
+
+def _announced(scope: Message) -> int:
+    """Return Content-Length. The server has refused one that is no number."""
+    for name, value in scope.get("headers", ()):
+        if name == b"content-length" and value.isdigit():
+            return int(value) if len(value) < 19 else settings.MAX_REQUEST_BYTES + 1
+    return 0
+
+
+async def _refuse(path: str, problem: Problem, send: Send) -> None:
+    """Answer without reading the rest, so the connection cannot be used again."""
+    response = answer(path, problem)
+    headers = [
+        (b"content-type", response["Content-Type"].encode()),
+        (b"content-length", str(len(response.content)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.content})
+
+
+class FinishCancelled:
+    """ASGI layer: Django finishes a request although the server has cancelled it.
+
+    The last thing that Django does for a request is to give its database connection back to the pool. Three seconds
+    after a client has left, the server cancels what still runs; behind a slow query that would cancel the giving back
+    as well, and the pool would be short of a connection for good.
+    """
+
+    def __init__(self, inner: App) -> None:
+        self._inner = inner
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        request = asyncio.ensure_future(self._inner(scope, receive, send))
+        self._running.add(request)  # the event loop itself keeps no reference to a task
+        request.add_done_callback(self._running.discard)
+        await asyncio.shield(request)
+
+
+READABLE_CHARSETS = {"utf-8", "ascii"}
+
+
+class RefuseUnreadable:
+    """Middleware: answers 400 to a body in another charset than UTF-8, and to a NUL in an address of the admin."""
+
+    async_capable = False
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        # Python knows codecs (punycode, idna, zlib) that are no charsets, and Django decodes with any that is named.
+        # request.encoding is None where Python knows no such charset: then the body is read as UTF-8.
+        if request.encoding and codecs.lookup(request.encoding).name not in READABLE_CHARSETS:
+            request.encoding = "utf-8"  # the error page reads the form, too
+            raise BadRequest("a body in a charset other than UTF-8")
+        # Django's admin filters by any parameter of an address, and PostgreSQL refuses a NUL in a text.
+        address = request.path_info + request.META.get("QUERY_STRING", "")
+        if request.path_info.startswith("/admin/") and ("\0" in address or "%00" in address):
+            raise BadRequest("a NUL in the address")
+        return self._get_response(request)
