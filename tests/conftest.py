@@ -16,7 +16,7 @@ from django.db import connection
 from django.test import TransactionTestCase
 from django.utils import timezone
 
-from tests import leftovers
+from tests import leftovers, preforked
 from tests.clips import write_clip
 from tests.databases import copy_of_the_template
 from tests.emptying import Emptying
@@ -114,6 +114,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Nothing of the run goes on when it is over."""
     fork_server.stop()
+    preforked.let_go()
     if hasattr(session.config, "workerinput"):
         return
     left = leftovers.leftovers(session.config._tmp_path_factory.getbasetemp())

@@ -10,7 +10,7 @@ import psutil
 
 from tests.environment import RUN
 
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 
 
 def leftovers(temporary: Path) -> list[psutil.Process]:

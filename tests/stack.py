@@ -12,6 +12,7 @@ from typing import Any, Self
 import psutil
 import psycopg
 
+from tests import preforked
 from tests.environment import RUN
 from tests.fork_server import fork_server
 from videoplatform.embedded_postgres import connection_settings
@@ -32,14 +33,15 @@ class Stack(Instance):
     """`with Stack(tmp_path, {"VIDEO_COOLDOWN_SECONDS": "0"}) as stack:` then stack.url, .node_url, .manage(…).
 
     Start it once for a module where that will do: it takes some seconds. One web process where `settings` say nothing
-    else, since each takes two seconds of a core to start. Its database is there already, migrated and empty, unless
-    `bare`.
+    else, since each takes two seconds of a core to start. Its database is there already, migrated and empty, and its
+    GPU worker is forked from one that has imported torch; unless `bare`: then all is as for a person.
     """
 
     def __init__(
         self, data_dir: Path, settings: Mapping[str, str] | None = None, *, bare: bool = False
     ) -> None:
-        super().__init__(data_dir, {"WEB_PROCESSES": "1"} | dict(settings or {}))
+        ours = {"WEB_PROCESSES": "1"} | ({} if bare else preforked.worker_settings())
+        super().__init__(data_dir, ours | dict(settings or {}))
         self._bare = bare
 
     def start(self) -> Self:
@@ -81,15 +83,17 @@ class Stack(Instance):
     @contextmanager
     def node_held_up(self) -> Iterator[None]:
         """The process that makes the clips stands still, so that a busy machine cannot be too late for what comes."""
-        workers = psutil.Process(self.pid_of("gpu_node")).children(recursive=True)
-        assert workers
-        for worker in workers:
-            worker.suspend()
+        worker = self.node_worker()
+        worker.suspend()
         try:
             yield
         finally:
-            for worker in workers:
-                worker.resume()
+            worker.resume()
+
+    def node_worker(self) -> psutil.Process:
+        """The process that has the model. Raises IndexError when there is none."""
+        started = psutil.Process(self.pid_of("gpu_node")).children()[0]
+        return psutil.Process(preforked.forked_pid(started.pid) or started.pid)
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for this stack, the database server included."""

@@ -88,7 +88,7 @@ def test_a_clip_no_browser_plays_is_converted_before_it_is_charged(user, running
     ],
 )
 def test_a_node_that_fails_costs_nothing_and_the_person_is_told(user, processes, fault, told):
-    processes.environment |= {"JOB_MAX_ATTEMPTS": "1", "DOWNLOAD_TIMEOUT_SECONDS": "6"}
+    processes.environment |= {"JOB_MAX_ATTEMPTS": "1", "DOWNLOAD_TIMEOUT_SECONDS": "3"}
     processes.start("run_worker")
     processes.start("run_reconciler")
     with FieldNode.start(fault=fault) as field:

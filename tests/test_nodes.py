@@ -469,6 +469,7 @@ def canned(*answers: bytes, seen: list[bytes] | None = None) -> Iterator[str]:
                         if seen is not None:
                             seen.append(received)
                         connection.sendall(answer)
+                listener.close()  # one more is refused, and does not wait until its patience is at its end
 
         threading.Thread(target=serve, daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

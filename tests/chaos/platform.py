@@ -74,7 +74,7 @@ class Platform(Stack):
         if role == "web worker":
             return rng.choice(psutil.Process(self.pid_of("web")).children())
         if role == "node worker":
-            return psutil.Process(self.pid_of("gpu_node")).children()[0]
+            return self.node_worker()
         sentinel = psutil.Process(self.pid_of("worker")).children()[0]
         if role == "worker sentinel":
             return sentinel
