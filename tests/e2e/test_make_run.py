@@ -189,7 +189,9 @@ def test_what_a_killed_supervisor_left_is_ended_by_the_next_start(stack: Watched
     os.kill(stack.pid, signal.SIGKILL)
     stack.stop()
     stack.start()
-    eventually("it greets", lambda: "Ready:" in stack.log.read_text())  # what it found here was ended before that
+    eventually(
+        "it greets", lambda: "Ready:" in stack.log.read_text()
+    )  # what it found here was ended before that
     adopted = server_pid(stack)
     assert [process for process in orphans if not is_gone(process) and process.pid != adopted] == []
     assert "user admin, password" not in stack.log.read_text(), "it is shown once"
