@@ -110,6 +110,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+left_running: list[str] = []
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Nothing of the run goes on when it is over."""
@@ -117,10 +120,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     preforked.let_go()
     if hasattr(session.config, "workerinput"):
         return
-    left = leftovers.leftovers(session.config._tmp_path_factory.getbasetemp())
-    if left:
-        leftovers.end(left)
+    left_running.extend(leftovers.end(session.config._tmp_path_factory.getbasetemp()))
+    if left_running:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED  # also where all tests passed
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left_running:
+        terminalreporter.section("left running, and killed", red=True)
+        for command in left_running:
+            terminalreporter.line(command)
 
 
 @pytest.fixture(scope="session")
