@@ -1,4 +1,4 @@
-# `make` lists what there is. Everything works from a bare checkout: the first call makes the virtual environment.
+# `make` lists the targets. All work from a bare checkout: the first call makes the virtual environment.
 PYTHON ?= python3
 TORCH_INSTALL ?= torch==2.13.0
 # More than there are cores, of which there should be two: most tests wait for processes half of their time.
@@ -17,7 +17,7 @@ export PROMPT
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 
-demo: setup ## a clip from a prompt by the whole stack: make demo PROMPT="a pink heart growing over the sea"
+demo: setup ## a clip from a prompt through the whole stack: make demo PROMPT="a pink heart growing over the sea"
 	@$(BIN)/python -m videoplatform.demo --prompt "$$PROMPT"
 
 run: setup ## serve everything on this machine until Ctrl-C: make run PORT=8000 GPU_NODE_PORT=8081
@@ -29,12 +29,12 @@ test: setup lint ## linters, types and all tests; in another order: make test SH
 train-tiny: setup ## the demonstration model anew, or on from where it was stopped: make train-tiny MINUTES=120
 	$(BIN)/python -m gpu_node.demo_model.training --minutes $(MINUTES)
 
-chaos: setup ## every fault at full strength, for about half an hour: make chaos SEED=7
+chaos: setup ## every fault at full strength, about half an hour: make chaos SEED=7
 	@rm -rf .data/chaos
 	-CHAOS=full CHAOS_SEED="$(SEED)" CHAOS_REPORT=.data/chaos $(BIN)/python -m pytest tests/chaos -n 2
 	@$(BIN)/python -m tests.chaos.scorecard .data/chaos docs/reliability docs/reliability.md
 
-bench: setup ## how soon a background task starts, and how soon the bot answers, each beside the plain way
+bench: setup ## delay of a background task and of the bot's answer, each beside the plain way
 	@$(BIN)/python -m benchmarks.dispatch_latency
 	@$(BIN)/python -m benchmarks.bot_latency
 
@@ -46,25 +46,25 @@ lint: setup types ## style, types, and the direction of imports
 types: setup ## the type checker
 	SECRET_KEY=only-for-the-type-checker $(BIN)/mypy
 
-format: setup ## put the code into its form
+format: setup ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 MESSAGES := SECRET_KEY=only-to-read-words $(BIN)/python manage.py
 WHERE := --locale ru --no-obsolete --no-wrap --add-location file --ignore '.venv/*' --ignore 'tests/*'
 
-messages: setup ## locale/ anew from the words of templates, Python and scripts (needs gettext)
+messages: setup ## collect the texts of templates, Python and scripts into locale/ (needs gettext)
 	$(MESSAGES) makemessages $(WHERE)
 	$(MESSAGES) makemessages $(WHERE) --domain djangojs
 	$(MESSAGES) compilemessages --locale ru --ignore '.venv/*'
 
-clips: setup ## the clips of the front page anew, made by the model that comes with the project
+clips: setup ## make the clips of the front page with the demonstration model
 	$(BIN)/python -m tests.front_clips
 
-screenshots: setup ## every page, both widths and themes, into .data/screenshots; the best into docs/screenshots
+screenshots: setup ## every page, both widths and themes, into .data/screenshots; README's into docs/screenshots
 	DJANGO_SETTINGS_MODULE=videoplatform.settings $(BIN)/python -m tests.screenshots
 
-setup: $(STAMP) ## only make the virtual environment (the other targets do it when needed)
+setup: $(STAMP) ## make the virtual environment (the other targets do when needed)
 
 $(STAMP): requirements.txt $(wildcard requirements/*.txt)
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Name another: make PYTHON=python3.12"; exit 1; }
@@ -77,6 +77,6 @@ $(STAMP): requirements.txt $(wildcard requirements/*.txt)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-clean: ## remove what can be made again; .data (database, clips) and .env stay
+clean: ## remove the virtual environment and caches; .data (database, clips) and .env stay
 	rm -rf .venv .data/demo demo.mp4 .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

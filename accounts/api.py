@@ -1,6 +1,7 @@
-"""The wallet over REST."""
+"""The wallet over REST, and the shape of errors in the OpenAPI document, which every part of the API shares."""
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 from drf_spectacular.utils import OpenApiResponse, extend_schema
 from rest_framework import serializers
@@ -14,6 +15,7 @@ from accounts.models import CreditTransaction, User
 
 Kind = CreditTransaction.Kind
 MAX_ID = 2**63 - 1
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ErrorDetail(serializers.Serializer):
@@ -24,18 +26,20 @@ class ErrorDetail(serializers.Serializer):
 
 
 class ErrorBody(serializers.Serializer):
-    """What every 4xx and 5xx carries."""
+    """The body of every 4xx and 5xx."""
 
     error = ErrorDetail()
 
 
-def errors(*statuses: int) -> dict[int, OpenApiResponse]:
-    """Describe these statuses in the OpenAPI document, all of the one shape."""
-    return {status: OpenApiResponse(ErrorBody) for status in statuses}
+def documented(name: str, summary: str, response: Any, *statuses: int, **options: Any) -> Callable[[F], F]:
+    """Describe a view in the OpenAPI document: its response (or responses by status), and the errors it may have."""
+    responses = response if isinstance(response, dict) else {200: response}
+    responses = responses | {status: OpenApiResponse(ErrorBody) for status in statuses}
+    return extend_schema(operation_id=name, summary=summary, responses=responses, **options)
 
 
 class CreditsPage(serializers.Serializer):
-    """Which part of the history is wanted."""
+    """The part of the history to list."""
 
     after = serializers.IntegerField(
         required=False, min_value=0, max_value=MAX_ID, help_text="The last id of the page before."
@@ -45,7 +49,7 @@ class CreditsPage(serializers.Serializer):
 
 
 class TransactionSerializer(serializers.Serializer):
-    """One entry of the ledger, which is only ever added to."""
+    """One entry of the append-only ledger."""
 
     id = serializers.IntegerField()
     kind = serializers.ChoiceField(choices=Kind.choices)
@@ -78,16 +82,17 @@ class CreditsSerializer(serializers.Serializer):
 
 
 class Credits(APIView):
-    @extend_schema(
-        operation_id="credits_retrieve",
+    @documented(
+        "credits_retrieve",
+        "Your credits and where they went",
+        CreditsSerializer,
+        *(400, 401, 404),
         parameters=[CreditsPage],
-        responses={200: CreditsSerializer, **errors(400, 401, 404)},
-        summary="Your credits and where they went",
     )
     def get(self, request: Request) -> Response:
-        wanted = CreditsPage(data=request.query_params.dict())
-        wanted.is_valid(raise_exception=True)
-        page: dict[str, Any] = wanted.validated_data
+        query = CreditsPage(data=request.query_params.dict())
+        query.is_valid(raise_exception=True)
+        page: dict[str, Any] = query.validated_data
         account = ledger.open_account(user=cast(User, request.user))
         newest_first = page["order"] == "desc"
         entries = account.transactions.order_by("-id" if newest_first else "id")

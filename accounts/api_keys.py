@@ -1,4 +1,4 @@
-"""API keys that staff take away."""
+"""API keys: issued, verified, revoked. A key is shown once, and only its SHA-256 is stored."""
 
 import hashlib
 import secrets
@@ -16,49 +16,30 @@ LAST_USED_PRECISION = timedelta(minutes=1)
 
 
 def issue(*, user: User, name: str = "default") -> tuple[ApiKey, str]:
-    """A new key of the user: the row, and the key that is never shown again."""
+    """Make a new key; return the row, and the key that is never shown again."""
     secret = PREFIX + secrets.token_urlsafe(32)
     row = ApiKey.objects.create(user=user, name=name[:100], prefix=secret[:8], digest=digest(secret))
     return row, secret
 
 
 def verify(secret: str) -> ApiKey | None:
-    """The live key with an active owner, or None. Looked up by digest, so timing tells nothing about a key."""
-    key = (
-        ApiKey.objects.select_related("user")
-        .filter(digest=digest(secret), revoked_at=None, user__is_active=True)
-        .first()
-    )
-    if key is not None:
-        _touch(key)
+    """Find the live key of an active owner. Looked up by digest, so timing tells nothing about a key."""
+    live = ApiKey.objects.select_related("user").filter(revoked_at=None, user__is_active=True)
+    key = live.filter(digest=digest(secret)).first()
+    now = timezone.now()
+    if key is not None and (key.last_used_at is None or now - key.last_used_at > LAST_USED_PRECISION):
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
     return key
 
 
 def revoke(*, key: ApiKey) -> None:
-    """From now on the key is refused. Revoking twice keeps the first time."""
+    """Refuse the key from now on. Revoking twice keeps the first time."""
     ApiKey.objects.filter(pk=key.pk, revoked_at=None).update(revoked_at=timezone.now())
-
-
-def digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _touch(key: ApiKey) -> None:
-    now = timezone.now()
-    if key.last_used_at is None or now - key.last_used_at > LAST_USED_PRECISION:
-        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
-
-
-# Issue, verify and revoke API keys. The key itself is shown once and only its SHA-256 is stored.
 
 
 @operation("accounts.change_apikey", "key.revoke")
 def revoke_by_staff(op: Operation, key: ApiKey) -> None:
-    """Refuse the key from now on.
-
-    Raises:
-        Refused: it was revoked before.
-    """
+    """Refuse the key from now on. Raises Refused when it was revoked before."""
     key = ApiKey.objects.select_for_update().get(pk=key.pk)
     refuse(why_not_revoke(key))
     op.record(key)
@@ -67,3 +48,7 @@ def revoke_by_staff(op: Operation, key: ApiKey) -> None:
 
 def why_not_revoke(key: ApiKey) -> str | None:
     return None if key.revoked_at is None else "This key was revoked before."
+
+
+def digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

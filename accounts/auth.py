@@ -1,10 +1,11 @@
-"""Staff come into the admin only with a second step, while STAFF_REQUIRE_MFA is on."""
+"""Signing in: allauth's adapter, sessions, pages for signed-in users, and the second factor that staff need."""
 
+import functools
 import logging
 from collections.abc import Callable
 from smtplib import SMTPException
-from typing import Any, cast
-from urllib.parse import urlencode
+from typing import Any, Concatenate, ParamSpec, cast
+from urllib.parse import urlencode, urlsplit
 
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.authentication import get_authentication_records
@@ -15,57 +16,111 @@ from allauth.mfa.signals import authenticator_added
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.views import redirect_to_login
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSessionStore
 from django.core.exceptions import ValidationError
 from django.dispatch import receiver
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.urls import reverse
+from django.utils.cache import add_never_cache_headers
 from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods
+from django_htmx.http import HttpResponseClientRedirect
+from django_htmx.middleware import HtmxDetails
 from unfold.forms import AuthenticationForm
 
 from accounts.models import User
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+
+MIN_KEY_LENGTH = 8  # Django's own minimum
+# Pages of the admin that show nothing.
+OPEN_TO_ALL = {"login", "logout", "jsi18n"}
 
 
 class AccountAdapter(DefaultAccountAdapter):
-    """allauth's own answers, but for addresses that are none and for mail that cannot be sent."""
+    """allauth's adapter, for which an invalid address is unsafe and a failed mail is no failed request."""
 
     def is_safe_url(self, url: str | None) -> bool:
-        """Whether somebody may be sent there after signing in; `http://[` is no address and never safe."""
+        """Check where to redirect after a sign-in; `http://[` is no address and never safe."""
         try:
             return bool(super().is_safe_url(url))
         except ValueError:
             return False
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """Signing up and changing a password go on without the mail; whoever waits for it is told."""
+        """Send a mail, or say that it could not be sent: signing up and changing a password go on without it."""
         try:
             super().send_mail(template_prefix, email, context)
         except (SMTPException, OSError):
             logger.exception("a mail (%s) could not be sent", template_prefix)
-            words = _("An email to %(address)s could not be sent just now. Please ask for it again later.")
-            messages.error(self.request, words % {"address": email})
-
-
-# Django's sessions in the database, which are asked only for a key that Django could have made.
-
-
-MIN_LENGTH = 8  # as Django has it
+            text = _("An email to %(address)s could not be sent just now. Please ask for it again later.")
+            messages.error(self.request, text % {"address": email})
 
 
 class SessionStore(DatabaseSessionStore):
-    """A cookie can hold anything, a NUL in octal included, which PostgreSQL takes for no text at all."""
+    """Django's sessions, looked up only by keys that Django makes: PostgreSQL refuses a NUL from a forged cookie."""
 
     def _validate_session_key(self, key: str | None) -> bool:
-        return key is not None and len(key) >= MIN_LENGTH and key.isascii() and key.isalnum()
+        return key is not None and len(key) >= MIN_KEY_LENGTH and key.isascii() and key.isalnum()
 
 
-# How staff get into the admin.
+# --- Pages for signed-in users ----------------------------------------------------------------------------------------
+
+
+class SiteRequest(HttpRequest):
+    """A request of a signed-in user."""
+
+    user: User
+    htmx: HtmxDetails
+
+
+SiteView = Callable[Concatenate[SiteRequest, P], HttpResponseBase]
+View = Callable[Concatenate[HttpRequest, P], HttpResponseBase]
+
+
+def signed_in(*methods: str) -> Callable[[SiteView[P]], View[P]]:
+    """Require these methods and a sign-in, to which htmx sends the whole browser. Nothing is cached."""
+
+    def decorate(view: SiteView[P]) -> View[P]:
+        @require_http_methods(methods)
+        @functools.wraps(view)
+        def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
+            if not request.user.is_authenticated:
+                return _redirect_to_sign_in(request)
+            response = view(cast("SiteRequest", request), *args, **kwargs)
+            if not response.has_header("Cache-Control"):
+                add_never_cache_headers(response)
+            return response
+
+        return wrapped
+
+    return decorate
+
+
+def address_of_page(htmx: HtmxDetails) -> str:
+    """Return the browser's address without scheme and host, as htmx claims it; any header can claim anything."""
+    try:
+        return urlsplit(htmx.current_url_abs_path or reverse("dashboard")).geturl()
+    except ValueError:
+        return reverse("dashboard")
+
+
+def _redirect_to_sign_in(request: HttpRequest) -> HttpResponse:
+    htmx = cast("SiteRequest", request).htmx
+    if htmx:
+        return HttpResponseClientRedirect(
+            f"{reverse('account_login')}?{urlencode({'next': address_of_page(htmx)})}"
+        )
+    return redirect_to_login(request.get_full_path() if request.method == "GET" else reverse("dashboard"))
+
+
+# --- The second factor of staff ---------------------------------------------------------------------------------------
 
 
 class StaffSignInForm(AuthenticationForm):
-    """The admin's own form asks for a password alone, which must not lead around a second step."""
+    """The admin's own form, which asks for a password alone and must not lead around a second step."""
 
     def confirm_login_allowed(self, user: AbstractBaseUser) -> None:
         super().confirm_login_allowed(user)
@@ -75,15 +130,11 @@ class StaffSignInForm(AuthenticationForm):
             )
 
 
-# What allauth asks of this site.
-
-
-# Pages of the admin that show nothing.
-OPEN = {"login", "logout", "jsi18n"}
-
-
 class RequireSecondFactor:
-    """Middleware: sends staff to set a second step up, or to use the one they have, before they see the admin."""
+    """Middleware: staff set a second step up, or use the one they have, before they see the admin.
+
+    Applies while STAFF_REQUIRE_MFA is on.
+    """
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -92,31 +143,26 @@ class RequireSecondFactor:
         return self.get_response(request)
 
     def process_view(self, request: HttpRequest, *_: Any) -> HttpResponse | None:
-        match = request.resolver_match
-        if (
-            not settings.STAFF_REQUIRE_MFA
-            or match is None
-            or match.app_name != "admin"
-            or match.url_name in OPEN
-        ):
+        match, user = request.resolver_match, cast("User", request.user)
+        if not settings.STAFF_REQUIRE_MFA or match is None or match.app_name != "admin":
             return None
-        user = cast("User", request.user)
-        return _send_away(request, user) if user.is_authenticated and user.is_staff else None
+        if match.url_name in OPEN_TO_ALL or not (user.is_authenticated and user.is_staff):
+            return None
+        return _require_second_factor(request, user)
 
 
-def _send_away(request: HttpRequest, user: User) -> HttpResponse | None:
+def _require_second_factor(request: HttpRequest, user: User) -> HttpResponse | None:
     if not get_adapter().is_mfa_enabled(user):
         messages.warning(request, _("Staff need two-step sign-in: please set it up, then come back."))
         return HttpResponseRedirect(reverse("mfa_index"))
     if any(record["method"] == "mfa" for record in get_authentication_records(request, user)):
         return None
-    return HttpResponseRedirect(
-        f"{reverse('mfa_reauthenticate')}?{urlencode({'next': request.get_full_path()})}"
-    )
+    query = urlencode({"next": request.get_full_path()})
+    return HttpResponseRedirect(f"{reverse('mfa_reauthenticate')}?{query}")
 
 
 @receiver(authenticator_added, dispatch_uid="accounts.staff.count_as_used")
 def count_as_used(request: HttpRequest, user: User, authenticator: Authenticator, **_: Any) -> None:
-    """Whoever has just set a second step up has shown that they have it."""
+    """Count a second step that was just set up as one just used."""
     if authenticator.type != Authenticator.Type.RECOVERY_CODES:
         record_authentication(request, user, "mfa", id=authenticator.pk, type=authenticator.type)

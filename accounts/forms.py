@@ -1,4 +1,4 @@
-"""What a person types on the pages about their account."""
+"""Forms of the account's pages."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class ApiKeyForm(forms.Form):
 
 
 class PasskeyForm(AddWebAuthnForm):
-    """A passkey unless somebody wants a mere second step."""
+    """Adds a passkey, or a mere second step when the box is cleared."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -31,7 +31,7 @@ class PasskeyForm(AddWebAuthnForm):
 
 
 class CloseAccountForm(forms.Form):
-    """The password; from somebody who has none (they came by Telegram), their user name."""
+    """Asks for the password, or for the user name where there is none (an account made in Telegram)."""
 
     proof = forms.CharField(max_length=200, strip=False)
 

@@ -1,4 +1,4 @@
-"""Which language somebody is spoken to in: the one they chose, else the one their browser asks for."""
+"""The choice of a user's language: the one they chose, else the one their browser asks for."""
 
 import functools
 import hashlib
@@ -13,21 +13,21 @@ from django.utils import translation
 
 from accounts.models import User
 
-# Programs and staff read English: the API's messages are part of its contract, the admin has words of ours that nobody
-# translated. A probe of the health must not depend on a session in the database.
+# Programs and staff read English: the API's messages are part of its contract, the admin has messages of ours without
+# a translation. A probe of the health must not depend on a session in the database.
 ALWAYS_ENGLISH = ("/v1/", "/admin/", "/healthz")
 
 
 class LanguageMiddleware(LocaleMiddleware):
-    """Django's own, but that what a signed-in person chose once holds on every machine of theirs."""
+    """Django's middleware, with the language that a signed-in user chose once on every machine."""
 
     def process_request(self, request: HttpRequest) -> None:
-        # The browser's language first: should the database be away, the page that says so is in it.
-        _activate(request, translation.get_language_from_request(request))
-        if not request.path_info.startswith(ALWAYS_ENGLISH):
-            _activate(request, language_for(request, request.user))
-        else:
+        if request.path_info.startswith(ALWAYS_ENGLISH):
             _activate(request, settings.LANGUAGE_CODE)
+            return
+        # The browser's language first: should the database be away, the error page is in it.
+        _activate(request, translation.get_language_from_request(request))
+        _activate(request, language_for(request, request.user))
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         if request.path_info.startswith(ALWAYS_ENGLISH):
@@ -36,23 +36,23 @@ class LanguageMiddleware(LocaleMiddleware):
 
 
 def language_for(request: HttpRequest, user: User | AnonymousUser) -> str:
-    """A code of settings.LANGUAGES."""
+    """Choose the user's language, a code of settings.LANGUAGES."""
     chosen = user.language if isinstance(user, User) else ""
     return chosen or translation.get_language_from_request(request)
 
 
 def remember(*, user: User, language: str) -> None:
-    """From now on this person is spoken to in this language, at every door."""
+    """Keep the user's choice for the web, the bot and mails."""
     User.objects.filter(pk=user.pk).update(language=language)
 
 
-def is_spoken(language: str) -> bool:
+def is_supported(language: str) -> bool:
     return language in dict(settings.LANGUAGES)
 
 
 @functools.cache
-def words_version(language: str) -> str:
-    """Changes with the words that the scripts of the pages use, so that browsers may keep them for good."""
+def catalog_version(language: str) -> str:
+    """Hash the scripts' message catalog, so that browsers may keep it for good under an address with the hash."""
     catalogs = [Path(folder) / language / "LC_MESSAGES" / "djangojs.mo" for folder in settings.LOCALE_PATHS]
     contents = b"".join(path.read_bytes() for path in catalogs if path.exists())
     return hashlib.sha256(contents).hexdigest()[:12]

@@ -7,6 +7,7 @@ balance.
 """
 
 import uuid
+from contextlib import nullcontext
 
 from django.db import transaction
 
@@ -131,22 +132,22 @@ def compensate(*, refund: CreditTransaction, reason: str, actor: User | None = N
     return entry
 
 
-@transaction.atomic
 def reserve(
     *, user: User, amount: int, reference: uuid.UUID, reason: str, account: CreditAccount | None = None
 ) -> CreditTransaction:
     """Hold credits for a job; 0 is a valid hold, so that a free job has one too.
 
-    account: the user's wallet where the caller has locked it already.
+    account: the user's wallet where the caller's transaction has locked it already, which saves a savepoint, too.
 
     Raises:
         InsufficientBalance: fewer are free.
     """
     if amount < 0:
         raise InvalidAmount()
-    account = account or lock_account(user=user)
-    _require_free(account, amount)
-    return _enter(account, Kind.RESERVE, held=amount, reference=reference, reason=reason, actor=user)
+    with nullcontext() if account else transaction.atomic():
+        account = account or lock_account(user=user)
+        _require_free(account, amount)
+        return _enter(account, Kind.RESERVE, held=amount, reference=reference, reason=reason, actor=user)
 
 
 def capture(*, reference: uuid.UUID, reason: str) -> CreditTransaction:

@@ -1,6 +1,4 @@
-"""Signals of accounts for the other apps, which `accounts` does not know, and its own receivers: a wallet with the
-sign-up grant for every new user, by any door, and the roles that come with the service.
-"""
+"""Signals of accounts, for receivers in the other apps, and the receivers of accounts itself."""
 
 from typing import Any
 
@@ -15,19 +13,20 @@ from accounts import ledger
 from accounts.models import User
 from accounts.staff import roles
 
-# Sent inside the transaction that closes an account for good, with `user` (a User) as it was before: remove here what
-# names the person and needs no lock on a job.
+# An account is being closed. Sent inside the transaction, `user` (a User) as it was before: remove what names them and
+# needs no lock on a job.
 account_closing = Signal()
 
-# The same, after the commit: for what takes locks or time. May be lost in a crash, so a later look is needed.
+# The same, after the commit: for what takes locks or time. A crash may lose it, so what it does is repeated later.
 account_closed = Signal()
 
-# Answered with a `privacy.Part`: the data that an app holds about `user` (a User).
+# Answered with an `accounts.privacy.Part`: what an app holds about `user` (a User).
 personal_data = Signal()
 
 
 @receiver(post_save, sender=User, dispatch_uid="accounts.open_wallet")
 def open_wallet(instance: User, created: bool, raw: bool = False, **_: Any) -> None:
+    """Give every new user a wallet and the sign-up grant."""
     if not created or raw:
         return
     with transaction.atomic():

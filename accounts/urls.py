@@ -1,4 +1,4 @@
-"""The site's pages about the account, and the choice of language. Signing up and in is allauth's."""
+"""Addresses of the account, its credits and API keys, and of the choice of language. Signing in is allauth's."""
 
 from django.urls import path
 
@@ -6,7 +6,7 @@ from accounts import views
 
 urlpatterns = [
     path("language/", views.choose_language, name="choose_language"),
-    path("words/<str:language>-<str:version>.js", views.words, name="words"),
+    path("words/<str:language>-<str:version>.js", views.script_catalog, name="words"),
     path("account/", views.account, name="account"),
     path("account/export/", views.export_data, name="export"),
     path("account/delete/", views.close_account, name="close_account"),

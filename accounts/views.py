@@ -1,4 +1,4 @@
-"""The site's pages about credits and API keys."""
+"""The site's pages about the account, its credits and API keys, and the choice of language."""
 
 import uuid
 from typing import cast
@@ -9,7 +9,6 @@ from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
-from django.contrib.auth.decorators import login_required
 from django.core.handlers.asgi import ASGIRequest
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -18,11 +17,11 @@ from django.utils import timezone, translation
 from django.utils.cache import patch_cache_control
 from django.utils.http import content_disposition_header, url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
-from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_http_methods, require_POST, require_safe
+from django.views.decorators.http import require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
 
 from accounts import api_keys, languages, notices, privacy
+from accounts.auth import SiteRequest, signed_in
 from accounts.forms import ApiKeyForm, CloseAccountForm
 from accounts.models import ApiKey, CreditAccount, User
 
@@ -34,44 +33,41 @@ HISTORY_PAGE_SIZE = 50
 
 @require_POST
 def choose_language(request: HttpRequest) -> HttpResponse:
-    """Back to where the visitor was, in the language they picked: a cookie, and of a signed-in person for good."""
+    """Set the language by a cookie, and for a signed-in user for good; go back to the page."""
     language = request.POST.get("language", "")
-    if request.user.is_authenticated and languages.is_spoken(language):
-        languages.remember(user=_user(request), language=language)
+    if isinstance(request.user, User) and languages.is_supported(language):
+        languages.remember(user=request.user, language=language)
     return set_language(request)
 
 
 @require_safe
-def words(request: HttpRequest, language: str, version: str) -> HttpResponseBase:
-    """The words that the scripts of the pages use. Their address changes with them, so browsers may keep them."""
-    if not languages.is_spoken(language):
+def script_catalog(request: HttpRequest, language: str, version: str) -> HttpResponseBase:
+    """Serve the scripts' message catalog. Its address changes with it, so browsers may keep it."""
+    if not languages.is_supported(language):
         raise Http404
     with translation.override(language):
-        # Of the apps' own catalogs none is wanted: the admin's words are many.
+        # One package of few messages: the admin's own catalog is large.
         response = JavaScriptCatalog.as_view(packages=["accounts"])(request)
-    if version == languages.words_version(language):
+    if version == languages.catalog_version(language):
         patch_cache_control(response, public=True, immutable=True, max_age=365 * 24 * 3600)
     return response
-
-
-@require_POST
-@login_required
-def close_notice(request: HttpRequest, notice_id: int) -> HttpResponse:
-    """Back to where they were, without it."""
-    notices.close(user=_user(request), notice_id=notice_id)
-    target = request.POST.get("next", "")
-    return redirect(target if url_has_allowed_host_and_scheme(target, {request.get_host()}) else "dashboard")
 
 
 # --- The account ------------------------------------------------------------------------------------------------------
 
 
-@require_safe
-@login_required
-@never_cache
-def account(request: HttpRequest) -> HttpResponse:
-    """What there is to see and set about oneself; each line leads to its own page."""
-    user = _user(request)
+@signed_in("POST")
+def close_notice(request: SiteRequest, notice_id: int) -> HttpResponse:
+    """Close the notice and go back to the page."""
+    notices.close(user=request.user, notice_id=notice_id)
+    target = request.POST.get("next", "")
+    return redirect(target if url_has_allowed_host_and_scheme(target, {request.get_host()}) else "dashboard")
+
+
+@signed_in("GET", "HEAD")
+def account(request: SiteRequest) -> HttpResponse:
+    """Show the account; each line leads to its own page."""
+    user = request.user
     types = list(Authenticator.objects.filter(user=user).values_list("type", flat=True))
     context = {
         "email": EmailAddress.objects.filter(user=user).order_by("-primary", "-verified").first(),
@@ -83,28 +79,26 @@ def account(request: HttpRequest) -> HttpResponse:
     return render(request, "accounts/account.html", context)
 
 
-@require_POST
-@login_required
-def export_data(request: HttpRequest) -> StreamingHttpResponse:
-    """A ZIP with everything that is known about the visitor, and their videos."""
-    user = _user(request)
+@signed_in("POST")
+def export_data(request: SiteRequest) -> StreamingHttpResponse:
+    """Send a ZIP of everything that is known about the visitor, with their videos."""
+    user = request.user
     chunks = privacy.archive(user=user)
-    response = StreamingHttpResponse(
-        privacy.off_the_loop(chunks) if isinstance(request, ASGIRequest) else chunks,
-        content_type="application/zip",
-    )
     filename = f"{user.username}-{timezone.now():%Y-%m-%d}.zip"
-    response["Content-Disposition"] = content_disposition_header(True, filename)
-    response["Cache-Control"] = "no-store"
-    return response
+    return StreamingHttpResponse(
+        privacy.read_in_threads(chunks) if isinstance(request, ASGIRequest) else chunks,
+        content_type="application/zip",
+        headers={
+            "Content-Disposition": content_disposition_header(True, filename),
+            "Cache-Control": "no-store",
+        },
+    )
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
-@login_required
-@never_cache
-def close_account(request: HttpRequest) -> HttpResponse:
+@signed_in("GET", "HEAD", "POST")
+def close_account(request: SiteRequest) -> HttpResponse:
     """Ask for the password, then close the account for good."""
-    form = CloseAccountForm(request.POST or None, user=_user(request))
+    form = CloseAccountForm(request.POST or None, user=request.user)
     if request.method == "POST":
         if too_many := ratelimit.consume_or_429(request, action="reauthenticate", user=request.user):
             return cast("HttpResponse", too_many)
@@ -113,12 +107,11 @@ def close_account(request: HttpRequest) -> HttpResponse:
     return render(request, "accounts/close.html", {"form": form}, status=422 if form.errors else 200)
 
 
-def _close(request: HttpRequest) -> HttpResponse:
+def _close(request: SiteRequest) -> HttpResponse:
     try:
-        privacy.close(user=_user(request))
+        privacy.close(user=request.user)
     except privacy.LastSuperuser:
-        words = _("Without you nobody could run this site: make another superuser first.")
-        messages.error(request, words)
+        messages.error(request, _("You are the last superuser of this site: make another superuser first."))
         return redirect("close_account")
     logout(request)
     return render(request, "accounts/closed.html")
@@ -127,12 +120,10 @@ def _close(request: HttpRequest) -> HttpResponse:
 # --- Credits and keys -------------------------------------------------------------------------------------------------
 
 
-@require_safe
-@login_required
-@never_cache
-def credit_history(request: HttpRequest) -> HttpResponse:
-    """Every entry of the wallet, newest first, with the balance after it; `?before=` an entry's id leads on."""
-    account = CreditAccount.objects.get(user=_user(request))
+@signed_in("GET", "HEAD")
+def credit_history(request: SiteRequest) -> HttpResponse:
+    """List the entries of the wallet, newest first; `?before=` an entry's id leads on."""
+    account = CreditAccount.objects.get(user=request.user)
     entries = account.transactions.order_by("-id")
     before = request.GET.get("before", "")
     if before.isascii() and before.isdigit() and len(before) < 19:
@@ -148,28 +139,21 @@ def credit_history(request: HttpRequest) -> HttpResponse:
     return render(request, "accounts/credits.html", context)
 
 
-@require_http_methods(["GET", "HEAD", "POST"])
-@login_required
-@never_cache
-def api_keys_page(request: HttpRequest) -> HttpResponse:
-    """The keys that work, and a new one, which is shown in this one answer and never again."""
+@signed_in("GET", "HEAD", "POST")
+def api_keys_page(request: SiteRequest) -> HttpResponse:
+    """List the keys that work, and make a new one, which only this response shows."""
     form, secret = ApiKeyForm(request.POST or None), None
     if request.method == "POST" and form.is_valid():
-        _, secret = api_keys.issue(user=_user(request), name=form.cleaned_data["name"])
+        _, secret = api_keys.issue(user=request.user, name=form.cleaned_data["name"])
         form = ApiKeyForm()
-    keys = ApiKey.objects.filter(user=_user(request), revoked_at=None)
+    keys = ApiKey.objects.filter(user=request.user, revoked_at=None)
     context = {"form": form, "secret": secret, "keys": keys, "endpoint": request.build_absolute_uri("/v1")}
     return render(request, "accounts/api_keys.html", context, status=422 if form.errors else 200)
 
 
-@require_POST
-@login_required
-def revoke_api_key(request: HttpRequest, key_id: uuid.UUID) -> HttpResponse:
-    key = get_object_or_404(ApiKey, pk=key_id, user=_user(request))
+@signed_in("POST")
+def revoke_api_key(request: SiteRequest, key_id: uuid.UUID) -> HttpResponse:
+    key = get_object_or_404(ApiKey, pk=key_id, user=request.user)
     api_keys.revoke(key=key)
     messages.success(request, _("The key “%(name)s” was revoked: it no longer works.") % {"name": key.name})
     return redirect("api_keys")
-
-
-def _user(request: HttpRequest) -> User:
-    return cast("User", request.user)

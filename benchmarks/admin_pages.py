@@ -1,4 +1,4 @@
-"""How long the staff's pages take with a few rows and with very many: `python -m benchmarks.admin_pages`.
+"""Time the staff's pages with a few rows and with very many: `python -m benchmarks.admin_pages`.
 
 Fills a scratch PostgreSQL with 1,000 jobs and 2,000 entries of the ledger, times each page, adds rows up to a million
 jobs and two million entries, and times them again. A page may take 3 times as long then, and fewer than 20 queries;
@@ -33,8 +33,8 @@ PAGES = {
     "users": "/admin/accounts/user/",
     "nodes": "/admin/generation/gpunode/",
     "one node": "/admin/generation/gpunode/{node}/change/",
-    "log of acts": "/admin/accounts/staffact/",
-    "refund batches": "/admin/generation/refundbatch/",
+    "audit log": "/admin/accounts/staffact/",
+    "bulk refunds": "/admin/generation/refundbatch/",
     "reports": "/admin/generation/report/",
     "deliveries": "/admin/telegram_bot/jobmessage/",
 }

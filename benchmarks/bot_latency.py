@@ -1,4 +1,4 @@
-"""How soon the bot answers a command: idle, while it uploads ten videos, and beside a bare python-telegram-bot.
+"""Measure how soon the bot answers a command: idle, while it uploads ten videos, and beside a bare python-telegram-bot.
 
 The bare bot is python-telegram-bot's own Application with one handler that answers at once: no database, no durable
 inbox, nothing that survives a kill. Both talk to Bot API servers of the tests' own in this process, and are asked in
@@ -90,7 +90,7 @@ def latency(telegram: Any, text: str) -> float:
 
 
 def ask(servers: dict[str, Any], *, number: int) -> dict[str, list[float]]:
-    """The same commands to every bot, in turn."""
+    """Send the same commands to every bot, in turn."""
     times: dict[str, list[float]] = {name: [] for name in servers}
     for text in itertools.islice(itertools.cycle(COMMANDS), number):
         for name, telegram in servers.items():
@@ -123,7 +123,7 @@ def large_clip(folder: Path, *, megabytes: float) -> Path:
 
 
 def order_videos(telegram: Any, number: int) -> None:
-    """By /video, as many people as videos; nothing makes them yet."""
+    """Submit by /video, each video by another person; no node makes them yet."""
     from telegram_bot.models import JobMessage
 
     before = JobMessage.objects.count()

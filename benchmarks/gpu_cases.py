@@ -169,7 +169,9 @@ def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> di
     check_hardware(options, device)
     place = Placement(text_on_gpu=case.way != "memory", tiled=case.way == "memory", peak_gb=0)
     pipe = _pipeline(case, device, dtype)
-    pipeline = KeepingPipeline(set_up(pipe, options, place, device, dtype), lower_case=False)
+    pipeline = KeepingPipeline(
+        set_up(pipe, options, place, device, dtype, compile_backend=case.backend), lower_case=False
+    )
     if (
         device.type == "cuda"
     ):  # a loader quantises before it moves the weights: what counts is the peak afterwards
@@ -213,14 +215,14 @@ class KeepingPipeline(VideoPipeline):
     def denoise(
         self, clip: Clip, prompts: Prompts, *, picture: Path | None = None, on_step: Callable[[int], None]
     ) -> torch.Tensor:
-        """As in the base class."""
+        """Denoise as the base class does."""
         self.latents = super().denoise(clip, prompts, picture=picture, on_step=on_step)
         return self.latents
 
 
 def _options(case: Case, device: torch.device) -> EngineOptions:
     given = NodeSettings.model_validate({"model": "tiny", "device": str(device)} | WAYS[case.way])
-    changes: dict[str, Any] = {"compile_backend": case.backend, "warm_frames": (case.frames,)}
+    changes: dict[str, Any] = {"warm_frames": (case.frames,)}
     if given.compile == "auto":
         changes["compile"] = "on"
     return given.engine.model_copy(update=changes)

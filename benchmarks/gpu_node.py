@@ -59,7 +59,7 @@ def run_cases(cases: list[Case], out: Path, *, seconds: float = math.inf) -> lis
 
 
 def _in_a_process(case: Case, out: Path, limit: float) -> str:
-    """How the process ended that measures the case."""
+    """Measure the case in a process of its own; return how that ended."""
     command = [*COMMAND, "--one", case.name, "--out", str(out)]
     command += ["--model", case.model, "--compile-backend", case.backend, "--weights", case.weights]
     try:

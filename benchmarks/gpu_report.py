@@ -77,7 +77,7 @@ def _title(preset: str, clips: dict[str, dict[str, Any]], speed: float) -> str:
 
 
 def _fastest_lossy(clips: dict[str, dict[str, Any]]) -> list[str]:
-    """Which step cache the profile `fast` should take on this card: what the operator came to learn."""
+    """Name the step cache that the profile `fast` should take on this card: the operator's question."""
     by_cache = {
         figures["setup"]["step_cache"]: figures["clip"]
         for way, figures in clips.items()

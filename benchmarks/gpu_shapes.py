@@ -22,7 +22,7 @@ TEXT_TOKENS = 226
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a model is built from, and the size of its clips in pixels."""
+    """Settings that a model is built from, and the size of its clips in pixels."""
 
     transformer: dict[str, Any]
     text: dict[str, Any]

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import psycopg
 from asgiref.sync import SyncToAsync
+from django.conf import settings
 from django.db import InterfaceError, OperationalError, close_old_connections, connection
 
 P = ParamSpec("P")
@@ -21,6 +22,8 @@ DATABASE_AWAY = (OperationalError, InterfaceError)
 # The header that tells clients when that may be, in seconds.
 RETRY_AFTER = {"Retry-After": "5"}
 RECONNECT_SECONDS = 1.0
+# Where the process has a pool of connections, its requests keep at least half of them.
+THREADS = max(1, min(8, settings.DATABASE_POOL_SIZE // 2)) if settings.DATABASE_POOL_SIZE else 8
 
 
 class _InThreads(SyncToAsync[P, R]):
@@ -29,7 +32,7 @@ class _InThreads(SyncToAsync[P, R]):
     Under `async_to_sync` the call still runs in the caller's own thread, on its connection.
     """
 
-    single_thread_executor = ThreadPoolExecutor(max_workers=8, thread_name_prefix="database")
+    single_thread_executor = ThreadPoolExecutor(max_workers=THREADS, thread_name_prefix="database")
 
 
 def in_database(function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:

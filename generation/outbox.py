@@ -70,12 +70,13 @@ class TryLater(Exception):
 class Channel(ABC, Generic[R]):
     """How the rows of one table are delivered."""
 
+    table: type[R]
     at_once = 1
     longest_pause = 300.0
 
-    @abstractmethod
     def due(self) -> "QuerySet[R]":
-        """The rows that are due, as `OutboxRow.due` has them."""
+        """The rows that this process is to deliver now."""
+        return self.table.due()
 
     @abstractmethod
     async def deliver(self, row: R) -> None:
@@ -114,7 +115,7 @@ class Outbox:
             self._stopping = True
 
     async def _begin(self, channel: Channel[Any], slots: asyncio.Semaphore) -> None:
-        active = [row.pk for row in self._active if isinstance(row, channel.due().model)]
+        active = [row.pk for row in self._active if isinstance(row, channel.table)]
         try:
             rows = await in_database(list)(channel.due().exclude(pk__in=active)[:BATCH])
         except DATABASE_AWAY as error:

@@ -1,4 +1,4 @@
-"""Videos that change hands, because two accounts turn out to be one person, or one account to be two."""
+"""A user's clips when the account is closed, exported, or merged with another."""
 
 from typing import Any
 
@@ -12,9 +12,20 @@ from generation.jobs import lifecycle
 from generation.models import GenerationJob, SharedLink, fields
 from generation.web.streaming import filename_for
 
+# Times, sizes and states stay: the books and the statistics need them.
+FORGOTTEN: dict[str, Any] = {
+    "prompt": "",
+    "negative_prompt": "",
+    "idempotency_key": None,
+    "request_digest": "",
+}
+
+
+# --- A closed account -------------------------------------------------------------------------------------------------
+
 
 def forget(*, user: User) -> None:
-    """Cancel what is live, remove files, links and prompts. What is just being stored is left for the next time.
+    """Cancel what is live, remove files, links and prompts. A job that is just being stored is left for the next time.
 
     Safe to repeat: `forget_closed_accounts` does, until nothing is left.
     """
@@ -28,32 +39,26 @@ def forget(*, user: User) -> None:
     GenerationJob.objects.filter(user=user, deleted_at__isnull=False).exclude(prompt="").update(**FORGOTTEN)
 
 
-# Not what the books and the statistics need: times, sizes, states.
-FORGOTTEN: dict[str, Any] = {
-    "prompt": "",
-    "negative_prompt": "",
-    "idempotency_key": None,
-    "request_digest": "",
-}
-
-
 def forget_closed_accounts() -> int:
-    """Finish what `forget` could not; how many people were looked after."""
-    left = User.objects.filter(anonymised_at__isnull=False, jobs__deleted_at=None, jobs__isnull=False)
-    people = list(left.distinct()[:100])
-    for user in people:
+    """Finish what `forget` could not; return for how many users."""
+    unfinished = User.objects.filter(anonymised_at__isnull=False, jobs__deleted_at=None, jobs__isnull=False)
+    users = list(unfinished.distinct()[:100])
+    for user in users:
         forget(user=user)
-    return len(people)
+    return len(users)
+
+
+# --- The export -------------------------------------------------------------------------------------------------------
 
 
 def part_of(user: User) -> Part:
-    """Every video of the user as data, and the files of those that are kept."""
+    """Export every video of the user as data, and the files of those that are kept."""
     jobs = GenerationJob.objects.filter(user=user).select_related("preset").order_by("created_at")
     data, files = [], {}
     for job in jobs.prefetch_related("shared_links"):
         paths = _paths(job) if job.deleted_at is None else {}
         files.update(paths)
-        data.append(_facts(job) | {"links": _links(job), "files": list(paths)})
+        data.append(_facts(job) | {"files": list(paths)})
     return Part(name="videos", data=data, files=files)
 
 
@@ -63,16 +68,9 @@ def _paths(job: GenerationJob) -> dict[str, str]:
     return {f"videos/{stem}{name}": str(file) for name, file in stored if file}
 
 
-def _links(job: GenerationJob) -> list[dict[str, Any]]:
-    return [
-        {"address": sharing.address(link), "made_at": link.created_at, "revoked_at": link.revoked_at}
-        for link in job.shared_links.all()
-    ]
-
-
 def _facts(job: GenerationJob) -> dict[str, Any]:
     return {
-        "id": fields.public_id(job.id),
+        "id": job.public_id,
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
         "preset": job.preset.name,
@@ -88,19 +86,23 @@ def _facts(job: GenerationJob) -> dict[str, Any]:
         "ordered_at": job.created_at,
         "finished_at": job.finished_at,
         "deleted_at": job.deleted_at,
+        "links": [
+            {"address": sharing.address(link), "made_at": link.created_at, "revoked_at": link.revoked_at}
+            for link in job.shared_links.all()
+        ],
     }
 
 
-# What becomes of the clips of somebody who leaves, and what they take along.
+# --- Two accounts of one person become one, or two again --------------------------------------------------------------
 
 
 def is_live(*users: User) -> bool:
-    """Whether anything is being made for one of them. Certain while their wallets are locked."""
+    """Check whether a job of one of them is live. Certain while their wallets are locked."""
     return GenerationJob.objects.filter(user__in=users, state__in=GenerationJob.LIVE).exists()
 
 
 def lock_videos(*, of: User) -> None:
-    """Before the wallets: everybody locks jobs first."""
+    """Lock the user's jobs, to be called before wallets are locked: jobs come first everywhere."""
     list(
         GenerationJob.objects.select_for_update(no_key=True).filter(user=of).order_by("pk").values_list("pk")
     )
@@ -108,7 +110,7 @@ def lock_videos(*, of: User) -> None:
 
 @transaction.atomic
 def hand_over(*, source: User, target: User) -> int:
-    """All videos of `source` are the target's from here on; how many there were."""
+    """Give all videos of `source` to `target`; return how many there were."""
     jobs = GenerationJob.objects.filter(user=source)
     theirs = GenerationJob.objects.filter(user=target, idempotency_key__isnull=False)
     # A key that both used names one job only: the target's, whose programs go on.
@@ -118,7 +120,7 @@ def hand_over(*, source: User, target: User) -> int:
 
 @transaction.atomic
 def give_back(*, source: User, target: User) -> int:
-    """The videos that `source` paid for are theirs again. Every job has its hold on the wallet it was made from."""
+    """Give `source` the videos back that it paid for: every job has its hold on the wallet it was made from."""
     holds = CreditTransaction.objects.filter(
         kind=CreditTransaction.Kind.RESERVE, account__user=source, reference__isnull=False
     )

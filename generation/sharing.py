@@ -1,6 +1,6 @@
 """Links by which anybody may watch one clip: unguessable, made by its owner, and revoked for good.
 
-Every door shares through here. A link shows the clip and its prompt, and nothing else of the owner.
+A link shows the clip and its prompt, and nothing else of the owner.
 """
 
 from django.conf import settings
@@ -16,10 +16,10 @@ MAX_TOKEN = 64
 
 @transaction.atomic
 def share(*, job: GenerationJob) -> SharedLink:
-    """The clip's link, made when there is none: sharing twice gives the same one, sharing after `revoke` a new one.
+    """Return the clip's working link; make one when there is none.
 
     Raises:
-        VideoNotReady: there is no finished clip to be shared.
+        VideoNotReady: the clip is not finished, or deleted.
     """
     # Two requests at once wait for each other here, and a deleted clip is not shared by a late one.
     locked = GenerationJob.objects.select_for_update(no_key=True).get(pk=job.pk)
@@ -29,17 +29,17 @@ def share(*, job: GenerationJob) -> SharedLink:
 
 
 def revoke(*, job: GenerationJob) -> bool:
-    """Nobody sees the clip by its link from now on; False when there was no link."""
+    """End the clip's link; False when there was none."""
     return bool(SharedLink.objects.filter(job=job, revoked_at=None).update(revoked_at=timezone.now()))
 
 
 def link_of(job: GenerationJob) -> SharedLink | None:
-    """The link that works now."""
+    """Return the link that works now."""
     return SharedLink.objects.filter(job=job, revoked_at=None).first()
 
 
 def find(token: str) -> GenerationJob | None:
-    """The clip behind a link, None when it was revoked, the clip deleted, or its owner banned."""
+    """Find the clip behind a link; None when it was revoked, the clip deleted, or its owner banned."""
     if len(token) > MAX_TOKEN:
         return None
     shown = GenerationJob.objects.filter(deleted_at=None, user__is_active=True)
@@ -47,5 +47,5 @@ def find(token: str) -> GenerationJob | None:
 
 
 def address(link: SharedLink) -> str:
-    """The link as it is sent to others, for doors that have no request to take the host from."""
+    """Return the link's full address, for callers without a request to take the host from."""
     return settings.SITE_URL + reverse("shared_video", args=[link.token])

@@ -32,29 +32,9 @@ class BadConfiguration(Exception):
 
 
 class EngineOptions(BaseModel):
-    """Options of the worker process for loading and running its model; `auto` is left to what it finds there."""
+    """Settings that the worker process needs too, to load and run its model; `auto` is left to what it finds there."""
 
     model_config = ConfigDict(frozen=True)
-
-    model: str
-    device: str
-    cache_dir: Path
-    log_level: str
-    profile: Profile
-    dtype: Dtype | Literal["auto"]
-    dtypes: tuple[Dtype, ...]
-    attention: str
-    compile: Literal["auto", "on", "off"]
-    compile_backend: str = "inductor"
-    warm_frames: tuple[int, ...]
-
-
-class NodeSettings(BaseSettings):
-    """The node's settings; the platform's names that share the same `.env` are ignored."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="GPU_NODE_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
-    )
 
     model: str = Field("THUDM/CogVideoX-5b", min_length=1)
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -65,11 +45,51 @@ class NodeSettings(BaseSettings):
     attention: str = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     warm_frames: Annotated[tuple[int, ...] | None, NoDecode] = None
+    cache_dir: Path | None = None  # beside save_dir
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("warm_frames", mode="before")
+    @classmethod
+    def _numbers_by_commas(cls, value: object) -> object:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @property
+    def traits(self) -> catalog.Traits:
+        """Facts about the model; about an unknown one, those that hold for the 5B."""
+        return catalog.find(self.model) or catalog.DEFAULT
+
+    @property
+    def levers(self) -> Profile:
+        """The profile, with what GPU_NODE_QUANTIZATION and GPU_NODE_STEP_CACHE change in it."""
+        profile = PROFILES[self.profile]
+        return replace(
+            profile,
+            quantization=profile.quantization if self.quantization == "auto" else self.quantization,
+            step_cache=profile.step_cache if self.step_cache == "auto" else self.step_cache,
+        )
+
+    @property
+    def frames_to_warm(self) -> tuple[int, ...]:
+        """Lengths of the clips that are made once at start-up; by default of both presets, where that compiles."""
+        if self.warm_frames is not None:
+            return self.warm_frames
+        on_cpu = self.device == "cpu" or (self.device == "auto" and self.model in EMBEDDED)
+        return () if on_cpu or self.compile == "off" else (17, self.traits.frames)
+
+
+class NodeSettings(EngineOptions, BaseSettings):
+    """The node's settings; the platform's names that share the same `.env` are ignored."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="GPU_NODE_", env_file=".env", extra="ignore", frozen=True, populate_by_name=True
+    )
+
     host: str = "127.0.0.1"
     port: int = Field(8081, ge=0, le=65535)
     api_key: SecretStr | None = Field(None, validation_alias="VIDEO_API_KEY")
     save_dir: Path = Path(".data/gpu_node/videos")
-    cache_dir: Path | None = None  # beside save_dir
     queue_size: int = Field(8, ge=0, le=1000)
     retention_hours: float = Field(24.0, gt=0)
     min_free_mb: int = Field(512, ge=0)
@@ -79,19 +99,11 @@ class NodeSettings(BaseSettings):
     cancel_seconds: float = Field(60.0, gt=0)
     stall_seconds: float = Field(900.0, gt=0)
     worker_command: str = ""  # python -m gpu_node.worker
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @field_validator("api_key")
     @classmethod
     def _blank_is_no_key(cls, key: SecretStr | None) -> SecretStr | None:
         return key if key is not None and key.get_secret_value().strip() else None
-
-    @field_validator("warm_frames", mode="before")
-    @classmethod
-    def _numbers_by_commas(cls, value: object) -> object:
-        return (
-            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-        )
 
     @model_validator(mode="after")
     def _fit_together(self) -> "NodeSettings":
@@ -109,44 +121,15 @@ class NodeSettings(BaseSettings):
         return self
 
     @property
-    def traits(self) -> catalog.Traits:
-        """Facts about the model; about an unknown one, those that hold for the 5B."""
-        return catalog.find(self.model) or catalog.DEFAULT
-
-    @property
     def most_frames(self) -> int:
         """The longest clip that may be asked for."""
         return self.max_frames or self.traits.frames
 
     @property
-    def levers(self) -> Profile:
-        """The profile, with what GPU_NODE_QUANTIZATION and GPU_NODE_STEP_CACHE change in it."""
-        profile = PROFILES[self.profile]
-        return replace(
-            profile,
-            quantization=profile.quantization if self.quantization == "auto" else self.quantization,
-            step_cache=profile.step_cache if self.step_cache == "auto" else self.step_cache,
-        )
-
-    @property
     def engine(self) -> EngineOptions:
         """Options for the worker process."""
-        warm_frames = self.warm_frames
-        if warm_frames is None:
-            on_cpu = self.device == "cpu" or (self.device == "auto" and self.model in EMBEDDED)
-            warm_frames = () if on_cpu or self.compile == "off" else (17, self.traits.frames)
-        return EngineOptions(
-            model=catalog.hub_id(self.model),
-            device=self.device,
-            cache_dir=self.model_cache,
-            log_level=self.log_level,
-            profile=self.levers,
-            dtype=self.dtype,
-            dtypes=self.traits.dtypes,
-            attention=self.attention,
-            compile=self.compile,
-            warm_frames=warm_frames,
-        )
+        found = {"model": catalog.hub_id(self.model), "cache_dir": self.model_cache}
+        return EngineOptions.model_validate(self.model_dump() | found)
 
     @property
     def model_cache(self) -> Path:

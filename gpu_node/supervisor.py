@@ -42,7 +42,7 @@ class WorkerSupervisor:
         self._kill_reason: str | None = None
         self.state: State = "starting"
         self.reason: str | None = None
-        self.ready: ipc.Ready | None = None  # what the last worker that loaded the model said
+        self.ready: ipc.Ready | None = None  # the report of the last worker that loaded the model
         self.memory: ipc.Memory | None = None
         self.restarts = 0
         self.estimates = Estimates()

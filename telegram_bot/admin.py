@@ -8,19 +8,11 @@ from django.db.models.functions import Now
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.urls import reverse
-from django.utils.safestring import SafeString
 from unfold.decorators import display
 
 from accounts import merging
-from accounts.admin.audit_log import history_of
-from accounts.admin.base import (
-    LoggedAdmin,
-    Question,
-    ReadOnlyAdmin,
-    allowed,
-    ask_about_each,
-    row_action,
-)
+from accounts.admin.audit_log import history_field
+from accounts.admin.base import LoggedAdmin, Question, ReadOnlyAdmin, allowed, ask_about_each, row_action
 from accounts.admin.users import UserAdmin
 from accounts.models import WalletMerge
 from generation.staff import home
@@ -38,23 +30,15 @@ from telegram_bot.models import (
 
 @admin.register(CreditPack)
 class CreditPackAdmin(LoggedAdmin):
-    """A change holds from the next invoice on; one that is out already is refused at the checkout."""
+    """Packs for sale. A change holds from the next invoice on; older ones are refused at the checkout."""
 
     list_display = ("name", "credits", "stars", "credits_per_star", "for_sale", "position")
-    list_editable = (
-        "credits",
-        "stars",
-        "for_sale",
-        "position",
-    )  # a price and a tick, without a page for each
+    list_editable = ("credits", "stars", "for_sale", "position")  # without a page for each
     list_filter = ("for_sale",)
     search_fields = ("name",)
     fields = ("name", "credits", "stars", "for_sale", "position", "history")
+    history = history_field
     readonly_fields = ("history",)
-
-    @display(description="History")
-    def history(self, pack: CreditPack) -> SafeString | str:
-        return history_of(pack)
 
     @display(description="Credits a Star")
     def credits_per_star(self, pack: CreditPack) -> str:
@@ -63,7 +47,7 @@ class CreditPackAdmin(LoggedAdmin):
 
 @admin.register(StarPayment)
 class StarPaymentAdmin(ReadOnlyAdmin):
-    """Credits are taken back first, then Telegram is asked. What it definitely refuses is given back."""
+    """Payments in Stars. A refund takes the credits first, and gives them back if Telegram definitely refuses."""
 
     list_display = ("id", "paid_at", "user", "telegram_id", "stars", "bought", "state", "attempts", "error")
     list_select_related = ("user", "purchase")
@@ -122,7 +106,7 @@ class JobMessageAdmin(ReadOnlyAdmin):
     def response_action(
         self, request: HttpRequest, queryset: "QuerySet[JobMessage]"
     ) -> HttpResponseBase | None:
-        """As Django's, which lets a selection that is no number through to the database."""
+        """Refuse a selection that is no number, which Django lets through to the database."""
         try:
             response: HttpResponseBase | None = super().response_action(request, queryset)
             return response
@@ -137,7 +121,7 @@ class JobMessageAdmin(ReadOnlyAdmin):
 
 @home.add_stat
 def failed_deliveries() -> home.Stat:
-    """Results of the last day that Telegram never took."""
+    """Count the results of the last day that Telegram never took."""
     since = Now() - timedelta(days=1)
     failed = JobMessage.objects.filter(state=JobMessage.State.FAILED, created_at__gt=since).count()
     page = reverse("admin:telegram_bot_jobmessage_changelist")

@@ -9,7 +9,7 @@ from telegram_bot import links
 
 
 def bot(request: HttpRequest) -> dict[str, Any]:
-    """`sign_in_by_bot` and `buy_in_bot`: looked up when a template asks, empty where there is none."""
+    """Add `sign_in_by_bot` and `buy_in_bot`: looked up when a template asks, empty where there is none."""
     return {
         "sign_in_by_bot": SimpleLazyObject(lambda: links.to_bot("login_here") or ""),
         "buy_in_bot": SimpleLazyObject(lambda: links.to_shop() or ""),

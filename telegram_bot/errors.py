@@ -4,7 +4,7 @@ from django.utils.functional import Promise
 
 
 class Refusal(Exception):
-    """A request is refused; the message says why. Each class's `words` are its message unless one is given."""
+    """A request that is refused; the message says why. `words` is the message of a class unless one is given."""
 
     words: Promise | str = ""
 

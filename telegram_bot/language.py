@@ -8,12 +8,12 @@ from telegram_bot.models import TelegramAccount
 
 
 def language_of(account: TelegramAccount) -> str:
-    """A code of settings.LANGUAGES."""
+    """Return a code of settings.LANGUAGES."""
     return account.user.language or nearest(account.language_code)
 
 
 def language_for(user: User) -> str:
-    """The same for a user. Reads the database."""
+    """Read the language of a user from the database."""
     if user.language:
         return user.language
     code = TelegramAccount.objects.filter(user=user).values_list("language_code", flat=True).first()
@@ -21,7 +21,7 @@ def language_for(user: User) -> str:
 
 
 def nearest(language_code: str) -> str:
-    """The language of ours that is nearest to Telegram's, which may be any IETF tag: `ru`, `pt-br`, or none."""
+    """Find our language nearest to Telegram's, which may be any IETF tag: `ru`, `pt-br`, or none."""
     try:
         return translation.get_supported_language_variant(language_code)
     except LookupError:

@@ -28,7 +28,7 @@ JOINED = gettext_noop("Joined")  # stored in English, translated where it is sho
 
 
 class LinkError(Refusal):
-    """The two cannot be joined, or parted."""
+    """A refusal to join the two, or to part them."""
 
 
 class LinkGone(LinkError):
@@ -95,7 +95,7 @@ def _begin(row: LinkRequest, *, earlier: Q) -> str:
 
 
 def find(token: str, *, began_on: str) -> LinkRequest:
-    """The request behind a link. Raises LinkGone when it is over, or never was."""
+    """Find the request behind a link. Raises LinkGone when it is over, or never was."""
     return _first(_open().filter(digest=tokens.digest(token), began_on=began_on))
 
 
@@ -123,7 +123,7 @@ def stage_on_web(user: User) -> Stage:
 
 
 def answered_for_telegram(request_id: int, account: TelegramAccount) -> LinkRequest:
-    """The request of this person that an account on the web agreed to. Raises LinkGone."""
+    """Find the request of this person that an account on the web agreed to. Raises LinkGone."""
     return _first(
         _open().filter(pk=request_id, account=account, began_on=Side.TELEGRAM, answered_at__isnull=False)
     )
@@ -158,7 +158,7 @@ def answer_on_web(*, token: str, user: User) -> LinkRequest:
 
 
 def _answer(row: LinkRequest, *, user: User, account: TelegramAccount) -> LinkRequest:
-    """The first answer counts; the same one again changes nothing."""
+    """Store the first answer; the same one again changes nothing."""
     if row.answered_at is not None and (row.user_id, row.account_id) == (user.pk, account.pk):
         return row
     _check(user=user, account=account)
@@ -216,7 +216,7 @@ def what_moves(account: TelegramAccount, user: User) -> merging.Plan:
 
 
 def _join(*, account_id: int, user: User, by: User) -> WalletMerge:
-    """Inside a transaction. Locks in this order: the person on Telegram, their videos, the two wallets."""
+    """Join inside a transaction. Locks in this order: the person on Telegram, their videos, the two wallets."""
     account = _locked().get(pk=account_id)
     source = account.user
     _check(user=user, account=account)
@@ -238,11 +238,7 @@ def _join(*, account_id: int, user: User, by: User) -> WalletMerge:
 
 @transaction.atomic
 def part(*, account: TelegramAccount) -> None:
-    """Give the person on Telegram their former account again; credits and videos stay with the account on the web.
-
-    Raises:
-        LinkError
-    """
+    """Give the person on Telegram their former account; credits and videos stay on the web. Raises LinkError."""
     row = _locked().get(pk=account.pk)
     if row.former_user is None:
         raise NotJoined

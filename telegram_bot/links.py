@@ -16,32 +16,24 @@ VIDEO_LIFE = 7 * 24 * 3600
 _video = signing.TimestampSigner(salt="telegram_bot.video")
 
 
-class BadToken(Exception):
-    """The token cannot be one from @BotFather: it has to be digits, a colon and letters. Check TELEGRAM_BOT_TOKEN."""
-
-    def __init__(self) -> None:
-        super().__init__(self.__doc__)
-
-
 def bot_id_of(token: str) -> int:
-    """The id of the bot, which its token begins with.
-
-    Raises:
-        BadToken: it has another form.
-    """
+    """Read the bot's id, which its token begins with. Raises ValueError when the token has another form."""
     match = TOKEN.fullmatch(token)
     if match is None:
-        raise BadToken
+        raise ValueError(
+            "The token cannot be one from @BotFather: it has to be digits, a colon and letters. "
+            "Check TELEGRAM_BOT_TOKEN."
+        )
     return int(match[1])
 
 
 def video_page(job: GenerationJob) -> str:
-    """The page of a video, as an absolute URL that needs no sign-in: people in the chat may have no password."""
-    return settings.SITE_URL + reverse("telegram_video", args=[_video.sign(job.pk.hex)])
+    """Make the URL of a video's page, which needs no sign-in: people in the chat may have no password."""
+    return page("telegram_video", _video.sign(job.pk.hex))
 
 
 def video_behind(signed: str) -> uuid.UUID:
-    """The job of such a link.
+    """Read the job's id from such a link.
 
     Raises:
         signing.SignatureExpired: it is too old. signing.BadSignature: it is none of ours.
@@ -49,18 +41,9 @@ def video_behind(signed: str) -> uuid.UUID:
     return uuid.UUID(_video.unsign(signed, max_age=VIDEO_LIFE))
 
 
-def link_page(token: str) -> str:
-    """The page on which a request to join from the chat is answered."""
-    return settings.SITE_URL + reverse("telegram_link", args=[token])
-
-
-def connect_page() -> str:
-    """The page that shows how the connection with Telegram stands."""
-    return settings.SITE_URL + reverse("telegram_connect")
-
-
-def login_page(token: str) -> str:
-    return settings.SITE_URL + reverse("telegram_login", args=[token])
+def page(name: str, *args: str) -> str:
+    """Return the absolute URL of a page, for messages in the chat."""
+    return settings.SITE_URL + reverse(name, args=args)
 
 
 def remember_bot(*, bot_id: int, username: str) -> None:
@@ -69,7 +52,7 @@ def remember_bot(*, bot_id: int, username: str) -> None:
 
 
 def to_bot(start: str) -> str | None:
-    """A link that opens the chat with the bot and sends it `/start <start>`; None before the bot first ran."""
+    """Make a link that opens the chat and sends `/start <start>`; None before the bot first ran."""
     if not settings.TELEGRAM_BOT_TOKEN:
         return None
     known = KnownBot.objects.filter(bot_id=bot_id_of(settings.TELEGRAM_BOT_TOKEN)).first()
@@ -77,7 +60,7 @@ def to_bot(start: str) -> str | None:
 
 
 def to_shop() -> str | None:
-    """A link to the offers in the chat; None when nothing is for sale."""
+    """Make a link to the offers in the chat; None when nothing is for sale."""
     if not settings.TELEGRAM_BOT_TOKEN or not CreditPack.objects.filter(for_sale=True).exists():
         return None
     return to_bot("buy_here")

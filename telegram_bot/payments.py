@@ -14,7 +14,6 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 
 from accounts import ledger
-from accounts.models import CreditAccount
 from telegram_bot.errors import Refusal
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAccount
 
@@ -26,7 +25,7 @@ State = StarPayment.State
 
 
 class CannotBuy(Refusal):
-    """No sale; nothing is paid."""
+    """A refusal to sell; nothing is paid."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def for_sale() -> list[CreditPack]:
 
 
 def offer(*, account: TelegramAccount, pack_id: int, asked_by: str) -> StarInvoice:
-    """An invoice for a pack at its price of now; the same one when the same update asks again. Raises CannotBuy."""
+    """Make an invoice for a pack at its price of now, once for each update that asks. Raises CannotBuy."""
     if not account.user.is_active:
         raise _not_active()
     pack = CreditPack.objects.filter(pk=pack_id, for_sale=True).first()
@@ -126,14 +125,8 @@ def _credit(*, bot_id: int, telegram_id: int, charge: Charge) -> StarPayment:
     return payment
 
 
-def balance_of(payment: StarPayment) -> int:
-    """Free credits of the payer, or of the account they are part of."""
-    account = TelegramAccount.objects.filter(telegram_id=payment.telegram_id).first()
-    return CreditAccount.objects.get(user=account.user_id if account else payment.user_id).balance
-
-
 def latest(account: TelegramAccount) -> list[StarPayment]:
-    """The last payments of this person."""
+    """Find the last payments of this person."""
     return list(StarPayment.objects.filter(telegram_id=account.telegram_id).select_related("purchase")[:5])
 
 

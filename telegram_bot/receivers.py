@@ -2,6 +2,7 @@
 without python-telegram-bot.
 """
 
+import html
 import uuid
 from typing import Any
 
@@ -21,7 +22,6 @@ from generation.signals import job_finished, job_retried
 from telegram_bot import language, wakeup
 from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, StarPayment, TelegramAccount
 from telegram_bot.sending import outbox
-from telegram_bot.texts.parts import escaped
 
 
 @receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
@@ -49,7 +49,9 @@ def pass_notice_on(notice: UserNotice, **_: Any) -> None:
     if account is None or not settings.TELEGRAM_BOT_TOKEN:
         return
     with translation.override(language.language_of(account)):
-        outbox.tell(chat_id=account.telegram_id, text=f"ℹ️ {escaped(notices.words(notice))}")
+        outbox.tell(
+            chat_id=account.telegram_id, text=f"ℹ️ {html.escape(notices.text_of(notice), quote=False)}"
+        )
 
 
 @receiver(account_closing, dispatch_uid="telegram_bot.unlink")
@@ -64,7 +66,7 @@ def unlink(user: User, **_: Any) -> None:
 
 @receiver(account_closed, dispatch_uid="telegram_bot.forget_messages")
 def forget_messages(user: User, **_: Any) -> None:
-    """After the jobs, in the order of all locks, hence not while the account is being closed."""
+    """Delete after the jobs, in the order of all locks, hence not while the account is being closed."""
     JobMessage.objects.filter(job__user=user).delete()
     JobPost.objects.filter(job__user=user).delete()
 

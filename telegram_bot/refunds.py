@@ -15,6 +15,7 @@ from django.utils.translation import gettext_noop
 from accounts import ledger
 from accounts.ledger import InsufficientBalance, holder_of
 from accounts.models import CreditAccount, User
+from accounts.staff.actor import Refused
 from telegram_bot import language, wakeup
 from telegram_bot.models import StarPayment, TelegramAccount
 from telegram_bot.sending import outbox
@@ -25,12 +26,8 @@ logger = logging.getLogger(__name__)
 State = StarPayment.State
 
 
-class CannotRefund(Exception):
-    """The Stars of this payment cannot be given back; the message says why."""
-
-
 def why_not(payment: StarPayment) -> str | None:
-    """The reason why a payment cannot be refunded now; None when it can."""
+    """Explain why a payment cannot be refunded now; None when it can."""
     if payment.state == State.REFUNDED:
         return "This payment was refunded before."
     if payment.state == State.REFUNDING:
@@ -46,19 +43,15 @@ def why_not(payment: StarPayment) -> str | None:
 
 @transaction.atomic
 def begin(*, payment: StarPayment, reason: str, actor: User) -> StarPayment:
-    """Take the credits back, and have the bot's process ask Telegram for the refund.
-
-    Raises:
-        CannotRefund: nothing has changed.
-    """
+    """Take the credits back, and have the bot's process ask Telegram for the refund. Raises Refused."""
     row = _locked().get(pk=payment.pk)
     if why := why_not(row):
-        raise CannotRefund(why)
+        raise Refused(why)
     if row.purchase is not None:
         try:
             row.refund = ledger.purchase_refund(purchase=row.purchase, reason=reason, actor=actor)
         except InsufficientBalance as error:
-            raise CannotRefund(str(error)) from error
+            raise Refused(str(error)) from error
     row.state, row.refund_reason, row.refund_by = State.REFUNDING, reason[:200], actor
     row.attempts, row.error, row.next_attempt_at = 0, "", Now()
     row.save()

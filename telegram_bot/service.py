@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 1.0
 CHECK_SECONDS = 5.0
 PRUNE_SECONDS = 3600.0
-# Sends that are under way when the process is told to stop may take so long.
+# Sends that are under way at SIGTERM may take so long.
 GRACE_SECONDS = 5.0
 GOODBYE_SECONDS = 2.0
 
@@ -165,7 +165,7 @@ def _prune() -> int:
 
 
 async def _prune_for_ever() -> None:
-    """Once an hour, delete what is old."""
+    """Delete old rows once an hour."""
     while True:
         try:
             if pruned := await _prune():

@@ -44,15 +44,12 @@ def handle_again(op: Operation, update: TelegramUpdate) -> None:
 
 @operation("telegram_bot.change_jobmessage", "delivery.again")
 def deliver_again(op: Operation, message: JobMessage) -> None:
-    """Retry a delivery that failed.
-
-    Raises:
-        Refused: it was delivered, or is being tried.
-    """
+    """Retry a delivery that failed. Raises Refused when it was delivered, or is being tried."""
     failed = JobMessage.objects.filter(pk=message.pk, state=JobMessage.State.FAILED)
     if not failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now()):
         raise Refused("Only what could not be delivered is delivered again.")
     op.record(message, before={"error": message.error})
+    wakeup.call(wakeup.OUTBOX)
 
 
 @operation("telegram_bot.refund_starpayment", "payment.refund")
@@ -69,7 +66,4 @@ def refund_payment(op: Operation, payment: StarPayment) -> StarPayment:
         after={"state": StarPayment.State.REFUNDING, "stars": payment.stars},
         credits=-taken,
     )
-    try:
-        return refunds.begin(payment=payment, reason=op.reason, actor=op.actor.user)
-    except refunds.CannotRefund as error:
-        raise Refused(str(error)) from error
+    return refunds.begin(payment=payment, reason=op.reason, actor=op.actor.user)

@@ -22,18 +22,18 @@ KEEP = timedelta(days=30)
 
 
 def new() -> tuple[str, str]:
-    """A token and its digest."""
+    """Draw a token; returns it and its digest."""
     token = secrets.token_urlsafe(24)
     return token, digest(token)
 
 
 def digest(token: str) -> str:
-    """The digest to look for in the table; of anything that is no token, one that is never there."""
+    """Return the digest to look for in the table; of anything that is no token, one that is never there."""
     return hashlib.sha256(token.encode()).hexdigest() if FORM.fullmatch(token) else ""
 
 
 def issue(*, account: TelegramAccount) -> str:
-    """A token that signs this person in once. Earlier ones that were not used do not work any more.
+    """Make a token that signs this person in once. Earlier ones that were not used do not work any more.
 
     Raises:
         Refusal: the account is banned, or one of the staff.
@@ -50,7 +50,7 @@ def issue(*, account: TelegramAccount) -> str:
 
 
 def find(token: str) -> LoginLink | None:
-    """The link behind a token that still works; finding it changes nothing."""
+    """Find the link behind a token that still works, without a change to it."""
     rows = LoginLink.objects.select_related("user", "account__user").filter(
         digest=digest(token),
         used_at=None,
@@ -64,7 +64,7 @@ def find(token: str) -> LoginLink | None:
 
 
 def redeem(token: str) -> User | None:
-    """The user to sign in; None the second time, and when it is too late."""
+    """Use up a token; returns the user to sign in, None the second time and when it is too late."""
     link = find(token)
     if link is None or not LoginLink.objects.filter(pk=link.pk, used_at=None).update(used_at=Now()):
         return None

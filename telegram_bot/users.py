@@ -18,7 +18,7 @@ SEEN_EVERY = timedelta(minutes=1)
 
 
 def account_of(sender: "telegram.User") -> TelegramAccount:
-    """The account of a sender, opened at their first message and kept up to date."""
+    """Find the account of a sender, open it at their first message, and keep it up to date."""
     account = open_account(telegram_id=sender.id)
     now = timezone.now()
     facts: dict[str, object] = {
@@ -37,7 +37,7 @@ def account_of(sender: "telegram.User") -> TelegramAccount:
 
 
 def open_account(*, telegram_id: int) -> TelegramAccount:
-    """The account with that Telegram id, with a new user `tg_<id>` behind it when there is none yet."""
+    """Find the account with that Telegram id, or open it with a new user `tg_<id>`."""
     accounts = TelegramAccount.objects.select_related("user", "preset")
     if account := accounts.filter(telegram_id=telegram_id).first():
         return account
@@ -56,7 +56,7 @@ def mark_blocked(*, chat_id: int) -> None:
 
 
 def _free_username(telegram_id: int) -> str:
-    """`tg_<id>`, unless that name was taken on the web: a stranger's account is not to be taken over."""
+    """Choose `tg_<id>`, unless that name was taken on the web: a stranger's account is not to be taken over."""
     name, number = f"tg_{telegram_id}", 1
     while User.objects.filter(username=name).exists():
         number += 1
@@ -65,5 +65,5 @@ def _free_username(telegram_id: int) -> str:
 
 
 def _storable(text: str | None, length: int) -> str:
-    """Text that PostgreSQL can hold: without NUL and lone surrogates."""
+    """Keep what PostgreSQL can hold: text without NUL and lone surrogates."""
     return (text or "").replace("\x00", "").encode("utf-8", "ignore").decode()[:length]

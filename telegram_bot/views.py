@@ -59,7 +59,7 @@ def connect(request: HttpRequest) -> HttpResponse:
 @login_required
 @never_cache
 def connect_state(request: HttpRequest, shown: str) -> HttpResponse:
-    """Asked by the page every few seconds: nothing while what it shows still holds, then where to go."""
+    """Answer the page, which asks every few seconds, once what it shows no longer holds."""
     if linking.stage_on_web(_user(request)).name == shown:
         return HttpResponse(status=204)
     return HttpResponse(headers={"HX-Redirect": reverse("telegram_connect")})
@@ -179,7 +179,7 @@ def login(request: HttpRequest, token: str) -> HttpResponse:
 @require_safe
 @never_cache
 def video(request: HttpRequest, signed: str) -> HttpResponse:
-    """A video that was too large for Telegram, for all who have the link."""
+    """Show a video that was too large for Telegram, to everyone who has the link."""
     try:
         job = _shown(signed)
     except signing.SignatureExpired:
@@ -189,7 +189,7 @@ def video(request: HttpRequest, signed: str) -> HttpResponse:
 
 @require_safe
 def video_file(request: HttpRequest, signed: str) -> HttpResponseBase:
-    """The MP4, in ranges when asked for; `?download` makes browsers save it."""
+    """Serve the MP4, in ranges when asked for; `?download` makes browsers save it."""
     try:
         job = _shown(signed)
     except signing.SignatureExpired:
@@ -199,7 +199,7 @@ def video_file(request: HttpRequest, signed: str) -> HttpResponseBase:
 
 
 def _shown(signed: str) -> GenerationJob:
-    """Raises Http404, signing.SignatureExpired."""
+    """Find the job of a link. Raises Http404, signing.SignatureExpired."""
     try:
         job_id = links.video_behind(signed)
     except signing.SignatureExpired:

@@ -28,7 +28,7 @@ class Message:
 
 
 class Chats(State):
-    """What stands in the chats, and the methods of the Bot API that change it."""
+    """The messages in the chats, and the methods of the Bot API that change them."""
 
     def __init__(self, *, bot_id: int) -> None:
         super().__init__(bot_id=bot_id)

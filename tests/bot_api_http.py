@@ -1,4 +1,4 @@
-"""How the tests' Bot API server is spoken to: HTTP, forms and multipart, errors in Telegram's shape."""
+"""The tests' Bot API server over HTTP: forms and multipart in, errors in Telegram's shape."""
 
 import contextlib
 import email.parser
@@ -46,7 +46,7 @@ def handler_of(server: "BotApiServer") -> type[BaseHTTPRequestHandler]:
         do_GET = do_POST  # noqa: N815
 
         def _body(self, length: int) -> bytes:
-            """As fast as the line is."""
+            """Read the body at the speed of the line."""
             if not server.bytes_a_second or length < CHUNK:
                 return self.rfile.read(length)
             body = bytearray()

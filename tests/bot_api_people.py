@@ -1,4 +1,4 @@
-"""What reaches the bot from the tests' Telegram: people who write, press buttons and pay, by polling or by webhook."""
+"""Updates from the tests' Telegram: people write, press buttons and pay; the bot polls, or has a webhook."""
 
 import re
 import time
@@ -25,7 +25,7 @@ class PressOfButton:
 
 
 class People(Chats):
-    """What people do, and how the bot hears of it and answers it."""
+    """Actions of people, the updates they become, and the bot's answers."""
 
     def __init__(self, *, bot_id: int) -> None:
         super().__init__(bot_id=bot_id)
@@ -38,7 +38,7 @@ class People(Chats):
         self._next_update = 1000
         self._poll = self._poll_ended = 0
 
-    # --- What people do -----------------------------------------------------------------------------------------------
+    # --- Actions of people --------------------------------------------------------------------------------------------
 
     def say(
         self,
@@ -49,14 +49,14 @@ class People(Chats):
         reply_to: Message | None = None,
         **sender_facts: Any,
     ) -> int:
-        """Somebody writes to the bot, in private or in the group `chat`; returns the id of their message."""
+        """Write to the bot, in private or in the group `chat`; returns the id of their message."""
         message = {"chat": _chat_of(sender, chat), "from": _person(sender, sender_facts), "text": text}
         if reply_to is not None:
             message["reply_to_message"] = self.shape(reply_to)
         return self.push_message(message)
 
     def press(self, message: Message, label: str, *, sender: int = 77, **sender_facts: Any) -> PressOfButton:
-        """Somebody presses the button with these words below a message."""
+        """Press the button with these words below a message."""
         labels = {button["text"]: button for row in message.buttons for button in row}
         [button] = [button for text, button in labels.items() if label in text] or [None]
         assert button is not None, f"there is no button {label}: {list(labels)}"
@@ -65,7 +65,7 @@ class People(Chats):
     def press_data(
         self, message: Message, data: str, *, sender: int = 77, **sender_facts: Any
     ) -> PressOfButton:
-        """The same with data that no button carries, as a client of somebody's own may send it."""
+        """Press with data that no button carries, as a modified client may send it."""
         with self.changed:
             press = PressOfButton(query_id=str(7_000_000 + self._number()), at=time.monotonic())
             self.presses[press.query_id] = press
@@ -82,7 +82,7 @@ class People(Chats):
     def check_out(
         self, payload: str, amount: int, *, payer: int, currency: str = "XTR", **facts: Any
     ) -> stars.Checkout:
-        """Somebody pressed Pay; wait for what the bot says."""
+        """Press Pay, and wait for the bot's answer."""
         with self.changed:
             checkout = self.till.check_out()
             query = {"id": checkout.query_id, "from": _person(payer, facts), "currency": currency}
@@ -93,7 +93,7 @@ class People(Chats):
     def charge(
         self, payload: str, amount: int, *, payer: int, currency: str = "XTR", times: int = 1
     ) -> stars.StarCharge:
-        """The Stars are paid, which the bot is told, `times` times over."""
+        """Pay the Stars; the bot gets the update `times` times."""
         with self.changed:
             charge = self.till.charge(payer=payer, payload=payload, amount=amount)
             payment = {
@@ -136,7 +136,7 @@ class People(Chats):
             self.changed.notify_all()
 
     def last_update(self) -> dict[str, Any]:
-        """As it was brought, so that it can be brought again."""
+        """An update as it was brought, so that it can be brought again."""
         with self.changed:
             return self._brought[-1]
 
@@ -148,7 +148,7 @@ class People(Chats):
     # --- How the bot hears of it --------------------------------------------------------------------------------------
 
     def _on_get_updates(self, parameters: dict[str, Any]) -> list[dict[str, Any]]:
-        """What was not acknowledged, after a long poll; a newer poll ends an older one."""
+        """Return updates that are not acknowledged, after a long poll; a newer poll ends an older one."""
         with self.changed:
             if self.webhook:
                 raise Refused(409, "Conflict: can't use getUpdates method while webhook is active")

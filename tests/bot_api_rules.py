@@ -1,4 +1,4 @@
-"""What Telegram's Bot API refuses, and in which words, as far as the bot's messages can run into it."""
+"""Refusals of Telegram's Bot API in its own words, as far as the bot's messages can run into them."""
 
 import html
 import json

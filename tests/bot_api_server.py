@@ -28,7 +28,7 @@ TOKEN = "4242:for-tests-only-AAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
 @dataclass
 class Fault:
-    """What the next `times` calls of `method` (any, when None) get instead of an answer."""
+    """A fault that the next `times` calls of `method` (any, when None) get instead of an answer."""
 
     method: str | None
     error: Refused | None  # None: the connection is dropped
@@ -72,7 +72,7 @@ class BotApiServer(People):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the bot's process needs to find it."""
+        """The settings by which the bot's process finds this server."""
         return {
             "TELEGRAM_BOT_TOKEN": self.token,
             "TELEGRAM_API_BASE_URL": self.base_url,
@@ -175,7 +175,7 @@ class BotApiServer(People):
     # --- By hand ------------------------------------------------------------------------------------------------------
 
     def control(self, name: str, body: dict[str, Any]) -> Any:
-        """The same by HTTP: say, fail, messages."""
+        """Control the server by HTTP: say, fail, messages."""
         if name == "say":
             return {"message_id": self.say(**body)}
         if name == "fail":

@@ -14,7 +14,7 @@ CHECKOUT_SECONDS = 10.0
 
 @dataclass
 class Checkout:
-    """Somebody pressed Pay: what the bot said to it, and after how long."""
+    """A press on Pay: the bot's answer, and after how long it came."""
 
     query_id: str
     at: float
@@ -34,7 +34,7 @@ class StarCharge:
 
 @dataclass
 class Till:
-    """What is paid at this Telegram."""
+    """The payments at this Telegram."""
 
     checkouts: dict[str, Checkout] = field(default_factory=dict)
     charges: dict[str, StarCharge] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class Till:
 
 
 def invoice(parameters: dict[str, Any]) -> dict[str, Any]:
-    """What sendInvoice was asked to show."""
+    """Check the parameters of sendInvoice; returns the invoice to show."""
     if parameters.get("currency") != "XTR":
         raise Refused(400, "Bad Request: CURRENCY_INVALID")
     if parameters.get("provider_token"):

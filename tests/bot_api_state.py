@@ -1,11 +1,11 @@
-"""What the parts of the tests' Bot API server share: the bot it serves, one lock, numbers given out once."""
+"""State that the parts of the tests' Bot API server share: the bot it serves, one lock, numbers."""
 
 import threading
 from typing import Any
 
 
 class State:
-    """Whoever reads or changes it holds `changed`, and notifies it of changes."""
+    """Read and changed under `changed`, which is notified of changes."""
 
     def __init__(self, *, bot_id: int) -> None:
         self.bot_id = bot_id

@@ -90,11 +90,11 @@ class NodeProcess:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a client with the right key sends."""
+        """Headers of a client with the right key."""
         return {"x-api-key": self.key}
 
     def health(self) -> dict[str, Any]:
-        """What /health says; empty while nobody answers."""
+        """Ask /health; empty while there is no answer."""
         try:
             answer: dict[str, Any] = requests.get(f"{self.url}/health", timeout=5).json()
         except requests.ConnectionError:

@@ -12,7 +12,8 @@ platform reads it too. It stands in for the real command:
 Not the same: /proc/PID/environ and cmdline show the server's, and what a library reads from the environment at import
 was read by the server. Tests of those, and of the way in which the product starts its worker, use the real command.
 
-The server is started at first use and ends with the last test process that used it. Linux only (`AVAILABLE`).
+The server is started at first use and ends when the last test process that used it has ended or called `release`.
+Linux only (`AVAILABLE`). PREFORKED_MODULES names other modules to import.
 """
 
 import contextlib
@@ -41,6 +42,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Not gpu_node.worker itself: it is run as __main__, like any program.
 PRELOADED = "gpu_node.engine.pipeline gpu_node.video gpu_node.ipc"
 START_SECONDS = 120.0
+REQUEST_SECONDS = 5.0
 PR_SET_PDEATHSIG = 1
 
 _held: list[socket.socket] = []  # this process's connection to the server
@@ -67,10 +69,17 @@ def forked_pid(pid: int) -> int | None:
     return None
 
 
+def release() -> None:
+    """Let go of the server: it ends when no other test process holds it."""
+    while _held:
+        _held.pop().close()
+
+
 def _hold_server() -> Path:
     """Keep this run's server alive for as long as this process lives; return its socket."""
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    path = Path(tempfile.gettempdir()) / f"preforked-{os.getuid()}-{run[:12]}" / "socket"
+    run = os.environ.get("TEST_RUN") or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    name = f"preforked-{os.getuid()}-{run.replace('/', '-')[:30]}"
+    path = Path(tempfile.gettempdir()) / name / "socket"
     if _held:
         return path
     with _locked(path.parent):
@@ -98,7 +107,11 @@ def _locked(folder: Path):
     """Hold the lock of this run's folder, and have the folder: a server that ends takes it away."""
     while True:
         folder.mkdir(mode=0o700, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError), (folder / "lock").open("w") as lock:
+        try:
+            lock = (folder / "lock").open("w")
+        except FileNotFoundError:
+            continue
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if os.fstat(lock.fileno()).st_nlink:
                 yield
@@ -176,16 +189,25 @@ class Server:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        head, streams, _, _ = socket.recv_fds(connection, 4, 3)
-        left, parts = struct.unpack("!I", head)[0], []
-        if not left:
+        connection.settimeout(REQUEST_SECONDS)
+        try:
+            head, streams, _, _ = socket.recv_fds(connection, 4, 3)
+            (size,) = struct.unpack("!I", head)
+            request = connection.recv(size, socket.MSG_WAITALL) if size else b""
+        except (OSError, struct.error):
+            connection.close()  # the command was killed or stopped before it had said what it wants
+            return
+        connection.settimeout(None)
+        if not size:
             self._holders.add(connection)
             self._selector.register(connection, selectors.EVENT_READ, self._on_holder_gone)
             return
-        while left:
-            parts.append(connection.recv(left))
-            left -= len(parts[-1])
-        child = self._fork(json.loads(b"".join(parts)), streams)
+        if len(request) < size:
+            for stream in streams:
+                os.close(stream)
+            connection.close()
+            return
+        child = self._fork(json.loads(request), streams)
         self._children[connection] = child
         self._selector.register(connection, selectors.EVENT_READ, self._on_command_gone)
         self._selector.register(
@@ -198,8 +220,9 @@ class Server:
         connection.close()
 
     def _on_command_gone(self, connection: socket.socket) -> None:
-        self._selector.unregister(connection)
-        os.kill(self._children[connection], signal.SIGKILL)
+        if connection in self._children:  # else its process has ended in the same moment
+            self._selector.unregister(connection)
+            os.kill(self._children[connection], signal.SIGKILL)
 
     def _on_end(self, pidfd: int, connection: socket.socket) -> None:
         self._selector.unregister(pidfd)

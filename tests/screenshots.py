@@ -68,8 +68,8 @@ FOR_THE_OWNER = {
 }
 ERRORS = ("400", "403", "403_csrf", "413", "429", "500", "503")
 IN_RUSSIAN = {"front": "/", "dashboard": "/", "credits": "/credits/", "account": "/account/"}
-# What the README shows.
-SHOWN = ("front-desktop-light", "dashboard-desktop-dark", "dashboard-phone-dark")
+# The picture of the README.
+SHOWN = ("dashboard-desktop-dark",)
 
 
 @dataclass
@@ -109,7 +109,7 @@ def furnish(browser: Browser, site: str, stack: Stack) -> Furnished:
     sign_up(page, "ada")
     stack.manage("grant_credits", "ada", "2500", "--reason", "Prize of the month")
     page.goto("/")
-    unwanted = generate(page, "A wish that was withdrawn")
+    unwanted = generate(page, "A plan that was withdrawn")
     unwanted.get_by_role("button", name="Cancel").click()
     expect(page.locator(".card.canceled")).to_be_visible()
     pages = {"canceled": where(unwanted)}

@@ -12,9 +12,9 @@ from accounts.models import User
 from accounts.staff.actor import Actor
 
 
-def sent(**wish: Any) -> dict[str, Any]:
-    """What a page that asks before it acts sends: each page has an id of its own."""
-    return {"once": str(uuid.uuid4()), **wish}
+def sent(**values: Any) -> dict[str, Any]:
+    """The form of a page that asks: each page has an id of its own."""
+    return {"once": str(uuid.uuid4()), **values}
 
 
 def page(kind: str, *args: Any) -> str:
@@ -22,7 +22,7 @@ def page(kind: str, *args: Any) -> str:
 
 
 def said(response: Any) -> str:
-    """What the page at the end of the redirects tells in its messages."""
+    """The messages of the page at the end of the redirects."""
     return " ".join(str(message) for message in response.context["messages"])
 
 
@@ -33,7 +33,7 @@ def signed_in(user: User) -> Client:
 
 
 def in_role(make_user: Callable[..., User], role: str) -> Actor:
-    """Somebody new with one of the shipped roles and nothing else."""
+    """A new member of the staff with one of the shipped roles and nothing else."""
     user = make_user(f"the-{role}", is_staff=True)
     user.groups.add(Group.objects.get(name=role))
     return Actor(user=user, address="203.0.113.7")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.e2e.staff_desk import confirm, customer, hire, job_page, sign_in
+from tests.e2e.staff_desk import confirm, customer, hire, job_page, open_person, sign_in
 from tests.stack import Stack
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "screenshots"
@@ -42,8 +42,7 @@ def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     sign_in(page, "the-owner")
     page.wait_for_timeout(1500)  # the chart draws itself
     shoot(page, folder, "staff-home", full=True)
-    page.goto("/admin/accounts/user/?q=carla@example.org")
-    page.get_by_role("link", name="carla", exact=True).first.click()
+    open_person(page, "carla")
     shoot(page, folder, "staff-person")
     job_page(page, job)
     shoot(page, folder, "staff-job")
@@ -54,11 +53,11 @@ def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     page.get_by_role("button", name="Look").click()
     expect(page.get_by_text("videos of 2 users")).to_be_visible()
     page.get_by_label("Reason").fill("A bad night of one of our machines")
-    shoot(page, folder, "staff-incident-plan")
+    shoot(page, folder, "staff-bulk-refund-total")
     confirm(page, "Refund", reason="A bad night of one of our machines")
     page.locator("#result_list tbody a").first.click()
     expect(page.get_by_text("3 refunded, 0 waiting")).to_be_visible(timeout=60_000)
-    shoot(page, folder, "staff-incident-done")
+    shoot(page, folder, "staff-bulk-refund-done")
 
 
 def shoot(page: Page, folder: Path, name: str, *, full: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""The pages about oneself: signing in and second steps, export, leaving."""
+"""The account's pages: signing in and second steps, export, closing."""
 
 import io
 import json
@@ -77,7 +77,7 @@ def test_a_new_address_replaces_the_old_one_only_once_it_is_confirmed(browser, u
     assert [row.email for row in EmailAddress.objects.filter(user=user)] == ["new@example.org"]
 
 
-def test_a_mail_server_that_is_away_breaks_nothing_and_is_told(browser, settings):
+def test_a_mail_server_that_is_away_breaks_nothing_and_is_reported(browser, settings):
     settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", 9
     answer = browser.post("/accounts/email/", {"email": "ada@example.org", "action_add": ""}, follow=True)
@@ -139,7 +139,7 @@ def test_the_admins_own_form_is_no_way_around_the_second_step(with_app):
     assert visitor.get("/admin/").status_code == 302
 
 
-def test_staff_without_rights_over_everybody_cannot_take_a_second_step_away(with_app, make_user):
+def test_staff_without_the_right_cannot_take_a_second_step_away(with_app, make_user):
     url = f"/admin/mfa/authenticator/{Authenticator.objects.filter(user=with_app).first().pk}/delete/"
     helper = Client()
     helper.force_login(make_user("helper", is_staff=True))
@@ -187,7 +187,7 @@ def test_the_export_has_the_videos_and_all_that_is_known(browser, user, submit, 
     assert data["videos"][1]["files"] == []
 
 
-def test_the_export_has_what_was_agreed_told_shared_and_joined(
+def test_the_export_has_limits_notices_links_and_joined_wallets(
     browser, user, make_user, staff, submit, finish_job
 ):
     link = sharing.share(job=finish_job(submit()))
@@ -236,7 +236,7 @@ def test_guessing_the_password_there_is_stopped(browser):
     assert [leave(browser, "guess").status_code for _ in range(12)][-1] == 429
 
 
-def test_who_has_no_password_types_the_name(user):
+def test_without_a_password_the_user_name_closes_the_account(user):
     user.set_unusable_password()
     user.save()
     client = Client()
@@ -246,7 +246,7 @@ def test_who_has_no_password_types_the_name(user):
     assert User.objects.get(pk=user.pk).anonymised_at
 
 
-def test_who_left_cannot_come_in_at_any_door(browser, user):
+def test_a_closed_account_cannot_sign_in_anywhere(browser, user):
     elsewhere = Client()
     elsewhere.force_login(user)
     EmailAddress.objects.create(user=user, email="ada@example.org", verified=True, primary=True)

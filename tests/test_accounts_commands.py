@@ -1,4 +1,4 @@
-"""`audit_credits`, `grant_credits` and `create_api_key`, as somebody at a terminal meets them."""
+"""The commands `audit_credits`, `grant_credits` and `create_api_key`."""
 
 import io
 from collections.abc import Callable
@@ -59,7 +59,7 @@ class TestCreateApiKey:
         assert key is not None
         assert key.user == user
 
-    def test_there_is_none_for_nobody_or_the_banned(self, user: User) -> None:
+    def test_unknown_and_banned_users_get_none(self, user: User) -> None:
         with pytest.raises(CommandError, match="nobody"):
             run("create_api_key", "nobody")
         user.is_active = False
@@ -130,7 +130,7 @@ class TestAuditCredits:
     ) -> None:
         facts = {"user": user.pk} | {name: job.pk for name, job in books.items()}
         with connection.cursor() as cursor:
-            # As somebody who owns the tables could: no guard runs.
+            # The owner of the tables could do this: no guard runs.
             cursor.execute("SET CONSTRAINTS ALL IMMEDIATE")
             for table in GUARDED_TABLES:
                 cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER USER")

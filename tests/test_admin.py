@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,6 @@ from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
-from django.urls import reverse
 
 from accounts import api_keys, ledger
 from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
@@ -22,6 +20,7 @@ from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, Preset
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
 from tests.environment import REPOSITORY
+from tests.staff import page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
 
@@ -57,12 +56,6 @@ def admin(staff: User) -> Client:
     return signed_in(staff)
 
 
-def signed_in(user: User) -> Client:
-    client = Client()
-    client.force_login(user)
-    return client
-
-
 def actor(make_user: Callable[..., User], *permissions: str, name: str = "actor") -> Client:
     """Staff with these rights and no others."""
     user = make_user(name, is_staff=True)
@@ -71,26 +64,12 @@ def actor(make_user: Callable[..., User], *permissions: str, name: str = "actor"
 
 
 def fields_of(client: Client, address: str) -> dict[str, Any]:
-    """What the form at an address would send if nothing were changed; with the reason that it asks for."""
+    """The form at an address, unchanged but for the reason that it asks for."""
     form = client.get(address).context["adminform"].form
     values = {name: form[name].value() for name in form.fields} | {"reason": "Because"}
     return {
         name: "on" if value is True else value for name, value in values.items() if value not in (None, False)
     }
-
-
-def sent(**wish: str) -> dict[str, str]:
-    """What a page that asks before it acts sends: each page has an id of its own."""
-    return {"once": str(uuid.uuid4()), **wish}
-
-
-def page(kind: str, *args: Any) -> str:
-    return reverse(f"admin:{kind}", args=args)
-
-
-def said(response: Any) -> str:
-    """What the page at the end of the redirects tells in its messages."""
-    return " ".join(str(message) for message in response.context["messages"])
 
 
 def wallet(user: User) -> CreditAccount:
@@ -102,7 +81,7 @@ def job(user: User) -> GenerationJob:
     return submission.submit(user=user, prompt="A paper boat <b>", source="web")
 
 
-class TestWho:
+class TestAccess:
     def test_only_staff_come_in(self, user: User) -> None:
         assert signed_in(user).get(page("index")).status_code == 302
         assert Client().get(page("index")).status_code == 302
@@ -167,7 +146,7 @@ class TestUsers:
         assert (act.before, act.after, act.address) == ({"balance": 500}, {"balance": 600}, "127.0.0.1")
 
     @pytest.mark.parametrize(
-        "wish",
+        "values",
         [
             {"amount": "0", "reason": "x"},
             {"amount": "-5", "reason": "x"},
@@ -179,9 +158,9 @@ class TestUsers:
         ],
     )
     def test_an_impossible_grant_is_asked_again(
-        self, admin: Client, user: User, wish: dict[str, str]
+        self, admin: Client, user: User, values: dict[str, str]
     ) -> None:
-        assert admin.post(page("accounts_user_grant_credits", user.pk), sent(**wish)).status_code == 200
+        assert admin.post(page("accounts_user_grant_credits", user.pk), sent(**values)).status_code == 200
         assert wallet(user).balance == 500
 
     def test_granting_needs_the_right_to(self, make_user: Callable[..., User], user: User) -> None:
@@ -191,7 +170,7 @@ class TestUsers:
         assert client.post(address, sent(amount="100", reason="x")).status_code == 403
         assert wallet(user).balance == 500
 
-    def test_nobody_grants_by_a_link_from_elsewhere(self, staff: User, user: User) -> None:
+    def test_a_link_from_elsewhere_grants_nothing(self, staff: User, user: User) -> None:
         client = Client(enforce_csrf_checks=True)
         client.force_login(staff)
         response = client.post(page("accounts_user_grant_credits", user.pk), sent(amount="1", reason="x"))
@@ -213,7 +192,7 @@ class TestUsers:
         asked = admin.get(page("accounts_user_ban", user.pk), follow=True)
         assert said(asked) == "ada is banned already."
 
-    def test_somebody_new_gets_a_wallet(self, admin: Client) -> None:
+    def test_a_new_user_gets_a_wallet(self, admin: Client) -> None:
         form = {
             "username": "eve",
             "password1": "a long enough password",
@@ -224,7 +203,7 @@ class TestUsers:
         assert admin.post(page("accounts_user_add"), form).status_code == 302
         assert wallet(User.objects.get(username="eve")).balance == 500
 
-    def test_nobody_is_deleted(self, admin: Client, user: User) -> None:
+    def test_no_user_is_deleted(self, admin: Client, user: User) -> None:
         assert admin.post(page("accounts_user_delete", user.pk), {"post": "yes"}).status_code == 403
         admin.post(
             page("accounts_user_changelist"),
@@ -240,7 +219,7 @@ class TestUsers:
         client.post(page("accounts_user_change", user.pk), form | {"is_superuser": "on", "is_staff": "on"})
         user.refresh_from_db()
         assert (user.is_superuser, user.is_staff) == (False, False)
-        assert client.get(reverse("admin:auth_user_password_change", args=[staff.pk])).status_code == 403
+        assert client.get(page("auth_user_password_change", staff.pk)).status_code == 403
         assert client.post(page("accounts_user_change", staff.pk), form).status_code == 403
 
     def test_the_list_takes_the_same_queries_however_many_there_are(
@@ -301,7 +280,10 @@ class TestApiKeys:
         assert api_keys.verify(secret) is not None
         assert "Revoked the key" in said(admin.post(address, sent(reason="Leaked"), follow=True))
         assert api_keys.verify(secret) is None
-        assert said(admin.get(address, follow=True)) == "This key was revoked before."
+        again = admin.get(address, follow=True)
+        assert said(again) == "This key was revoked before."
+        assert address not in again.content.decode(), "what is impossible is not offered"
+        assert "revoked before" in admin.post(address, sent(reason="Leaked")).content.decode()
 
     def test_revoking_needs_the_right_to(self, make_user: Callable[..., User], user: User) -> None:
         key, secret = api_keys.issue(user=user)

@@ -1,4 +1,4 @@
-"""The REST API, as a program that speaks HTTP meets it."""
+"""The REST API over HTTP."""
 
 import io
 import json
@@ -60,7 +60,7 @@ def submit(user: Any, prompt: str = PROMPT, **options: Any) -> GenerationJob:
 
 
 def wallet(user: Any) -> CreditAccount:
-    """As it is now; the one on the user's object may be older."""
+    """Read the wallet again; the one on the user's object may be older."""
     return CreditAccount.objects.get(user=user)
 
 
@@ -76,7 +76,7 @@ def refusal(response: Any, status: int) -> dict[str, Any]:
 
 
 class TestWho:
-    def test_without_a_key_nothing_is_told(self) -> None:
+    def test_without_a_key_nothing_is_answered(self) -> None:
         response = Api(None).get("videos")
         assert refusal(response, 401)["type"] == "authentication_error"
         assert response["WWW-Authenticate"].startswith("Bearer")
@@ -360,7 +360,7 @@ class TestRetrieve:
 
 class TestNotFound:
     @pytest.mark.parametrize("method", ["get", "delete"])
-    def test_of_somebody_else_deleted_and_malformed_ids_are_all_the_same(
+    def test_anothers_deleted_and_malformed_ids_are_all_the_same(
         self, api: Api, user: Any, make_user: Callable[..., Any], method: str
     ) -> None:
         deleted = lifecycle.cancel(job=submit(user))
@@ -381,13 +381,13 @@ class TestNotFound:
         assert refusal(getattr(api, method)(f"videos/{foreign}"), 404)["code"] == "not_found"
 
     @pytest.mark.parametrize("action", ["content", "events"])
-    def test_somebody_elses_video_cannot_be_read(
+    def test_anothers_video_cannot_be_read(
         self, api: Api, make_user: Callable[..., Any], action: str
     ) -> None:
         refusal(api.get(f"videos/{submit(make_user('bob')).public_id}/{action}"), 404)
 
     @pytest.mark.parametrize("action", ["cancel", "remix"])
-    def test_somebody_elses_video_cannot_be_touched(
+    def test_anothers_video_cannot_be_changed(
         self, api: Api, make_user: Callable[..., Any], action: str
     ) -> None:
         job = submit(make_user("bob"))
@@ -396,11 +396,11 @@ class TestNotFound:
         assert job.state == "queued"
 
     @pytest.mark.parametrize("path", ["", "video", "videos/", "videos/a/b/c", "credits/1", "../admin", "%00"])
-    def test_an_unknown_address_is_told_in_json(self, api: Api, path: str) -> None:
+    def test_an_unknown_address_is_refused_in_json(self, api: Api, path: str) -> None:
         refusal(api.get(path), 404)
         refusal(Api(None).get(path), 404)
 
-    def test_a_wrong_method_is_told_in_json(self, api: Api) -> None:
+    def test_a_wrong_method_is_refused_in_json(self, api: Api) -> None:
         response = api.delete("videos")
         assert refusal(response, 405)["type"] == "invalid_request_error"
         assert "POST" in response["Allow"]
@@ -487,7 +487,7 @@ class TestContent:
         response = api.client.get(f"/v1/videos/{job.public_id}/content", headers={"Range": "bytes=4-7"})
         assert (response.status_code, response.getvalue()) == (206, b"ftyp")
 
-    def test_a_range_beyond_the_end_is_told_in_json(self, api: Api, job: GenerationJob) -> None:
+    def test_a_range_beyond_the_end_is_refused_in_json(self, api: Api, job: GenerationJob) -> None:
         response = api.client.get(f"/v1/videos/{job.public_id}/content", headers={"Range": "bytes=99999999-"})
         assert refusal(response, 416)["code"] == "range_not_satisfiable"
         assert response["Content-Range"] == f"bytes */{job.size_bytes}"
@@ -515,7 +515,7 @@ class TestContent:
         lifecycle.cancel(job=job)
         assert refusal(api.get(f"videos/{job.public_id}/content"), 409)["message"] == "Canceled."
 
-    def test_a_file_that_is_gone_is_said_to_be_gone(self, api: Api, job: GenerationJob) -> None:
+    def test_a_missing_file_is_410(self, api: Api, job: GenerationJob) -> None:
         default_storage.delete(job.video.name)
         assert refusal(api.get(f"videos/{job.public_id}/content"), 410)["code"] == "video_gone"
 
@@ -617,9 +617,7 @@ class TestCredits:
     def test_a_bad_page_is_refused(self, api: Api, after: str, status: int) -> None:
         refusal(api.get("credits", after=after), status)
 
-    def test_entries_of_somebody_else_are_no_place_to_go_on_from(
-        self, api: Api, make_user: Callable[..., Any]
-    ) -> None:
+    def test_anothers_entry_is_no_cursor(self, api: Api, make_user: Callable[..., Any]) -> None:
         entry = make_user("bob").credit_account.transactions.get()
         refusal(api.get("credits", after=entry.pk), 404)
 
@@ -658,7 +656,7 @@ class TestOffer:
 
 
 class TestOurOwnFailures:
-    def test_what_nobody_foresaw_tells_nothing_of_our_insides(
+    def test_an_unforeseen_error_shows_nothing_of_our_insides(
         self, api: Api, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def broken(**_: Any) -> None:
@@ -672,16 +670,16 @@ class TestOurOwnFailures:
     def test_an_address_writes_no_line_of_its_own_into_the_log(
         self, api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        def broken(_: Any) -> None:
+        def broken(**_: Any) -> None:
             raise RuntimeError
 
-        monkeypatch.setattr("generation.api.views.with_what_is_shown", broken)
+        monkeypatch.setattr("generation.api.views.kept_jobs", broken)
         refusal(api.get("videos/x%0A2026-11-22 ERROR forged"), 500)
         [line] = [each.getMessage() for each in caplog.records if each.name == "generation.api.errors"]
         assert "forged" in line
         assert "\n" not in line
 
-    def test_a_host_that_is_not_ours_is_told_in_json(self, api: Api) -> None:
+    def test_an_unknown_host_is_refused_in_json(self, api: Api) -> None:
         refusal(api.client.get("/v1/videos", headers={"Host": "evil.example"}), 400)
 
 

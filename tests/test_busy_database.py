@@ -1,4 +1,4 @@
-"""More requests than the database has room for: every door says so with 503, and when to come again."""
+"""More requests than the database has connections for: a 503 that says when to come again."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ GRACE_SECONDS = 1
 
 @pytest.fixture(scope="module")
 def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A pool of one connection, for which nobody waits long."""
+    """A pool of one connection, with a short wait for it."""
     narrow = {"DATABASE_POOL_SIZE": "1", "DATABASE_POOL_SECONDS": "0.2"}
     narrow["GUNICORN_CMD_ARGS"] = f"--asgi-disconnect-grace-period {GRACE_SECONDS}"
     with serving(tmp_path_factory.mktemp("web"), **narrow) as running:
@@ -38,13 +38,13 @@ def site(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def somebody_waits() -> bool:
+def a_query_waits() -> bool:
     with connection.cursor() as cursor:
         cursor.execute(WAITERS)
         return bool(cursor.fetchone()[0])
 
 
-def test_who_gets_no_connection_is_told_to_come_again(server, site, user, finish_job):
+def test_a_request_without_a_connection_is_503_with_retry_after(server, site, user, finish_job):
     job = finish_job(submission.submit(user=user, prompt="A red fox", source="web"))
     session, key = cookie(user), bearer(user)
     site.cookies.set("csrftoken", "a" * 32)
@@ -70,7 +70,7 @@ def test_who_gets_no_connection_is_told_to_come_again(server, site, user, finish
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f"LOCK TABLE {table}")
             stuck = threads.submit(httpx.get, f"{server.url}/v1/credits", headers=key, timeout=60)
-            wait_for(somebody_waits)
+            wait_for(a_query_waits)
             answers = list(threads.map(site.send, [*pages, *api, *plain]))
         assert stuck.result().status_code == 200
     said = {f"{answer.request.method} {answer.request.url.path}": answer for answer in answers}
@@ -93,7 +93,7 @@ def test_a_request_whose_client_has_left_gives_its_connection_back_when_it_is_do
         cursor.execute(f"LOCK TABLE {table}")
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(f"{server.url}{door}", headers=key | session, timeout=1)
-        assert somebody_waits()
+        assert a_query_waits()
         time.sleep(GRACE_SECONDS + 2)
         assert site.get("/healthz").status_code == 503, "the one connection is in use"
     wait_for(lambda: site.get("/v1/credits", headers=key).status_code == 200, seconds=10)

@@ -116,7 +116,7 @@ def test_a_silence_is_as_long_as_it_is(user, start_job, host, off):
     assert silence == pytest.approx(100, abs=5)
 
 
-def test_a_file_that_is_to_be_stored_is_nudged_when_its_time_has_come(user, start_job, host, off):
+def test_a_file_that_is_to_be_stored_is_asked_for_when_its_time_has_come(user, start_job, host, off):
     attempt = start_job(submit(user))
     with host(off):
         lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk)
@@ -134,7 +134,7 @@ def test_the_cooldown_is_a_minute_for_every_host(user, host, off):
     assert 55 <= refused.value.seconds <= 60
 
 
-def test_a_trial_is_due_when_it_is(node, host, off):
+def test_a_canary_is_due_when_it_is(node, host, off):
     GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() + timedelta(seconds=60))
     with host(off):
         assert not node_health.claim_canary(node)
@@ -145,7 +145,7 @@ def test_a_trial_is_due_when_it_is(node, host, off):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_a_nudge_of_a_host_with_another_clock_is_taken_at_once_and_once(host, off):
+def test_a_task_of_a_host_with_another_clock_is_taken_at_once_and_once(host, off):
     broker = NotifiedBroker(list_key=Conf.CLUSTER_NAME)
     with host(off):
         broker.enqueue("from afar")

@@ -1,4 +1,4 @@
-"""What the deployment files say is what `make run` does: nothing is left out, nothing differs by mistake."""
+"""The deployment files start the same as `make run`: nothing is left out, nothing differs by mistake."""
 
 import re
 from pathlib import Path

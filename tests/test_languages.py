@@ -1,4 +1,4 @@
-"""English and Russian: who is spoken to in which, and where the choice is kept."""
+"""The choice of language: by browser, cookie and account."""
 
 import json
 import re
@@ -29,12 +29,12 @@ def browser(user):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "spoken"), [("ru-RU,ru;q=0.9", "ru"), ("de,ru;q=0.5", "ru"), ("de", "en"), ("", "en")]
+    ("accepted", "language"), [("ru-RU,ru;q=0.9", "ru"), ("de,ru;q=0.5", "ru"), ("de", "en"), ("", "en")]
 )
-def test_a_visitor_is_spoken_to_as_the_browser_asks(client, wanted, spoken):
-    page = client.get("/", headers={"Accept-Language": wanted})
-    assert language_of(page) == spoken
-    assert ("Войти" in page.content.decode()) == (spoken == "ru")
+def test_a_visitors_language_is_the_browsers(client, accepted, language):
+    page = client.get("/", headers={"Accept-Language": accepted})
+    assert language_of(page) == language
+    assert ("Войти" in page.content.decode()) == (language == "ru")
     assert "Accept-Language" in page.headers["Vary"]
 
 
@@ -56,7 +56,7 @@ def test_what_a_signed_in_person_chose_holds_on_every_machine(browser, user):
     assert language_of(elsewhere.get("/", headers={"Accept-Language": "en"})) == "ru"
 
 
-def test_a_language_that_nobody_speaks_changes_nothing(browser, user):
+def test_an_unsupported_language_changes_nothing(browser, user):
     browser.post("/language/", {"language": "xx", "next": "/"})
     assert User.objects.get(pk=user.pk).language == ""
     assert language_of(browser.get("/")) == "en"
@@ -69,7 +69,7 @@ def test_the_api_and_the_admin_stay_english(client, staff):
     assert language_of(client.get("/admin/", headers=RUSSIAN_BROWSER)) == "en"
 
 
-def test_the_scripts_words_are_those_of_the_page_and_kept_by_browsers(client):
+def test_the_scripts_catalog_has_the_pages_language_and_is_cached(client):
     address = words_of(client.get("/", headers=RUSSIAN_BROWSER))
     answer = client.get(address)
     assert json.dumps("Ваше видео готово.") in answer.content.decode()
@@ -77,7 +77,7 @@ def test_the_scripts_words_are_those_of_the_page_and_kept_by_browsers(client):
     assert words_of(client.get("/")) != address
 
 
-def test_old_words_are_not_kept(client):
+def test_an_old_catalog_is_not_cached(client):
     answer = client.get("/words/ru-000000000000.js")
     assert answer.status_code == 200
     assert "Cache-Control" not in answer.headers

@@ -367,6 +367,18 @@ def test_a_field_node_gets_one_request_at_a_time_and_only_what_it_can_finish_in_
     assert {long.state, waiting.state} == {"queued"}
 
 
+@pytest.mark.parametrize(("milliseconds", "gets_it"), [(80_000, True), (100_000, False)])
+def test_a_field_node_is_judged_by_its_slowest_of_the_last_clips(
+    no_cooldown, user, node, finish_job, milliseconds, gets_it
+):
+    for _ in range(2):
+        finish_job(submit(user))
+    GpuNode.objects.update(detected_protocol="generate_video")
+    JobAttempt.objects.filter(pk=JobAttempt.objects.first().pk).update(generation_ms=milliseconds)
+    submit(user)
+    assert (scheduling.claim_next() is not None) == gets_it
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -35,7 +35,7 @@ def submit(user: Any, **fields: Any) -> GenerationJob:
     return submission.submit(user=user, prompt="a red ball", source="api", **fields)
 
 
-def test_jobs_credits_and_nodes_are_told(settings, user, make_user, node, start_job, finish_job):
+def test_jobs_credits_and_nodes_are_reported(settings, user, make_user, node, start_job, finish_job):
     settings.VIDEO_COOLDOWN_SECONDS = 0
     finish_job(submit(user))
     attempt = start_job(submit(user))
@@ -46,38 +46,36 @@ def test_jobs_credits_and_nodes_are_told(settings, user, make_user, node, start_
     JobAttempt.objects.filter(pk=running.pk).update(silent_since=Now())
     waiting = submit(make_user("bob"))
     GenerationJob.objects.filter(pk=waiting.pk).update(created_at=Now() - timedelta(minutes=2))
-    told = read()
-    assert [told["jobs", state] for state in ("queued", "running", "storing")] == [1, 1, 0]
-    assert told["jobs_ended_total", "", "completed"] == 1
-    assert told["jobs_ended_total", "generation_failed", "failed"] == 1
-    assert 119 < told["queue_oldest_seconds",] < 300
-    assert told["credits_moved_total", "reserve"] == 200
-    assert (told["credits_moved_total", "capture"], told["credits_moved_total", "release"]) == (50, 50)
-    assert (told["credits_owned",], told["credits_held",]) == (950, 100)
-    assert [told[f"node_{fact}", "node-1"] for fact in ("ready", "enabled", "set_aside")] == [1, 1, 0]
-    assert [told[f"node_{fact}", "node-1"] for fact in ("open_attempts", "silent_attempts")] == [1, 1]
-    assert told["node_failures_in_a_row", "node-1"] == 1
-    assert told["tasks",] > 0
-    assert told["telegram_backlog",] == 0
+    figures = read()
+    assert [figures["jobs", state] for state in ("queued", "running", "storing")] == [1, 1, 0]
+    assert figures["jobs_ended_total", "", "completed"] == 1
+    assert figures["jobs_ended_total", "generation_failed", "failed"] == 1
+    assert 119 < figures["queue_oldest_seconds",] < 300
+    assert figures["credits_moved_total", "reserve"] == 200
+    assert (figures["credits_moved_total", "capture"], figures["credits_moved_total", "release"]) == (50, 50)
+    assert (figures["credits_owned",], figures["credits_held",]) == (950, 100)
+    assert [figures[f"node_{fact}", "node-1"] for fact in ("ready", "enabled", "set_aside")] == [1, 1, 0]
+    assert [figures[f"node_{fact}", "node-1"] for fact in ("open_attempts", "silent_attempts")] == [1, 1]
+    assert figures["node_failures_in_a_row", "node-1"] == 1
+    assert figures["tasks",] > 0
+    assert figures["telegram_backlog",] == 0
 
 
 def test_a_node_that_is_gone_is_not_ready(node):
     GpuNode.objects.update(last_seen_at=Now() - timedelta(minutes=5))
-    told = read()
-    assert told["node_ready", "node-1"] == 0
-    assert told["node_heard_seconds", "node-1"] == pytest.approx(300, abs=30)
-    assert told["reconciler_heard_seconds",] == pytest.approx(300, abs=30)
+    figures = read()
+    assert figures["node_ready", "node-1"] == 0
+    assert figures["node_heard_seconds", "node-1"] == pytest.approx(300, abs=30)
+    assert figures["reconciler_heard_seconds",] == pytest.approx(300, abs=30)
 
 
-def test_what_lies_behind_is_added_up_once_and_what_comes_later_is_added_to_it(
-    settings, user, node, finish_job
-):
+def test_past_totals_are_kept_and_later_rows_are_added_to_them(settings, user, node, finish_job):
     settings.VIDEO_COOLDOWN_SECONDS = 0
     long_ago = Now() - timedelta(days=3)
 
     def totals() -> tuple[float, float]:
-        told = read()
-        return told["jobs_ended_total", "", "completed"], told["credits_moved_total", "capture"]
+        figures = read()
+        return figures["jobs_ended_total", "", "completed"], figures["credits_moved_total", "capture"]
 
     GenerationJob.objects.filter(pk=finish_job(submit(user)).pk).update(finished_at=long_ago)
     assert totals() == (1, 50)
@@ -97,8 +95,12 @@ def test_what_lies_behind_is_added_up_once_and_what_comes_later_is_added_to_it(
 
 
 def test_an_empty_installation_has_metrics_too():
-    told = read()
-    assert (told["jobs", "queued"], told["queue_oldest_seconds",], told["credits_owned",]) == (0, 0, 0)
+    figures = read()
+    assert (figures["jobs", "queued"], figures["queue_oldest_seconds",], figures["credits_owned",]) == (
+        0,
+        0,
+        0,
+    )
 
 
 def test_the_number_of_queries_does_not_grow_with_nodes_and_jobs(
@@ -126,20 +128,20 @@ def test_without_a_token_only_this_machine_may_read(request_from):
     assert Client(**request_from).get("/metrics").status_code == 404
 
 
-def test_behind_a_proxy_nobody_may_without_a_token(settings):
+def test_behind_a_proxy_a_token_is_required(settings):
     settings.BEHIND_PROXY = True
     assert Client().get("/metrics").status_code == 404
 
 
 @pytest.mark.parametrize("said", ["", "Bearer wrong", "Bearer sécret", "secret", "Basic c2VjcmV0"])
-def test_with_a_token_only_who_has_it_may_read_from_wherever(settings, said):
+def test_a_token_is_required_once_it_is_set_and_works_from_any_address(settings, said):
     settings.METRICS_TOKEN = "secret"
     assert Client().get("/metrics", headers={"Authorization": said}).status_code == 404
     elsewhere = Client(REMOTE_ADDR="10.1.2.3", HTTP_X_FORWARDED_FOR="10.9.9.9")
     assert elsewhere.get("/metrics", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
-def test_a_database_that_is_away_is_said(monkeypatch):
+def test_a_database_that_is_away_is_answered_with_503(monkeypatch):
     def away(*_: Any, **__: Any) -> None:
         raise OperationalError("the server is gone")
 

@@ -99,7 +99,7 @@ def test_a_field_node_makes_a_clip_that_can_be_fetched(field_node: FieldNode, tm
 
 def test_a_field_node_is_asked_exactly_what_the_protocol_says(field_node: FieldNode) -> None:
     fields = request(
-        num_frames=9, fps=4, num_inference_steps=3, seed=7, negative_prompt="fog", width=720, height=480
+        num_frames=9, fps=4, num_inference_steps=3, seed=7, negative_prompt="fog", size="720x480"
     )
     with_client(field(field_node), lambda client: client.generate(fields, timeout=30))
     asked = field_node.requests("/generate_video")[-1]
@@ -181,7 +181,7 @@ def test_a_wrong_key_is_unauthorized_everywhere(field_node: FieldNode, tmp_path:
         with_client(field(field_node, key=""), lambda client: client.download(job, tmp_path / "clip.mp4"))
 
 
-def test_nobody_at_the_address_is_not_reached() -> None:
+def test_an_address_without_a_server_is_not_reached() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = NodeEndpoint(
@@ -319,7 +319,7 @@ def test_a_hostile_file_name_is_never_asked_for(
 
 def test_a_server_that_takes_forms_only_makes_a_clip(videos_server: VideosServer, tmp_path: Path) -> None:
     async def act(client: NodeClient) -> RemoteJob:
-        job = await client.submit(request(num_frames=9, fps=4, width=128, height=96))
+        job = await client.submit(request(num_frames=9, fps=4, size="128x96"))
         assert job.remote_id
         job = await followed(client, job)
         await client.download(job, tmp_path / "clip.mp4")

@@ -119,7 +119,7 @@ def test_bad_requests_unknown_jobs_and_wrong_keys(node: NodeProcess, tmp_path: P
     with pytest.raises(nodes.NodeRejected):
         with_client(node, lambda client: client.submit(request("bad", num_frames=0)))
     with pytest.raises(nodes.NodeRejected):
-        with_client(node, lambda client: client.submit(request("size", width=33, height=33)))
+        with_client(node, lambda client: client.submit(request("size", size="33x33")))
     with pytest.raises(nodes.RemoteJobLost):
         with_client(node, lambda client: client.retrieve("video_unknown"))
     with pytest.raises(nodes.RemoteJobLost):

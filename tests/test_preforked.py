@@ -2,8 +2,11 @@
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import psutil
@@ -68,12 +71,28 @@ def test_a_command_that_is_killed_takes_the_process_with_it(program: dict[str, s
     wait_until(lambda: not psutil.pid_exists(pid), what="the process to end")
 
 
+def test_a_command_that_is_killed_before_it_has_asked_disturbs_no_other(program: dict[str, str]) -> None:
+    running = start(program, "wait")
+    wait_until(lambda: forked_pid(running.pid), what="the process")
+    for request in (b"", b"\0", struct.pack("!I", 100) + b"half"):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(forked_command("program")[-2])
+            connection.sendall(request)
+
+    output, _ = start(program).communicate("", timeout=60)
+
+    assert output
+    assert running.poll() is None
+    running.kill()
+    running.communicate(timeout=60)
+
+
 def test_the_server_ends_with_its_last_user() -> None:
     code = "from tests import preforked; print(preforked.forked_command('x')[-2])"
-    environment = os.environ | {"PREFORKED_MODULES": "json", "PYTEST_XDIST_TESTRUNUID": ""}
+    environment = os.environ | {"PREFORKED_MODULES": "json", "TEST_RUN": str(uuid.uuid4())}
     command = [sys.executable, "-c", code]
-    socket = Path(
+    path = Path(
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     )
 
-    wait_until(lambda: not socket.parent.exists(), what="the server to end")
+    wait_until(lambda: not path.parent.exists(), what="the server to end")

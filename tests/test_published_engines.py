@@ -181,8 +181,7 @@ REQUEST = GenerationRequest(
     num_inference_steps=20,
     guidance_scale=6.0,
     seed=7,
-    width=96,
-    height=64,
+    size="96x64",
 )
 
 pytestmark = pytest.mark.parametrize("name", ENGINES)

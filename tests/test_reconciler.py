@@ -1,4 +1,4 @@
-"""What goes wrong in one part of the reconciler stops no other part, is told once, and is done when it is over."""
+"""An error in one part of the reconciler stops no other part, is logged once, and is made up for when it is over."""
 
 import asyncio
 import logging
@@ -55,7 +55,7 @@ def _in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[VideosServer]:
-    with VideosServer.start(seconds=300) as running:  # what it makes would nudge on its own
+    with VideosServer.start(seconds=300) as running:  # a clip it makes would wake the dispatch on its own
         yield running
 
 
@@ -89,13 +89,13 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
             lambda: GenerationJob.objects.get(pk=overdue.pk).state == "failed",
             named=overdue.id.hex,
         ),
-        "stores": Duty("generation.reconciler._unstored_attempts", lambda: nudged("store", made.pk)),
+        "stores": Duty("generation.reconciler._unstored_attempts", lambda: queued("store", made.pk)),
         "followers": Duty(
             "generation.reconciler._unfollowed_attempts",
             lambda: JobAttempt.objects.get(pk=running.pk).lease_token != running.pk,
         ),
-        "dispatch": Duty("generation.jobs.scheduling.work_is_waiting", lambda: nudged("dispatch")),
-        "files": Duty("generation.jobs.stored_files.due", lambda: nudged("remove_files")),
+        "dispatch": Duty("generation.jobs.scheduling.work_is_waiting", lambda: queued("dispatch")),
+        "files": Duty("generation.jobs.stored_files.due", lambda: queued("remove_files")),
         "nodes": Duty(
             "generation.reconciler.node_health.examine",
             lambda: GpuNode.objects.get(name="unheard").status == "unreachable",
@@ -108,7 +108,7 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
     }
 
 
-def nudged(task: str, *args: uuid.UUID) -> bool:
+def queued(task: str, *args: uuid.UUID) -> bool:
     """Such a task is in the queue."""
     wanted = (f"generation.jobs.tasks.{task}", tuple(str(arg) for arg in args))
     tasks = [SignedPackage.loads(row.payload) for row in OrmQ.objects.all()]

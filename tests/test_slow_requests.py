@@ -1,4 +1,4 @@
-"""Clients that say too slowly what they want, over real sockets to the server that `make run` starts."""
+"""Clients that send too slowly, over real sockets to the server that `make run` starts."""
 
 import socket
 import time
@@ -34,14 +34,14 @@ def post(path: str, length: int) -> bytes:
 
 
 def all_of(connection: socket.socket) -> bytes:
-    """What comes until the server closes."""
+    """Read until the server closes."""
     answer = b""
     while chunk := connection.recv(65536):
         answer += chunk
     return answer
 
 
-def test_stalled_requests_are_ended_and_hold_nobody_up_meanwhile(server: Server) -> None:
+def test_stalled_requests_are_ended_and_hold_up_no_other(server: Server) -> None:
     silent, half = connected(server), connected(server)
     half.sendall(b"POST /v1/videos HTTP/1.1\r\nHost: local")
     api, page = connected(server), connected(server)

@@ -125,7 +125,7 @@ class Event:
 
 
 class Events:
-    """What a stream says, read as the standard has it. Comments are counted."""
+    """The events of a stream, parsed by the standard. Comments are counted."""
 
     def __init__(self, response: httpx.Response) -> None:
         self.response = response
@@ -181,7 +181,7 @@ class Connection:
 
 
 def connections_of_others() -> list[str]:
-    """What each connection to this database but our own did last."""
+    """Return the last query of each connection to this database but our own."""
     with connection.cursor() as cursor:
         cursor.execute(
             "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -222,7 +222,7 @@ class TestBrowser:
             lifecycle.cancel(job=job)
             events.until("job", lambda event: event.json["state"] == "canceled")
 
-    def test_nobody_hears_of_the_jobs_of_others(
+    def test_jobs_of_others_are_not_sent(
         self, server: Server, user: User, make_user: Callable[..., User]
     ) -> None:
         other = submit(make_user("bob"))
@@ -237,7 +237,7 @@ class TestBrowser:
             job = submit(user)
             assert one.until(f"card-{job.id.hex}").data == two.until(f"card-{job.id.hex}").data
 
-    def test_who_waits_in_line_hears_that_others_left_it(
+    def test_a_queued_job_is_sent_again_when_others_left_the_queue(
         self,
         server: Server,
         user: User,
@@ -250,9 +250,7 @@ class TestBrowser:
             start_job(ahead)
             events.until(f"card-{mine.id.hex}", lambda event: event.data != before)
 
-    def test_after_a_gap_what_ended_meanwhile_is_told(
-        self, server: Server, user: User, settings: Any
-    ) -> None:
+    def test_jobs_that_ended_during_a_gap_are_sent(self, server: Server, user: User, settings: Any) -> None:
         settings.VIDEO_COOLDOWN_SECONDS = 0
         long_ago, now = lifecycle.cancel(job=submit(user)), timezone.now()
         GenerationJob.objects.filter(pk=long_ago.pk).update(finished_at=now - timedelta(hours=1))
@@ -266,13 +264,13 @@ class TestBrowser:
         assert told == {live.id.hex, long_ago.id.hex}
 
     @pytest.mark.parametrize("said", ["x", "-1", "9" * 40, "٣" * 13])
-    def test_a_strange_last_event_id_is_no_matter(self, server: Server, user: User, said: str) -> None:
+    def test_a_strange_last_event_id_does_no_harm(self, server: Server, user: User, said: str) -> None:
         job = submit(user)
         headers = [(b"Cookie", cookie(user)["Cookie"].encode()), (b"Last-Event-ID", said.encode())]
         with web.stream("GET", f"{server.url}/events", headers=headers, timeout=PATIENCE) as response:
             assert Events(response).until("job").json["id"] == job.id.hex
 
-    def test_only_who_is_signed_in(self, server: Server) -> None:
+    def test_a_session_is_required(self, server: Server) -> None:
         assert web.get(f"{server.url}/events").status_code == 401
         assert web.get(f"{server.url}/events", headers={"Cookie": "sessionid=nonsense"}).status_code == 401
 
@@ -319,7 +317,7 @@ class TestApi:
         assert last.name == "video.failed"
         assert last.json == web.get(f"{server.url}/v1/videos/{job.public_id}", headers=headers).json()
 
-    def test_of_a_video_that_has_ended_the_end_is_told(
+    def test_a_video_that_has_ended_is_sent_once(
         self, server: Server, user: User, finish_job: Callable[[GenerationJob], GenerationJob]
     ) -> None:
         job = finish_job(submit(user))

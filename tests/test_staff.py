@@ -1,4 +1,4 @@
-"""Who of the staff may do what, what is written down of it, and that nothing is done twice."""
+"""Permissions of the staff, the audit log, and that nothing is done twice."""
 
 import csv
 import io
@@ -92,14 +92,16 @@ class TestRoles:
 class TestStaffAmongThemselves:
     @pytest.fixture
     def actor(self, make_user: MakeUser) -> Client:
-        """Somebody who may change people, and nothing else."""
+        """A member of the staff who may change and ban users, and nothing else."""
         user = make_user("actor", is_staff=True)
         user.user_permissions.set(
             Permission.objects.filter(codename__in=["view_user", "change_user", "ban_user"])
         )
         return signed_in(user)
 
-    def test_a_clerk_changes_no_password_of_other_staff(self, actor: Client, make_user: MakeUser) -> None:
+    def test_without_the_right_to_no_password_of_other_staff_is_changed(
+        self, actor: Client, make_user: MakeUser
+    ) -> None:
         other = make_user("other", is_staff=True)
         form = {"password1": "another long password", "password2": "another long password"}
         address = page("auth_user_password_change", other.pk)
@@ -108,7 +110,9 @@ class TestStaffAmongThemselves:
         other.refresh_from_db()
         assert other.check_password("a long enough password")
 
-    def test_a_clerk_makes_nobody_staff_and_gives_no_roles(self, actor: Client, user: User) -> None:
+    def test_without_the_right_to_no_user_becomes_staff_or_gets_a_role(
+        self, actor: Client, user: User
+    ) -> None:
         owner = Group.objects.get(name="owner")
         me = User.objects.get(username="actor")
         for person in (user, me):
@@ -126,7 +130,7 @@ class TestStaffAmongThemselves:
         assert not me.groups.exists()
         assert not me.user_permissions.filter(codename="manage_staff").exists()
 
-    def test_a_clerk_bans_no_staff_and_nobody_bans_themselves(
+    def test_without_the_right_to_no_staff_are_banned_and_no_actor_bans_themselves(
         self, actor: Client, make_user: MakeUser
     ) -> None:
         other = make_user("other", is_staff=True)
@@ -138,7 +142,7 @@ class TestStaffAmongThemselves:
         other.refresh_from_db()
         assert not other.is_active
 
-    def test_an_owner_makes_staff_and_it_is_written_down(self, make_user: MakeUser, user: User) -> None:
+    def test_an_owner_makes_staff_and_it_is_recorded(self, make_user: MakeUser, user: User) -> None:
         client = signed_in(in_role(make_user, "owner").user)
         support = Group.objects.get(name="support")
         form = {"username": "ada", "is_staff": "on", "groups": [support.pk], "is_superuser": "on"}
@@ -159,7 +163,7 @@ class TestStaffAmongThemselves:
         assert client.get(page("auth_group_add")).status_code == 200
 
 
-class TestTheLog:
+class TestAuditLog:
     def test_nobody_changes_it_in_sql_either(self, make_user: MakeUser, user: User) -> None:
         audit_log.record(actor=in_role(make_user, "owner"), act="user.note", subject=user)
         for statement in (
@@ -170,6 +174,16 @@ class TestTheLog:
             with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
                 cursor.execute(statement)
         assert StaffAct.objects.count() == 1
+
+    def test_an_operation_that_records_nothing_is_undone(self, make_user: MakeUser, user: User) -> None:
+        @audit_log.operation("accounts.ban_user", "user.rename")
+        def rename(op: audit_log.Operation, user: User) -> None:
+            User.objects.filter(pk=user.pk).update(first_name=op.reason)
+
+        with pytest.raises(RuntimeError, match="no entry in the audit log"):
+            rename(user, actor=in_role(make_user, "owner"), reason="Eve")
+        user.refresh_from_db()
+        assert user.first_name == ""
 
     def test_it_is_shown_with_its_subject_and_not_edited(
         self, admin: Client, user: User, staff: User
@@ -236,7 +250,7 @@ class TestOnce:
         ledger.grant(user=rich, amount=500, reason="x")
         form = sent(amount="-600", reason="x", action="adjust_all", _selected_action=[rich.pk, poor.pk])
         answer = admin.post(page("accounts_user_changelist"), form)
-        assert "poor has only 500 credits free. Nobody" in answer.content.decode()
+        assert "poor has only 500 credits free. No balance was changed." in answer.content.decode()
         assert wallet(rich).balance == 1000
         form |= sent(amount="-100")
         assert admin.post(page("accounts_user_changelist"), form).status_code == 302
@@ -253,7 +267,7 @@ class TestOnce:
 
 
 class TestDoneAgain:
-    """What failed in the background, had another time by who may, and written down."""
+    """Failed background work that is repeated by actors who may, and recorded."""
 
     @pytest.mark.parametrize(("role", "may"), [("support", False), ("operator", True)])
     def test_a_task_that_failed(self, make_user: MakeUser, role: str, may: bool) -> None:

@@ -39,7 +39,7 @@ def at_once(act: Callable[[int], object]) -> list[object]:
         return list(hands.map(run, range(HANDS)))
 
 
-def test_one_clip_is_refunded_once_one_form_granted_once_one_batch_carried_out_once(
+def test_one_clip_is_refunded_once_one_form_granted_once_one_bulk_refund_carried_out_once(
     make_user: Callable[..., User], user: User, finish_job: Callable[[Any], Any], settings: Any
 ) -> None:
     settings.VIDEO_COOLDOWN_SECONDS = 0

@@ -1,4 +1,4 @@
-"""The page that staff see first: right figures, links to the rows, and few queries."""
+"""The staff's home page: right numbers, links to the rows, and few queries."""
 
 import re
 from collections.abc import Callable
@@ -26,13 +26,13 @@ def admin(staff: User) -> Client:
     return signed_in(staff)
 
 
-def figures_of(html: str) -> dict[str, str]:
-    """What each card says, by its title."""
-    cards = re.findall(r'<span class="block text-sm">([^<]*)</span>\s*<strong[^>]*>([^<]*)</strong>', html)
-    return dict(cards)
+def stats_of(html: str) -> dict[str, str]:
+    """The value of each stat, by its title."""
+    found = re.findall(r'<span class="block text-sm">([^<]*)</span>\s*<strong[^>]*>([^<]*)</strong>', html)
+    return dict(found)
 
 
-def test_it_says_how_things_stand_and_each_figure_leads_to_its_rows(
+def test_it_shows_the_state_of_the_service_and_each_number_leads_to_its_rows(
     admin: Client, user: User, finish_job: Callable[[Any], Any], settings: Any
 ) -> None:
     settings.VIDEO_COOLDOWN_SECONDS = 0
@@ -41,11 +41,11 @@ def test_it_says_how_things_stand_and_each_figure_leads_to_its_rows(
     submission.submit(user=user, prompt="Two", source="web")
     audit_and_keep()
     html = admin.get(page("index")).content.decode()
-    said = figures_of(html)
-    assert (said["In the queue"], said["Being made"], said["The books"]) == ("1", "0", "right")
-    assert (said["Success today"], said["Active users today"]) == ("100.0 %", "1")
-    assert (said["Credits captured"], said["Credits refunded"]) == ("50", "50")
-    assert said["Credits granted"] == "1,000"  # two people were welcomed
+    value = stats_of(html)
+    assert (value["In the queue"], value["Being made"], value["The books"]) == ("1", "0", "right")
+    assert (value["Success today"], value["Active users today"]) == ("100.0 %", "1")
+    assert (value["Credits captured"], value["Credits refunded"]) == ("50", "50")
+    assert value["Credits granted"] == "1,000"  # two people were welcomed
     assert "node-1" in html
     links = set(re.findall(r'href="(/admin/[^"]+/\?[^"]+)"', html))
     assert len(links) >= 10
@@ -85,17 +85,17 @@ def test_days_that_are_over_are_added_up_once_and_stay(user: User, finish_job: C
     assert stats.success_rate(again.values()) == 1
 
 
-def test_who_may_not_see_jobs_sees_no_figures(make_user: Callable[..., User]) -> None:
-    nobody = signed_in(make_user("nobody", is_staff=True))
-    assert not figures_of(nobody.get(page("index")).content.decode())
+def test_without_the_right_to_see_jobs_it_has_no_stats(make_user: Callable[..., User]) -> None:
+    trainee = signed_in(make_user("trainee", is_staff=True))
+    assert not stats_of(trainee.get(page("index")).content.decode())
     support = signed_in(in_role(make_user, "support").user)
-    assert figures_of(support.get(page("index")).content.decode())
+    assert stats_of(support.get(page("index")).content.decode())
 
 
 def test_wrong_books_are_an_alarm_on_it(admin: Client) -> None:
     AuditRun.objects.create(seconds=1, accounts=1, entries=1, found=2, discrepancies=["a", "b"])
     html = admin.get(page("index")).content.decode()
-    assert figures_of(html)["The books"] == "2 wrong"
+    assert stats_of(html)["The books"] == "2 wrong"
     assert (
         "<li>a</li>"
         in admin.get(page("accounts_auditrun_change", AuditRun.objects.get().pk)).content.decode()

@@ -1,4 +1,4 @@
-"""What staff do about jobs, one and many: refunds, retries, moves, and the night of a bad node."""
+"""Operations of the staff on jobs, one and many: refunds, retries, moves, bulk refunds."""
 
 import re
 from collections.abc import Callable
@@ -314,13 +314,13 @@ class TestBulkRefund:
         now = timezone.now()
         window = {"node": node, "since": now - timedelta(hours=1), "until": now + timedelta(hours=1)}
         charged = bulk_refunds.charged_on(**window)
-        wish = {
+        values = {
             "actor": actor,
             "jobs": charged,
             "expected": bulk_refunds.total_of(charged),
             "reason": "Bad night",
         }
-        return bulk_refunds.start(**wish | window | {"once": sent()["once"]} | changes)
+        return bulk_refunds.start(**values | window | {"once": sent()["once"]} | changes)
 
     def test_the_desk_looks_first_then_refunds_everything_once_and_tells_everybody(
         self, admin: Client, node: GpuNode, night: tuple[list[User], list[GenerationJob]], settings: Any
@@ -359,11 +359,11 @@ class TestBulkRefund:
         assert CreditTransaction.objects.filter(kind="refund").count() == 3
         batch.refresh_from_db()
         assert batch.state == "done"
-        told = {notice.user_id: notices.words(notice) for notice in Notice.objects.all()}
-        assert told[people[0].pk] == "We gave you back 100 credits for 2 videos: Bad night"
-        assert told[people[1].pk] == "We gave you back 50 credits for 1 video: Bad night"
-        [said_in_chat] = ChatNotice.objects.all()
-        assert (said_in_chat.chat_id, "100 credits for 2 videos" in said_in_chat.text) == (42, True)
+        messages = {notice.user_id: notices.text_of(notice) for notice in Notice.objects.all()}
+        assert messages[people[0].pk] == "We gave you back 100 credits for 2 videos: Bad night"
+        assert messages[people[1].pk] == "We gave you back 50 credits for 1 video: Bad night"
+        [in_chat] = ChatNotice.objects.all()
+        assert (in_chat.chat_id, "100 credits for 2 videos" in in_chat.text) == (42, True)
         html = admin.get(address).content.decode()
         assert "data-live" not in html
         assert "3 refunded, 0 waiting, 0 passed over" in html

@@ -1,4 +1,4 @@
-"""What staff do about nodes and about content: tests step by step, keys at rest, rules, reports, removals."""
+"""Operations of the staff on nodes and content: tests step by step, keys at rest, rules, reports, removals."""
 
 import re
 import time
@@ -213,7 +213,7 @@ class TestTrials:
     ) -> None:
         address = page("generation_gpunode_test", node.pk)
         usual = admin.get(address).context["form"].initial["reason"]
-        assert usual, "nobody has to think of a reason for a test"
+        assert usual, "a test proposes a reason"
         assert "This field is required" in admin.post(address, sent(reason="")).content.decode()
         answer = admin.post(address, sent(reason=usual), follow=True)
         assert "It answers and takes our key" in answer.content.decode()

@@ -1,4 +1,4 @@
-"""Jobs found by words among thousands, and lists that do not take longer for what they show."""
+"""Search for jobs by words among thousands, and lists that take the same time whatever they show."""
 
 from datetime import timedelta
 
@@ -46,9 +46,7 @@ def prompts(user: User) -> list[str]:
 
 
 class TestManyJobs:
-    def test_who_searches_sees_the_newest_first_and_pages_through_them(
-        self, admin: Client, prompts: list[str]
-    ) -> None:
+    def test_a_search_shows_the_newest_first_page_by_page(self, admin: Client, prompts: list[str]) -> None:
         for words in ("boat", "red boat", "slow", "late", "slo re", "rare", "1234", "whale"):
             self.check(admin, prompts, words)
 

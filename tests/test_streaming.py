@@ -265,15 +265,24 @@ def test_a_viewer_who_goes_away_leaves_no_open_file(monkeypatch: pytest.MonkeyPa
 def test_a_slow_disk_does_not_hold_up_other_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a chunk is being read, the event loop runs."""
     reading, go_on = threading.Event(), threading.Event()
-    original = streaming._Chunks.__next__
+    original = streaming._Stored.reading_from
 
-    def slow(self: streaming._Chunks) -> bytes:
-        if not self.has_one_ready:
-            reading.set()
-            assert go_on.wait(10)
-        return original(self)
+    class Slow:
+        """The file, whose second chunk takes long: the first is read in the view."""
 
-    monkeypatch.setattr(streaming._Chunks, "__next__", slow)
+        def __init__(self, source: Any) -> None:
+            self._source, self._chunks, self.close = source, 0, source.close
+
+        def read(self, size: int, /) -> bytes:
+            self._chunks += 1
+            if self._chunks == 2:
+                reading.set()
+                assert go_on.wait(10)
+            return self._source.read(size)
+
+    monkeypatch.setattr(
+        streaming._Stored, "reading_from", lambda stored, start: Slow(original(stored, start))
+    )
 
     async def fetch() -> bytes:
         response = await AsyncClient().get("/async/videos/large.mp4")
@@ -302,7 +311,7 @@ def test_a_file_that_was_cut_off_meanwhile_ends_in_an_error_not_in_silence() -> 
 
 
 class BucketRoutes(BaseHTTPRequestHandler):
-    """As much of S3 as it takes to look at an object and to read a range of it."""
+    """The part of S3 that it takes to look at an object and to read a range of it."""
 
     protocol_version = "HTTP/1.1"
     objects: dict[str, bytes]

@@ -36,7 +36,7 @@ KEYWORDS = {
 }
 # Names, and words of programs.
 SAME_EVERYWHERE = {"Video platform", "API", "Telegram", "JSON", "UTC"}
-SPOKEN_ATTRIBUTES = {"alt", "aria-label", "placeholder", "title"}
+READ_ATTRIBUTES = {"alt", "aria-label", "placeholder", "title"}
 
 
 def catalog(path: Path) -> Catalog:
@@ -53,7 +53,7 @@ def test_there_are_catalogs():
     assert [path.name for path in CATALOGS] == ["django.po", "djangojs.po"]
 
 
-def test_every_message_is_translated_by_somebody(po):
+def test_every_message_is_translated(po):
     left = [message.id for message in catalog(po) if message.id and not whole(message.string)]
     fuzzy = [message.id for message in catalog(po) if message.id and message.fuzzy]
     assert not left, f"not translated: {left}"
@@ -69,7 +69,7 @@ def test_translations_have_the_same_gaps_to_fill(po):
     assert not wrong
 
 
-def test_what_is_compiled_is_what_is_written(po):
+def test_compiled_catalogs_are_up_to_date(po):
     with po.with_suffix(".mo").open("rb") as file:
         compiled = {key(message.id): forms(message.string) for message in read_mo(file) if message.id}
     written = {key(message.id): forms(message.string) for message in catalog(po) if message.id}
@@ -140,7 +140,7 @@ def first_call(source: str) -> str:
 
 
 class Words(HTMLParser):
-    """What a person reads or hears of HTML."""
+    """Collects the texts and labels of HTML."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -149,7 +149,7 @@ class Words(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self._silent += tag in ("script", "style", "code", "pre")
-        self.found += [value for name, value in attrs if name in SPOKEN_ATTRIBUTES and value]
+        self.found += [value for name, value in attrs if name in READ_ATTRIBUTES and value]
 
     def handle_endtag(self, tag):
         self._silent -= tag in ("script", "style", "code", "pre")

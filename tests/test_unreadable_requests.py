@@ -1,4 +1,4 @@
-"""Requests that no view can read: each door says so, and none of them breaks."""
+"""Unreadable requests: site, API and admin refuse them, and none breaks."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,7 +39,7 @@ def test_a_session_cookie_of_rubbish_is_no_session(value: str) -> None:
 @pytest.mark.parametrize(
     "where", ["http://[", "//evil.example", "https://evil.example/", "javascript:alert(1)"]
 )
-def test_nobody_is_sent_to_another_site_after_signing_in(user: User, where: str) -> None:
+def test_a_sign_in_never_redirects_to_another_site(user: User, where: str) -> None:
     assert ANY.get("/accounts/login/", {"next": where}).status_code == 200
     form = {"login": user.username, "password": "a long enough password", "next": where}
     answer = Client(raise_request_exception=False).post("/accounts/login/", form)

@@ -1,4 +1,4 @@
-"""The site as a person meets it, without JavaScript and as htmx asks for pieces of it."""
+"""The site's pages, without JavaScript and in pieces for htmx."""
 
 import gzip
 import re
@@ -50,7 +50,7 @@ def submit(user):
 
 
 def text(response):
-    """What is read on a page: without tags, white space collapsed."""
+    """Return the text of a page: without tags, white space collapsed."""
     words = re.sub(r"<[^>]+>", " ", response.content.decode())
     return re.sub(r"\s+", " ", unescape(words))
 
@@ -114,7 +114,7 @@ def test_signing_in_works_by_name_and_by_email(client, make_user, login):
     assert answer.context["user"].username == "ada"
 
 
-def test_a_wrong_password_is_refused_in_words(client, user):
+def test_a_wrong_password_is_refused(client, user):
     answer = client.post("/accounts/login/", {"login": "ada", "password": "wrong"})
     assert "not correct" in text(answer)
 
@@ -224,13 +224,13 @@ def test_a_refusal_says_why_keeps_what_was_typed_and_costs_nothing(browser, form
     assert not CreditTransaction.objects.filter(kind="reserve").exists()
 
 
-def test_two_mistakes_are_told_at_once(browser):
+def test_two_mistakes_are_shown_at_once(browser):
     page = text(browser.post("/videos/", {"prompt": "", "seed": "x"}))
     assert "Please write what the video should show." in page
     assert "seed must be between" in page
 
 
-def test_too_few_credits_are_said_plainly(browser, user, staff):
+def test_too_few_credits_are_refused_with_price_and_balance(browser, user, staff):
     ledger.adjust(user=user, amount=-480, reason="test", actor=staff)
     assert "Not enough credits: this video costs 50 credits, you have 20." in text(browser.get("/"))
     answer = browser.post("/videos/", {"prompt": "A red fox"})
@@ -285,8 +285,10 @@ def test_a_remix_brings_back_prompt_seed_and_preset_and_remembers_where_it_came_
     assert 'value="77"' in html
     assert 'value="rain"' in html
     assert page.context["chosen"].preset.name == "standard"
+    GenerationJob.objects.filter(pk=source.pk).update(model="CogVideoX-tiny", size="96x64")
     browser.post("/videos/", {"prompt": "A blue fox", "remix": hidden(page, "remix")})
-    assert GenerationJob.objects.get(prompt="A blue fox").remixed_from == source
+    remix = GenerationJob.objects.get(prompt="A blue fox")
+    assert (remix.remixed_from, remix.model, remix.size) == (source, "CogVideoX-tiny", "96x64")
 
 
 def test_a_remix_of_nothing_is_no_page(browser, make_user, submit):
@@ -295,7 +297,7 @@ def test_a_remix_of_nothing_is_no_page(browser, make_user, submit):
         assert browser.get("/", {"remix": wanted}).status_code == 404
 
 
-def test_a_remix_of_somebody_elses_clip_leaves_no_trace_of_it(browser, user, make_user, submit):
+def test_a_remix_of_anothers_clip_leaves_no_trace_of_it(browser, user, make_user, submit):
     foreign = submit(owner=make_user("bob"))
     browser.post("/videos/", {"prompt": "mine", "remix": foreign.public_id})
     assert GenerationJob.objects.get(user=user).remixed_from is None
@@ -366,7 +368,7 @@ def test_a_failed_clip_says_what_happened_that_it_was_free_and_offers_another_tr
     assert "/retry/" in page.content.decode()
 
 
-def test_what_was_free_is_not_said_twice(browser, submit, start_job):
+def test_nothing_deducted_is_not_shown_twice(browser, submit, start_job):
     attempt = start_job(submit())
     message = "Video generated but download failed. No credits were deducted. Please try again."
     lifecycle.attempt_failed(
@@ -397,10 +399,12 @@ def test_retry_makes_one_new_clip_however_often_it_is_pressed(browser, submit, s
     job = submit("A red fox", seed=5, negative_prompt="rain")
     attempt = start_job(job)
     lifecycle.attempt_failed(attempt_id=attempt.pk, token=attempt.pk, code="x", message="It broke.", error="")
+    GenerationJob.objects.filter(pk=job.pk).update(model="CogVideoX-tiny", size="96x64")
     first, second = (browser.post(f"{page_of(job)}retry/") for _ in range(2))
     again = GenerationJob.objects.exclude(pk=job.pk).get()
     assert first.url == second.url == page_of(again)
     assert (again.prompt, again.seed, again.negative_prompt) == ("A red fox", 5, "rain")
+    assert (again.model, again.size) == ("CogVideoX-tiny", "96x64")
 
 
 def test_a_refused_retry_says_why(browser, user, staff, submit):
@@ -510,6 +514,16 @@ def test_deleting_asks_first_and_is_for_good(browser, submit, finish_job):
         assert browser.get(f"{page_of(job)}{path}").status_code == 404
 
 
+def test_a_second_click_on_delete_says_the_same_as_the_first(browser, submit, finish_job):
+    """Browsers drop the answer to the first click when the second one comes."""
+    job = finish_job(submit())
+    browser.post(f"{page_of(job)}delete/", headers=HTMX)
+    browser.cookies.pop("messages", None)
+    answer = browser.post(f"{page_of(job)}delete/", follow=True)
+    assert answer.redirect_chain == [("/", 302)]
+    assert "The video was deleted." in text(answer)
+
+
 def test_a_live_clip_cannot_be_deleted(browser, submit):
     job = submit()
     answer = browser.post(f"{page_of(job)}delete/", follow=True)
@@ -521,12 +535,12 @@ OWNERS_ONLY += [("post", "cancel/"), ("post", "retry/"), ("post", "delete/")]
 
 
 @pytest.mark.parametrize(("method", "path"), OWNERS_ONLY)
-def test_somebody_elses_clip_is_as_unknown_as_none(browser, make_user, submit, finish_job, method, path):
+def test_anothers_clip_is_as_unknown_as_none(browser, make_user, submit, finish_job, method, path):
     foreign = finish_job(submit(owner=make_user("bob")))
     theirs = getattr(browser, method)(f"{page_of(foreign)}{path}")
-    nobodys = getattr(browser, method)(f"/videos/video_{uuid.uuid4().hex}/{path}")
-    assert theirs.status_code == nobodys.status_code == 404
-    assert theirs.content == nobodys.content
+    missing = getattr(browser, method)(f"/videos/video_{uuid.uuid4().hex}/{path}")
+    assert theirs.status_code == missing.status_code == 404
+    assert theirs.content == missing.content
 
 
 @pytest.mark.parametrize("path", ["cancel/", "retry/"])
@@ -592,7 +606,7 @@ def test_a_revoked_key_works_no_more(browser, user):
     assert api_keys.verify(secret) is None
 
 
-def test_nobody_revokes_somebody_elses_key(browser, make_user):
+def test_anothers_key_cannot_be_revoked(browser, make_user):
     key, secret = api_keys.issue(user=make_user("bob"))
     assert browser.post(f"/api-keys/{key.pk}/revoke/").status_code == 404
     assert api_keys.verify(secret)
@@ -663,7 +677,7 @@ def test_every_form_is_protected_against_other_sites(user, submit):
     assert job.is_live
 
 
-def test_a_page_that_is_not_there_says_so_in_our_words(client):
+def test_a_missing_page_is_a_404_of_ours(client):
     answer = client.get("/nowhere/")
     assert answer.status_code == 404
     assert "There is no such page" in text(answer)

@@ -1,4 +1,4 @@
-"""Looking through one's clips: pages, search, filters, deleting and trying again from a card."""
+"""The gallery: pages, search, filters, deleting and retrying from a card."""
 
 import json
 import re
@@ -132,14 +132,14 @@ def test_a_page_behind_no_clip_is_the_first_one(browser, add_rows, after):
     assert prompts(browser.get("/", {"after": after})) == ["clip 00", "clip 01"]
 
 
-def test_nobody_pages_by_somebody_elses_clips(browser, add_rows, make_user):
+def test_anothers_clip_is_no_cursor(browser, add_rows, make_user):
     foreign = add_rows(1, owner=make_user("bob"))[0]
     add_rows(2)
     assert len(prompts(browser.get("/", {"after": foreign.public_id}))) == 2
 
 
 @pytest.mark.parametrize("count", [0, 10_000])
-def test_the_dashboard_takes_at_most_twelve_queries(
+def test_the_dashboard_takes_at_most_eleven_queries(
     browser, user, add_rows, start_job, finish_job, django_assert_max_num_queries, count
 ):
     """With every kind of card on it, and more presets than are shipped."""
@@ -156,11 +156,11 @@ def test_the_dashboard_takes_at_most_twelve_queries(
         submission.submit(
             user=user, prompt="waiting", source="web", preset=Preset.objects.get(name="extra-1")
         )
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(11):
         page = browser.get("/")
     assert len(prompts(page)) == min(count, 24)
     assert GenerationJob.objects.count() == count
-    with django_assert_max_num_queries(12):
+    with django_assert_max_num_queries(11):
         browser.get("/", {"q": "clip 00", "state": "failed", "door": "web"})
 
 
@@ -215,7 +215,7 @@ def test_ready_clips_are_those_that_play(browser, user, finish_job, add_rows):
 
 
 @pytest.mark.parametrize("door", ["web", "telegram", "api"])
-def test_clips_are_filtered_by_the_door_they_came_by(browser, add_rows, door):
+def test_clips_are_filtered_by_source(browser, add_rows, door):
     for source in ("web", "telegram", "api"):
         add_rows(1, prompt=f"by {source}", source=source)
     assert prompts(browser.get("/", {"door": door})) == [f"by {door}"]
@@ -287,7 +287,7 @@ def test_trying_again_puts_the_new_card_first(browser, add_rows):
     assert "wallet" in answer.headers["HX-Trigger"]
 
 
-def test_a_refused_retry_is_told_where_it_was_asked(browser, add_rows, user, staff):
+def test_a_refused_retry_is_shown_in_the_gallery(browser, add_rows, user, staff):
     job = add_rows(1)[0]
     ledger.adjust(user=user, amount=-500, reason="test", actor=staff)
     answer = browser.post(f"{page_of(job)}retry/", headers=FROM_DASHBOARD).content.decode()
@@ -335,7 +335,7 @@ def test_the_composer_asks_no_more_when_a_gpu_is_ready(browser, node):
     assert "data-no-gpu" not in browser.get("/videos/ready/").content.decode()
 
 
-def test_who_cannot_afford_it_is_shown_a_way_on(browser, user, staff):
+def test_too_few_credits_lead_to_a_cheaper_preset_and_more_credits(browser, user, staff):
     ledger.adjust(user=user, amount=-400, reason="test", actor=staff)
     form = browser.get("/videos/ready/", {"preset": "standard"}).content.decode()
     assert "Not enough credits: this video costs 250 credits, you have 100." in form

@@ -1,4 +1,4 @@
-"""Sharing a clip: what its link shows, to whom, and that it can be taken back."""
+"""Shared links: what they show, and that they can be revoked."""
 
 import re
 import threading
@@ -34,8 +34,8 @@ def owners_browser(owner):
 
 @pytest.fixture
 def job(owner, finish_job):
-    wish = submission.submit(user=owner, prompt=PROMPT, source="web", seed=4711, negative_prompt="rain")
-    return finish_job(wish)
+    job = submission.submit(user=owner, prompt=PROMPT, source="web", seed=4711, negative_prompt="rain")
+    return finish_job(job)
 
 
 def page_of(job):
@@ -46,7 +46,7 @@ def path_of(link):
     return f"/s/{link.token}/"
 
 
-def test_a_shared_clip_is_watched_by_somebody_who_is_signed_out(client, job, clip):
+def test_a_shared_clip_is_watched_without_an_account(client, job, clip):
     path = path_of(sharing.share(job=job))
     page = client.get(path)
     assert page.status_code == 200
@@ -164,7 +164,7 @@ def test_htmx_gets_the_box_alone(owners_browser, job):
     assert "/s/" not in owners_browser.post(f"{page_of(job)}unshare/", headers=HTMX).content.decode()
 
 
-def test_nobody_shares_somebody_elses_clip(make_user, job):
+def test_anothers_clip_cannot_be_shared(make_user, job):
     stranger = Client()
     stranger.force_login(make_user("bob"))
     for path in ("share/", "unshare/"):
@@ -173,7 +173,7 @@ def test_nobody_shares_somebody_elses_clip(make_user, job):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_two_who_share_at_once_get_the_same_link(job):
+def test_two_requests_to_share_at_once_get_the_same_link(job):
     tokens, together = [], threading.Barrier(2)
 
     def share():

@@ -1,4 +1,4 @@
-"""What a person does on the site, for tests that drive a browser."""
+"""Steps of a user on the site, for tests that drive a browser."""
 
 import re
 import time

@@ -6,10 +6,10 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from django.conf import settings
-from django.core.exceptions import BadRequest, RequestDataTooBig
+from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 
-from generation.api.errors import Problem, answer, describe
+from generation.api.errors import TOO_LARGE, TOO_SLOW, Problem, answer
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -18,8 +18,6 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 # Bytes a second that a body must come at, once REQUEST_SECONDS have passed: a poor telephone line.
 SLOWEST = 1024
-TOO_LONG = describe(RequestDataTooBig())
-TOO_SLOW = Problem(408, "request_timeout", "The request did not arrive in time.")
 
 
 class BodyRefused(Exception):
@@ -42,7 +40,7 @@ class BodyLimit:
         watched = _Watched(receive, send)
         try:
             if _announced(scope) > settings.MAX_REQUEST_BYTES:
-                raise BodyRefused(TOO_LONG)
+                raise BodyRefused(TOO_LARGE)
             await self._inner(scope, watched.receive, watched.send)
         except BodyRefused as refused:
             if watched.answered:
@@ -65,7 +63,7 @@ class _Watched:
         self._bytes += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         if self._bytes > settings.MAX_REQUEST_BYTES:
-            raise BodyRefused(TOO_LONG)
+            raise BodyRefused(TOO_LARGE)
         return message
 
     async def _next(self) -> Message:

@@ -62,8 +62,8 @@ def metrics(request: HttpRequest) -> HttpResponse:
         return HttpResponse(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
     except DATABASE_AWAY as error:
         logger.error("no metrics, the database does not answer: %s", str(error).strip())
-        words, kind = "The database does not answer.\n", "text/plain"
-        return HttpResponse(words, status=503, content_type=kind, headers=RETRY_AFTER)
+        message, kind = "The database does not answer.\n", "text/plain"
+        return HttpResponse(message, status=503, content_type=kind, headers=RETRY_AFTER)
 
 
 def _may_read(request: HttpRequest) -> bool:

@@ -48,15 +48,14 @@ class CannotRun(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """The programs that will run, and their addresses."""
+    """The addresses of the platform, and the environment of its programs, beyond the settings made by hand."""
 
     data_dir: Path
     host: str
     port: int
     node_port: int | None  # None: the GPU node runs elsewhere
-    embedded_postgres: bool
-    bot: bool
     node_url: str
+    environment: dict[str, str]
 
     @property
     def url(self) -> str:
@@ -66,45 +65,35 @@ class Plan:
 
 def make_plan(env: Env) -> Plan:
     """Read the plan from the environment; docs/configuration.md describes the names. Raises EnvError."""
+    data_dir = env.path("DATA_DIR", BASE_DIR / ".data").resolve()
+    host, port = env.str("WEB_HOST", "127.0.0.1"), env.int("PORT", 8000, validate=PORTS)
+    bind_host = f"[{host}]" if ":" in host else host
     node_port = env.int("GPU_NODE_PORT", 8081, validate=PORTS)
     node_url = env.str("VIDEO_API_URL", "") or f"http://127.0.0.1:{node_port}"
     address = urlsplit(node_url)
     local = address.hostname in {"127.0.0.1", "localhost", "::1"} and address.port == node_port
-    return Plan(
-        data_dir=env.path("DATA_DIR", BASE_DIR / ".data").resolve(),
-        host=env.str("WEB_HOST", "127.0.0.1"),
-        port=env.int("PORT", 8000, validate=PORTS),
-        node_port=node_port if local else None,
-        embedded_postgres=not env.str("DATABASE_URL", ""),
-        bot=bool(env.str("TELEGRAM_BOT_TOKEN", "")),
-        node_url=node_url,
-    )
-
-
-def environment_of(plan: Plan) -> dict[str, str]:
-    """Return what supervisord.conf and the programs read, beyond what is set by hand."""
-    bind_host = f"[{plan.host}]" if ":" in plan.host else plan.host
     chosen = {
-        "DATA_DIR": str(plan.data_dir),
-        "PORT": str(plan.port),
-        "VIDEO_API_URL": plan.node_url,
+        "DATA_DIR": str(data_dir),
+        "PORT": str(port),
+        "VIDEO_API_URL": node_url,
         "PYTHONUNBUFFERED": "1",
         "VIDEOPLATFORM_PYTHON": sys.executable,
         "VIDEOPLATFORM_USER": getpass.getuser(),
-        "VIDEOPLATFORM_BIND": f"{bind_host}:{plan.port}",
-        "VIDEOPLATFORM_POSTGRES": str(plan.embedded_postgres).lower(),
-        "VIDEOPLATFORM_GPU_NODE": str(plan.node_port is not None).lower(),
-        "VIDEOPLATFORM_BOT": str(plan.bot).lower(),
-        MARK: str(plan.data_dir),
+        "VIDEOPLATFORM_BIND": f"{bind_host}:{port}",
+        "VIDEOPLATFORM_POSTGRES": str(not env.str("DATABASE_URL", "")).lower(),
+        "VIDEOPLATFORM_GPU_NODE": str(local).lower(),
+        "VIDEOPLATFORM_BOT": str(bool(env.str("TELEGRAM_BOT_TOKEN", ""))).lower(),
+        MARK: str(data_dir),
     }
     defaults = {
         "WEB_PROCESSES": "2",
-        "GPU_NODE_PORT": str(plan.node_port or 8081),
+        "GPU_NODE_PORT": str(node_port),
         "GPU_NODE_MODEL": "tiny",
-        "GPU_NODE_SAVE_DIR": str(plan.data_dir / "gpu_node" / "videos"),
+        "GPU_NODE_SAVE_DIR": str(data_dir / "gpu_node" / "videos"),
         "GPU_NODE_CACHE_DIR": str(BASE_DIR / ".data" / "models"),
     }
-    return chosen | {name: value for name, value in defaults.items() if not os.environ.get(name)}
+    environment = chosen | {name: value for name, value in defaults.items() if not os.environ.get(name)}
+    return Plan(data_dir, host, port, node_port if local else None, node_url, environment)
 
 
 # --- Before anything starts -------------------------------------------------------------------------------------------
@@ -272,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_port(plan.host, plan.port, "PORT")
             if plan.node_port is not None:
                 check_port("127.0.0.1", plan.node_port, "GPU_NODE_PORT")
-            os.environ.update(environment_of(plan))
+            os.environ.update(plan.environment)
             print("Preparing the database …", flush=True)
             message = prepare_installation()
             print("Starting. The first start takes some seconds.", flush=True)

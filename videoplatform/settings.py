@@ -107,8 +107,7 @@ TEMPLATES: list[dict[str, Any]] = [
                 "django.template.context_processors.request",
                 "django.contrib.auth.context_processors.auth",
                 "django.contrib.messages.context_processors.messages",
-                "generation.web.request.wallet",
-                "accounts.notices.for_pages",
+                "accounts.context_processors.account",
                 "telegram_bot.context_processors.bot",
             ],
         },
@@ -378,6 +377,7 @@ UNFOLD = {
         }
     },
     "DASHBOARD_CALLBACK": "generation.staff.home.context",
+    "SCRIPTS": [lambda request: static("submit_once.js")],
     "LOGIN": {"form": "accounts.auth.StaffSignInForm"},
 }
 

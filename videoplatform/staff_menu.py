@@ -29,7 +29,7 @@ NAVIGATION = [
         {"title": "Home", "icon": "home", "link": reverse_lazy("admin:index")},
         _rows("Jobs", "movie", "generation.generationjob"),
         _rows("GPU nodes", "memory", "generation.gpunode"),
-        _rows("Refund batches", "healing", "generation.refundbatch"),
+        _rows("Bulk refunds", "healing", "generation.refundbatch"),
     ),
     _group(
         "Users and credits",
@@ -51,7 +51,7 @@ NAVIGATION = [
     ),
     _group(
         "Checks",
-        _rows("Log of staff", "history", "accounts.staffact"),
+        _rows("Audit log", "history", "accounts.staffact"),
         _rows("Audits of the books", "fact_check", "accounts.auditrun"),
         _rows("Failed tasks", "error", "django_q.failure"),
     ),

@@ -15,7 +15,7 @@ urlpatterns = [
     path("healthz", metrics.healthz, name="healthz"),
     path("metrics", metrics.metrics, name="metrics"),
     path("manifest.webmanifest", metrics.manifest, name="manifest"),
-    path("v1/", include("generation.api.urls")),
+    path("v1/", include("generation.api.views")),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
     path("telegram/", include("telegram_bot.urls")),

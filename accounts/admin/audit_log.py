@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import display
 
-from accounts.admin.base import ReadOnlyAdmin, bullets, link
+from accounts.admin.base import ReadOnlyAdmin, bullets, link, once_a_row
 from accounts.models import StaffAct
 
 LATEST = 10
@@ -58,8 +58,10 @@ def related_to(model: type[Model]) -> Callable[[Callable[[Any], Q]], Callable[[A
     return add
 
 
-def history_of(subject: Model) -> SafeString | str:
-    """The latest entries about a row or related to it, for that row's own page."""
+@display(description="Audit log")
+@once_a_row
+def history_field(page: Any, subject: Model) -> SafeString | str:
+    """A field of a row's own page: the latest entries about the row or related to it."""
     kind = subject._meta.label_lower
     own = Q(subject_kind=kind, subject_id=str(subject.pk))
     entries = StaffAct.objects.filter(reduce(or_, (find(subject) for find in _related[kind]), own))

@@ -2,7 +2,7 @@
 
 import functools
 import uuid
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from string import Template
 from typing import Any
@@ -22,7 +22,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from unfold.admin import ModelAdmin
 from unfold.admin import checkbox as CHECKBOX  # noqa: N812  (it is one)
-from unfold.decorators import action, display
+from unfold.decorators import action
 from unfold.templatetags import unfold_list
 from unfold.utils import display_for_label
 from unfold.widgets import UnfoldAdminTextInputWidget
@@ -80,6 +80,10 @@ def never(page: ModelAdmin, request: HttpRequest, obj: object = None) -> bool:
     return False
 
 
+def _possible(obj: object) -> None:
+    """The WhyNot of what is always possible."""
+
+
 class ShortPaginator(Paginator):
     """Counts no further than MOST_COUNTED rows, so that a list takes the same time however many there are."""
 
@@ -102,7 +106,6 @@ class FastAdmin(ModelAdmin):
     list_per_page = 50
     list_max_show_all = 0
 
-    @display(description=mark_safe(CHECKBOX.render("action_toggle_all", 1)))  # noqa: S308  (as Unfold has it)
     def action_checkbox(self, obj: Model) -> SafeString:
         before, after = _checkbox()
         return format_html("{}{}{}", before, obj.pk, after)
@@ -111,10 +114,7 @@ class FastAdmin(ModelAdmin):
         """Offer only the actions that are possible just now."""
         offered: list[Any] = super().get_actions_detail(request, object_id)
         obj = self.get_object(request, str(object_id))
-        if obj is None:
-            return []
-        why_not = [getattr(each.method, "why_not", lambda _: None) for each in offered]
-        return [each for each, why in zip(offered, why_not, strict=True) if why(obj) is None]
+        return [each for each in offered if obj and not getattr(each.method, "why_not", _possible)(obj)]
 
 
 @functools.cache
@@ -227,7 +227,7 @@ def row_action(
     operation: Callable[..., object],
     *,
     icon: str,
-    why_not: WhyNot = lambda _: None,
+    why_not: WhyNot = _possible,
     title: str = "",
     url_path: str = "",
     form_class: type[forms.Form] = ReasonForm,
@@ -245,7 +245,8 @@ def row_action(
         def answer(page: ModelAdmin, request: HttpRequest, object_id: str) -> HttpResponseBase:
             subject = row(page, request, object_id)
             if request.method != "POST" and (why := why_not(subject)):
-                return say_why_not(page, request, subject, why)
+                messages.error(request, why)
+                return HttpResponseRedirect(_back(page, request, subject))
             explanation, done = question(page, subject)
             asked: dict[str, Any] = {"form_class": form_class, "initial": initial(subject)}
             act = does(operation, subject, done)
@@ -321,7 +322,7 @@ def ask_about_each(
     *,
     title: str,
     do: Callable[..., object],
-    why_not: WhyNot = lambda _: None,
+    why_not: WhyNot = _possible,
     form_class: type[forms.Form] = ReasonForm,
 ) -> HttpResponseBase:
     """Ask about rows of a list, then call the operation `do` for each, in the order of their ids.
@@ -348,12 +349,6 @@ def ask_about_each(
     over = "" if possible == len(rows) else " The others are passed over."
     explanation = f"Possible for {possible} of {len(rows)} chosen.{over}"
     return ask(admin, request, chosen, title, explanation, act, form_class=form_class)
-
-
-def say_why_not(admin: ModelAdmin, request: HttpRequest, obj: Model, why: str) -> HttpResponse:
-    """Redirect to the object's page with the reason why the action is impossible."""
-    messages.error(request, why)
-    return HttpResponseRedirect(_back(admin, request, obj))
 
 
 def _answer(request: HttpRequest, form: forms.Form, act: Act, back: str) -> HttpResponseBase | None:
@@ -428,13 +423,8 @@ def state_now(words: str, *, moves: bool) -> SafeString:
     return format_html("<span data-live>{}</span>" if moves else "<span>{}</span>", words)
 
 
-def badge(value: Hashable, words: str, colours: Mapping[Any, str]) -> SafeString:
-    """`words` in the colour of `value`: info, success, warning or danger."""
-    return _label(words, colours.get(value, ""))
-
-
 @functools.lru_cache(maxsize=1000)
-def _label(words: str, colour: str) -> SafeString:
-    """A list has it in each row, and few different ones."""
+def badge(words: str, colour: str) -> SafeString:
+    """`words` in a colour: info, success, warning, danger. Kept, as the rows of a list have few different ones."""
     shown: SafeString = display_for_label((colour, words), "-", {colour: colour})
     return shown

@@ -92,10 +92,6 @@ class CreditTransactionAdmin(ReadOnlyAdmin):
     def amount(self, entry: CreditTransaction) -> str:
         return f"{entry.amount:+d}"
 
-    @display(description="Balance after")
-    def balance_after(self, entry: CreditTransaction) -> int:
-        return entry.balance_after
-
     @display(description="Job")
     def job(self, entry: CreditTransaction) -> SafeString | str:
         return link_to_job(entry)
@@ -186,7 +182,7 @@ class AuditRunAdmin(ReadOnlyAdmin):
     @display(description="Result")
     def verdict(self, run: AuditRun) -> SafeString:
         words = f"{run.found} discrepancies" if run.found else "The books are right"
-        return badge(bool(run.found), words, {False: "success", True: "danger"})
+        return badge(words, "danger" if run.found else "success")
 
     @display(description="Discrepancies")
     def sentences(self, run: AuditRun) -> SafeString | str:

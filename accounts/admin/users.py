@@ -1,12 +1,12 @@
 """Users, for staff: identity, wallet, limits, and the operations on them."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 from allauth.account.models import EmailAddress
 from django import forms
 from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as PlainUserAdmin
-from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db.models import Model, QuerySet
 from django.forms import model_to_dict
 from django.http import HttpRequest
@@ -23,7 +23,7 @@ from unfold.widgets import (
 )
 
 from accounts import ledger
-from accounts.admin.audit_log import history_of
+from accounts.admin.audit_log import history_field
 from accounts.admin.base import (
     WHY,
     LoggedAdmin,
@@ -62,42 +62,37 @@ class AdjustForm(ReasonForm):
     field_order = ["amount", "reason"]
 
 
-def _limit(label: str, max_value: int) -> forms.IntegerField:
-    return forms.IntegerField(
-        label=label, min_value=0, max_value=max_value, required=False, widget=UnfoldAdminIntegerFieldWidget
-    )
-
-
-class LimitsForm(ReasonForm):
+class LimitsForm(ReasonForm, forms.ModelForm):
     """Every limit of one user; an empty field means the same as for all users."""
 
-    daily_clips = _limit("Videos in 24 hours", 1_000_000)
-    concurrent_jobs = _limit("Videos at the same time", 1_000_000)
-    cooldown_seconds = _limit("Seconds between videos", 10_000_000)
-    price_factor = forms.DecimalField(
-        label="Price factor",
-        max_digits=6,
-        decimal_places=3,
-        required=False,
-        validators=[MinValueValidator(0), MaxValueValidator(100)],
-        widget=UnfoldAdminDecimalFieldWidget(attrs={"step": "0.001"}),
-        help_text="1 is the usual price, 0.5 half of it.",
-    )
-    field_order = [*operations.LIMITS, "reason"]
+    class Meta:
+        model = UserLimits
+        fields = operations.LIMITS
+        labels: ClassVar = {
+            "daily_clips": "Videos in 24 hours",
+            "concurrent_jobs": "Videos at the same time",
+            "cooldown_seconds": "Seconds between videos",
+        }
+        widgets: ClassVar = {
+            "daily_clips": UnfoldAdminIntegerFieldWidget,
+            "concurrent_jobs": UnfoldAdminIntegerFieldWidget,
+            "cooldown_seconds": UnfoldAdminIntegerFieldWidget,
+            "price_factor": UnfoldAdminDecimalFieldWidget(attrs={"step": "0.001"}),
+        }
 
 
 class NewPasswordForm(Reasoned, AdminPasswordChangeForm):
     """A new password that staff set for a user."""
 
 
-def _grant_one(user: User, **values: Any) -> int:
-    operations.grant([user], **values)
-    return ledger.open_account(user=user).balance
+def _for_one(operation: Callable[..., None]) -> Callable[..., int]:
+    """Make an operation on many users one on a single user, which returns the new balance."""
 
+    def run(user: User, **values: Any) -> int:
+        operation([user], **values)
+        return ledger.open_account(user=user).balance
 
-def _adjust_one(user: User, **values: Any) -> int:
-    operations.adjust([user], **values)
-    return ledger.open_account(user=user).balance
+    return run
 
 
 @admin.register(User)
@@ -137,6 +132,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         "standing",
         "history",
     )
+    history = history_field
     actions = ("grant_to_all", "adjust_all")
     actions_detail = ("grant_credits", "adjust_credits", "set_limits", "ban", "lift_ban")
     fieldsets = (
@@ -233,13 +229,9 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
             return "closed by its owner" if user.anonymised_at else "may not sign in"
         return f"banned since {ban.since:%Y-%m-%d %H:%M} by {ban.by}: {ban.reason}"
 
-    @display(description="Audit log")
-    def history(self, user: User) -> SafeString | str:
-        return history_of(user)
-
     # --- Operations ---
 
-    @row_action("Grant credits", "grant", _grant_one, icon="add_card", form_class=GrantForm)
+    @row_action("Grant credits", "grant", _for_one(operations.grant), icon="add_card", form_class=GrantForm)
     def grant_credits(self, user: User) -> Question:
         done = f"Gave {user} $amount credits ($reason). The balance is $result."
         return f"{user} has {self.wallet(user)}.", done
@@ -251,7 +243,12 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         return ask(self, request, queryset, "Grant credits", _names(users), act, form_class=GrantForm)
 
     @row_action(
-        "Adjust balance", "adjust", _adjust_one, icon="exposure", url_path="adjust", form_class=AdjustForm
+        "Adjust balance",
+        "adjust",
+        _for_one(operations.adjust),
+        icon="exposure",
+        url_path="adjust",
+        form_class=AdjustForm,
     )
     def adjust_credits(self, user: User) -> Question:
         done = f"Adjusted {user} by $amount ($reason). The balance is $result."

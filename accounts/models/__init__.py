@@ -2,16 +2,3 @@
 
 from accounts.models.people import ApiKey, CreditAccount, CreditTransaction, User, WalletMerge
 from accounts.models.staff import AuditRun, Ban, Notice, StaffAct, UserLimits
-
-__all__ = [
-    "ApiKey",
-    "AuditRun",
-    "Ban",
-    "CreditAccount",
-    "CreditTransaction",
-    "Notice",
-    "StaffAct",
-    "User",
-    "UserLimits",
-    "WalletMerge",
-]

@@ -57,7 +57,7 @@ def why_not_lift_ban(user: User) -> str | None:
     if user.is_active:
         return f"{user} is not banned."
     if user.anonymised_at is not None:
-        return "This account was closed by its owner, and nobody can sign in to it again."
+        return "This account was closed by its owner and cannot be opened again."
     return None
 
 
@@ -72,11 +72,7 @@ def _locked(actor: Actor, user: User) -> User:
 
 @operation("accounts.limit_user", "user.limit")
 def set_limits(op: Operation, user: User, /, **limits: int | Decimal | None) -> None:
-    """Replace these limits of `user`, named as in LIMITS.
-
-    Raises:
-        Refused: they are these already.
-    """
+    """Replace these limits of `user`, named as in LIMITS. Raises Refused when nothing changes."""
     row, _ = UserLimits.objects.select_for_update().get_or_create(user=user)
     before, after = plain(model_to_dict(row, fields=list(limits))), plain(limits)
     changed = [name for name in after if before[name] != after[name]]
@@ -90,11 +86,7 @@ def set_limits(op: Operation, user: User, /, **limits: int | Decimal | None) -> 
 
 @operation("accounts.grant_credits", "user.grant")
 def grant(op: Operation, users: Sequence[User], amount: int) -> None:
-    """Give each of `users` `amount` credits: all of them or none.
-
-    Raises:
-        LedgerError: a bad amount.
-    """
+    """Give each of `users` `amount` credits: all of them or none. Raises LedgerError for a bad amount."""
     for user in _recorded(op, users, amount):
         ledger.grant(user=user, amount=amount, reason=op.reason, actor=op.actor.user)
 
@@ -110,9 +102,7 @@ def adjust(op: Operation, users: Sequence[User], amount: int) -> None:
         try:
             ledger.adjust(user=user, amount=amount, reason=op.reason, actor=op.actor.user)
         except InsufficientBalance as error:
-            raise Refused(
-                f"{user} has only {error.balance} credits free. Nobody's balance was changed."
-            ) from error
+            raise Refused(f"{user} has only {error.balance} credits free. No balance was changed.") from error
 
 
 def _recorded(op: Operation, users: Sequence[User], amount: int) -> Iterator[User]:

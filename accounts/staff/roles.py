@@ -1,9 +1,7 @@
-"""The roles that come with the service, as groups, and what each may do.
+"""The roles that come with the service, as groups with permissions.
 
-They are what this file says after every `migrate`; whoever wants others makes groups of their own.
+Every `migrate` restores them; an owner makes groups beside them for other needs.
 """
-
-from collections.abc import Iterable
 
 from django.contrib.auth.models import Group, Permission
 from django.db import transaction
@@ -33,7 +31,7 @@ _LOOK = {
     "django_q.view_failure",
 }
 
-# By role: permissions as `app.codename`. A role may name what an app does not have: it is passed over.
+# By role: permissions as `app.codename`; unknown ones are passed over.
 RIGHTS: dict[str, frozenset[str]] = {
     SUPPORT: frozenset(
         _LOOK | {"generation.refund_job", "accounts.change_apikey", "telegram_bot.change_jobmessage"}
@@ -77,30 +75,24 @@ RIGHTS: dict[str, frozenset[str]] = {
         }
     ),
 }
-# Everything that the service's own apps know; of Django's, only what the admin shows.
+# An owner has all permissions of the service's own apps, and those of Django's that the admin shows.
 _OWNED_APPS = ("accounts", "generation", "telegram_bot", "django_q")
 _OWNERS_BESIDES = frozenset({"auth.view_group", "auth.add_group", "auth.change_group", "auth.delete_group"})
 
 
 @transaction.atomic
 def install() -> None:
-    """Make the groups and bring their rights up to date. Safe to repeat."""
+    """Create the groups and restore their permissions. Safe to repeat."""
     known = {
         f"{app}.{codename}": pk
         for pk, app, codename in Permission.objects.values_list("pk", "content_type__app_label", "codename")
     }
     everything = {name for name in known if name.startswith(tuple(f"{app}." for app in _OWNED_APPS))}
     for role, rights in {**RIGHTS, OWNER: everything | _OWNERS_BESIDES}.items():
-        _give(role, (known[right] for right in rights if right in known))
+        group, _ = Group.objects.get_or_create(name=role)
+        group.permissions.set(known[right] for right in rights if right in known)
 
 
 def shipped(name: str) -> bool:
-    """Whether a group of that name is one of these, and so not for editing."""
+    """Whether a group of that name comes with the service, and so is not edited."""
     return name in {*RIGHTS, OWNER}
-
-
-def _give(role: str, permissions: Iterable[int]) -> None:
-    group, _ = Group.objects.get_or_create(name=role)
-    wanted, has = set(permissions), set(group.permissions.values_list("pk", flat=True))
-    group.permissions.add(*(wanted - has))
-    group.permissions.remove(*(has - wanted))

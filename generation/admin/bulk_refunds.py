@@ -81,8 +81,8 @@ class RefundBatchAdmin(ReadOnlyAdmin):
 
     @display(description="State")
     def status(self, batch: RefundBatch) -> SafeString:
-        colours = {RefundBatch.State.RUNNING: "warning", RefundBatch.State.DONE: "success"}
-        return badge(batch.state, batch.get_state_display(), colours)
+        done = batch.state == RefundBatch.State.DONE
+        return badge(batch.get_state_display(), "success" if done else "warning")
 
     @display(description="State")
     def now(self, batch: RefundBatch) -> SafeString:
@@ -160,7 +160,9 @@ def _decide(
     def act(actor: Actor, values: dict[str, Any]) -> str:
         read = bulk_refunds.Total(**{name: values.pop(name) for name in ("jobs", "people", "credits")})
         batch = bulk_refunds.start(charged, read, actor=actor, **window, **values)
-        return f"{batch.jobs} videos are being refunded, {batch.credits} credits. Everybody is told when it is done."
+        return (
+            f"{batch.jobs} videos are being refunded, {batch.credits} credits. Each user is told at the end."
+        )
 
     lines = [f"Charged and not refunded yet on {where}:", f"{total}."]
     if left is not None and total.credits > left:

@@ -15,7 +15,7 @@ from django_q.models import Failure, OrmQ, Schedule, Success
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminTextareaWidget
 
-from accounts.admin.audit_log import history_of
+from accounts.admin.audit_log import history_field
 from accounts.admin.base import (
     LoggedAdmin,
     Question,
@@ -73,11 +73,8 @@ class PresetAdmin(LoggedAdmin):
         "enabled",
     )
     list_filter = ("enabled",)
+    history = history_field
     readonly_fields = ("history",)
-
-    @display(description="History")
-    def history(self, preset: Preset) -> SafeString | str:
-        return history_of(preset)
 
     @transaction.atomic
     def save_model(self, request: HttpRequest, obj: Preset, form: forms.ModelForm, change: bool) -> None:

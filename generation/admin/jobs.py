@@ -18,7 +18,7 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import display
 from unfold.widgets import UnfoldAdminSelectWidget
 
-from accounts.admin.audit_log import history_of, related_to
+from accounts.admin.audit_log import history_field, related_to
 from accounts.admin.base import (
     Question,
     ReadOnlyAdmin,
@@ -103,6 +103,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     list_filter_submit = True
     search_fields = ("prompt",)  # there is a box for it; get_search_results says what it finds
     search_help_text = "Words of the prompt or error, a job's id, or a whole username or e-mail address"
+    history = history_field
     actions = ("cancel_all", "refund_all", "retry_all", "move_all")
     actions_detail = ("cancel", "refund", "retry", "move", "remove_video")
     readonly_fields = ("preview", "timeline", "credits", "public_id", "took", "now", "history")
@@ -198,7 +199,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     @display(description="State", ordering="state")
     def status(self, job: GenerationJob) -> SafeString:
         step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
-        return badge(job.state, f"{job.get_state_display()}{step}", STATE_COLOURS)
+        return badge(f"{job.get_state_display()}{step}", STATE_COLOURS[State(job.state)])
 
     @display(description="State")
     def now(self, job: GenerationJob) -> SafeString:
@@ -210,7 +211,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @display(description="Cost", ordering="cost")
     def price(self, job: Any) -> SafeString | str:
-        refunded = badge(True, "refunded", {True: "info"})
+        refunded = badge("refunded", "info")
         return format_html("{} {}", job.cost, refunded) if job.refunded else str(job.cost)
 
     @display(description="Took")
@@ -230,10 +231,6 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         sums = ", ".join(f"{name} {amount}" for name, amount in lifecycle.receipt(job).items())
         entries = f"{reverse('admin:accounts_credittransaction_changelist')}?reference__exact={job.pk}"
         return format_html('{} · <a href="{}" class="text-link">Entries</a>', sums, entries)
-
-    @display(description="Audit log")
-    def history(self, job: GenerationJob) -> SafeString | str:
-        return history_of(job)
 
     @display(description="Video")
     def preview(self, job: GenerationJob) -> SafeString | str:

@@ -11,7 +11,7 @@ from django.utils.safestring import SafeString
 from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminPasswordWidget
 
-from accounts.admin.audit_log import history_of
+from accounts.admin.audit_log import history_field
 from accounts.admin.base import (
     WHY,
     LoggedAdmin,
@@ -79,6 +79,7 @@ class GpuNodeAdmin(LoggedAdmin):
 
     form = NodeForm
     secret_fields = ("api_key",)
+    history = history_field
     list_display = (
         "name",
         "base_url",
@@ -198,11 +199,6 @@ class GpuNodeAdmin(LoggedAdmin):
         if found.refund_rate is not None:
             rate = f"{100 * found.refund_rate:.1f} % of the clips refunded"
         return bullets([f"{found.clips} clips in {worked} of work", cost, rate])
-
-    @display(description="Audit log")
-    @once_a_row
-    def history(self, node: GpuNode) -> SafeString | str:
-        return history_of(node)
 
     # --- Operations ---
 

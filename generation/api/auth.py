@@ -1,4 +1,4 @@
-"""`Authorization: Bearer <key>`: who is calling the REST API."""
+"""API keys as the authentication of the REST API: `Authorization: Bearer <key>`."""
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
 from rest_framework.authentication import BaseAuthentication, get_authorization_header
@@ -12,7 +12,7 @@ REALM = 'Bearer realm="api"'
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """The owner of a live API key. No header is nobody; a header that is wrong is refused."""
+    """Authenticates the owner of a live API key. No header is anonymous; a wrong header is refused."""
 
     def authenticate(self, request: Request) -> tuple[User, ApiKey] | None:
         header = get_authorization_header(request)
@@ -28,7 +28,7 @@ class ApiKeyAuthentication(BaseAuthentication):
 
 
 def key_of_header(header: bytes) -> ApiKey | None:
-    """The live key that an Authorization header names, or None. Any bytes are fine."""
+    """Find the live key that an Authorization header names. Any bytes are fine."""
     scheme, _, secret = header.partition(b" ")
     if scheme.lower() != b"bearer":
         return None
@@ -36,7 +36,7 @@ def key_of_header(header: bytes) -> ApiKey | None:
 
 
 class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """How the OpenAPI document names it."""
+    """ApiKeyAuthentication in the OpenAPI document."""
 
     target_class = "generation.api.auth.ApiKeyAuthentication"
     name = "apiKey"

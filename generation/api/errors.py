@@ -1,4 +1,4 @@
-"""Every refusal of the REST API in one shape: `{"error": {"code", "message", "param", "type"}}`."""
+"""Errors of the REST API, in one shape: `{"error": {"code", "message", "param", "type"}}`."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ from rest_framework.views import set_rollback
 
 from generation.api.auth import REALM
 from generation.database import DATABASE_AWAY, RETRY_AFTER
-from generation.errors import CooldownActive, DailyLimitReached, GenerationError, JobNotFound
+from generation.errors import CooldownActive, DailyLimitReached, GenerationError
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """One refusal, ready to be written."""
+    """An error response, independent of the framework that sends it."""
 
     status: int
     code: str
@@ -47,8 +47,26 @@ class Problem:
         return {"error": {"code": self.code, "message": self.message, "param": self.param, "type": kind}}
 
 
+# Every code of ours but those of GenerationError, which all channels share (generation/errors.py).
+UNREADABLE = Problem(400, "invalid_request", "The request could not be read.")
+SIGNED_OUT = Problem(401, "signed_out", "Please sign in.")
+FORBIDDEN = Problem(403, "permission_denied", "This is not allowed.")
+NOT_FOUND = Problem(404, "not_found", "There is no such video.")
+TOO_SLOW = Problem(408, "request_timeout", "The request did not arrive in time.")
+PRECONDITION_FAILED = Problem(412, "precondition_failed", "The file is not the one this request is for.")
+TOO_LARGE = Problem(413, "request_too_large", "The request is too large.")
+UNSATISFIABLE_RANGE = Problem(416, "range_not_satisfiable", "This range begins behind the end of the file.")
+BROKEN = Problem(500, "server_error", "Something went wrong on our side.")
+UNAVAILABLE = Problem(
+    503,
+    "unavailable",
+    "The service is very busy or cannot reach its database. Please try again in a few seconds.",
+    headers=RETRY_AFTER,
+)
+
+
 def handle(error: Exception, context: dict[str, Any]) -> Response:
-    """REST framework's EXCEPTION_HANDLER: nothing leaves the API in another shape."""
+    """Give every exception of the API its response: REST framework's EXCEPTION_HANDLER."""
     set_rollback()
     problem = describe(error)
     if problem.status >= 500:
@@ -59,40 +77,37 @@ def handle(error: Exception, context: dict[str, Any]) -> Response:
 
 
 def describe(error: Exception) -> Problem:
-    """What the caller is told of an exception; what nobody foresaw is a 500 that tells nothing of our insides."""
+    """Describe an exception to the caller; an unforeseen one is a 500 that tells nothing of our insides."""
     match error:
         case GenerationError():
-            return _refusal(error)
+            headers = {}
+            if isinstance(error, CooldownActive | DailyLimitReached):
+                headers["Retry-After"] = str(error.seconds)
+            if error.status == 409:
+                # OpenAI's SDK repeats a 409 by itself; repeating these changes nothing.
+                headers["x-should-retry"] = "false"
+            return Problem(error.status, error.code, error.message, error.param, headers)
         case exceptions.ValidationError():
-            return _invalid(error)
+            return _first_of(error)
         case exceptions.APIException():
-            return _rest_error(error)
+            code = (
+                error.detail.code if isinstance(error.detail, exceptions.ErrorDetail) else error.default_code
+            )
+            headers = {"WWW-Authenticate": REALM} if error.status_code == 401 else {}
+            return Problem(error.status_code, str(code), str(error.detail), headers=headers)
         case Http404():
-            return Problem(404, "not_found", JobNotFound().message)
+            return NOT_FOUND
         case PermissionDenied():
-            return Problem(403, "permission_denied", "This is not allowed.")
+            return FORBIDDEN
         case RequestDataTooBig():
-            return Problem(413, "request_too_large", "The request is too large.")
+            return TOO_LARGE
         case SuspiciousOperation() | BadRequest():
-            return Problem(400, "invalid_request", "The request could not be read.")
-    if isinstance(error, DATABASE_AWAY):
-        message = "The service is very busy or cannot reach its database. Please try again in a few seconds."
-        return Problem(503, "unavailable", message, headers=RETRY_AFTER)
-    return Problem(500, "server_error", "Something went wrong on our side.")
+            return UNREADABLE
+    return UNAVAILABLE if isinstance(error, DATABASE_AWAY) else BROKEN
 
 
-def _refusal(error: GenerationError) -> Problem:
-    headers = {}
-    if isinstance(error, CooldownActive | DailyLimitReached):
-        headers["Retry-After"] = str(error.seconds)
-    if error.status == 409:
-        # OpenAI's SDK repeats a 409 by itself; repeating these changes nothing.
-        headers["x-should-retry"] = "false"
-    return Problem(error.status, error.code, error.message, error.param, headers)
-
-
-def _invalid(error: exceptions.ValidationError) -> Problem:
-    """The first of a serializer's errors: one thing to mend at a time, as OpenAI's API does."""
+def _first_of(error: exceptions.ValidationError) -> Problem:
+    """Describe the first of a serializer's errors: one at a time, as OpenAI's API does."""
     detail: Any = error.detail
     path: list[str] = []
     while isinstance(detail, dict | list) and detail:
@@ -101,42 +116,30 @@ def _invalid(error: exceptions.ValidationError) -> Problem:
             path.append(str(name))
         else:
             detail = detail[0]
-    names = [name for name in path if name != "non_field_errors"]
-    param = ".".join(names) or None
-    return Problem(
-        error.status_code, "invalid_request", f"{param}: {detail}" if param else str(detail), param
-    )
+    param = ".".join(name for name in path if name != "non_field_errors") or None
+    message = f"{param}: {detail}" if param else str(detail)
+    return Problem(error.status_code, "invalid_request", message, param)
 
 
-def _rest_error(error: exceptions.APIException) -> Problem:
-    code = error.detail.code if isinstance(error.detail, exceptions.ErrorDetail) else error.default_code
-    headers = {"WWW-Authenticate": REALM} if error.status_code == 401 else {}
-    return Problem(error.status_code, str(code), str(error.detail), headers=headers)
-
-
-# --- For errors outside of any view: middleware, unknown hosts. The rest of the site has its own pages. ---------------
+# --- Errors outside of any view: middleware, unknown hosts. The rest of the site has its own pages. -------------------
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Django's handler400."""
-    if not request.path.startswith(API_PREFIX):
-        return defaults.bad_request(request, exception)
-    return _json(describe(SuspiciousOperation()))
+    """Answer as Django's handler400."""
+    if request.path.startswith(API_PREFIX):
+        return answer(request.path, UNREADABLE)
+    return defaults.bad_request(request, exception)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Django's handler500: what no view and no middleware caught. 503 for what will work a little later."""
+    """Answer what no view and no middleware caught, as Django's handler500; 503 for what will work a little later."""
     error = sys.exc_info()[1]  # Django calls this while it handles the exception, and does not pass it on
-    return answer(request.path, describe(error if isinstance(error, DATABASE_AWAY) else Exception()))
+    return answer(request.path, UNAVAILABLE if isinstance(error, DATABASE_AWAY) else BROKEN)
 
 
 def answer(path: str, problem: Problem) -> HttpResponse:
-    """A problem in the language of who asked at this path: JSON of the API, or a page of the site."""
+    """Make the response for this path: JSON of the API, or a page of the site."""
     if path.startswith(API_PREFIX):
-        return _json(problem)
+        return JsonResponse(problem.body, status=problem.status, headers=problem.headers)
     page = render_to_string(f"{problem.status}.html")
     return HttpResponse(page, status=problem.status, headers=problem.headers)
-
-
-def _json(problem: Problem) -> JsonResponse:
-    return JsonResponse(problem.body, status=problem.status, headers=problem.headers)

@@ -1,13 +1,13 @@
-"""The shapes of the REST API: what is read, what is written, and what the OpenAPI document says of both."""
+"""Shapes of the REST API: what is read, what is written, and both in the OpenAPI document.
 
-import uuid
+Serializers check what is read; of what is written they are the declaration, and a function beside each makes the JSON.
+"""
+
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
-from django.db.models import QuerySet
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import extend_schema_field, inline_serializer
 from rest_framework import serializers
 
 from generation.errors import EmptyPrompt, InvalidSetting
@@ -53,7 +53,7 @@ EXAMPLE = {
 
 
 class Text(serializers.CharField):
-    """A string and nothing that could be made one. What it may hold is for the operation to say, in its own words."""
+    """A string, and nothing that could be made one. The operation checks its contents, with its own messages."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(trim_whitespace=False, **options)
@@ -67,7 +67,7 @@ class Text(serializers.CharField):
 
 @extend_schema_field({"type": "string", "minLength": 1, "maxLength": settings.MAX_PROMPT_LENGTH})
 class Prompt(Text):
-    """Left out, null or empty: all the same to a person."""
+    """A prompt; left out, null and empty are the same mistake."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(allow_blank=True, **options)
@@ -86,7 +86,7 @@ class Seconds(Text):
 
 
 class KnownFieldsOnly(serializers.Serializer):
-    """A misspelt or unsupported field is named, so that nobody waits for an effect it does not have."""
+    """Refuses a misspelt or unsupported field by name, instead of ignoring it."""
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, Mapping):
@@ -96,7 +96,8 @@ class KnownFieldsOnly(serializers.Serializer):
 
     def check_field_name(self, name: str) -> None:
         if name not in self.fields:
-            raise InvalidSetting(f"Unknown parameter: {name[:60]!a}.", param=_printable(name))
+            param = name if len(name) <= 60 and name.isascii() and name.isprintable() else None
+            raise InvalidSetting(f"Unknown parameter: {name[:60]!a}.", param=param)
 
 
 class NewVideo(KnownFieldsOnly):
@@ -136,16 +137,16 @@ class NewRemix(KnownFieldsOnly):
     prompt = Prompt(help_text="What the clip should show instead.")
 
 
-class Page(serializers.Serializer):
-    """Which part of a list is wanted."""
+class PageQuery(serializers.Serializer):
+    """The part of a list to return."""
 
     after = Text(required=False, help_text="The last id of the page before.")
     limit = serializers.IntegerField(default=20, min_value=1, max_value=100)
     order = serializers.ChoiceField(choices=["asc", "desc"], default="desc", help_text="By time of creation.")
 
 
-class Wanted(serializers.Serializer):
-    """Which file of a video is wanted."""
+class ContentQuery(serializers.Serializer):
+    """The file of a video to return."""
 
     variant = serializers.ChoiceField(choices=["video", "thumbnail"], default="video")
 
@@ -153,199 +154,168 @@ class Wanted(serializers.Serializer):
 # --- What is written --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Surroundings:
-    """What a video's answer needs besides its row, read once for a whole page: a few queries, however many videos.
-
-    positions: place in line of the queued ones, 1 is next. waits: expected seconds by preset, of the live ones.
-    """
-
-    offer: catalog.Offer
-    positions: Mapping[uuid.UUID, int]
-    waits: Mapping[int, int]
-
-
-def surroundings(jobs: Sequence[GenerationJob]) -> Surroundings:
-    """For these jobs, their presets loaded."""
-    live_presets = {job.preset_id: job.preset for job in jobs if job.is_live}
-    return Surroundings(
-        offer=catalog.current(),
-        positions=scheduling.queue_positions(jobs),
-        waits=catalog.expected_seconds_of(live_presets.values()),
-    )
-
-
-def with_what_is_shown(jobs: "QuerySet[GenerationJob]") -> "QuerySet[GenerationJob]":
-    """The rows with everything a video's answer follows, in one query."""
-    return jobs.select_related("preset", "current_attempt__node")
-
-
-def video_json(job: GenerationJob) -> dict[str, Any]:
-    """One job as the API shows it."""
-    return dict(VideoSerializer(job, context={"around": surroundings([job])}).data)
-
-
-def videos_json(jobs: Sequence[GenerationJob]) -> list[dict[str, Any]]:
-    """Many jobs, in the same order."""
-    return list(VideoSerializer(jobs, many=True, context={"around": surroundings(jobs)}).data)
-
-
 class VideoError(serializers.Serializer):
-    code = serializers.CharField(source="error_code", help_text="`canceled` when its owner canceled it.")
-    message = serializers.CharField(source="error_message")
+    code = serializers.CharField(help_text="`canceled` when its owner canceled it.")
+    message = serializers.CharField()
 
 
 class VideoSerializer(serializers.Serializer):
     """OpenAI's video object and, from `preset` on, what else there is to know."""
 
-    id = serializers.CharField(source="public_id")
-    object = serializers.SerializerMethodField()
-    status = serializers.SerializerMethodField()
-    progress = serializers.SerializerMethodField(
-        help_text="Percent of the denoising steps done; 100 when completed."
+    id = serializers.CharField()
+    object = serializers.CharField(read_only=True)
+    status = serializers.CharField(read_only=True)
+    progress = serializers.IntegerField(
+        read_only=True, help_text="Percent of the denoising steps done; 100 when completed."
     )
-    created_at = serializers.SerializerMethodField(help_text="Unix time.")
-    completed_at = serializers.SerializerMethodField(
-        help_text="Unix time of its end, whether completed or failed."
+    created_at = serializers.IntegerField(read_only=True, help_text="Unix time.")
+    completed_at = serializers.IntegerField(
+        read_only=True, allow_null=True, help_text="Unix time of its end, whether completed or failed."
     )
-    expires_at = serializers.SerializerMethodField(
-        help_text="Always null: a video is kept until it is deleted."
+    expires_at = serializers.IntegerField(
+        read_only=True, allow_null=True, help_text="Always null: a video is kept until it is deleted."
     )
-    model = serializers.SerializerMethodField(help_text="Null until a node was reached.")
+    model = serializers.CharField(read_only=True, allow_null=True, help_text="Null until a node was reached.")
     prompt = serializers.CharField()
-    seconds = serializers.SerializerMethodField()
-    size = serializers.SerializerMethodField(help_text="Null until it is known.")
-    error = serializers.SerializerMethodField()
-    remixed_from_video_id = serializers.SerializerMethodField()
+    seconds = serializers.CharField(read_only=True)
+    size = serializers.CharField(read_only=True, allow_null=True, help_text="Null until it is known.")
+    error = VideoError(read_only=True, allow_null=True)
+    remixed_from_video_id = serializers.CharField(read_only=True, allow_null=True)
 
-    preset = serializers.CharField(source="preset.name")
+    preset = serializers.CharField()
     seed = serializers.IntegerField()
     negative_prompt = serializers.CharField()
     cost = serializers.IntegerField(
         help_text="Credits held while it is made and charged when it is completed."
     )
     step = serializers.IntegerField(help_text="Denoising steps done,")
-    steps = serializers.IntegerField(source="num_inference_steps", help_text="of how many.")
-    queue_position = serializers.SerializerMethodField(help_text="1 is next; null when it does not wait.")
-    expected_seconds = serializers.SerializerMethodField(
-        help_text="From submit to clip without a queue, measured on the last clips; null when it has ended."
+    steps = serializers.IntegerField(help_text="of how many.")
+    queue_position = serializers.IntegerField(
+        read_only=True, allow_null=True, help_text="1 is next; null when it does not wait."
+    )
+    expected_seconds = serializers.IntegerField(
+        read_only=True,
+        allow_null=True,
+        help_text="From submit to clip without a queue, measured on the last clips; null when it has ended.",
     )
     source = serializers.ChoiceField(  # type: ignore[assignment]  # the metaclass takes it
-        choices=GenerationJob.Source.choices, help_text="The door it came in by."
+        choices=GenerationJob.Source.choices, help_text="Where it was submitted."
     )
 
-    @property
-    def _around(self) -> Surroundings:
-        around: Surroundings = self.context["around"]
-        return around
 
-    def get_object(self, job: GenerationJob) -> str:
-        return "video"
-
-    def get_status(self, job: GenerationJob) -> str:
-        return STATUSES[State(job.state)]
-
-    def get_progress(self, job: GenerationJob) -> int:
-        if job.state == State.COMPLETED:
-            return 100
-        return min(99, 100 * job.step // max(1, job.num_inference_steps))
-
-    def get_created_at(self, job: GenerationJob) -> int:
-        return int(job.created_at.timestamp())
-
-    def get_completed_at(self, job: GenerationJob) -> int | None:
-        return int(job.finished_at.timestamp()) if job.finished_at else None
-
-    def get_expires_at(self, job: GenerationJob) -> int | None:
-        return None
-
-    def get_model(self, job: GenerationJob) -> str | None:
-        node = job.current_attempt.node if job.current_attempt else None
-        return (node.backend if node else "") or job.model or self._around.offer.model
-
-    def get_seconds(self, job: GenerationJob) -> str:
-        return str(Preset(num_frames=job.num_frames, fps=job.fps).seconds)
-
-    def get_size(self, job: GenerationJob) -> str | None:
-        made = f"{job.width}x{job.height}" if job.width and job.height else ""
-        return made or job.size or self._around.offer.size
-
-    @extend_schema_field(VideoError(allow_null=True))
-    def get_error(self, job: GenerationJob) -> dict[str, Any] | None:
-        return dict(VideoError(job).data) if STATUSES[State(job.state)] == "failed" else None
-
-    def get_remixed_from_video_id(self, job: GenerationJob) -> str | None:
-        return fields.public_id(job.remixed_from_id) if job.remixed_from_id else None
-
-    def get_queue_position(self, job: GenerationJob) -> int | None:
-        return self._around.positions.get(job.pk)
-
-    def get_expected_seconds(self, job: GenerationJob) -> int | None:
-        return self._around.waits.get(job.preset_id) if job.is_live else None
+def video_json(job: GenerationJob) -> dict[str, Any]:
+    """Make the JSON of one job."""
+    return videos_json([job])[0]
 
 
-class VideoList(serializers.Serializer):
-    object = serializers.CharField(default="list")
-    data = VideoSerializer(many=True)  # type: ignore[assignment]  # the wire's name for it
-    first_id = serializers.CharField(allow_null=True)
-    last_id = serializers.CharField(allow_null=True, help_text="`after` of the next page.")
-    has_more = serializers.BooleanField()
+def videos_json(jobs: Sequence[GenerationJob]) -> list[dict[str, Any]]:
+    """Make the JSON of many jobs, in the same order and in a few queries, however many there are."""
+    offer = catalog.current()
+    positions = scheduling.queue_positions(jobs)
+    waits = catalog.expected_seconds_of({job.preset_id: job.preset for job in jobs if job.is_live}.values())
+    return [
+        _video_json(job, offer, positions.get(job.pk), waits.get(job.preset_id) if job.is_live else None)
+        for job in jobs
+    ]
 
 
-class DeletedVideo(serializers.Serializer):
-    id = serializers.CharField()
-    object = serializers.CharField(default="video.deleted")
-    deleted = serializers.BooleanField()
+def _video_json(
+    job: GenerationJob, offer: catalog.Offer, queue_position: int | None, expected_seconds: int | None
+) -> dict[str, Any]:
+    status, node = STATUSES[State(job.state)], job.current_attempt.node if job.current_attempt else None
+    percent = min(99, 100 * job.step // max(1, job.num_inference_steps))
+    made_size = f"{job.width}x{job.height}" if job.width and job.height else ""
+    return {
+        "id": job.public_id,
+        "object": "video",
+        "status": status,
+        "progress": 100 if job.state == State.COMPLETED else percent,
+        "created_at": int(job.created_at.timestamp()),
+        "completed_at": int(job.finished_at.timestamp()) if job.finished_at else None,
+        "expires_at": None,
+        "model": (node.backend if node else "") or job.model or offer.model,
+        "prompt": job.prompt,
+        "seconds": str(Preset(num_frames=job.num_frames, fps=job.fps).seconds),
+        "size": made_size or job.size or offer.size,
+        "error": {"code": job.error_code, "message": job.error_message} if status == "failed" else None,
+        "remixed_from_video_id": fields.public_id(job.remixed_from_id) if job.remixed_from_id else None,
+        "preset": job.preset.name,
+        "seed": job.seed,
+        "negative_prompt": job.negative_prompt,
+        "cost": job.cost,
+        "step": job.step,
+        "steps": job.num_inference_steps,
+        "queue_position": queue_position,
+        "expected_seconds": expected_seconds,
+        "source": job.source,
+    }
 
 
 class ModelSerializer(serializers.Serializer):
     """A backend that a GPU node runs, in OpenAI's shape of a model."""
 
     id = serializers.CharField()
-    object = serializers.SerializerMethodField()
-    created = serializers.SerializerMethodField(help_text="Unix time its first node was added.")
-    owned_by = serializers.SerializerMethodField()
-
-    def get_object(self, model: catalog.Model) -> str:
-        return "model"
-
-    def get_created(self, model: catalog.Model) -> int:
-        return int(model.created.timestamp())
-
-    def get_owned_by(self, model: catalog.Model) -> str:
-        return "system"
+    object = serializers.CharField(read_only=True)
+    created = serializers.IntegerField(read_only=True, help_text="Unix time its first node was added.")
+    owned_by = serializers.CharField(read_only=True)
 
 
-class ModelList(serializers.Serializer):
-    object = serializers.CharField(default="list")
-    data = ModelSerializer(many=True)  # type: ignore[assignment]
+def model_json(model: catalog.Model) -> dict[str, Any]:
+    created = int(model.created.timestamp())
+    return {"id": model.id, "object": "model", "created": created, "owned_by": "system"}
 
 
 class PresetSerializer(serializers.Serializer):
-    """What a clip costs the caller and how long it is expected to take, before it is asked for."""
+    """A preset with its price for the caller and its expected wait, before anything is submitted."""
 
-    id = serializers.CharField(source="preset.name")
-    object = serializers.SerializerMethodField()
-    label = serializers.CharField(source="preset.label")  # type: ignore[assignment]
-    seconds = serializers.SerializerMethodField()
-    frames = serializers.IntegerField(source="preset.num_frames")
-    fps = serializers.IntegerField(source="preset.fps")
-    steps = serializers.IntegerField(source="preset.num_inference_steps")
+    id = serializers.CharField()
+    object = serializers.CharField(read_only=True)
+    label = serializers.CharField()  # type: ignore[assignment]
+    seconds = serializers.CharField(read_only=True)
+    frames = serializers.IntegerField()
+    fps = serializers.IntegerField()
+    steps = serializers.IntegerField()
     cost = serializers.IntegerField(help_text="Credits.")
     expected_seconds = serializers.IntegerField(help_text="From submit to clip without a queue.")
-    default = serializers.BooleanField(source="preset.is_default")
-
-    def get_object(self, quote: catalog.Quote) -> str:
-        return "preset"
-
-    def get_seconds(self, quote: catalog.Quote) -> str:
-        return str(quote.preset.seconds)
+    default = serializers.BooleanField()
 
 
-class PresetList(serializers.Serializer):
-    object = serializers.CharField(default="list")
-    data = PresetSerializer(many=True)  # type: ignore[assignment]
+def preset_json(quote: catalog.Quote) -> dict[str, Any]:
+    preset = quote.preset
+    return {
+        "id": preset.name,
+        "object": "preset",
+        "label": preset.label,
+        "seconds": str(preset.seconds),
+        "frames": preset.num_frames,
+        "fps": preset.fps,
+        "steps": preset.num_inference_steps,
+        "cost": quote.cost,
+        "expected_seconds": quote.expected_seconds,
+        "default": preset.is_default,
+    }
 
 
-def _printable(name: str) -> str | None:
-    return name if len(name) <= 60 and name.isascii() and name.isprintable() else None
+def _list_of(name: str, item: type[serializers.Serializer], **fields: serializers.Field) -> Any:
+    return inline_serializer(
+        name, {"object": serializers.CharField(default="list"), "data": item(many=True), **fields}
+    )
+
+
+VideoList = _list_of(
+    "VideoList",
+    VideoSerializer,
+    first_id=serializers.CharField(allow_null=True),
+    last_id=serializers.CharField(allow_null=True, help_text="`after` of the next page."),
+    has_more=serializers.BooleanField(),
+)
+ModelList = _list_of("ModelList", ModelSerializer)
+PresetList = _list_of("PresetList", PresetSerializer)
+DeletedVideo = inline_serializer(
+    "DeletedVideo",
+    {
+        "id": serializers.CharField(),
+        "object": serializers.CharField(default="video.deleted"),
+        "deleted": serializers.BooleanField(),
+    },
+)

@@ -1,12 +1,13 @@
-"""The REST door: OpenAI's Videos API, and what it has not: cancel, presets, seeds, live events.
+"""The REST API: OpenAI's Videos API, and what it has not: cancel, presets, seeds, live events.
 
 Every view parses, calls one operation and renders.
 """
 
 from typing import Any, cast
 
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.urls import path, re_path
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
@@ -16,34 +17,33 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts.api import errors
+from accounts.api import Credits, documented
 from accounts.models import User
-from generation.api.errors import Problem
+from generation.api.errors import API_PREFIX, PRECONDITION_FAILED, UNSATISFIABLE_RANGE, answer
 from generation.api.serializers import (
     EXAMPLE,
+    ContentQuery,
     DeletedVideo,
     ModelList,
     ModelSerializer,
     NewRemix,
     NewVideo,
-    Page,
+    PageQuery,
     PresetList,
-    PresetSerializer,
     VideoList,
     VideoSerializer,
-    Wanted,
+    model_json,
+    preset_json,
     video_json,
     videos_json,
-    with_what_is_shown,
 )
 from generation.errors import JobNotFound, VideoGone, VideoNotReady
 from generation.jobs import catalog, lifecycle, submission
 from generation.models import GenerationJob
 from generation.sse.streams import MEDIA_TYPE, video_frame
-from generation.web.gallery import page_of
+from generation.web.gallery import paginate
+from generation.web.presenters import kept_jobs
 from generation.web.streaming import filename_for, serve_file
-
-State = GenerationJob.State
 
 IDEMPOTENCY_KEY = OpenApiParameter(
     "Idempotency-Key",
@@ -60,68 +60,76 @@ SERVER_SENT_EVENT = {
     },
     "required": ["event", "data"],
 }
-SUBMIT_ERRORS = errors(400, 401, 402, 403, 413, 415, 422, 429)
+SUBMIT_ERRORS = (400, 401, 402, 403, 413, 415, 422, 429)
 
 
 def caller(request: Request) -> User:
-    """Who asks. Behind IsAuthenticated there is always somebody."""
+    """Return the caller: behind IsAuthenticated there always is one."""
     return cast(User, request.user)
 
 
 def find_job(request: Request, video_id: str) -> GenerationJob:
-    """The caller's own video of that id; somebody else's, a deleted one and no id at all are the same JobNotFound."""
-    own = GenerationJob.objects.filter(user=request.user.pk, deleted_at=None)
-    job = with_what_is_shown(own.named(video_id)).first()
+    """Find the caller's own video; another person's, a deleted one and no id at all are the same JobNotFound."""
+    job = kept_jobs(user=caller(request)).named(video_id).first()
     if job is None:
         raise JobNotFound()
     return job
 
 
 class Videos(APIView):
-    @extend_schema(
-        operation_id="videos_create",
+    @documented(
+        "videos_create",
+        "Make a video",
+        VIDEO,
+        *SUBMIT_ERRORS,
         parameters=[IDEMPOTENCY_KEY],
         request={"application/json": NewVideo, "multipart/form-data": NewVideo},
-        responses={200: VIDEO, **SUBMIT_ERRORS},
-        summary="Make a video",
     )
     def post(self, request: Request) -> Response:
         """Holds the credits and puts the video in the queue. They are charged only when a playable file is stored."""
         body = NewVideo(data=request.data)
         body.is_valid(raise_exception=True)
-        wish: dict[str, Any] = body.validated_data
-        _check_offer(wish)
-        chosen = None
-        if wish.get("preset") or wish.get("seconds"):
-            chosen = catalog.choose_preset(preset=wish.get("preset"), seconds=wish.get("seconds"))
+        params: dict[str, Any] = body.validated_data
+        model, size = params.get("model") or "", params.get("size") or ""
+        if model or size:
+            offer = catalog.current()
+            if model:
+                offer.require_model(model)
+            if size:
+                offer.require_size(size)
+        preset = None
+        if params.get("preset") or params.get("seconds"):
+            preset = catalog.choose_preset(preset=params.get("preset"), seconds=params.get("seconds"))
         job = submission.submit(
             user=caller(request),
-            prompt=wish["prompt"],
+            prompt=params["prompt"],
             source=GenerationJob.Source.API,
-            preset=chosen,
-            seed=wish.get("seed"),
-            negative_prompt=wish.get("negative_prompt") or "",
-            model=wish.get("model") or "",
-            size=wish.get("size") or "",
+            preset=preset,
+            seed=params.get("seed"),
+            negative_prompt=params.get("negative_prompt") or "",
+            model=model,
+            size=size,
             idempotency_key=request.headers.get("Idempotency-Key"),
         )
         return Response(video_json(job))
 
-    @extend_schema(
-        operation_id="videos_list",
-        parameters=[Page],
-        responses={200: VideoList, **errors(400, 401, 404)},
-        summary="List your videos",
-    )
+    @documented("videos_list", "List your videos", VideoList, 400, 401, 404, parameters=[PageQuery])
     def get(self, request: Request) -> Response:
-        """Newest first unless `order` says otherwise. Deleted videos are left out."""
-        wanted = Page(data=request.query_params.dict())
-        wanted.is_valid(raise_exception=True)
-        jobs, has_more = page_of(
-            with_what_is_shown(GenerationJob.objects.filter(user=request.user.pk, deleted_at=None)),
-            after=_cursor(request, wanted.validated_data.get("after")),
-            limit=wanted.validated_data["limit"],
-            order=wanted.validated_data["order"],
+        """Lists the newest first unless `order` says otherwise, without deleted videos."""
+        query = PageQuery(data=request.query_params.dict())
+        query.is_valid(raise_exception=True)
+        after = None
+        if "after" in query.validated_data:
+            # The video may have been deleted since the page before was read.
+            own = GenerationJob.objects.filter(user=caller(request))
+            after = own.named(query.validated_data["after"]).first()
+            if after is None:
+                raise JobNotFound()
+        jobs, has_more = paginate(
+            kept_jobs(user=caller(request)),
+            after=after,
+            limit=query.validated_data["limit"],
+            order=query.validated_data["order"],
         )
         data = videos_json(jobs)
         return Response(
@@ -136,55 +144,53 @@ class Videos(APIView):
 
 
 class Video(APIView):
-    @extend_schema(
-        operation_id="videos_retrieve",
-        responses={200: VIDEO, **errors(401, 404)},
-        summary="How a video stands",
-    )
+    @documented("videos_retrieve", "How a video stands", VIDEO, 401, 404)
     def get(self, request: Request, video_id: str) -> Response:
         return Response(video_json(find_job(request, video_id)))
 
-    @extend_schema(
-        operation_id="videos_delete",
-        responses={200: DeletedVideo, **errors(401, 404, 409)},
-        summary="Delete a video",
-    )
+    @documented("videos_delete", "Delete a video", DeletedVideo, 401, 404, 409)
     def delete(self, request: Request, video_id: str) -> Response:
-        """For good, its files with it. One that is still being made must be canceled first (409)."""
+        """Removes the video and its files for good. One that is still being made must be canceled first (409)."""
         job = find_job(request, video_id)
         lifecycle.delete(job=job)
         return Response({"id": job.public_id, "object": "video.deleted", "deleted": True})
 
 
 class Content(APIView):
-    @extend_schema(
-        operation_id="videos_content",
-        parameters=[Wanted],
-        responses={
-            (200, "video/mp4"): OpenApiTypes.BINARY,
-            (200, "image/jpeg"): OpenApiTypes.BINARY,
-            (206, "video/mp4"): OpenApiTypes.BINARY,
-            **errors(400, 401, 404, 409, 410, 412, 416),
-        },
-        summary="Download a video or its poster",
+    @documented(
+        "videos_content",
+        "Download a video or its poster",
+        dict.fromkeys([(200, "video/mp4"), (200, "image/jpeg"), (206, "video/mp4")], OpenApiTypes.BINARY),
+        *(400, 401, 404, 409, 410, 412, 416),
+        parameters=[ContentQuery],
     )
     def get(self, request: Request, video_id: str) -> HttpResponseBase:
-        """The MP4 (H.264), or a JPEG with `variant=thumbnail`. Knows Range."""
-        wanted = Wanted(data=request.query_params.dict())
-        wanted.is_valid(raise_exception=True)
+        """Returns the MP4 (H.264), or a JPEG with `variant=thumbnail`. Supports Range."""
+        query = ContentQuery(data=request.query_params.dict())
+        query.is_valid(raise_exception=True)
         job = find_job(request, video_id)
-        if job.state != State.COMPLETED:
+        if job.state != GenerationJob.State.COMPLETED:
             raise VideoNotReady(job.error_message if not job.is_live else None)
-        return _file_response(request, job, wanted.validated_data["variant"])
+        file, kind, extension = job.video, "video/mp4", ".mp4"
+        if query.validated_data["variant"] == "thumbnail":
+            file, kind, extension = job.poster, "image/jpeg", ".jpg"
+        plain: HttpRequest = request._request
+        filename = filename_for(job.prompt, extension)
+        try:
+            response = serve_file(plain, file.name or "", content_type=kind, filename=filename)
+        except Http404:
+            raise VideoGone() from None
+        if response.status_code < 400:
+            return response
+        problem = PRECONDITION_FAILED if response.status_code == 412 else UNSATISFIABLE_RANGE
+        explained = answer(API_PREFIX, problem)
+        for name, value in response.items():
+            explained.headers.setdefault(name, value)
+        return explained
 
 
 class Cancel(APIView):
-    @extend_schema(
-        operation_id="videos_cancel",
-        request=None,
-        responses={200: VIDEO, **errors(401, 404, 409)},
-        summary="Stop making a video",
-    )
+    @documented("videos_cancel", "Stop making a video", VIDEO, 401, 404, 409, request=None)
     def post(self, request: Request, video_id: str) -> Response:
         """Gives the held credits back at once. `status` becomes `failed`, `error.code` is `canceled`."""
         job = lifecycle.cancel(job=find_job(request, video_id), actor=caller(request))
@@ -192,35 +198,32 @@ class Cancel(APIView):
 
 
 class Remix(APIView):
-    @extend_schema(
-        operation_id="videos_remix",
+    @documented(
+        "videos_remix",
+        "Make it again with another prompt",
+        VIDEO,
+        *(*SUBMIT_ERRORS, 404),
         parameters=[IDEMPOTENCY_KEY],
         request={"application/json": NewRemix, "multipart/form-data": NewRemix},
-        responses={200: VIDEO, **SUBMIT_ERRORS, **errors(404)},
-        summary="Make it again with another prompt",
     )
     def post(self, request: Request, video_id: str) -> Response:
-        """A new video with the seed, preset and negative prompt of this one."""
+        """Makes a new video with the preset, seed, negative prompt, model and size of this one."""
         original = find_job(request, video_id)
         body = NewRemix(data=request.data)
         body.is_valid(raise_exception=True)
-        remix = submission.same_again(original)
-        remix["prompt"], remix["remixed_from"] = body.validated_data["prompt"], original
+        params = submission.same_again(original)
+        params["prompt"], params["remixed_from"] = body.validated_data["prompt"], original
         job = submission.submit(
             user=caller(request),
             source=GenerationJob.Source.API,
             idempotency_key=request.headers.get("Idempotency-Key"),
-            **remix,
+            **params,
         )
         return Response(video_json(job))
 
 
 class Events(APIView):
-    @extend_schema(
-        operation_id="videos_events",
-        responses={(200, MEDIA_TYPE): SERVER_SENT_EVENT, **errors(401, 404, 429)},
-        summary="Follow a video",
-    )
+    @documented("videos_events", "Follow a video", {(200, MEDIA_TYPE): SERVER_SENT_EVENT}, 401, 404, 429)
     def get(self, request: Request, video_id: str) -> HttpResponse:
         """Server-sent events: `video.updated` for each change, then `video.completed` or `video.failed` and the end.
 
@@ -235,35 +238,27 @@ class Events(APIView):
 
 
 class Models(APIView):
-    @extend_schema(
-        operation_id="models_list", responses={200: ModelList, **errors(401)}, summary="What can make videos"
-    )
+    @documented("models_list", "What can make videos", ModelList, 401)
     def get(self, request: Request) -> Response:
-        """The default first."""
-        return Response({"object": "list", "data": ModelSerializer(catalog.current().models, many=True).data})
+        """Lists the default first."""
+        return Response({"object": "list", "data": [model_json(model) for model in catalog.current().models]})
 
 
 class Model(APIView):
-    @extend_schema(
-        operation_id="models_retrieve",
-        responses={200: ModelSerializer, **errors(401, 404)},
-        summary="One model",
-    )
+    @documented("models_retrieve", "One model", ModelSerializer, 401, 404)
     def get(self, request: Request, model: str) -> Response:
         for known in catalog.current().models:
             if known.id == model:
-                return Response(ModelSerializer(known).data)
+                return Response(model_json(known))
         raise NotFound("There is no such model.")
 
 
 class Presets(APIView):
-    @extend_schema(
-        operation_id="presets_list", responses={200: PresetList, **errors(401)}, summary="What a video costs"
-    )
+    @documented("presets_list", "What a video costs", PresetList, 401)
     def get(self, request: Request) -> Response:
-        """Price for the caller and expected wait of everything on offer."""
+        """Lists every preset with its price for the caller and its expected wait."""
         quotes = catalog.quotes(user=caller(request))
-        return Response({"object": "list", "data": PresetSerializer(quotes, many=True).data})
+        return Response({"object": "list", "data": [preset_json(quote) for quote in quotes]})
 
 
 class Schema(SpectacularJSONAPIView):
@@ -275,7 +270,7 @@ class Schema(SpectacularJSONAPIView):
         return response
 
     def _get_version_parameter(self, request: Request) -> None:
-        """There is one version; `?version=` would otherwise stand in a header, whatever it says."""
+        """Ignore `?version=`: there is one version, and the text would otherwise stand in a header."""
 
 
 class Docs(SpectacularSwaggerView):
@@ -286,7 +281,7 @@ class Docs(SpectacularSwaggerView):
     url_name = "api-schema"
 
     def handle_exception(self, exc: Exception) -> Response:
-        """A page when all is well, and the errors of the API as everywhere else."""
+        """Answer errors as the rest of the API does, in JSON."""
         response: Response = super().handle_exception(exc)
         self.request.accepted_renderer = JSONRenderer()
         self.request.accepted_media_type = JSONRenderer.media_type
@@ -294,7 +289,7 @@ class Docs(SpectacularSwaggerView):
 
 
 class UnknownRoute(APIView):
-    """Whatever else is asked for under /v1/: 404 in the shape of every other error, with or without a key."""
+    """Every other address under /v1/: 404 in the shape of every other error, with or without a key."""
 
     authentication_classes = []
     permission_classes = []
@@ -303,47 +298,19 @@ class UnknownRoute(APIView):
         raise NotFound(f"There is no {request.method} for this address. See /v1/docs.")
 
 
-def _check_offer(wish: dict[str, Any]) -> None:
-    if wish.get("model") or wish.get("size"):
-        available = catalog.current()
-        if wish.get("model"):
-            available.require_model(wish["model"])
-        if wish.get("size"):
-            available.require_size(wish["size"])
-
-
-def _cursor(request: Request, after: str | None) -> GenerationJob | None:
-    """The video a page begins after. It may have been deleted since the page before was read."""
-    if after is None:
-        return None
-    job = GenerationJob.objects.filter(user=request.user.pk).named(after).first()
-    if job is None:
-        raise JobNotFound()
-    return job
-
-
-def _file_response(request: Request, job: GenerationJob, variant: str) -> HttpResponseBase:
-    file, kind, extension = job.video, "video/mp4", ".mp4"
-    if variant == "thumbnail":
-        file, kind, extension = job.poster, "image/jpeg", ".jpg"
-    plain: HttpRequest = request._request
-    try:
-        response = serve_file(
-            plain, file.name or "", content_type=kind, filename=filename_for(job.prompt, extension)
-        )
-    except Http404:
-        raise VideoGone() from None
-    return _explained(response) if response.status_code >= 400 else response
-
-
-def _explained(response: HttpResponseBase) -> HttpResponseBase:
-    """A range or a precondition that cannot be met, in the shape of every other error."""
-    texts = {
-        412: ("precondition_failed", "The file is not the one this request is for."),
-        416: ("range_not_satisfiable", "This range begins behind the end of the file."),
-    }
-    code, message = texts[response.status_code]
-    told = JsonResponse(Problem(response.status_code, code, message).body, status=response.status_code)
-    for name, value in response.items():
-        told.headers.setdefault(name, value)
-    return told
+# Everything under /v1/. No trailing slashes, as clients of OpenAI's API expect.
+urlpatterns = [
+    path("videos", Videos.as_view(), name="api-videos"),
+    path("videos/<str:video_id>", Video.as_view(), name="api-video"),
+    path("videos/<str:video_id>/content", Content.as_view(), name="api-content"),
+    path("videos/<str:video_id>/cancel", Cancel.as_view(), name="api-cancel"),
+    path("videos/<str:video_id>/remix", Remix.as_view(), name="api-remix"),
+    path("videos/<str:video_id>/events", Events.as_view(), name="api-events"),
+    path("credits", Credits.as_view(), name="api-credits"),
+    path("models", Models.as_view(), name="api-models"),
+    path("models/<path:model>", Model.as_view(), name="api-model"),
+    path("presets", Presets.as_view(), name="api-presets"),
+    path("schema", Schema.as_view(), name="api-schema"),
+    path("docs", Docs.as_view(), name="api-docs"),
+    re_path(r"", UnknownRoute.as_view()),
+]

@@ -20,7 +20,7 @@ from django.db.models import Aggregate, Count, OuterRef, QuerySet
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
 
-from accounts.models import User
+from accounts.models import User, UserLimits
 from generation.errors import InvalidSetting, UnknownModel, UnknownPreset
 from generation.jobs import limits, scheduling
 from generation.models import GenerationJob, GpuNode, Preset, RunningTotal
@@ -55,9 +55,9 @@ def quote(*, preset: Preset, user: User) -> Quote:
     return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds(preset))
 
 
-def quotes(*, user: User | None = None) -> list[Quote]:
-    """Quote every enabled preset, in the order staff gave them."""
-    factor = limits.price_factor(user) if user else Decimal(1)
+def quotes(*, user: User | None = None, agreed: UserLimits | None = None) -> list[Quote]:
+    """Quote every enabled preset, in the order staff gave them. agreed: the user's limits, if they are read already."""
+    factor = limits.price_factor(user, agreed) if user else Decimal(1)
     presets = Preset.objects.filter(enabled=True).annotate(latest_times=_latest_times())
     return [
         Quote(
@@ -165,7 +165,7 @@ class Model:
 class Offer:
     """Models and sizes that can be asked for now. The default comes first; both are empty until a node was reached.
 
-    sizes: `WIDTHxHEIGHT`, of each node the one it makes when nobody asks.
+    sizes: `WIDTHxHEIGHT`, of each node the one that it makes unasked.
     """
 
     models: tuple[Model, ...]
@@ -303,15 +303,25 @@ def add_up(
 
     name: of the kept sum. moment: the column with the time of a row; rows never change, and there is an index on it.
     """
+
+    def sums(some: "QuerySet[Any]") -> Totals:
+        found = some.order_by().values(*labels).annotate(number=number).values_list(*labels, "number")
+        return Counter({tuple(key): value for *key, value in found})
+
     kept = RunningTotal.objects.filter(pk=name).first()
-    since = rows if kept is None else rows.filter(**{f"{moment}__gte": kept.until})
-    totals = _numbers_of(kept)
-    totals.update(_sums(since, labels, number))
+    past = Counter({tuple(key): value for *key, value in kept.numbers} if kept else {})
+    since = rows.filter(**{f"{moment}__gte": kept.until}) if kept else rows
+    totals = past.copy()
+    totals.update(sums(since))
     settled = _now() - SETTLED
     if kept is None or settled - kept.until > SPAN:
-        before = _numbers_of(kept)
-        before.update(_sums(since.filter(**{f"{moment}__lt": settled}), labels, number))
-        _keep(RunningTotal(name=name, until=settled, numbers=[[*key, n] for key, n in before.items()]), kept)
+        past.update(sums(since.filter(**{f"{moment}__lt": settled})))
+        new = RunningTotal(name=name, until=settled, numbers=[[*key, n] for key, n in past.items()])
+        # Unless another process was quicker.
+        if kept is None:
+            RunningTotal.objects.bulk_create([new], ignore_conflicts=True)
+        else:
+            RunningTotal.objects.filter(pk=name, until=kept.until).update(until=settled, numbers=new.numbers)
     return totals
 
 
@@ -321,20 +331,3 @@ def _now() -> datetime:
         cursor.execute("SELECT statement_timestamp()")
         [(moment,)] = cursor.fetchall()
     return cast(datetime, moment)
-
-
-def _sums(rows: "QuerySet[Any]", labels: Sequence[str], number: Aggregate) -> Totals:
-    found = rows.order_by().values(*labels).annotate(number=number).values_list(*labels, "number")
-    return Counter({tuple(key): value for *key, value in found})
-
-
-def _numbers_of(kept: RunningTotal | None) -> Totals:
-    return Counter({tuple(key): value for *key, value in kept.numbers} if kept else {})
-
-
-def _keep(new: RunningTotal, old: RunningTotal | None) -> None:
-    """Store the sum unless another process was quicker."""
-    if old is None:
-        RunningTotal.objects.bulk_create([new], ignore_conflicts=True)
-    else:
-        RunningTotal.objects.filter(pk=old.pk, until=old.until).update(until=new.until, numbers=new.numbers)

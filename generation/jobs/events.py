@@ -33,7 +33,7 @@ class JobEvent:
 
 
 def event_of(job: GenerationJob) -> JobEvent:
-    """The event that tells how the job stands."""
+    """Make the event that tells how the job stands."""
     return JobEvent(
         job=job.id.hex,
         user=job.user_id,

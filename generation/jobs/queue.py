@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -142,7 +143,7 @@ class FailFastSentinel(Sentinel):
 
     def spawn_process(self, target: Callable[..., Any], *args: Any) -> BaseProcess:
         # Workers are recognised by their target and have a hook of their own (post_spawn), so they are not wrapped.
-        wrapped = target if target is django_q_cluster.worker else _Watched(target)
+        wrapped = target if target is django_q_cluster.worker else partial(_watched, target)
         process: BaseProcess = super().spawn_process(wrapped, *args)
         self._children[process.sentinel] = process
         return process
@@ -165,15 +166,10 @@ def _exitcode(process: BaseProcess) -> int | None:
     return process.exitcode
 
 
-class _Watched:
-    """A child's target that ends with its sentinel."""
-
-    def __init__(self, target: Callable[..., Any]) -> None:
-        self.target = target
-
-    def __call__(self, *args: Any) -> None:
-        _begin_child()
-        self.target(*args)
+def _watched(target: Callable[..., Any], *args: Any) -> None:
+    """Run a child's target, which ends with its sentinel."""
+    _begin_child()
+    target(*args)
 
 
 @receiver(post_spawn, dispatch_uid="generation.jobs.queue.begin_child")

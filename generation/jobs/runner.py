@@ -9,6 +9,7 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import fields
 from functools import partial
 from typing import Any, TypeVar
 
@@ -286,17 +287,6 @@ class AttemptRunner:
 
 
 def _request_of(attempt: JobAttempt) -> GenerationRequest:
-    job = attempt.job
-    width, _, height = job.size.partition("x")
-    return GenerationRequest(
-        id=attempt.pk.hex,
-        prompt=job.prompt,
-        negative_prompt=job.negative_prompt,
-        num_frames=job.num_frames,
-        fps=job.fps,
-        num_inference_steps=job.num_inference_steps,
-        guidance_scale=job.guidance_scale,
-        seed=job.seed,
-        width=int(width) if width else None,
-        height=int(height) if height else None,
-    )
+    """Ask for the attempt's job. The fields of a request have the names of the job's."""
+    asked = {field.name: getattr(attempt.job, field.name) for field in fields(GenerationRequest)}
+    return GenerationRequest(**asked | {"id": attempt.pk.hex})

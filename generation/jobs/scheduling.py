@@ -163,11 +163,6 @@ def _seconds_per_frame_step(node: GpuNode) -> float:
     done = JobAttempt.objects.filter(
         node=node, state=JobAttempt.State.SUCCEEDED, generation_ms__isnull=False, closed_at__isnull=False
     )
-    rates = [
-        milliseconds / 1000 / (frames * steps)
-        for milliseconds, frames, steps in done.order_by("-closed_at").values_list(
-            "generation_ms", "job__num_frames", "job__num_inference_steps"
-        )[:10]
-        if milliseconds
-    ]
-    return max(rates, default=USUAL_SECONDS_PER_FRAME_STEP)
+    rate = F("generation_ms") / 1000.0 / (F("job__num_frames") * F("job__num_inference_steps"))
+    rates = done.order_by("-closed_at").values_list(rate, flat=True)[:10]
+    return max(filter(None, rates), default=USUAL_SECONDS_PER_FRAME_STEP)

@@ -59,7 +59,7 @@ class Unplayable(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one clip may cost.
+    """The limits of one clip.
 
     seconds: wall clock. max_side: pixels. max_duration: seconds of video. memory, max_bytes: bytes.
     """
@@ -78,10 +78,9 @@ class Survey:
     """The result of one pass over every frame."""
 
     facts: dict[str, Any]
+    timeline: Timeline
     container_fits: bool
     codec_fits: bool
-    rate: Fraction
-    still: VideoFrame
 
 
 def main(limits_json: str, *paths: str) -> None:
@@ -126,7 +125,7 @@ def prepare(source: Path, video: Path, poster: Path, *, limits: Limits) -> dict[
     A source that plays everywhere is copied byte by byte.
     """
     found = survey(source, limits)
-    write_poster(found.still, poster)
+    write_poster(found.timeline.still, poster)
     if found.container_fits and found.codec_fits:
         shutil.copyfile(source, video)
         return found.facts
@@ -259,7 +258,7 @@ class Timeline:
 
 
 def _is_blank(frame: VideoFrame) -> bool:
-    """Whether the first plane (luma, mostly) is the same all over; each row ends in padding that is not looked at."""
+    """Check that the first plane (luma, mostly) is the same all over; each row ends in padding, which is left out."""
     plane = frame.planes[0]
     rows = memoryview(plane)
     step = plane.line_size * max(1, plane.height // 64)
@@ -286,6 +285,7 @@ def _described(source: Path, container: InputContainer, stream: VideoStream, tim
     }
     return Survey(
         facts=facts,
+        timeline=timeline,
         container_fits=is_mp4 and faststart and audio_fits and len(container.streams.video) == 1,
         # Matroska leaves out the decoding times that MP4 needs, so its frames are never copied.
         codec_fits=is_mov
@@ -293,13 +293,11 @@ def _described(source: Path, container: InputContainer, stream: VideoStream, tim
         and facts["pix_fmt"] == "yuv420p"
         and codec.profile in PLAYABLE_PROFILES
         and first.width % 2 == first.height % 2 == 0,
-        rate=timeline.rate,
-        still=timeline.still,
     )
 
 
 def _has_index_in_front(source: Path) -> bool:
-    """Whether the index of an MP4 comes before its pictures, so that playing can begin before all is there."""
+    """Look whether the index of an MP4 comes before its pictures, so that playing can begin before all is there."""
     boxes = list(_top_level_boxes(source))
     if b"moov" not in boxes or b"moof" in boxes:
         return False
@@ -360,11 +358,12 @@ def _copied(out: OutputContainer, source: VideoStream | AudioStream) -> Track:
 def _as_h264(out: OutputContainer, source: VideoStream, found: Survey, limits: Limits) -> Track:
     """Encode frames at their own times."""
     options = {"preset": "medium", "crf": "18", "profile": "high", "threads": str(limits.threads)}
-    video = out.add_stream("libx264", rate=found.rate, options=options)
+    rate = found.timeline.rate
+    video = out.add_stream("libx264", rate=rate, options=options)
     video.width, video.height = found.facts["width"] & ~1, found.facts["height"] & ~1
     video.pix_fmt = "yuv420p"
-    video.codec_context.time_base = source.time_base or 1 / found.rate
-    _tag_colours(video, found.still)
+    video.codec_context.time_base = source.time_base or 1 / rate
+    _tag_colours(video, found.timeline.still)
 
     def take(packet: Packet[Any] | None) -> None:
         if packet is None:

@@ -16,25 +16,3 @@ from generation.models.jobs import (
     new_share_token,
 )
 from generation.models.staff import BatchedRefund, BlockedPrompt, DayFigures, NodeTrial, RefundBatch, Report
-
-__all__ = [
-    "BatchedRefund",
-    "BlockedPrompt",
-    "DayFigures",
-    "GenerationJob",
-    "GpuNode",
-    "GpuNodeQuerySet",
-    "JobAttempt",
-    "JobQuerySet",
-    "NodeTrial",
-    "Preset",
-    "RefundBatch",
-    "Report",
-    "RunningTotal",
-    "SharedLink",
-    "UnclaimedFile",
-    "check_node_address",
-    "new_deadline",
-    "new_seed",
-    "new_share_token",
-]

@@ -45,6 +45,9 @@ class Preset(models.Model):
     is_default = models.BooleanField(default=False)
     enabled = models.BooleanField(default=True)
 
+    # A job keeps these as they are at submit, so that a later edit changes no job.
+    COPIED = ("num_frames", "fps", "num_inference_steps", "guidance_scale")
+
     class Meta:
         ordering = ["position", "name"]
         constraints = [
@@ -158,7 +161,7 @@ class GpuNode(models.Model):
 
     @property
     def runs_in_background(self) -> bool:
-        """Whether it takes a job at once and is asked for it later (`NodeClient.background`)."""
+        """True where the node takes a job at once and is asked for it later (`NodeClient.background`)."""
         return client_class(self.effective_protocol).background
 
     @property
@@ -217,7 +220,7 @@ class GenerationJob(models.Model):
     prompt = models.TextField()
     negative_prompt = models.TextField(blank=True)
     preset = models.ForeignKey(Preset, on_delete=models.PROTECT, related_name="jobs")
-    # Copied from the preset at submit, so that a later edit of it changes no job.
+    # Preset.COPIED
     num_frames = models.PositiveIntegerField()
     fps = models.PositiveIntegerField()
     num_inference_steps = models.PositiveIntegerField()
@@ -387,7 +390,7 @@ class JobAttempt(models.Model):
 
     @property
     def runs_in_background(self) -> bool:
-        """Whether the node takes it at once and is asked for it later (`NodeClient.background`)."""
+        """True where the node takes it at once and is asked for it later (`NodeClient.background`)."""
         return client_class(self.protocol).background
 
 

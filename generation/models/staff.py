@@ -67,7 +67,7 @@ class BatchedRefund(models.Model):
     class State(models.TextChoices):
         WAITING = "waiting", "Waiting"
         REFUNDED = "refunded", "Refunded"
-        PASSED_OVER = "passed_over", "Passed over"  # refunded before, by somebody else
+        PASSED_OVER = "passed_over", "Passed over"  # refunded before, in another way
 
     batch = models.ForeignKey(RefundBatch, on_delete=models.PROTECT, related_name="items")
     job = models.ForeignKey("generation.GenerationJob", on_delete=models.PROTECT, related_name="+")

@@ -34,37 +34,6 @@ from generation.nodes.protocol import (
 from generation.nodes.transport import Transport, checked_url
 from generation.nodes.videos import VideosClient
 
-__all__ = [
-    "CLIENTS",
-    "GenerateVideoClient",
-    "GenerationRequest",
-    "NodeAnsweredNonsense",
-    "NodeBusy",
-    "NodeCannot",
-    "NodeClient",
-    "NodeEndpoint",
-    "NodeError",
-    "NodeHealth",
-    "NodeMisconfigured",
-    "NodeNotReached",
-    "NodeRejected",
-    "NodeServerError",
-    "NodeTimeout",
-    "NodeUnauthorized",
-    "NodeUnreachable",
-    "PermanentNodeError",
-    "RemoteJob",
-    "RemoteJobLost",
-    "RemoteState",
-    "ResultTooLarge",
-    "TransientNodeError",
-    "VideosClient",
-    "checked_url",
-    "client_class",
-    "detect_protocol",
-    "open_client",
-]
-
 # Every protocol there is; a node that speaks several is asked in the first one.
 CLIENTS: tuple[type[NodeClient], ...] = (VideosClient, GenerateVideoClient)
 

@@ -88,7 +88,7 @@ FINISHED_STATES: frozenset[RemoteState] = frozenset({"completed", "failed", "can
 
 @dataclass(frozen=True, kw_only=True)
 class NodeEndpoint:
-    """Where a node is and how to speak to it.
+    """The address, the key and the protocol of a node.
 
     base_url: http(s) address without a path of ours, e.g. `http://10.0.0.7:8081`; a prefix is kept.
     api_key: sent as `x-api-key` and as a bearer token; empty when the node wants none.
@@ -104,8 +104,8 @@ class GenerationRequest:
     """The request of one attempt.
 
     id: the attempt's id, sent as Idempotency-Key: the same id is the same clip on nodes that know the header.
-    num_frames: pixel frames in the delivered file. fps: frames a second. width, height: pixels.
-    None leaves the choice to the node.
+    num_frames: pixel frames in the delivered file. fps: frames a second. size: `WIDTHxHEIGHT` in pixels.
+    None, or an empty text, leaves the choice to the node.
     """
 
     id: str
@@ -116,13 +116,7 @@ class GenerationRequest:
     num_inference_steps: int = 20
     guidance_scale: float | None = None
     seed: int | None = None
-    width: int | None = None
-    height: int | None = None
-
-    @property
-    def size(self) -> str | None:
-        """`WIDTHxHEIGHT` as `/v1/videos` writes it, or None when the node is to choose."""
-        return f"{self.width}x{self.height}" if self.width and self.height else None
+    size: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +165,7 @@ class RemoteJob:
 
     @property
     def finished(self) -> bool:
-        """Whether it has ended on the node."""
+        """True once it has ended on the node."""
         return self.state in FINISHED_STATES
 
 
@@ -179,13 +173,13 @@ class RemoteJob:
 # A finished file is asked for by this name under /get_video/, so it must never be a path.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-# A node whose model starts from pictures would refuse every job: the platform sends words alone.
+# A node whose model starts from pictures would refuse every job: the platform sends text only.
 PICTURES_ONLY = "pictures only"
 _WHY_NOT_PICTURES = "Its model makes videos from pictures; this service sends text."
 _SIZE = re.compile(r"\d{1,5}x\d{1,5}")
 # More jobs at once than any one server runs: a slip or a lie.
 MOST_CAPACITY = 256
-# Servers that are not ours have other words for the same.
+# Other servers have other words for it.
 _READY_WORDS = frozenset({"ready", "ok", "healthy", "up"})
 
 

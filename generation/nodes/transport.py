@@ -252,9 +252,8 @@ def checked_url(base_url: str) -> httpx.URL:
         raise protocol.NodeMisconfigured("The port in the node's address is out of range.")
     if url.scheme not in ("http", "https") or not url.host:
         raise protocol.NodeMisconfigured("The node's address must begin with http:// or https://.")
-    if (
-        "%" in url.host and ":" not in url.host
-    ):  # httpx has quoted a character that no name has; an IPv6 zone is no name
+    # httpx has quoted a character that no host name has; in an IPv6 address the sign begins a zone.
+    if "%" in url.host and ":" not in url.host:
         raise protocol.NodeMisconfigured("The node's address has characters that no host name has.")
     # Of a pasted address with a query or a fragment, the part before it is meant.
     return url.copy_with(query=None, fragment=None)

@@ -99,7 +99,7 @@ class VideosClient(NodeClient):
         self._wants_form = True
         answer = await self._post(fields, key=key)
         if answer.status in (415, 422):
-            # The form is no better, so the request was at fault; the first refusal has the fitting words.
+            # The form is no better, so the request was at fault; the first refusal explains it.
             self._wants_form = False
             return refusal if refusal.status == 422 else answer
         return answer
@@ -185,7 +185,7 @@ def _fields(request: GenerationRequest) -> dict[str, Any]:
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "seed": request.seed,
-        "size": request.size,
+        "size": request.size or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

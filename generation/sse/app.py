@@ -1,8 +1,11 @@
-"""The ASGI app in front of Django that answers the two streams itself."""
+"""Live updates over HTTP: `GET /events` for the site's own pages, `GET /v1/videos/{id}/events` for the API.
+
+A small ASGI app in front of Django: as an ordinary view, a stream that waits would hold a thread and a database
+connection.
+"""
 
 import asyncio
 import functools
-import json
 import logging
 import re
 import time
@@ -13,14 +16,13 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
+from django.http import HttpResponse
 
-from generation.api.errors import API_PREFIX, Problem, describe
+from generation.api.errors import API_PREFIX, SIGNED_OUT, Problem, answer, describe
 from generation.database import DATABASE_AWAY, in_database
 from generation.models import fields
 from generation.sse.streams import (
-    HEADERS,
-    HEARTBEAT,
-    RETRY,
+    MEDIA_TYPE,
     Board,
     BrowserStream,
     Stream,
@@ -38,16 +40,22 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 BROWSER_EVENTS = "/events"
 VIDEO_EVENTS = re.compile(r"/v1/videos/([^/]+)/events")
+HEADERS = [
+    (b"content-type", f"{MEDIA_TYPE}; charset=utf-8".encode()),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+RETRY = b"retry: 2000\n\n"  # milliseconds until a browser connects again
+HEARTBEAT = b": still here\n\n"
 # A burst of steps becomes one message: no stream gets more than ten of them a second.
-BREATH_SECONDS = 0.1
+PAUSE_SECONDS = 0.1
 DATABASE_PAUSE_SECONDS = 2.0
 MAX_STREAMS_PER_USER = 50
-SIGNED_OUT = Problem(401, "signed_out", "Please sign in.")
 TOO_MANY = Problem(429, "too_many_streams", f"You have {MAX_STREAMS_PER_USER} event streams open already.")
 
 
 class EventStreams:
-    """Answers the two streams itself, and the server's lifespan; everything else is for `inner`."""
+    """Answers the two streams itself, and the server's lifespan; `inner` answers everything else."""
 
     def __init__(self, inner: App) -> None:
         self._inner = inner
@@ -58,13 +66,13 @@ class EventStreams:
         if scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         elif scope["type"] == "http" and scope["method"] == "GET" and scope["path"].endswith("/events"):
-            answer = await self._choose(ASGIRequest(scope, BytesIO()))
-            await answer(scope, receive, send)
+            app = await self._choose(ASGIRequest(scope, BytesIO()))
+            await app(scope, receive, send)
         else:
             await self._inner(scope, receive, send)
 
     async def _choose(self, request: ASGIRequest) -> App:
-        """Who answers: a stream, a refusal, or `inner`, which also tells the API's errors."""
+        """Choose the app that answers: a stream, a refusal, or `inner`, which also makes the API's errors."""
         try:
             request.get_host()
             stream = await self._stream_for(request)
@@ -72,11 +80,12 @@ class EventStreams:
             return self._inner
         except DATABASE_AWAY as error:
             logger.error("an event stream could not be opened: %s", str(error).strip())
-            return refusal(request.path_info, describe(error))
+            return _refusal(request.path_info, describe(error))
         if stream is None:
-            return refusal(BROWSER_EVENTS, SIGNED_OUT) if request.path_info == BROWSER_EVENTS else self._inner
+            is_browser = request.path_info == BROWSER_EVENTS
+            return _refusal(BROWSER_EVENTS, SIGNED_OUT) if is_browser else self._inner
         if self._board.streams_of(stream.inbox.user) >= MAX_STREAMS_PER_USER:
-            return refusal(request.path_info, TOO_MANY)
+            return _refusal(request.path_info, TOO_MANY)
         return functools.partial(self._serve, stream)
 
     async def _stream_for(self, request: ASGIRequest) -> Stream | None:
@@ -91,12 +100,14 @@ class EventStreams:
         return None
 
     async def _serve(self, stream: Stream, scope: Message, receive: Receive, send: Send) -> None:
-        """Until the reader goes away, may not read any more, or has seen the end."""
+        """Send until the reader goes away, may not read any more, or has seen the end."""
+
+        async def disconnected() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
         with self._board.opened(stream.inbox):
-            tasks = [
-                asyncio.create_task(self._write(stream, send)),
-                asyncio.create_task(_disconnected(receive)),
-            ]
+            tasks = [asyncio.create_task(self._write(stream, send)), asyncio.create_task(disconnected())]
             try:
                 done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -111,19 +122,23 @@ class EventStreams:
         await _send_chunk(send, RETRY)
         check_at = time.monotonic() + settings.EVENTS_RECHECK_SECONDS
         while await self._send_news(stream, send):
-            await asyncio.sleep(BREATH_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
             if not await stream.inbox.wait(settings.EVENTS_HEARTBEAT_SECONDS):
                 await _send_chunk(send, HEARTBEAT)
-                stream.inbox.look_at_the_line()
+                stream.inbox.resend_queued()
             if time.monotonic() >= check_at:
                 check_at = time.monotonic() + settings.EVENTS_RECHECK_SECONDS
-                stream.ended = not await _allowed(stream)
+                try:
+                    stream.ended = not await stream.still_allowed()
+                except DATABASE_AWAY:
+                    # Nothing can be read from a database that is away, so nothing leaks until the next check.
+                    stream.ended = False
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_news(self, stream: Stream, send: Send) -> bool:
         """Read and send what is new; False when nothing more will come.
 
-        When the database is away, everything is looked at again a little later.
+        While the database is away, everything is read again a little later.
         """
         if self._closing or stream.ended:
             return False
@@ -151,41 +166,25 @@ class EventStreams:
     def close(self) -> None:
         """End the streams. The server calls it at a signal, before it waits for open responses."""
         self._closing = True
-        for inbox in self._board.everybody():
+        for inbox in self._board.inboxes():
             inbox.wake()
-
-
-async def _allowed(stream: Stream) -> bool:
-    try:
-        return await stream.still_allowed()
-    except DATABASE_AWAY:
-        # Nothing can be read from a database that is away, so nothing leaks until the next look.
-        return True
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send_chunk(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def refusal(path: str, problem: Problem) -> App:
-    """No stream: an app that says so, in the API's words or in plain ones."""
-    is_api = path.startswith(API_PREFIX)
-    body = (json.dumps(problem.body) if is_api else problem.message).encode()
-    headers = {
-        "Content-Type": "application/json" if is_api else "text/plain; charset=utf-8",
-        "Cache-Control": "no-store",
-        "Content-Length": str(len(body)),
-        **problem.headers,
-    }
+def _refusal(path: str, problem: Problem) -> App:
+    """Make an app that refuses: in JSON for the API, in plain text for the site's scripts."""
+    response = answer(API_PREFIX, problem)
+    if not path.startswith(API_PREFIX):
+        response = HttpResponse(problem.message, "text/plain; charset=utf-8", headers=problem.headers)
+    response["Cache-Control"] = "no-store"
+    response["Content-Length"] = str(len(response.content))
 
     async def refuse(scope: Message, receive: Receive, send: Send) -> None:
-        pairs = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": problem.status, "headers": pairs})
-        await send({"type": "http.response.body", "body": body})
+        headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
+        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.content})
 
     return refuse

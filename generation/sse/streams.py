@@ -1,8 +1,11 @@
-"""The two kinds of stream: all jobs of a signed-in person as cards, and one job as the API's video object."""
+"""The two kinds of stream: a user's jobs as cards for the browser, and one job as the API's video object.
+
+One subscription to the hub a process is dealt out by user, so that a slow client delays no other and misses nothing but
+states that were overtaken. A stream that waits holds neither a thread nor a database connection.
+"""
 
 import asyncio
 import contextlib
-import functools
 import importlib
 import json
 import re
@@ -22,25 +25,25 @@ from django.utils import timezone, translation
 from accounts.languages import language_for
 from accounts.models import User
 from generation.api.auth import key_of_header
-from generation.api.serializers import video_json, with_what_is_shown
+from generation.api.serializers import video_json
 from generation.database import in_database
 from generation.jobs.events import JobEvent, event_of, hub
 from generation.models import GenerationJob
-from generation.web.presenters import render_card
+from generation.web.presenters import kept_jobs, render_card
+
+State = GenerationJob.State
 
 MEDIA_TYPE = "text/event-stream"
-HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
-# How long a browser waits before it connects again.
-RETRY = b"retry: 2000\n\n"
-HEARTBEAT = b": still here\n\n"
+# A stream begins with the latest jobs that are live or ended so lately: what ended during a reconnect is sent again.
+SNAPSHOT_JOBS = 24
+SNAPSHOT_WINDOW = timedelta(minutes=10)
 
 
 def frame(event: str, data: str, *, at: datetime | None = None) -> bytes:
-    """One server-sent event. `at` becomes its id, so that a client that comes back says how much it saw."""
+    """Write one server-sent event (https://html.spec.whatwg.org/multipage/server-sent-events.html).
+
+    at: becomes its id, so that a client that comes back says how much it saw.
+    """
     lines = [f"event: {event}"]
     if at is not None:
         lines.append(f"id: {int(at.timestamp() * 1000)}")
@@ -49,17 +52,14 @@ def frame(event: str, data: str, *, at: datetime | None = None) -> bytes:
 
 
 def video_frame(job: GenerationJob) -> bytes:
-    """How a video stands, as the API's stream says it."""
+    """Write a video as the API's stream sends it."""
     body = video_json(job)
-    event = f"video.{body['status']}" if not job.is_live else "video.updated"
+    event = "video.updated" if job.is_live else f"video.{body['status']}"
     return frame(event, json.dumps(body, ensure_ascii=False))
 
 
-# Who hears what: the hub's events, dealt out to the open streams of the user they are about.
-
-
 class Inbox:
-    """What one stream has yet to send: for each job the latest event only.
+    """The events that one stream has yet to send: the latest of each job.
 
     job: hex id of the one job that matters, or None for all of the user's.
     """
@@ -69,12 +69,12 @@ class Inbox:
         self.job = job
         self._events: dict[str, JobEvent] = {}
         self._everything = True
-        self._waiting: dict[str, JobEvent] = {}
-        self._line_moved = False
+        self._queued: dict[str, JobEvent] = {}
+        self._queue_moved = False
         self._wake = asyncio.Event()
 
     def put(self, event: JobEvent | None) -> None:
-        """Something happened; None: something may have been missed, look at everything again."""
+        """Add an event; None: something may have been missed, so everything is to be read again."""
         if event is None:
             self._everything = True
         elif self.job in (None, event.job):
@@ -82,37 +82,38 @@ class Inbox:
             self.note(event)
         else:
             return
-        self._wake.set()
+        self.wake()
 
     def note(self, event: JobEvent) -> None:
-        """Remember which jobs wait in the queue."""
-        if event.state == GenerationJob.State.QUEUED:
-            self._waiting[event.job] = event
+        """Remember the jobs that wait in the queue."""
+        if event.state == State.QUEUED:
+            self._queued[event.job] = event
         else:
-            self._waiting.pop(event.job, None)
+            self._queued.pop(event.job, None)
 
     def take(self) -> tuple[list[JobEvent], bool]:
-        """The events since the last time, and whether everything is to be looked at instead."""
+        """Return the events since the last time, and whether everything is to be read instead."""
         taken = list(self._events.values()), self._everything
         self._events, self._everything = {}, False
         self._wake.clear()
         return taken
 
-    def the_line_moved(self) -> None:
-        """Others left the queue. Not worth a message of its own: it is told with the next heartbeat."""
-        self._line_moved = True
+    def note_queue_moved(self) -> None:
+        """Remember that other jobs left the queue. Not worth a message of its own: the next heartbeat brings it."""
+        self._queue_moved = True
 
-    def look_at_the_line(self) -> None:
-        if self._line_moved:
-            self._line_moved = False
-            for event in list(self._waiting.values()):
+    def resend_queued(self) -> None:
+        """Have the queued jobs sent again if they moved up."""
+        if self._queue_moved:
+            self._queue_moved = False
+            for event in list(self._queued.values()):
                 self.put(event)
 
     def wake(self) -> None:
         self._wake.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Until there is something to do; False when there was nothing for so many seconds."""
+        """Wait for something to do; False when there was nothing for so many seconds."""
         try:
             await asyncio.wait_for(self._wake.wait(), timeout=seconds)
         except TimeoutError:
@@ -142,71 +143,20 @@ class Board:
     def streams_of(self, user: int) -> int:
         return len(self._inboxes.get(user, ()))
 
-    def everybody(self) -> Iterator[Inbox]:
-        for inboxes in self._inboxes.values():
-            yield from inboxes
+    def inboxes(self) -> list[Inbox]:
+        return [inbox for inboxes in self._inboxes.values() for inbox in inboxes]
 
     async def _deal_out(self) -> None:
         with hub.subscribe() as queue:
             while True:
                 event = await queue.get()
-                to = self.everybody() if event is None else iter(self._inboxes.get(event.user, ()))
-                for inbox in to:
+                for inbox in self.inboxes() if event is None else self._inboxes.get(event.user, ()):
                     inbox.put(event)
-                if event is not None and _shortens_the_line(event):
-                    for inbox in self.everybody():
-                        inbox.the_line_moved()
-
-
-def _shortens_the_line(event: JobEvent) -> bool:
-    """Somebody's job was taken up or withdrawn: others may have moved up."""
-    just_started = event.state == GenerationJob.State.RUNNING and event.step == 0
-    return just_started or event.state == GenerationJob.State.CANCELED
-
-
-# What streams read from the database: in a thread, with no connection kept while they wait.
-
-
-# How many jobs a stream begins with at most.
-SNAPSHOT_JOBS = 24
-
-
-def user_of_session(request: ASGIRequest) -> User | None:
-    """Who is signed in: the same check as AuthenticationMiddleware makes, the session being read afresh."""
-    store = importlib.import_module(settings.SESSION_ENGINE).SessionStore
-    request.session = store(request.COOKIES.get(settings.SESSION_COOKIE_NAME))
-    user = get_user(request)
-    return user if isinstance(user, User) and user.is_active else None
-
-
-def owner_of_video(header: bytes, job: uuid.UUID) -> int | None:
-    """The owner of the key in this Authorization header, when the video is theirs too."""
-    key = key_of_header(header)
-    if key is None or not GenerationJob.objects.filter(pk=job, user=key.user_id, deleted_at=None).exists():
-        return None
-    return key.user_id
-
-
-def recent_events(user: int, since: datetime) -> list[JobEvent]:
-    """The state of every live job of the user and of what ended since then, as events."""
-    jobs = GenerationJob.objects.filter(user=user, deleted_at=None)
-    recent = jobs.filter(Q(finished_at=None) | Q(finished_at__gte=since)).order_by("-created_at")[
-        :SNAPSHOT_JOBS
-    ]
-    return [event_of(job) for job in recent]
-
-
-def frame_of_video(job: uuid.UUID, user: int) -> tuple[JobEvent, bytes, bool] | None:
-    """How it stands, the same as the API's stream says it, and whether that is the last; None when it was deleted."""
-    row = with_what_is_shown(GenerationJob.objects.filter(pk=job, user=user, deleted_at=None)).first()
-    return None if row is None else (event_of(row), video_frame(row), not row.is_live)
-
-
-# Server-sent events as bytes (https://html.spec.whatwg.org/multipage/server-sent-events.html).
-
-
-# What ended while nobody listened is sent again after a (re)connect: as far back as this.
-SNAPSHOT_WINDOW = timedelta(minutes=10)
+                if event is not None and (
+                    event.state == State.CANCELED or (event.state == State.RUNNING and event.step == 0)
+                ):
+                    for inbox in self.inboxes():
+                        inbox.note_queue_moved()
 
 
 class Stream(ABC):
@@ -216,26 +166,17 @@ class Stream(ABC):
         self.inbox = inbox
         self.ended = False
 
-    async def read(self) -> list[bytes]:
-        """What is to be sent now."""
-        events, everything = self.inbox.take()
-        return await self.snapshot() if everything else await self.news(events)
-
     @abstractmethod
     async def still_allowed(self) -> bool:
-        """Ask the database again who this is."""
+        """Check the reader's session or key again."""
 
     @abstractmethod
-    async def snapshot(self) -> list[bytes]:
-        """How everything stands, whatever was sent before."""
-
-    @abstractmethod
-    async def news(self, events: list[JobEvent]) -> list[bytes]:
-        """What these events changed."""
+    async def read(self) -> list[bytes]:
+        """Read the frames to send now: what the events of the inbox changed, or everything."""
 
 
 class BrowserStream(Stream):
-    """All jobs of the signed-in person: `job` with JSON, and `card-<hex>` with the card's HTML."""
+    """All jobs of the signed-in user: `job` with JSON, and `card-<hex>` with the card's HTML."""
 
     def __init__(self, request: ASGIRequest, *, user: User) -> None:
         super().__init__(Inbox(user=user.pk))
@@ -246,17 +187,16 @@ class BrowserStream(Stream):
         user = await in_database(user_of_session)(self._request)
         return user is not None and user.pk == self.inbox.user
 
-    async def snapshot(self) -> list[bytes]:
-        since = min(_last_seen(self._request), timezone.now() - SNAPSHOT_WINDOW)
-        events = await in_database(recent_events)(self.inbox.user, since)
-        for event in events:
-            self.inbox.note(event)
-        return await self.news(events)
-
-    async def news(self, events: list[JobEvent]) -> list[bytes]:
+    async def read(self) -> list[bytes]:
+        events, everything = self.inbox.take()
+        if everything:
+            since = min(_last_seen(self._request), timezone.now() - SNAPSHOT_WINDOW)
+            events = await in_database(_recent_events)(self.inbox.user, since)
+            for event in events:
+                self.inbox.note(event)
         frames = []
         for event in events:
-            card = await cards.card(event, self._language)
+            card = await _card(event, self._language)
             now = timezone.now()
             facts = {"id": event.job, "state": event.state, "step": event.step, "steps": event.steps}
             frames.append(frame("job", json.dumps(facts), at=now))
@@ -266,7 +206,7 @@ class BrowserStream(Stream):
 
 
 class VideoStream(Stream):
-    """One job of the key's owner as the API's video object; over when the job is."""
+    """One job of the key's owner as the API's video object; ends with the job."""
 
     def __init__(self, *, user: int, job: uuid.UUID, key: bytes) -> None:
         super().__init__(Inbox(user=user, job=job.hex))
@@ -277,44 +217,72 @@ class VideoStream(Stream):
     async def still_allowed(self) -> bool:
         return await in_database(owner_of_video)(self._key, self._job) == self.inbox.user
 
-    async def snapshot(self) -> list[bytes]:
-        found = await in_database(frame_of_video)(self._job, self.inbox.user)
+    async def read(self) -> list[bytes]:
+        if not any(self.inbox.take()):
+            return []
+        found = await in_database(_kept_video)(self._job, self.inbox.user)
         if found is None:
             self.ended = True
             return []
-        event, update, self.ended = found
-        self.inbox.note(event)
+        row, update = found
+        self.ended = not row.is_live
+        self.inbox.note(event_of(row))
         if update == self._sent:
             return []
         self._sent = update
         return [update]
 
-    async def news(self, events: list[JobEvent]) -> list[bytes]:
-        return await self.snapshot() if events else []
+
+# --- What streams read from the database, in a thread -----------------------------------------------------------------
 
 
-class Cards:
-    """Cards as HTML: several pages of one person that want the same card at the same time share one rendering."""
-
-    def __init__(self) -> None:
-        self._under_way: dict[tuple[JobEvent, str], asyncio.Task[str]] = {}
-
-    async def card(self, event: JobEvent, language: str) -> str:
-        wanted = (event, language)
-        task = self._under_way.get(wanted)
-        if task is None:
-            task = asyncio.create_task(in_database(_render)(uuid.UUID(event.job), language))
-            self._under_way[wanted] = task
-            task.add_done_callback(functools.partial(self._forget, wanted))
-        return await asyncio.shield(task)
-
-    def _forget(self, wanted: tuple[JobEvent, str], task: "asyncio.Task[str]") -> None:
-        self._under_way.pop(wanted, None)
-        if not task.cancelled():
-            task.exception()  # whoever waits for it hears of it; when nobody does any more, it is of no interest
+def user_of_session(request: ASGIRequest) -> User | None:
+    """Find the signed-in user as AuthenticationMiddleware does, with the session read afresh."""
+    store = importlib.import_module(settings.SESSION_ENGINE).SessionStore
+    request.session = store(request.COOKIES.get(settings.SESSION_COOKIE_NAME))
+    user = get_user(request)
+    return user if isinstance(user, User) and user.is_active else None
 
 
-cards = Cards()
+def owner_of_video(header: bytes, job: uuid.UUID) -> int | None:
+    """Find the owner of the key in this Authorization header, when the video is theirs too."""
+    key = key_of_header(header)
+    if key is None or not kept_jobs(pk=job, user=key.user_id).exists():
+        return None
+    return key.user_id
+
+
+def _recent_events(user: int, since: datetime) -> list[JobEvent]:
+    """Make events of the user's live jobs and of those that ended since then."""
+    jobs = GenerationJob.objects.filter(user=user, deleted_at=None)
+    recent = jobs.filter(Q(finished_at=None) | Q(finished_at__gte=since))
+    return [event_of(job) for job in recent.order_by("-created_at")[:SNAPSHOT_JOBS]]
+
+
+def _kept_video(job: uuid.UUID, user: int) -> tuple[GenerationJob, bytes] | None:
+    """Read a video and its frame; None when it was deleted."""
+    row = kept_jobs(pk=job, user=user).first()
+    return None if row is None else (row, video_frame(row))
+
+
+_rendering: dict[tuple[JobEvent, str], asyncio.Task[str]] = {}
+
+
+async def _card(event: JobEvent, language: str) -> str:
+    """Render a card; pages of one user that want the same card at the same time share one rendering."""
+    wanted = (event, language)
+    task = _rendering.get(wanted)
+    if task is None:
+        task = asyncio.create_task(in_database(_render)(uuid.UUID(event.job), language))
+        _rendering[wanted] = task
+
+        def forget(done: asyncio.Task[str]) -> None:
+            _rendering.pop(wanted, None)
+            if not done.cancelled():
+                done.exception()  # raised to every page that waits; without one it is of no interest
+
+        task.add_done_callback(forget)
+    return await asyncio.shield(task)
 
 
 def _render(job: uuid.UUID, language: str) -> str:
@@ -323,8 +291,8 @@ def _render(job: uuid.UUID, language: str) -> str:
 
 
 def _last_seen(request: ASGIRequest) -> datetime:
-    """When a client that comes back saw its last event; now, for one that never was here."""
-    said = request.headers.get("Last-Event-ID", "")
-    if said.isascii() and said.isdecimal() and len(said) == len(str(int(time.time() * 1000))):
-        return datetime.fromtimestamp(int(said) / 1000, tz=UTC)
+    """Parse when a client that comes back saw its last event; now for a new one."""
+    text = request.headers.get("Last-Event-ID", "")
+    if text.isascii() and text.isdecimal() and len(text) == len(str(int(time.time() * 1000))):
+        return datetime.fromtimestamp(int(text) / 1000, tz=UTC)
     return timezone.now()

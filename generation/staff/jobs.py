@@ -33,11 +33,7 @@ class BeyondLimit(Refused):
 
 @operation("generation.cancel_job", "job.cancel")
 def cancel(op: Operation, job: GenerationJob) -> GenerationJob:
-    """Stop a queued or running job and release its credits.
-
-    Raises:
-        Refused: it is being stored, or has ended.
-    """
+    """Stop a queued or running job and release its credits. Raises Refused when it is being stored, or has ended."""
     op.record(job, before={"state": job.state}, after={"state": State.CANCELED})
     job.refresh_from_db()
     refuse(why_not_cancel(job))
@@ -119,7 +115,7 @@ def check_refund_limit(actor: Actor, credits: int) -> None:  # noqa: A002  (cred
     if rest is not None and credits > rest:
         raise BeyondLimit(
             f"These are {credits} credits. You may refund {settings.REFUND_LIMIT_CREDITS} in 24 hours and have "
-            f"{rest} of them left: please ask somebody with the role finance or owner."
+            f"{rest} of them left: please ask a colleague with the role finance or owner."
         )
 
 

@@ -19,11 +19,7 @@ HEALTH, GENERATE, PLAY = "It answers and takes our key", "It makes a clip", "The
 
 @operation("generation.change_gpunode", "node.drain")
 def drain(op: Operation, node: GpuNode) -> None:
-    """Let a node finish its jobs and give it no new ones.
-
-    Raises:
-        Refused: it is drained already.
-    """
+    """Let a node finish its jobs and give it no new ones. Raises Refused when it is drained already."""
     node = _locked(node)
     refuse(why_not_drain(node))
     op.record(node, before={"enabled": True}, after={"enabled": False})
@@ -32,11 +28,7 @@ def drain(op: Operation, node: GpuNode) -> None:
 
 @operation("generation.change_gpunode", "node.enable")
 def enable(op: Operation, node: GpuNode) -> None:
-    """Give a drained node jobs again.
-
-    Raises:
-        Refused: it is not drained.
-    """
+    """Give a drained node jobs again. Raises Refused when it is not drained."""
     node = _locked(node)
     refuse(why_not_enable(node))
     op.record(node, before={"enabled": False}, after={"enabled": True})
@@ -59,11 +51,7 @@ def set_aside(op: Operation, node: GpuNode) -> None:
 
 @operation("generation.change_gpunode", "node.bring_back")
 def bring_back(op: Operation, node: GpuNode) -> None:
-    """Give a node that was set aside jobs again, without a canary.
-
-    Raises:
-        Refused: it is not set aside.
-    """
+    """Give a node that was set aside jobs again, without a canary. Raises Refused when it is not set aside."""
     node = _locked(node)
     refuse(why_not_bring_back(node))
     op.record(node, before={"reason": node.set_aside_reason})

@@ -38,17 +38,17 @@ class NodeStats:
     refund_rate: float | None
 
 
-def latest(number: int = DAYS) -> list[DayFigures]:
-    """The last `number` days, the running one included, oldest first; without those that `keep` has yet to add up."""
+def latest() -> list[DayFigures]:
+    """The last 30 days, the running one included, oldest first; without those that `keep` has yet to add up."""
     now, over = today(), settled()
-    rows = DayFigures.objects.filter(day__gt=now - timedelta(days=number), day__lt=over)
+    rows = DayFigures.objects.filter(day__gt=now - timedelta(days=DAYS), day__lt=over)
     return [*rows.defer("nodes").order_by("day"), *_add_up(over, now + timedelta(days=1))]
 
 
-def keep(number: int = DAYS) -> None:
+def keep() -> None:
     """A task: add up the days that are over and not kept yet. Safe to repeat."""
     over = settled()
-    wanted = _days(today() - timedelta(days=number - 1), over)
+    wanted = _days(today() - timedelta(days=DAYS - 1), over)
     kept = set(DayFigures.objects.filter(day__in=wanted).values_list("day", flat=True))
     missing = [day for day in wanted if day not in kept]
     if missing:

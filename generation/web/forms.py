@@ -1,4 +1,4 @@
-"""What a person types into the composer. The rules are admission's; this parses and puts messages by their field."""
+"""The composer's form: it parses what was typed, and puts the refusals of `submission` by their fields."""
 
 import hashlib
 import json
@@ -14,10 +14,10 @@ from generation.models import GenerationJob
 
 
 class TextField(forms.Field):
-    """Text as typed. Browsers send a line's end as two characters, which their own counters count as one."""
+    """Text without surrounding space. Browsers send a line's end as two characters, and count it as one."""
 
     def to_python(self, value: Any) -> str:
-        return str(value or "").replace("\r\n", "\n")
+        return str(value or "").replace("\r\n", "\n").strip()
 
 
 class ComposerForm(forms.Form):
@@ -30,14 +30,8 @@ class ComposerForm(forms.Form):
     remix = TextField(required=False)
     key = TextField(required=False)
 
-    def clean_prompt(self) -> str:
-        try:
-            return submission.check_prompt(self.cleaned_data["prompt"])
-        except GenerationError as error:
-            raise ValidationError(error.message) from None
-
     def clean_seed(self) -> int | None:
-        text: str = self.cleaned_data["seed"].strip()
+        text: str = self.cleaned_data["seed"]
         if not text:
             return None
         is_number = text.isascii() and text.isdigit() and len(text) < 20
@@ -47,32 +41,32 @@ class ComposerForm(forms.Form):
             raise ValidationError(error.message) from None
 
     def submit(self, *, user: User) -> GenerationJob | None:
-        """The job, or None with the refusal among the form's errors."""
-        if not self.is_valid():
-            return None
-        asked = self.cleaned_data
+        """Submit the job; None with every refusal among the form's errors."""
+        valid, data = self.is_valid(), self.cleaned_data
         try:
+            if not valid:
+                submission.check_prompt(data["prompt"])  # two mistakes are named at once
+                return None
+            original = GenerationJob.objects.filter(user=user, deleted_at=None).named(data["remix"]).first()
             return submission.submit(
                 user=user,
-                prompt=asked["prompt"],
                 source=GenerationJob.Source.WEB,
-                preset=catalog.find_preset(asked["preset"]),
-                seed=asked["seed"],
-                negative_prompt=asked["negative_prompt"],
                 idempotency_key=self._idempotency_key(),
-                remixed_from=self._remixed_from(user),
+                prompt=data["prompt"],
+                preset=catalog.find_preset(data["preset"]),
+                seed=data["seed"],
+                negative_prompt=data["negative_prompt"],
+                model=original.model if original else "",
+                size=original.size if original else "",
+                remixed_from=original,
             )
         except GenerationError as error:
             self.add_error(error.param if error.param in self.fields else None, error.message)
             return None
 
     def _idempotency_key(self) -> str | None:
-        """Of the form and its content: whoever goes back, changes the prompt and submits again wants another clip."""
+        """Derive the key from form and content: going back and changing the prompt makes another clip."""
         if not self.cleaned_data["key"]:
             return None
         content = json.dumps(self.cleaned_data, sort_keys=True)
         return "web-" + hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
-
-    def _remixed_from(self, user: User) -> GenerationJob | None:
-        own = GenerationJob.objects.filter(user=user, deleted_at=None)
-        return own.named(self.cleaned_data["remix"]).first()

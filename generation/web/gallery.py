@@ -1,4 +1,4 @@
-"""One person's clips as they are looked through: searched, filtered, and a page at a time."""
+"""One person's clips as a gallery: searched, filtered, and a page at a time."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,22 +11,6 @@ from django.utils.translation import gettext_lazy as _
 
 from generation.models import GenerationJob, JobQuerySet
 
-
-def page_of(
-    jobs: "QuerySet[GenerationJob]", *, after: GenerationJob | None, limit: int, order: str
-) -> tuple[list[GenerationJob], bool]:
-    """At most `limit` jobs beyond `after` by time of creation, and whether there are more. order: `asc` or `desc`."""
-    sign, beyond = ("", "gt") if order == "asc" else ("-", "lt")
-    if after is not None:
-        same_time = Q(created_at=after.created_at, **{f"pk__{beyond}": after.pk})
-        jobs = jobs.filter(Q(**{f"created_at__{beyond}": after.created_at}) | same_time)
-    rows = list(jobs.order_by(f"{sign}created_at", f"{sign}pk")[: limit + 1])
-    return rows[:limit], len(rows) > limit
-
-
-# Pages by cursor, newest or oldest first: no page shifts when rows come or go.
-
-
 State, Source = GenerationJob.State, GenerationJob.Source
 
 PAGE_SIZE = 24
@@ -35,11 +19,11 @@ MAX_WORDS = 10
 
 @dataclass(frozen=True)
 class Filter:
-    """What somebody looks for. An unknown state or door is none: an old link still shows the gallery."""
+    """A search. An unknown state or source filters nothing: an old link still shows the gallery."""
 
-    words: str = ""
+    text: str = ""
     state: str = ""
-    door: str = ""
+    source: str = ""
 
     STATES: ClassVar[dict[str, tuple[Promise, tuple[str, ...]]]] = {
         "making": (_("In the making"), GenerationJob.LIVE),
@@ -47,7 +31,7 @@ class Filter:
         "failed": (_("Failed"), (State.FAILED,)),
         "canceled": (_("Canceled"), (State.CANCELED,)),
     }
-    DOORS: ClassVar[dict[str, Promise]] = {
+    SOURCES: ClassVar[dict[str, Promise]] = {
         Source.WEB.value: _("Web"),
         Source.TELEGRAM.value: _("Telegram"),
         Source.API.value: _("API"),
@@ -55,41 +39,50 @@ class Filter:
 
     @classmethod
     def from_query(cls, query: QueryDict) -> "Filter":
-        """From `?q=&state=&door=`. A NUL, which no database text can hold, is in no prompt either."""
-        state, door = query.get("state", ""), query.get("door", "")
+        """Parse `?q=&state=&door=`. A NUL, which no database text can hold, is in no prompt either."""
+        state, source = query.get("state", ""), query.get("door", "")
         return cls(
-            words=query.get("q", "").replace("\0", " ").strip()[:200],
+            text=query.get("q", "").replace("\0", " ").strip()[:200],
             state=state if state in cls.STATES else "",
-            door=door if door in cls.DOORS else "",
+            source=source if source in cls.SOURCES else "",
         )
 
     @property
     def is_active(self) -> bool:
-        return bool(self.words or self.state or self.door)
+        return bool(self.text or self.state or self.source)
 
     def apply(self, jobs: JobQuerySet) -> JobQuerySet:
-        """The jobs whose prompt has every word, by any door and in any state unless these are named."""
-        for word in self.words.split()[:MAX_WORDS]:
+        """Select the jobs whose prompt has every word, of any source and in any state unless these are named."""
+        for word in self.text.split()[:MAX_WORDS]:
             jobs = jobs.filter(prompt__icontains=word)
         if self.state:
             jobs = jobs.filter(state__in=self.STATES[self.state][1])
-        return jobs.filter(source=self.door) if self.door else jobs
+        return jobs.filter(source=self.source) if self.source else jobs
 
     def query(self, *, after: str = "") -> str:
-        """The address that shows this again, from the clip named `after` on."""
-        wanted = {"q": self.words, "state": self.state, "door": self.door, "after": after}
-        return urlencode({name: value for name, value in wanted.items() if value})
+        """Build the query string that shows this again, from the clip named `after` on."""
+        fields = {"q": self.text, "state": self.state, "door": self.source, "after": after}
+        return urlencode({name: value for name, value in fields.items() if value})
 
 
-@dataclass(frozen=True)
-class Page:
-    """Some clips, newest first. older: the query that shows those after them, empty when there are none."""
+def page(
+    jobs: JobQuerySet, search: Filter, *, after: GenerationJob | None
+) -> tuple[list[GenerationJob], str]:
+    """Return a page of the search, newest first, and the query string of the next; empty when there is none."""
+    found, has_more = paginate(search.apply(jobs), after=after, limit=PAGE_SIZE, order="desc")
+    return found, search.query(after=found[-1].public_id) if has_more else ""
 
-    jobs: list[GenerationJob]
-    older: str
 
+def paginate(
+    jobs: "QuerySet[GenerationJob]", *, after: GenerationJob | None, limit: int, order: str
+) -> tuple[list[GenerationJob], bool]:
+    """Return at most `limit` jobs beyond `after` by time of creation, and whether there are more.
 
-def page(jobs: JobQuerySet, wanted: Filter, *, after: GenerationJob | None) -> Page:
-    """A page of what is wanted, beginning behind `after`."""
-    found, has_more = page_of(wanted.apply(jobs), after=after, limit=PAGE_SIZE, order="desc")
-    return Page(jobs=found, older=wanted.query(after=found[-1].public_id) if has_more else "")
+    By cursor, so that no page shifts when rows come or go. order: `asc` or `desc`.
+    """
+    sign, beyond = ("", "gt") if order == "asc" else ("-", "lt")
+    if after is not None:
+        same_time = Q(created_at=after.created_at, **{f"pk__{beyond}": after.pk})
+        jobs = jobs.filter(Q(**{f"created_at__{beyond}": after.created_at}) | same_time)
+    rows = list(jobs.order_by(f"{sign}created_at", f"{sign}pk")[: limit + 1])
+    return rows[:limit], len(rows) > limit

@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from django.template.loader import render_to_string
 from django.utils import timezone
@@ -11,7 +12,6 @@ from generation.jobs import catalog
 from generation.models import GenerationJob, JobAttempt, JobQuerySet
 
 State = GenerationJob.State
-Attempt = JobAttempt.State
 
 
 @dataclass(frozen=True)
@@ -29,37 +29,36 @@ class Card:
 
     @property
     def is_moving(self) -> bool:
-        """It will change by itself: it is being made, or the GPU has yet to say at which step it stopped."""
+        """The card changes by itself: the job is live, or the GPU has yet to confirm its stop."""
         return self.job.is_live or self.is_stopping
 
     @property
     def is_stopping(self) -> bool:
         attempt = self.job.current_attempt
-        return self.job.state == State.CANCELED and attempt is not None and attempt.state == Attempt.OPEN
+        is_open = attempt is not None and attempt.state == JobAttempt.State.OPEN
+        return self.job.state == State.CANCELED and is_open
 
     @property
     def stopped_at_step(self) -> int | None:
-        """Of a canceled job, as the GPU confirmed it."""
+        """The step of a canceled job, as the GPU confirmed it."""
         attempt = self.job.current_attempt
         return attempt.stopped_at_step if attempt and self.job.state == State.CANCELED else None
 
     @property
     def percent(self) -> int:
-        """Of the denoising steps that are done."""
         return 100 * self.job.step // max(1, self.job.num_inference_steps)
 
 
+def kept_jobs(**filters: Any) -> JobQuerySet:
+    """Select jobs that their owners have not deleted, with all that pages and the API show of them."""
+    jobs = GenerationJob.objects.filter(deleted_at=None, **filters)
+    return jobs.select_related("preset", "current_attempt__node")
+
+
 def render_card(job_id: uuid.UUID) -> str:
-    """The card of one job as an HTML fragment, as it is put into open pages; empty when the job is gone."""
-    job = owned_jobs().filter(pk=job_id).first()
-    if job is None:
-        return ""
-    return render_to_string("generation/_card.html", {"card": cards([job])[0]})
-
-
-def owned_jobs() -> JobQuerySet:
-    """Every job that its owner has not deleted, with all that a card shows."""
-    return GenerationJob.objects.filter(deleted_at=None).select_related("preset", "current_attempt__node")
+    """Render one job's card as the HTML fragment that open pages swap in; empty when the job is gone."""
+    job = kept_jobs(pk=job_id).first()
+    return render_to_string("generation/_card.html", {"card": cards([job])[0]}) if job else ""
 
 
 def cards(
@@ -68,10 +67,10 @@ def cards(
     expected: Mapping[int, int] | None = None,
     queue: catalog.Line | None = None,
 ) -> list[Card]:
-    """A card for each job, in a number of queries that does not depend on how many there are.
+    """Make a card for each job, in a number of queries that does not depend on how many there are.
 
-    expected: seconds a clip of each preset takes, by the preset's primary key; asked for where it is missing.
-    queue: the line with the places of these jobs; asked for when it is missing.
+    expected: seconds a clip of each preset takes, by the preset's primary key; queried where it is missing.
+    queue: the line with the places of these jobs; queried when it is missing.
     """
     jobs = list(jobs)
     seconds = dict(expected or {})
@@ -81,22 +80,6 @@ def cards(
     if queue is None and any(job.state == State.QUEUED for job in jobs):
         queue = catalog.now(jobs)
     return [_card(job, queue, seconds.get(job.preset_id, 0)) for job in jobs]
-
-
-def seconds_left(job: GenerationJob, *, expected: int) -> int:
-    """Of a running job, from its own measured steps and from what a clip of its preset takes (`expected`, seconds).
-
-    A clip may have waited on its node behind another one, so time per step so far is an upper bound of its true pace.
-    It waits there for one clip at most: what has taken twice as long as expected is slow, not late.
-    """
-    remaining = max(0, job.num_inference_steps - job.step)
-    usual = expected / max(1, job.num_inference_steps)
-    elapsed = (timezone.now() - job.started_at).total_seconds() if job.started_at else 0.0
-    if not job.step:
-        return max(1, expected)
-    own = elapsed / job.step
-    pace = own if elapsed > 2 * expected else min(own, usual)
-    return max(1, round(remaining * pace))
 
 
 def _card(job: GenerationJob, queue: catalog.Line | None, expected: int) -> Card:
@@ -109,3 +92,17 @@ def _card(job: GenerationJob, queue: catalog.Line | None, expected: int) -> Card
         return Card(job=job, position=position, waits_for_node=True)
     waiting = queue.seconds_before(position, expected)
     return Card(job=job, position=position, seconds_left=max(1, round(waiting + expected)))
+
+
+def seconds_left(job: GenerationJob, *, expected: int) -> int:
+    """Estimate a running job's time from its own measured steps and what a clip of its preset takes (`expected`).
+
+    A clip may have waited on its node behind another one, so time per step so far is an upper bound of its true pace.
+    It waits there for one clip at most: what has taken twice as long as expected is slow, not late.
+    """
+    if not job.step:
+        return max(1, expected)
+    elapsed = (timezone.now() - job.started_at).total_seconds() if job.started_at else 0.0
+    own, usual = elapsed / job.step, expected / max(1, job.num_inference_steps)
+    pace = own if elapsed > 2 * expected else min(own, usual)
+    return max(1, round(max(0, job.num_inference_steps - job.step) * pace))

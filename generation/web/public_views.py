@@ -1,4 +1,4 @@
-"""Whoever sees a shared video may report it, without an account."""
+"""Pages of a shared clip, for visitors without an account. Nothing here says whose clip it is."""
 
 from typing import TypeVar, cast
 from urllib.parse import urlsplit
@@ -17,17 +17,21 @@ from accounts.staff.actor import address_of
 from generation import sharing
 from generation.models import GenerationJob, Report
 from generation.staff import moderation
-from generation.web.streaming import filename_for, serve_file
+from generation.web.streaming import serve_file, serve_video
 
-Answer = TypeVar("Answer", bound=HttpResponseBase)
+R = TypeVar("R", bound=HttpResponseBase)
+
+
+class ReportForm(forms.Form):
+    about = forms.ChoiceField(choices=Report.About.choices, widget=forms.RadioSelect)
+    words = forms.CharField(max_length=1000, required=False, widget=forms.Textarea(attrs={"rows": 3}))
 
 
 @require_safe
 def shared_video(request: HttpRequest, token: str) -> HttpResponse:
-    """The clip, its prompt, and what chats need to unfurl the link."""
-    job = _shown(token)
+    """Show the clip, its prompt, and what chats need to unfurl the link."""
     context = {
-        "job": job,
+        "job": _find(token),
         "token": token,
         "address": absolute(request, reverse("shared_video", args=[token])),
         "video_address": absolute(request, reverse("shared_file", args=[token])),
@@ -40,67 +44,50 @@ def shared_video(request: HttpRequest, token: str) -> HttpResponse:
 
 @require_safe
 def shared_file(request: HttpRequest, token: str) -> HttpResponseBase:
-    """The MP4, in ranges when asked for; `?download` makes browsers save it."""
-    job = _shown(token)
-    download = "download" in request.GET
-    response = serve_file(request, str(job.video), filename=filename_for(job.prompt), as_attachment=download)
-    return _asked_for_again(response)
+    return _revalidated(serve_video(request, _find(token)))
 
 
 @require_safe
 def shared_poster(request: HttpRequest, token: str) -> HttpResponseBase:
-    return _asked_for_again(serve_file(request, str(_shown(token).poster), content_type="image/jpeg"))
-
-
-def absolute(request: HttpRequest, path: str) -> str:
-    """The whole address of a path: on SITE_URL, whose scheme a proxy may hide, or on the host that was asked."""
-    if urlsplit(settings.SITE_URL).netloc == request.get_host():
-        return str(settings.SITE_URL) + path
-    return request.build_absolute_uri(path)
-
-
-def _shown(token: str) -> GenerationJob:
-    job = sharing.find(token)
-    if job is None:
-        raise Http404
-    return job
-
-
-def _asked_for_again(response: HttpResponseBase) -> HttpResponseBase:
-    """Kept by browsers, but asked for each time: a revoked link stops to work at once."""
-    if response.status_code in (200, 206, 304):
-        response["Cache-Control"] = "private, no-cache"
-    return _unlisted(response)
-
-
-def _unlisted(response: Answer) -> Answer:
-    """Whoever has the link may watch; search engines shall not make it known."""
-    response["X-Robots-Tag"] = "noindex, nofollow"
-    return response
-
-
-# What anybody sees of a clip whose owner made a link to it. Nothing here says whose it is.
-
-
-class ReportForm(forms.Form):
-    about = forms.ChoiceField(choices=Report.About.choices, widget=forms.RadioSelect)
-    words = forms.CharField(max_length=1000, required=False, widget=forms.Textarea(attrs={"rows": 3}))
+    return _revalidated(serve_file(request, str(_find(token).poster), content_type="image/jpeg"))
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
 def report_video(request: HttpRequest, token: str) -> HttpResponse:
-    """The form, and after it a word of thanks. One address reports a few times an hour."""
-    job = sharing.find(token)
-    if job is None:
-        raise Http404
+    """Show the form, then thanks. One address reports a few times an hour."""
+    job = _find(token)
     form = ReportForm(request.POST or None)
     sent = request.method == "POST" and form.is_valid()
     if sent:
         if too_many := ratelimit.consume_or_429(request, action="report_video"):
             return cast(HttpResponse, too_many)
         moderation.report(job=job, address=address_of(request), **form.cleaned_data)
-    response = render(
-        request, "generation/report.html", {"form": form, "sent": sent, "token": token, "job": job}
-    )
+    context = {"form": form, "sent": sent, "token": token, "job": job}
+    return _unlisted(render(request, "generation/report.html", context))
+
+
+def absolute(request: HttpRequest, path: str) -> str:
+    """Make the full address of a path: on SITE_URL, whose scheme a proxy may hide, or on the host that was asked."""
+    if urlsplit(settings.SITE_URL).netloc == request.get_host():
+        return str(settings.SITE_URL) + path
+    return request.build_absolute_uri(path)
+
+
+def _find(token: str) -> GenerationJob:
+    job = sharing.find(token)
+    if job is None:
+        raise Http404
+    return job
+
+
+def _revalidated(response: HttpResponseBase) -> HttpResponseBase:
+    """Let browsers keep the file but ask each time: a revoked link stops to work at once."""
+    if response.status_code in (200, 206, 304):
+        response["Cache-Control"] = "private, no-cache"
+    return _unlisted(response)
+
+
+def _unlisted(response: R) -> R:
+    """Keep search engines from making the link known."""
     response["X-Robots-Tag"] = "noindex, nofollow"
     return response

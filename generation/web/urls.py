@@ -1,4 +1,4 @@
-"""The site's own pages about clips."""
+"""Addresses of the site's pages about clips."""
 
 import uuid
 
@@ -9,7 +9,7 @@ from generation.web import public_views, views
 
 
 class VideoId:
-    """The name the API has for a video; anything else is a page that does not exist."""
+    """A video's public id in an address; anything else is 404."""
 
     regex = fields.PUBLIC_ID
 

@@ -1,8 +1,11 @@
-"""One clip: its page, its files, and what its owner can do with it."""
+"""The site's pages about clips: the composer and the gallery, and one clip with its files.
+
+Each view parses, calls one operation and renders; htmx gets pieces of pages.
+"""
 
 import uuid
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from django.conf import settings
 from django.contrib import messages
@@ -10,88 +13,107 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_POST, require_safe
+from django.views.decorators.http import require_GET, require_safe
 from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 
+from accounts.auth import SiteRequest, address_of_page, signed_in
+from accounts.models import UserLimits
 from generation import sharing
 from generation.errors import GenerationError
 from generation.jobs import catalog, lifecycle, limits, submission
-from generation.models import GenerationJob
+from generation.models import GenerationJob, JobQuerySet
 from generation.web import gallery
 from generation.web.forms import ComposerForm
-from generation.web.presenters import cards
+from generation.web.presenters import cards, kept_jobs
 from generation.web.public_views import absolute
-from generation.web.request import SiteRequest, comes_from, own_job, own_jobs, signed_in
-from generation.web.streaming import filename_for, serve_file
+from generation.web.streaming import serve_file, serve_video
+
+
+def own_jobs(request: SiteRequest) -> JobQuerySet:
+    """Select the visitor's clips without deleted ones."""
+    return kept_jobs(user=request.user)
+
+
+def own_job(request: SiteRequest, job_id: uuid.UUID) -> GenerationJob:
+    """Get the visitor's own clip; another person's is as unknown as one that never was."""
+    return get_object_or_404(own_jobs(request), pk=job_id)
+
+
+def comes_from_dashboard(request: SiteRequest) -> bool:
+    return bool(request.htmx) and urlsplit(address_of_page(request.htmx)).path == reverse("dashboard")
+
+
+# --- The composer and the gallery -------------------------------------------------------------------------------------
 
 
 @require_safe
 def dashboard(request: HttpRequest) -> HttpResponseBase:
-    """The composer and the gallery; for visitors, what this is."""
-    if not request.user.is_authenticated:
-        return render(
-            request,
-            "front.html",
-            catalog.context(catalog.current())
-            | {"quotes": catalog.quotes(), "signup_credits": settings.SIGNUP_CREDITS},
-        )
-    return _workspace(request)
+    """Show the composer and the gallery; to visitors, the front page."""
+    if request.user.is_authenticated:
+        return _workspace(request)
+    context = catalog.context(catalog.current())
+    context |= {"quotes": catalog.quotes(), "signup_credits": settings.SIGNUP_CREDITS}
+    return render(request, "front.html", context)
 
 
-@signed_in
+@signed_in("GET", "HEAD")
 def _workspace(request: SiteRequest) -> HttpResponse:
-    if request.htmx:
-        return _gallery(request)
-    return _dashboard(request, ComposerForm(initial=_prefill(request)))
+    if not request.htmx:
+        return _dashboard(request, ComposerForm(initial=_prefill(request)))
+    context = _gallery(request)
+    context["cards"] = cards(context["jobs"])
+    template = "generation/_cards.html" if context["after"] else "generation/_gallery.html"
+    return render(request, template, context)
 
 
 @require_GET
 def start(request: HttpRequest) -> HttpResponse:
-    """The front page's prompt: carried through sign-up into the composer."""
+    """Carry the front page's prompt through sign-up into the composer."""
     composer = f"{reverse('dashboard')}?{urlencode({'prompt': request.GET.get('prompt', '')})}"
     if request.user.is_authenticated:
         return redirect(composer)
     return redirect(f"{reverse('account_signup')}?{urlencode({'next': composer})}")
 
 
-@require_GET
-@signed_in
+@signed_in("GET")
 def balance(request: SiteRequest) -> HttpResponse:
-    """The header's balance alone."""
+    """Render the header's balance alone."""
     return render(request, "_balance.html")
 
 
-@require_GET
-@signed_in
+@signed_in("GET")
 def submit_bar(request: SiteRequest) -> HttpResponse:
-    """The composer's button and what stands beside it, as they are now."""
+    """Render the composer's button and what stands beside it, as they are now."""
     form = ComposerForm(initial={"preset": request.GET.get("preset", "")})
-    return render(request, "generation/_ready.html", composer(request, form))
+    return render(request, "generation/_ready.html", _composer(request, form))
 
 
-@signed_in
+@signed_in("GET", "HEAD", "POST")
 def submit(request: SiteRequest) -> HttpResponse:
-    """Accept a prompt. The new clip's page follows; for htmx, its card as the first one of the gallery."""
+    """Submit a prompt. The new clip's page follows; for htmx, its card as the first one of the gallery."""
     if request.method != "POST":
         return redirect("dashboard")
     form = ComposerForm(request.POST)
     job = form.submit(user=request.user)
-    if job is None:
-        return _refused(request, form)
+    if job is None and not request.htmx:
+        return _dashboard(request, form, status=422)
+    if job is None:  # 422 is what htmx is told to show
+        return render(request, "generation/_composer.html", _composer(request, form), status=422)
     if not request.htmx:
         return redirect("video", job.pk)
-    fresh = composer(request, ComposerForm(initial={"preset": job.preset.name}))
+    fresh = _composer(request, ComposerForm(initial={"preset": job.preset.name}))
     return render(request, "generation/_accepted.html", fresh | {"card": cards([job])[0]})
 
 
-def composer(
+def _composer(
     request: SiteRequest, form: ComposerForm, *, jobs: list[GenerationJob] | None = None
 ) -> dict[str, Any]:
-    """What the composer shows: the presets with price and expected wait, the one chosen, and what stands in the way.
+    """Build the composer's context: the presets with price and expected wait, the one chosen, the cooldown.
 
-    The line is looked at with the places of `jobs`, for those who show cards as well.
+    jobs: those whose cards the same page shows; their places in line are read in the same queries.
     """
-    quotes = catalog.quotes(user=request.user)
+    agreed = UserLimits.of(request.user)
+    quotes = catalog.quotes(user=request.user, agreed=agreed)
     wanted = form["preset"].value()
     chosen = next((quote for quote in quotes if quote.preset.name == wanted), None)
     default = next((quote for quote in quotes if quote.preset.is_default), quotes[0] if quotes else None)
@@ -105,45 +127,35 @@ def composer(
         "queue": queue,
         "expected": expected,
         "before_it": queue.seconds_to_join(expected),
-        "cooldown": limits.cooldown_left(request.user),
+        "cooldown": limits.cooldown_left(request.user, agreed),
         "key": uuid.uuid4().hex,
         "max_prompt": settings.MAX_PROMPT_LENGTH,
     }
 
 
+def _gallery(request: SiteRequest) -> dict[str, Any]:
+    """Build the gallery's context: a page of clips behind the one that `?after=` names, if any."""
+    search = gallery.Filter.from_query(request.GET)
+    # The clip may have been deleted meanwhile; an unknown one is none.
+    after = GenerationJob.objects.filter(user=request.user).named(request.GET.get("after", "")).first()
+    jobs, older = gallery.page(own_jobs(request), search, after=after)
+    return {"filter": search, "after": after, "jobs": jobs, "older": older}
+
+
 def _dashboard(request: SiteRequest, form: ComposerForm, *, status: int = 200) -> HttpResponse:
-    wanted, after = gallery.Filter.from_query(request.GET), _cursor(request)
-    page = gallery.page(own_jobs(request), wanted, after=after)
-    shown = composer(request, form, jobs=page.jobs)
-    context = shown | {
-        "cards": cards(page.jobs, expected=shown["expected"], queue=shown["queue"]),
-        "page": page,
-        "filter": wanted,
-        "after": after,
-    }
-    context |= catalog.context(catalog.of(shown["queue"].nodes))
+    context = _gallery(request)
+    context |= _composer(request, form, jobs=context["jobs"])
+    context["cards"] = cards(context["jobs"], expected=context["expected"], queue=context["queue"])
+    context |= catalog.context(catalog.of(context["queue"].nodes))
     return render(request, "generation/dashboard.html", context, status=status)
 
 
-def _gallery(request: SiteRequest) -> HttpResponse:
-    """The gallery alone, or the cards that follow one."""
-    wanted, after = gallery.Filter.from_query(request.GET), _cursor(request)
-    page = gallery.page(own_jobs(request), wanted, after=after)
-    template = "generation/_cards.html" if after else "generation/_gallery.html"
-    return render(request, template, {"cards": cards(page.jobs), "page": page, "filter": wanted})
-
-
-def _cursor(request: SiteRequest) -> GenerationJob | None:
-    """The clip that the page begins behind. It may have been deleted meanwhile; an unknown one is none."""
-    return GenerationJob.objects.filter(user=request.user).named(request.GET.get("after", "")).first()
-
-
 def _prefill(request: SiteRequest) -> dict[str, Any]:
-    """What a link puts into the composer: `?prompt=`, or `?remix=` one of the visitor's own clips."""
-    wanted = request.GET.get("remix", "")
-    if not wanted:
+    """Fill the composer from a link: `?prompt=`, or `?remix=` one of the visitor's own clips."""
+    original = request.GET.get("remix", "")
+    if not original:
         return {"prompt": request.GET.get("prompt", "")}
-    job = get_object_or_404(own_jobs(request).named(wanted))
+    job = get_object_or_404(own_jobs(request).named(original))
     return {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -153,39 +165,24 @@ def _prefill(request: SiteRequest) -> dict[str, Any]:
     }
 
 
-def _refused(request: SiteRequest, form: ComposerForm) -> HttpResponse:
-    """The composer again with the message and everything that was typed; 422 is what htmx is told to show."""
-    if request.htmx:
-        return render(request, "generation/_composer.html", composer(request, form), status=422)
-    return _dashboard(request, form, status=422)
+# --- One clip ---------------------------------------------------------------------------------------------------------
 
 
-# The composer and the gallery. Each view parses, calls one operation and renders; pieces of pages go to htmx.
-
-
-@require_safe
-@signed_in
+@signed_in("GET", "HEAD")
 def video(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """One clip: its progress, or the player with all that is known about it."""
+    """Show one clip: its progress, or the player with all that is known about it."""
     job = own_job(request, job_id)
-    context = {
-        "card": cards([job])[0],
-        "job": job,
-        "receipt": lifecycle.entries_of(job),
-        "shared_address": _shared_address(request, job),
-    }
+    context = {"card": cards([job])[0], "receipt": lifecycle.entries_of(job)} | _sharing(request, job)
     return render(request, "generation/video.html", context)
 
 
-@require_GET
-@signed_in
+@signed_in("GET")
 def card(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """One clip's card alone, for pages whose live updates are down."""
-    return _card(request, own_job(request, job_id))
+    """Render one clip's card alone, for pages whose live updates are down."""
+    return _card(request, job_id)
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def cancel(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     job = own_job(request, job_id)
     try:
@@ -194,15 +191,14 @@ def cancel(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
         messages.error(request, error.message)
     if not request.htmx:
         return redirect("video", job.pk)
-    answer = _card(request, own_job(request, job_id), with_messages=True)
-    return trigger_client_event(answer, "wallet")
+    return trigger_client_event(_card(request, job_id, with_messages=True), "wallet")
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """The same wish again, as a new clip; a second click finds the same one."""
+    """Submit the same clip again; a second click finds the first one's."""
     job = own_job(request, job_id)
+    from_dashboard = comes_from_dashboard(request)
     try:
         again = submission.submit(
             user=request.user,
@@ -212,36 +208,32 @@ def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
         )
     except GenerationError as error:
         messages.error(request, error.message)
-        if comes_from(request, reverse("dashboard")):
-            return render(request, "_messages.html", {"oob": True})
-        return redirect("video", job.pk)
-    if comes_from(request, reverse("dashboard")):
-        answer = render(request, "generation/_another.html", {"card": cards([again])[0]})
-        return trigger_client_event(answer, "wallet")
-    return redirect("video", again.pk)
+        return _messages(request) if from_dashboard else redirect("video", job.pk)
+    if not from_dashboard:
+        return redirect("video", again.pk)
+    response = render(request, "generation/_another.html", {"card": cards([again])[0]})
+    return trigger_client_event(response, "wallet")
 
 
-@signed_in
+@signed_in("GET", "HEAD", "POST")
 def delete(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """Ask, then delete."""
-    job = own_job(request, job_id)
+    """Ask, then delete. A second click finds the clip deleted, and says the same."""
     if request.method != "POST":
         template = "_delete.html" if request.htmx else "delete.html"
-        return render(request, f"generation/{template}", {"job": job})
+        return render(request, f"generation/{template}", {"job": own_job(request, job_id)})
+    job = get_object_or_404(GenerationJob, pk=job_id, user=request.user)
     try:
         lifecycle.delete(job=job)
     except GenerationError as error:
         messages.error(request, error.message)
-        return _gone_to(request, reverse("video", args=[job.pk]))
+        return _redirect(request, reverse("video", args=[job.pk]))
     messages.success(request, _("The video was deleted."))
-    if comes_from(request, reverse("dashboard")) and own_jobs(request).exists():
-        answer = render(request, "_messages.html", {"oob": True})
-        return trigger_client_event(answer, "deleted", {"job": job.id.hex})
-    return _gone_to(request, reverse("dashboard"))
+    if comes_from_dashboard(request) and own_jobs(request).exists():
+        return trigger_client_event(_messages(request), "deleted", {"job": job.id.hex})
+    return _redirect(request, reverse("dashboard"))
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def share(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     """Make the clip's link, or show the one there is."""
     job = own_job(request, job_id)
@@ -252,49 +244,45 @@ def share(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
     return _share_box(request, job)
 
 
-@require_POST
-@signed_in
+@signed_in("POST")
 def unshare(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """The link works no more, for nobody."""
+    """End the clip's link."""
     job = own_job(request, job_id)
     sharing.revoke(job=job)
     return _share_box(request, job)
 
 
-@require_safe
-@signed_in
+@signed_in("GET", "HEAD")
 def video_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
-    """The MP4, in ranges when asked for; `?download` makes browsers save it, named after the prompt."""
-    job = own_job(request, job_id)
-    download = "download" in request.GET
-    return serve_file(request, str(job.video), filename=filename_for(job.prompt), as_attachment=download)
+    return serve_video(request, own_job(request, job_id))
 
 
-@require_safe
-@signed_in
+@signed_in("GET", "HEAD")
 def poster_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
-    job = own_job(request, job_id)
-    return serve_file(request, str(job.poster), content_type="image/jpeg")
+    return serve_file(request, str(own_job(request, job_id).poster), content_type="image/jpeg")
 
 
-def _card(request: SiteRequest, job: GenerationJob, *, with_messages: bool = False) -> HttpResponse:
-    context = {"card": cards([job])[0], "with_messages": with_messages}
+def _card(request: SiteRequest, job_id: uuid.UUID, *, with_messages: bool = False) -> HttpResponse:
+    context = {"card": cards([own_job(request, job_id)])[0], "with_messages": with_messages}
     return render(request, "generation/_card.html", context)
 
 
-def _gone_to(request: SiteRequest, address: str) -> HttpResponse:
-    """The whole browser goes there, also when htmx asked."""
+def _messages(request: SiteRequest) -> HttpResponse:
+    return render(request, "_messages.html", {"oob": True})
+
+
+def _redirect(request: SiteRequest, address: str) -> HttpResponse:
+    """Send the whole browser there, also when htmx asked."""
     return HttpResponseClientRedirect(address) if request.htmx else redirect(address)
+
+
+def _sharing(request: SiteRequest, job: GenerationJob) -> dict[str, Any]:
+    link = sharing.link_of(job)
+    address = absolute(request, reverse("shared_video", args=[link.token])) if link else ""
+    return {"job": job, "shared_address": address}
 
 
 def _share_box(request: SiteRequest, job: GenerationJob) -> HttpResponse:
     if not request.htmx:
         return redirect(f"{reverse('video', args=[job.pk])}#share")
-    context = {"job": job, "shared_address": _shared_address(request, job), "opened": True}
-    return render(request, "generation/_share.html", context)
-
-
-def _shared_address(request: SiteRequest, job: GenerationJob) -> str:
-    """Where anybody may watch it; empty when it is not shared."""
-    link = sharing.link_of(job)
-    return absolute(request, reverse("shared_video", args=[link.token])) if link else ""
+    return render(request, "generation/_share.html", _sharing(request, job) | {"opened": True})

@@ -1,9 +1,8 @@
 """The latents that belong to a clip, drawn: the latent space of the demonstration model is designed, not learned.
 
-Around the object, each cell says where it lies in the object's own coordinates, how far from the outline, which shape
-that is and in which colour; everywhere it says what is behind. These fields are smooth and say everything many times
-over, so a small transformer predicts them easily, and the sharp edge is the decoder's work: it is trained to go from
-these fields to pixels.
+Around the object, each cell holds its place in the object's own coordinates, the distance to the outline, the shape and
+the colour; everywhere it holds the background. These fields are smooth and redundant, so a small transformer predicts
+them easily. The sharp edge is the decoder's work, which is trained to go from these fields to pixels.
 """
 
 from dataclasses import replace

@@ -25,6 +25,7 @@ from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
 log = logging.getLogger(__name__)
 
 GB = 10**9
+COMPILE_BACKEND = "inductor"
 TINY_GUIDANCE = 1.75  # it was trained to follow its prompt almost without
 AnyPipeline: TypeAlias = "CogVideoXPipeline | CogVideoXImageToVideoPipeline"
 
@@ -41,7 +42,7 @@ class Loaded:
     setup: dict[str, str | bool]
 
 
-def load(options: EngineOptions) -> Loaded:
+def load(options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> Loaded:
     """Load `tiny`, a published model by name, a hub id or a folder, and set up its profile.
 
     Raises ModelUnavailable where trying again is no use; OSError when a download or the disk fails.
@@ -54,7 +55,8 @@ def load(options: EngineOptions) -> Loaded:
     transformers_logging.disable_progress_bar()
     if device.type == "cpu":
         torch.set_num_threads(1 if options.model in EMBEDDED else torch.get_num_threads())
-    return set_up(_from_disk(options, dtype), options, place, device, dtype)
+    pipe = _from_disk(options, dtype)
+    return set_up(pipe, options, place, device, dtype, compile_backend=compile_backend)
 
 
 def set_up(
@@ -63,10 +65,12 @@ def set_up(
     place: placement.Placement,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    compile_backend: str = COMPILE_BACKEND,
 ) -> Loaded:
     """Put the parts in place and turn the levers on."""
     # Before the weights move from the CPU: a card for 8-bit weights may be too small for 16.
-    levers = options.profile
+    levers = options.levers
     if levers.quantization != "none":
         quantization.quantize(pipe.transformer, levers.quantization)
     if device.type == "cpu":
@@ -77,7 +81,7 @@ def set_up(
     compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
     if compiled:  # before the step cache, so that its hooks stay outside
         names = speed.compiled_parts(levers.step_cache)
-        speed.compile_forward(pipe.transformer, names=names, backend=options.compile_backend)
+        speed.compile_forward(pipe.transformer, names=names, backend=compile_backend)
     if levers.step_cache != "none":
         speed.enable_step_cache(pipe, levers.step_cache)
     setup: dict[str, str | bool] = {
@@ -113,7 +117,7 @@ def _choose_device(options: EngineOptions) -> torch.device:
 
 def check_hardware(options: EngineOptions, device: torch.device) -> None:
     """Raise ModelUnavailable for what this hardware cannot do."""
-    if options.profile.quantization == "fp8":
+    if options.levers.quantization == "fp8":
         quantization.check_fp8(device)
 
 
@@ -124,7 +128,7 @@ def _choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
     elif device.type == "cpu":
         wanted = "float32"
     else:
-        wanted = options.dtypes[0]
+        wanted = options.traits.dtypes[0]
     if wanted == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ModelUnavailable(
             f"{torch.cuda.get_device_name(device)} has no bfloat16, and float16 gives black frames."
@@ -135,13 +139,12 @@ def _choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
 
 def _choose_placement(options: EngineOptions, device: torch.device) -> placement.Placement:
     if device.type == "cpu":
-        return placement.Placement(text_on_gpu=False, tiled=options.profile.name == "memory", peak_gb=0)
+        return placement.Placement(text_on_gpu=False, tiled=options.profile == "memory", peak_gb=0)
     card_gb = torch.cuda.get_device_properties(device).total_memory / GB
-    traits = catalog.find(options.model) or catalog.DEFAULT
-    found = placement.choose(traits, options.profile, card_gb=card_gb)
+    found = placement.choose(options.traits, options.levers, card_gb=card_gb)
     if found is None:
         raise ModelUnavailable(
-            f"{shown_name(options.model)} in the profile {options.profile.name} does not fit "
+            f"{shown_name(options.model)} in the profile {options.profile} does not fit "
             f"{torch.cuda.get_device_name(device)} with {card_gb:.0f} GB. `python -m gpu_node --check` says what does."
         )
     return found
@@ -155,6 +158,7 @@ def _from_disk(options: EngineOptions, dtype: torch.dtype) -> AnyPipeline:
     if (folder.is_dir() or folder.is_absolute()) and not (folder / "model_index.json").is_file():
         raise ModelUnavailable(f"{shown} cannot be loaded: the folder has no model_index.json.")
     if source in EMBEDDED:
+        assert options.cache_dir is not None
         source = str(demo_model.model_folder(source, options.cache_dir))
     name = CogVideoXPipeline.load_config(source)["_class_name"]
     classes = {kind.__name__: kind for kind in (CogVideoXPipeline, CogVideoXImageToVideoPipeline)}

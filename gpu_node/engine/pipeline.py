@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch._dynamo.exc import TorchDynamoException
 
 from gpu_node.engine.errors import ModelUnavailable, UnusableResult
-from gpu_node.engine.loading import Loaded, fresh_scheduler, load
+from gpu_node.engine.loading import COMPILE_BACKEND, Loaded, fresh_scheduler, load
 from gpu_node.engine.prompts import Prompts
 from gpu_node.engine.speed import new_shapes_compile
 from gpu_node.ipc import Memory
@@ -46,9 +46,10 @@ class VideoPipeline:
         loaded.pipe.transformer.register_forward_pre_hook(self._note_first_step)
 
     @classmethod
-    def load(cls, options: EngineOptions) -> "VideoPipeline":
+    def load(cls, options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> "VideoPipeline":
         """Load and warm up. Raises ModelUnavailable where trying again is no use; OSError for downloads and disks."""
-        pipeline = cls(load(options), lower_case=options.model in EMBEDDED)
+        loaded = load(options, compile_backend=compile_backend)
+        pipeline = cls(loaded, lower_case=options.model in EMBEDDED)
         pipeline.warm_up(options)
         return pipeline
 
@@ -67,7 +68,7 @@ class VideoPipeline:
         """
         try:
             with new_shapes_compile():
-                for frames in options.warm_frames:
+                for frames in options.frames_to_warm:
                     self._make_blank(frames)
         except TorchDynamoException as error:
             reason = " ".join(str(error).split())[:200]

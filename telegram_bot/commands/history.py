@@ -22,7 +22,7 @@ from telegram_bot.models import JobMessage
 from telegram_bot.receiving.context import Press, Request
 from telegram_bot.receiving.routes import button, command
 from telegram_bot.texts import jobs as texts
-from telegram_bot.texts.buttons import row
+from telegram_bot.texts.parts import lines, prompt_line, row
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def last_jobs(person: User) -> list[GenerationJob]:
 
 @in_database
 def sent_before(job: GenerationJob, *, bot_id: int) -> tuple[str, str]:
-    """The id of its file at Telegram, empty when this bot never sent it; and a caption."""
+    """Find the id of its file at Telegram, empty when this bot never sent it; and a caption."""
     row = JobMessage.objects.filter(job=job, bot_id=bot_id).first()
     balance = CreditAccount.objects.get(user=job.user_id).balance
     return row.file_id if row else "", texts.caption(job, balance_left=balance)
@@ -47,19 +47,8 @@ def sent_before(job: GenerationJob, *, bot_id: int) -> tuple[str, str]:
 @transaction.atomic
 def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
     """Put a result into the outbox again, for this chat, unless it is there already."""
-    fresh: dict[str, object] = {
-        "state": JobMessage.State.PENDING,
-        "next_attempt_at": Now(),
-        "attempts": 0,
-        "file_id": "",
-        "status_message_id": None,
-        "upload_began_at": None,
-        "error": "",
-    }
-    row, created = JobMessage.objects.get_or_create(job=job, defaults=place | fresh)
-    if not created:
-        settled = JobMessage.objects.filter(pk=row.pk).exclude(state=JobMessage.State.PENDING)
-        settled.update(**place, **fresh)
+    JobMessage.objects.filter(job=job).exclude(state=JobMessage.State.PENDING).delete()
+    JobMessage.objects.get_or_create(job=job, defaults={**place, "next_attempt_at": Now()})
     wakeup.call(wakeup.OUTBOX)
 
 
@@ -83,7 +72,7 @@ async def resend(press: Press) -> None:
 
 
 async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) -> bool:
-    """False when Telegram does not know the file."""
+    """Send the file; False when Telegram does not know it."""
     await press.acknowledge()
     try:
         message = await press.bot.send_video(
@@ -103,16 +92,11 @@ async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) ->
     return True
 
 
-@in_database
-def address_of(job: GenerationJob) -> str:
-    return sharing.address(sharing.share(job=job))
-
-
 @button("share")
 async def share(press: Press) -> None:
-    """A link for all who have it, in a message that can be passed on."""
+    """Make a link for everyone, in a message that can be passed on."""
     job = await own_job(press.account, press.argument)
-    address = await address_of(job)
+    address = sharing.address(await in_database(sharing.share)(job=job))
     stop = row((_("Stop sharing"), "unshare"), argument=job.id.hex)
     await press.reply(texts.shared(job.prompt, address=address), reply_markup=stop)
 
@@ -122,12 +106,12 @@ async def unshare(press: Press) -> None:
     """End the link; its message shows it."""
     job = await own_job(press.account, press.argument)
     await in_database(sharing.revoke)(job=job)
-    await press.show(texts.not_shared(job.prompt))
+    await press.show(lines(_("🔗 The link does not work any more."), prompt_line(job.prompt)))
 
 
 @in_database
 def cancel_newest(person: User) -> GenerationJob | None:
-    """The job that was canceled; None when none is live.
+    """Cancel the newest job; None when none is live.
 
     Raises:
         CannotCancel: all that are live are being stored.

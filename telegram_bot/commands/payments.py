@@ -14,7 +14,6 @@ from accounts.models import CreditAccount, CreditTransaction, User
 from generation.database import DATABASE_AWAY, in_database
 from telegram_bot import language, payments, refunds
 from telegram_bot.commands.welcome import for_sale, wallet_of
-from telegram_bot.models import StarPayment
 from telegram_bot.payments import Charge
 from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.receiving.routes import button, command, deep_link, message, update
@@ -30,20 +29,14 @@ LAST_ENTRIES = 5
 
 offer = in_database(payments.offer)
 check_out = in_database(payments.check_out)
+credit = in_database(payments.credit)
 latest = in_database(payments.latest)
 seen_outside = in_database(refunds.seen_outside)
 
 
 @in_database
-def credit(*, bot_id: int, telegram_id: int, charge: Charge) -> tuple[StarPayment, int]:
-    """The payment, and the free credits after it."""
-    payment = payments.credit(bot_id=bot_id, telegram_id=telegram_id, charge=charge)
-    return payment, payments.balance_of(payment)
-
-
-@in_database
 def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
-    """The wallet and the last entries that changed what is free to spend: a capture of held credits does not."""
+    """Find the wallet and the last entries that changed the free credits: a capture of held credits does not."""
     wallet = ledger.open_account(user=person)
     moved = wallet.transactions.exclude(posted_delta=F("held_delta"))
     return wallet, list(moved.order_by("-id")[:LAST_ENTRIES])
@@ -51,7 +44,7 @@ def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
 
 @command("balance", menu=gettext_lazy("Show your credits"))
 async def balance(request: Request) -> None:
-    """What is free to spend, and how it came to that."""
+    """Show free credits and the last entries."""
     wallet, entries = await statement_of(request.person)
     text = jobs.balance(free=wallet.balance, held=wallet.held, entries=entries)
     await request.reply(text, reply_markup=await way_to_buy(request))
@@ -60,7 +53,7 @@ async def balance(request: Request) -> None:
 @command("buy", menu=gettext_lazy("Buy credits with Telegram Stars"))
 @deep_link("buy")
 async def buy(request: Request) -> None:
-    """The packs for sale."""
+    """Show the packs for sale."""
     if request.in_private:
         await _show_offers(request)
     else:
@@ -69,7 +62,7 @@ async def buy(request: Request) -> None:
 
 @button("offers")
 async def offers(press: Press) -> None:
-    """The same, from the button below a message that speaks of credits."""
+    """Show the packs, from the button below a message that speaks of credits."""
     await _show_offers(press)
 
 
@@ -83,7 +76,7 @@ async def _show_offers(asked: Asked) -> None:
 
 
 async def way_to_buy(asked: Asked) -> InlineKeyboardMarkup | None:
-    """A button that leads to the offers; None when nothing is for sale."""
+    """Make a button that leads to the offers; None when nothing is for sale."""
     if not await for_sale():
         return None
     url = None if asked.in_private else f"https://t.me/{asked.bot.username}?start={HERE}"
@@ -92,9 +85,8 @@ async def way_to_buy(asked: Asked) -> InlineKeyboardMarkup | None:
 
 @button("buy")
 async def choose(press: Press) -> None:
-    """An invoice. Forwarded, it leads to /buy instead of being paid by others."""
-    pack = int(press.argument) if press.argument.isdecimal() and len(press.argument) < 19 else 0
-    invoice = await offer(account=press.account, pack_id=pack, asked_by=press.key)
+    """Send an invoice. Forwarded, it leads to /buy instead of being paid by others."""
+    invoice = await offer(account=press.account, pack_id=press.number, asked_by=press.key)
     await press.acknowledge()
     await press.bot.send_invoice(
         press.account.telegram_id,
@@ -109,7 +101,7 @@ async def choose(press: Press) -> None:
 
 @update("pre_checkout_query")
 async def checkout(bot: BotClient, query: PreCheckoutQuery) -> None:
-    """The last moment to say no. Telegram waits ten seconds for it, and takes silence for a no."""
+    """Accept a payment or refuse it. Telegram waits ten seconds, and takes silence for a refusal."""
     with translation.override(language.nearest(query.from_user.language_code or "")):
         why_not = await _why_not(query)
     try:
@@ -146,13 +138,13 @@ async def paid(request: Request) -> None:
         currency=payment.currency,
         amount=payment.total_amount,
     )
-    row, balance = await credit(bot_id=request.bot.id, telegram_id=request.account.telegram_id, charge=charge)
-    await request.reply(texts.paid(row, balance=balance))
+    row = await credit(bot_id=request.bot.id, telegram_id=request.account.telegram_id, charge=charge)
+    await request.reply(texts.paid(row, balance=(await wallet_of(request.person)).balance))
 
 
 @message("refunded_payment")
 async def given_back(request: Request) -> None:
-    """Telegram reports every refund, also one that was not asked for here. `refunds` writes the notice about it."""
+    """Follow a refund, which Telegram reports even if it was not asked for here. `refunds` writes the notice."""
     payment = request.message.refunded_payment
     assert payment is not None
     await seen_outside(charge_id=payment.telegram_payment_charge_id)

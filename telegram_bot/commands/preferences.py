@@ -26,7 +26,7 @@ def choices_for(account: TelegramAccount) -> texts.Choices:
 
 @in_database
 def choose_preset(account: TelegramAccount, name: str) -> None:
-    """Raises UnknownPreset: staff withdrew it meanwhile."""
+    """Store the preset. Raises UnknownPreset when staff withdrew it meanwhile."""
     account.preset = catalog.find_preset(name)
     account.save(update_fields=["preset"])
 
@@ -50,7 +50,7 @@ async def presets(request: Request) -> None:
 
 @button("preset")
 async def use_preset(press: Press) -> None:
-    """Chosen in the list of presets, which shows it then."""
+    """Choose in the list of presets, which shows it then."""
     await choose_preset(press.account, press.argument)
     await press.show(**await _presets(press))
 
@@ -67,7 +67,7 @@ async def show_settings(request: Request) -> None:
 
 @button("set-preset")
 async def set_preset(press: Press) -> None:
-    """Chosen among the settings."""
+    """Choose a preset among the settings."""
     await choose_preset(press.account, press.argument)
     await press.show(**await _settings(press))
 
@@ -75,7 +75,7 @@ async def set_preset(press: Press) -> None:
 @button("language")
 async def set_language(press: Press) -> None:
     """Speak another language from now on, on the web too; an empty one is the language of their Telegram."""
-    if press.argument and not languages.is_spoken(press.argument):
+    if press.argument and not languages.is_supported(press.argument):
         await press.refuse(_("This language is not spoken here."))
         return
     await choose_language(press.account, press.argument)
@@ -85,7 +85,7 @@ async def set_language(press: Press) -> None:
 
 
 async def _show_menu(press: Press) -> None:
-    """The menu follows the language of Telegram unless another one was chosen."""
+    """Set the menu of the chat, which follows the language of Telegram unless another one was chosen."""
     if not press.in_private:
         return
     scope = BotCommandScopeChat(press.chat.id)

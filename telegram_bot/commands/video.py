@@ -82,7 +82,7 @@ async def video(request: Request) -> None:
 
 @button("sample")
 async def sample(press: Press) -> None:
-    """The example of /start, by one tap."""
+    """Make the example of /start, by one tap."""
     await make(press, {"prompt": example()})
 
 
@@ -111,7 +111,7 @@ async def make(asked: Asked, request: VideoRequest, *, key: str = "") -> Generat
 
 @in_database
 def own_job(account: TelegramAccount, hex_id: str) -> GenerationJob:
-    """The job a button carries, if it is the person's own: a client may send any data, and others see the buttons.
+    """Find the job a button carries, if it is the person's own: a client may send any data, others see the buttons.
 
     Raises:
         JobNotFound: it is another's, or deleted.
@@ -125,7 +125,7 @@ def own_job(account: TelegramAccount, hex_id: str) -> GenerationJob:
 
 @in_database
 def meant_by(request: Request) -> JobPost | None:
-    """The job that a message replies to; otherwise the last one, in a private chat."""
+    """Find the job that a message replies to; otherwise the last one, in a private chat."""
     chat = {"bot_id": request.bot.id, "chat_id": request.chat.id}
     replied = request.message.reply_to_message
     if replied and (post := outbox.find(**chat, message_id=replied.message_id)):
@@ -135,7 +135,7 @@ def meant_by(request: Request) -> JobPost | None:
 
 @message("text")
 async def talk(request: Request) -> None:
-    """A prompt; or a reply to one of our messages: the same again, or the changed prompt it asks for."""
+    """Take a text as a prompt; or as a reply to a message: the same again, or the changed prompt it asks for."""
     says_again = request.argument.casefold().strip(" .!…") in AGAIN
     post = await meant_by(request) if says_again or request.message.reply_to_message else None
     if post is not None and says_again:
@@ -150,7 +150,7 @@ async def talk(request: Request) -> None:
 
 
 def with_another_seed(job: GenerationJob) -> VideoRequest:
-    """The same again but for the seed, which would give the same picture."""
+    """Ask for a job again without its seed, which would give the same picture."""
     request = same_again(job)
     request["seed"] = None
     return request
@@ -158,13 +158,13 @@ def with_another_seed(job: GenerationJob) -> VideoRequest:
 
 @button("again")
 async def again(press: Press) -> None:
-    """The same prompt with another seed."""
+    """Make the prompt again with another seed."""
     await make(press, with_another_seed(await own_job(press.account, press.argument)))
 
 
 @button("retry")
 async def retry(press: Press) -> None:
-    """A failed job once more, however often it is pressed and at whichever door."""
+    """Make a failed job once more, even if it is pressed twice, or on the web as well."""
     job = await own_job(press.account, press.argument)
     retried = await make(press, same_again(job), key=f"retry-{job.id.hex}")
     await press.answer("" if retried.is_live else _("You tried this one again already: see below."))

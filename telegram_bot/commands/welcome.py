@@ -1,5 +1,6 @@
 """/start and /help."""
 
+from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from accounts import ledger
@@ -13,6 +14,7 @@ from telegram_bot.receiving import routes
 from telegram_bot.receiving.context import Request
 from telegram_bot.receiving.routes import command
 from telegram_bot.texts import jobs as texts
+from telegram_bot.texts.parts import credits_of, row
 
 for_sale = in_database(payments.for_sale)
 
@@ -23,27 +25,28 @@ def wallet_of(person: User) -> CreditAccount:
 
 
 def preset_of(account: TelegramAccount) -> Preset:
-    """The preset they chose, while it is enabled; else the default one."""
+    """Find the preset they chose, while it is enabled; else the default one."""
     chosen = account.preset
     return chosen if chosen is not None and chosen.enabled else catalog.default_preset()
 
 
 @in_database
 def quote_for(account: TelegramAccount) -> catalog.Quote:
-    """The price and the duration of a video for them, with the preset they chose."""
+    """Look up price and duration of a video for them, with the preset they chose."""
     return catalog.quote(preset=preset_of(account), user=account.user)
 
 
 @command("start", menu=gettext_lazy("Welcome"))
 async def start(request: Request) -> None:
-    """Welcome, balance, and something to try."""
+    """Show a welcome, the balance, and a prompt to try."""
     wallet, quote = await wallet_of(request.person), await quote_for(request.account)
     text = texts.welcome(name=request.account.first_name, balance=wallet.balance)
-    await request.reply(text, reply_markup=texts.of_sample(cost=quote.cost))
+    make_it = _("🎬 Make it · %(credits)s") % {"credits": credits_of(quote.cost)}
+    await request.reply(text, reply_markup=row((make_it, "sample")))
 
 
 @command("help", menu=gettext_lazy("Show all commands"))
 async def show_help(request: Request) -> None:
-    """All commands with what they cost."""
+    """List all commands, with the price of a video."""
     quote, shop = await quote_for(request.account), bool(await for_sale())
     await request.reply(texts.command_list(quote, routes.besides_video(shop=shop)))

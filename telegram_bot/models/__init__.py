@@ -2,11 +2,9 @@
 
 from telegram_bot.models.accounts import BotTraffic, JobMessage, JobPost, TelegramAccount, TelegramUpdate
 from telegram_bot.models.links import KnownBot, LinkRequest, LoginLink, Notice
-from telegram_bot.models.payments import MAX_CREDITS, MAX_STARS, CreditPack, StarInvoice, StarPayment
+from telegram_bot.models.payments import CreditPack, StarInvoice, StarPayment
 
 __all__ = [
-    "MAX_CREDITS",
-    "MAX_STARS",
     "BotTraffic",
     "CreditPack",
     "JobMessage",

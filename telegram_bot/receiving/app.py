@@ -44,7 +44,7 @@ class Choice:
 
 
 class Dispatcher:
-    """Finds the handler of an update. A message that has none gets the help."""
+    """The way from an update to its handler. A message that has none gets the help."""
 
     def __init__(self, *, bot: BotClient, live: LiveStatus) -> None:
         self._bot, self._live = bot, live
@@ -86,7 +86,7 @@ class Dispatcher:
             await _run(choice.handler, request)
 
     def _choose(self, message: Message) -> Choice | None:
-        """None when the bot is not meant: in a group it answers only what is addressed to it."""
+        """Choose a handler; None when the bot is not meant: in a group it answers only what is addressed to it."""
         for field, handler in routes.MESSAGES.items():
             if field != TEXT and getattr(message, field, None):
                 return Choice(handler)
@@ -109,7 +109,7 @@ class Dispatcher:
         is_talk = text.strip() and not text.startswith("/") and not message.forward_origin
         if is_talk and (addressed or to_us):
             return Choice(routes.MESSAGES[TEXT], text.strip(), addressed)
-        # Joins, pins and the like are written by nobody.
+        # Joins, pins and the like are not written by a person.
         is_service = message.effective_attachment is None and message.text is None
         return Choice(routes.COMMANDS[HELP]) if addressed and not is_service else None
 

@@ -49,13 +49,13 @@ class Asked:
         return self.chat.type == Chat.PRIVATE
 
     def must_be_private(self) -> None:
-        """Raises Refusal in a group."""
+        """Raise Refusal in a group."""
         if not self.in_private:
             raise Refusal(only_in_private())
 
     @property
     def reply_to_asker(self) -> ReplyParameters | None:
-        """In a group, an answer names what it answers."""
+        """Name the message that is answered, in a group."""
         return None if self.in_private else quoting(self.about)
 
     async def reply(self, text: str, **how: Any) -> Message:
@@ -64,7 +64,7 @@ class Asked:
         return await self.bot.send_message(self.chat.id, text, reply_parameters=self.reply_to_asker, **how)
 
     async def acknowledge(self) -> None:
-        """Called before anything is sent."""
+        """Answer a press; called before anything is sent."""
 
     async def refuse(self, words: str) -> None:
         """Say why not; `words` are plain text."""
@@ -93,6 +93,12 @@ class Press(Asked):
 
     query: CallbackQuery
     _answers: list[str] = field(default_factory=list)
+
+    @property
+    def number(self) -> int:
+        """The id that the button carries; 0, which no row has, for anything else."""
+        carried = self.argument
+        return int(carried) if carried.isascii() and carried.isdigit() and len(carried) < 19 else 0
 
     async def answer(self, words: str = "", *, alert: bool = False) -> None:
         """Show words over the chat for a moment, as plain text; with `alert` until they are tapped away. Only once."""

@@ -34,7 +34,7 @@ class Stored:
 
     @property
     def waited(self) -> float:
-        """Seconds since it was stored."""
+        """Count the seconds since it was stored."""
         return self.age.total_seconds() + monotonic() - self.read_at
 
 
@@ -50,7 +50,7 @@ def store(bot_id: int, batch: list[dict[str, Any]]) -> list[Stored]:
 
 
 def waiting(bot_id: int, **narrowed: Any) -> list[Stored]:
-    """Updates that are stored and not settled, oldest first; `narrowed` by fields."""
+    """Read the updates that are stored and not settled, oldest first; `narrowed` by fields."""
     rows = TelegramUpdate.objects.filter(bot_id=bot_id, state=State.RECEIVED, **narrowed).order_by("id")
     return [Stored(*facts) for facts in rows.values_list("pk", "update_id", "raw", Now() - F("received_at"))]
 
@@ -66,12 +66,12 @@ def prune() -> int:
 
 
 def has_id(update: dict[str, Any]) -> bool:
-    """Only an update with a number can be told from others and acknowledged."""
+    """Check that an update has a number, by which it is identified and acknowledged."""
     return type(update.get("update_id")) is int and abs(update["update_id"]) < 2**63
 
 
 def queue_of(raw: str) -> tuple[str, int]:
-    """The queue of an update, in which updates are handled in order: a chat, or one person's presses or payments.
+    """Find the queue of an update, which is handled in order: a chat, or one person's presses or payments.
 
     The number is 0 when the update names neither chat nor person.
     """

@@ -2,7 +2,7 @@
 
 @command("balance", menu=gettext_lazy("Show your credits"))   /balance
 @deep_link("link")                                            /start link_<argument>
-@button("cancel")                                             a button with `texts.jobs.data("cancel", argument)`
+@button("cancel")                                             a button of `parts.button(label, "cancel", argument)`
 @message("successful_payment")                                a message that has this field
 @update("pre_checkout_query")                                 an update of another kind: the part of that name
 """
@@ -51,7 +51,7 @@ def deep_link(prefix: str) -> Callable[[RequestHandler], RequestHandler]:
 
 
 def button(name: str) -> Callable[[PressHandler], PressHandler]:
-    """Handle presses on buttons whose data is `data(name, argument)`."""
+    """Handle presses on buttons made by `parts.button(label, name, argument)`."""
     return _into(BUTTONS, name)
 
 
@@ -74,18 +74,18 @@ def _into(handlers: dict[str, H], name: str) -> Callable[[H], H]:
 
 
 def kinds_of_updates() -> list[str]:
-    """The kinds that Telegram is asked for; it keeps the rest to itself."""
+    """List the kinds that Telegram is asked for; it keeps the rest to itself."""
     return ["message", "callback_query", *UPDATES]
 
 
 def menu(language: str) -> list[BotCommand]:
-    """The menu in a language of settings.LANGUAGES."""
+    """Make the menu in a language of settings.LANGUAGES."""
     with translation.override(language):
         return [_entry(name) for name in MENU]
 
 
 def besides_video(*, shop: bool) -> list[BotCommand]:
-    """The commands that the help lists below /video, in the active language; those of the shop only if there is one."""
+    """List the commands of the help below /video, in the active language; those of the shop if there is one."""
     hidden = {"video", "start"} | (set() if shop else SHOP)
     return [_entry(name) for name in MENU if name not in hidden]
 
@@ -95,6 +95,6 @@ def _entry(name: str) -> BotCommand:
 
 
 def languages() -> list[tuple[str, str | None]]:
-    """Languages as Django and as Telegram call them; Telegram's None stands for all others."""
+    """List languages as Django and as Telegram call them; Telegram's None stands for all others."""
     default = settings.LANGUAGE_CODE
     return [(default, None), *((code, code) for code, _ in settings.LANGUAGES if code != default)]

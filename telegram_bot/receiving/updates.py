@@ -58,7 +58,7 @@ async def poll_for_ever(bot: BotClient, worker: Worker) -> None:
 
 
 def secret() -> str:
-    """The secret by which Telegram proves that it is Telegram; it needs no setting."""
+    """Derive the secret by which Telegram proves that it is Telegram; it needs no setting."""
     salt = "telegram_bot.receiving.updates"
     return salted_hmac(salt, settings.TELEGRAM_BOT_TOKEN, algorithm="sha256").hexdigest()
 
@@ -83,7 +83,7 @@ def receive(request: HttpRequest) -> HttpResponse:
 
 
 def _parse(body: bytes) -> dict[str, Any] | None:
-    """None for what can never be handled: without a number it cannot be told from others."""
+    """Parse a body; None for one that can never be handled: an update without a number cannot be identified."""
     try:
         update = json.loads(body)
     except (ValueError, RecursionError):

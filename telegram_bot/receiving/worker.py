@@ -39,7 +39,7 @@ settle = in_database(inbox.settle)
 
 
 class Worker:
-    """Handles stored updates by `handle`, and settles them."""
+    """The updates at work: each is handled by `handle`, and settled."""
 
     def __init__(
         self, *, bot: BotClient, tasks: TaskGroup, handle: Callable[[Update], Awaitable[None]]
@@ -52,7 +52,7 @@ class Worker:
         self._stopping = False
 
     def take(self, rows: list[inbox.Stored]) -> None:
-        """Work these off; those that are being worked on already are left out."""
+        """Work these off, but for those that are being worked on already."""
         for row in rows:
             if row.pk in self._taken:
                 continue

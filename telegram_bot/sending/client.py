@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 BotClient = ExtBot[int]
 
 MEDIA_SECONDS = 300.0
-MAX_UPDATES = 100
 # A payment hangs, or a button spins, until these are answered: no flood wait of others holds them up.
 AT_ONCE = {"answerPreCheckoutQuery", "answerCallbackQuery"}
 PERMANENT = (BadRequest, Forbidden, InvalidToken, ChatMigrated)
@@ -183,7 +182,7 @@ class RateLimiter(AIORateLimiter):
 
 
 def connect_to(*, token: str, base_url: str) -> BotClient:
-    """A client for `token`; `base_url` as TELEGRAM_API_BASE_URL, up to and with `/bot`."""
+    """Make a client for `token`; `base_url` as TELEGRAM_API_BASE_URL, up to and with `/bot`."""
     # Files are fetched from beside it: `https://api.telegram.org/bot` has `https://api.telegram.org/file/bot`.
     head, bot, tail = base_url.rpartition("/bot")
     return ExtBot(
@@ -213,8 +212,8 @@ warnings.filterwarnings("ignore", message="Please use 'Bot.get_updates' instead"
 async def fetch_updates(
     bot: BotClient, *, offset: int | None, timeout: int, kinds: list[str]
 ) -> list[dict[str, Any]]:
-    """Up to 100 updates of these kinds as they came, after a wait of at most `timeout` seconds."""
-    data = {"offset": offset, "timeout": timeout, "limit": MAX_UPDATES, "allowed_updates": kinds}
+    """Fetch up to 100 updates of these kinds as they came, after a wait of at most `timeout` seconds."""
+    data = {"offset": offset, "timeout": timeout, "allowed_updates": kinds}
     try:
         result = await bot.do_api_request("get_updates", api_kwargs=data, read_timeout=timeout + 10.0)
     except EndPointNotFound as error:  # so this method calls an unknown token
@@ -223,7 +222,7 @@ async def fetch_updates(
 
 
 def quoting(message_id: int | None) -> ReplyParameters | None:
-    """A reply to that message, or a plain message when it is gone."""
+    """Reply to that message, or send a plain one when it is gone."""
     if message_id is None:
         return None
     return ReplyParameters(message_id, allow_sending_without_reply=True)
@@ -233,7 +232,7 @@ def quoting(message_id: int | None) -> ReplyParameters | None:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Telegram or the way to it is in trouble: the same request may work later.
+    """Check that Telegram or the way to it is in trouble: the same request may work later.
 
     Permanent errors are listed, because by class BadRequest is a NetworkError, and an answer that is no JSON is a bare
     TelegramError.
@@ -242,17 +241,17 @@ def is_transient(error: BaseException) -> bool:
 
 
 def may_have_arrived(error: TelegramError) -> bool:
-    """The request was out when the connection broke: Telegram may have carried it out."""
+    """Check that the request was out when the connection broke: Telegram may have carried it out."""
     return isinstance(error.__cause__, (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError))
 
 
 def is_unmodified(error: TelegramError) -> bool:
-    """The message already shows what it was to be changed to."""
+    """Check that the message already shows what it was to be changed to."""
     return "not modified" in error.message.lower()
 
 
 def wait_asked_for(error: BaseException) -> float | None:
-    """Seconds for which Telegram asked to be left alone, if it did."""
+    """Return the seconds for which Telegram asked to be left alone, if it did."""
     if not isinstance(error, RetryAfter):
         return None
     wait = error.retry_after
@@ -273,16 +272,14 @@ async def patiently(operation: Callable[[], Awaitable[None]], *, trouble: str) -
 
 
 class HideToken(logging.Filter):
-    """Keeps the token out of every log line and traceback: it stands in the URL of each request."""
+    """A filter that keeps the token out of every log line and traceback: it stands in the URL of each request."""
 
     def __init__(self, token: str) -> None:
         super().__init__()
         self._secrets = [token, token.partition(":")[2]]
 
     def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        if (clean := self._clean(message)) != message:
-            record.msg, record.args = clean, ()
+        record.msg, record.args = self._clean(record.getMessage()), ()
         if record.exc_info and not record.exc_text:
             record.exc_text = logging.Formatter().formatException(record.exc_info)
         if record.exc_text:

@@ -68,13 +68,17 @@ class TelegramChannel(Channel[R]):
     def __init__(self, bot: BotClient) -> None:
         self._bot = bot
 
+    def due(self) -> "QuerySet[R]":
+        return self.table.due().filter(bot_id=self._bot.id)
+
     @abstractmethod
     async def send(self, row: R) -> None:
         """Deliver a row and settle it. Errors of Telegram and of files are the caller's."""
 
-    @abstractmethod
     async def fail(self, row: R, error: Exception) -> None:
         """Settle a row that can never be delivered."""
+        assert isinstance(row, JobMessage | Notice)
+        await mark_failed(row, error=str(error), blocked=isinstance(error, Forbidden))
 
     async def deliver(self, row: R) -> None:
         try:
@@ -90,10 +94,9 @@ class TelegramChannel(Channel[R]):
 
 
 class Notices(TelegramChannel[Notice]):
-    """Texts that other processes wrote down, sent one after the other."""
+    """Texts from other processes, sent one after the other."""
 
-    def due(self) -> "QuerySet[Notice]":
-        return Notice.due().filter(bot_id=self._bot.id)
+    table = Notice
 
     async def send(self, row: Notice) -> None:
         markup = InlineKeyboardMarkup.de_json({"inline_keyboard": row.keyboard}, self._bot)
@@ -102,20 +105,15 @@ class Notices(TelegramChannel[Notice]):
             mark = partial(in_database(outbox.mark_notice_sent), row)
             await written(mark, about=str(row))
 
-    async def fail(self, row: Notice, error: Exception) -> None:
-        await mark_failed(row, error=str(error), blocked=isinstance(error, Forbidden))
-
 
 class Refunds(TelegramChannel[StarPayment]):
-    """Asks Telegram to give Stars back. An answer that says nothing is no verdict: the same question is asked again,
-    which Telegram answers with CHARGE_ALREADY_REFUNDED if the first one went through.
+    """Refunds that Telegram is asked for. Without a definite answer it is asked again, and answers
+    CHARGE_ALREADY_REFUNDED if the first request went through.
     """
 
+    table = StarPayment
     give_up_after = None
     longest_pause = 600.0
-
-    def due(self) -> "QuerySet[StarPayment]":
-        return StarPayment.due().filter(bot_id=self._bot.id)
 
     async def send(self, row: StarPayment) -> None:
         try:
@@ -131,19 +129,14 @@ class Refunds(TelegramChannel[StarPayment]):
 
 
 class Results(TelegramChannel[JobMessage]):
-    """Sends the results of jobs, and removes their status messages."""
+    """The results of jobs, which are sent before their status messages are removed."""
 
+    table = JobMessage
     at_once = 32
 
     def __init__(self, bot: BotClient, live: LiveStatus) -> None:
         super().__init__(bot)
         self._live, self._uploads = live, asyncio.Semaphore(UPLOADS_AT_ONCE)
-
-    def due(self) -> "QuerySet[JobMessage]":
-        return JobMessage.due().filter(bot_id=self._bot.id)
-
-    async def fail(self, row: JobMessage, error: Exception) -> None:
-        await mark_failed(row, error=str(error), blocked=isinstance(error, Forbidden))
 
     async def send(self, row: JobMessage) -> None:
         async with self._live.lock(row.job_id):
@@ -265,7 +258,7 @@ class Results(TelegramChannel[JobMessage]):
         )
 
     async def _show_cancel(self, parcel: Parcel) -> Sent:
-        """In the status message, without a sound: the person who canceled knows."""
+        """Change the status message, without a sound: the person who canceled knows."""
         job, status = parcel.row.job, parcel.row.status_message_id
         text = texts.canceled(job.prompt)
         if status is None:
@@ -287,20 +280,16 @@ class Results(TelegramChannel[JobMessage]):
         return Sent(message.message_id)
 
 
-class FileUnavailable(OSError):
-    """The stored video cannot be read."""
-
-
 def _read(name: str) -> bytes:
     try:
         with default_storage.open(name, "rb") as stored:
             return bytes(stored.read())
     except Exception as error:  # each storage has errors of its own
-        raise FileUnavailable(f"the stored video cannot be read: {error}") from error
+        raise OSError(f"the stored video cannot be read: {error}") from error
 
 
 def _facts(parcel: Parcel) -> dict[str, Any]:
-    """A video as Telegram wants it described; sizes in pixels."""
+    """Describe a video as Telegram wants it; sizes in pixels."""
     job = parcel.row.job
     return {
         "filename": f"{job.public_id}.mp4",
@@ -313,6 +302,6 @@ def _facts(parcel: Parcel) -> dict[str, Any]:
 
 
 def _file_id(message: Message | None) -> str:
-    """Telegram files a short clip without sound under animations."""
+    """Find the id of the file: Telegram files a short clip without sound under animations."""
     media = message and (message.video or message.animation or message.document)
     return media.file_id if media else ""

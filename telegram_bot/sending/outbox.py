@@ -67,7 +67,7 @@ def load(row_id: int) -> Parcel:
 
 
 def mark_upload(row_id: int, *, began: bool) -> None:
-    """From its beginning on, the video may be in the chat, whatever becomes of this process."""
+    """Store that an upload began: from then on, the video may be in the chat even if this process dies."""
     JobMessage.objects.filter(pk=row_id).update(upload_began_at=Now() if began else None)
 
 
@@ -99,12 +99,12 @@ def mark_failed(row: JobMessage | Notice, *, error: str, blocked: bool = False) 
 
 
 def forget_status(row_id: int) -> None:
-    """The status message is gone: nothing is left to do."""
+    """Settle a row whose status message is gone."""
     JobMessage.objects.filter(pk=row_id).update(status_message_id=None, next_attempt_at=None)
 
 
 def move_chat(row: JobMessage, chat_id: int) -> None:
-    """The group became a supergroup; its old messages are out of reach."""
+    """Follow a group that became a supergroup; its old messages are out of reach."""
     JobMessage.objects.filter(chat_id=row.chat_id).update(
         chat_id=chat_id, status_message_id=None, reply_to=None
     )
@@ -123,7 +123,7 @@ def remember(
 
 
 def find(*, bot_id: int, chat_id: int, message_id: int) -> JobPost | None:
-    """The job that a message is about: one of the bot's messages, or the one by which a video was asked for."""
+    """Find the job that a message is about: one of the bot's, or the one by which a video was asked for."""
     post = JobPost.objects.filter(bot_id=bot_id, chat_id=chat_id, message_id=message_id)
     if found := post.filter(job__deleted_at=None).select_related("job__preset").first():
         return found
@@ -131,7 +131,7 @@ def find(*, bot_id: int, chat_id: int, message_id: int) -> JobPost | None:
 
 
 def last_in(*, bot_id: int, chat_id: int, **asked: int) -> JobPost | None:
-    """The newest job that was asked for in a chat; `asked` narrows it down to fields of JobMessage."""
+    """Find the newest job that was asked for in a chat; `asked` narrows it down to fields of JobMessage."""
     rows = JobMessage.objects.filter(bot_id=bot_id, chat_id=chat_id, job__deleted_at=None, **asked)
     row = rows.select_related("job__preset").order_by("-id").first()
     return JobPost(job=row.job, bot_id=bot_id, chat_id=chat_id, message_id=0) if row else None

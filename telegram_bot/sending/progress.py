@@ -6,7 +6,7 @@ All truth is in the rows, so that a restarted bot goes on where it was; events o
 import asyncio
 import logging
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
 from weakref import WeakValueDictionary
 
@@ -46,7 +46,7 @@ class Status:
 
 
 def status_of(job: GenerationJob) -> Status:
-    """The status of a live job now, in the active language. Reads the database."""
+    """Make the status of a live job, in the active language. Reads the database."""
     expected = catalog.expected_seconds(job.preset)
     [card] = cards([job], expected={job.preset_id: expected})
     return Status(texts.generating(card, expected_seconds=expected), texts.of_job(job))
@@ -54,7 +54,7 @@ def status_of(job: GenerationJob) -> Status:
 
 @in_database
 def message_of(job_id: uuid.UUID) -> tuple[JobMessage, Status] | None:
-    """The row of a job and what its message should show; None when there is no message, or the job has ended."""
+    """Find the row and the status of a job; None when there is no message, or the job has ended."""
     rows = JobMessage.objects.select_related("job__preset", "job__user")
     row = rows.filter(job=job_id, state=JobMessage.State.PENDING).first()
     if row is None or row.status_message_id is None or not row.job.is_live:
@@ -70,7 +70,7 @@ def update_row(row: JobMessage, **values: object) -> None:
 
 @in_database
 def jobs_being_made(bot_id: int, *, only_queued: bool = False) -> list[tuple[uuid.UUID, int]]:
-    """Jobs and chats whose status message may have to change."""
+    """Find the jobs and chats whose status message may have to change."""
     pending = JobMessage.objects.filter(bot_id=bot_id, state=JobMessage.State.PENDING)
     rows = pending.filter(status_message_id__isnull=False, job__finished_at=None)
     if only_queued:
@@ -79,27 +79,39 @@ def jobs_being_made(bot_id: int, *, only_queued: bool = False) -> list[tuple[uui
     return list(rows.values_list("job_id", "chat_id"))
 
 
+@dataclass
+class Tracked:
+    """A status message that is kept up to date. edited_at: by the monotonic clock."""
+
+    chat_id: int
+    edited_at: float = field(default_factory=monotonic)
+    changed: bool = False
+    is_edited: bool = False
+
+    @property
+    def pause(self) -> float:
+        """Seconds until it may be edited again."""
+        interval = GROUP_EDIT_SECONDS if self.chat_id < 0 else EDIT_SECONDS
+        return max(0.0, self.edited_at + interval - monotonic())
+
+
 class LiveStatus:
-    """Edits status messages: each at most once in EDIT_SECONDS, all of them together slower than answers are sent."""
+    """The status messages: each is edited once in EDIT_SECONDS at most, all together slower than answers are sent."""
 
     def __init__(self, *, bot: BotClient, tasks: TaskGroup) -> None:
         self._bot, self._tasks = bot, tasks
         self._limit = AsyncLimiter(EDITS_PER_SECOND, 1)
-        self._chats: dict[uuid.UUID, int] = {}
-        self._edited_at: dict[uuid.UUID, float] = {}
-        self._changed: set[uuid.UUID] = set()
-        self._editing: set[uuid.UUID] = set()
+        self._tracked: dict[uuid.UUID, Tracked] = {}
         self._locks: WeakValueDictionary[uuid.UUID, asyncio.Lock] = WeakValueDictionary()
         self._line_moved = asyncio.Event()
 
     def lock(self, job_id: uuid.UUID) -> asyncio.Lock:
-        """The lock under which the job is written about, so that no late edit follows its result."""
+        """Return the lock under which the job is written about, so that no late edit follows its result."""
         return self._locks.setdefault(job_id, asyncio.Lock())
 
     def track(self, *, job_id: uuid.UUID, chat_id: int) -> None:
         """Keep a status message up to date from now on."""
-        self._chats[job_id] = chat_id
-        self._edited_at[job_id] = monotonic()
+        self._tracked[job_id] = Tracked(chat_id)
         self._touch(job_id)
 
     async def follow_events(self) -> None:
@@ -129,27 +141,32 @@ class LiveStatus:
 
     async def _look_at_all(self) -> None:
         try:
-            self._chats = dict(await jobs_being_made(self._bot.id))
+            for job_id, chat_id in await jobs_being_made(self._bot.id):
+                self._tracked.setdefault(job_id, Tracked(chat_id, edited_at=0.0))
         except DATABASE_AWAY as error:
             logger.warning("cannot look at the jobs now: %s", error)
-        for job_id in list(self._chats):
+        for job_id in list(self._tracked):
             self._touch(job_id)
 
     def _touch(self, job_id: uuid.UUID) -> None:
-        if job_id not in self._chats:
+        if (tracked := self._tracked.get(job_id)) is None:
             return
-        self._changed.add(job_id)
-        if job_id not in self._editing:
-            self._editing.add(job_id)
-            self._tasks.loop(self._edit(job_id))
+        tracked.changed = True
+        if not tracked.is_edited:
+            tracked.is_edited = True
+            self._tasks.loop(self._edit(job_id, tracked))
 
-    async def _edit(self, job_id: uuid.UUID) -> None:
+    async def _edit(self, job_id: uuid.UUID, tracked: Tracked) -> None:
         try:
-            while job_id in self._changed:
-                await asyncio.sleep(self._pause(job_id))
-                self._changed.discard(job_id)
+            while tracked.changed:
+                await asyncio.sleep(tracked.pause)
+                tracked.changed = False
                 try:
-                    await self._bring_up_to_date(job_id)
+                    async with self.lock(job_id):
+                        if (found := await message_of(job_id)) is None:
+                            self._tracked.pop(job_id, None)
+                        else:
+                            await self._show(*found, tracked)
                 except DATABASE_AWAY as error:
                     logger.warning("cannot look at job %s now: %s", job_id.hex, error)
         except InvalidToken:
@@ -157,33 +174,22 @@ class LiveStatus:
         except Exception:
             # One message that cannot be kept up to date must not stop the bot: its result comes all the same.
             logger.exception("the status message of job %s is left alone", job_id.hex)
-            self._forget(job_id)
+            self._tracked.pop(job_id, None)
         finally:
-            self._editing.discard(job_id)
+            tracked.is_edited = False
 
-    def _pause(self, job_id: uuid.UUID) -> float:
-        interval = GROUP_EDIT_SECONDS if self._chats.get(job_id, 0) < 0 else EDIT_SECONDS
-        return max(0.0, self._edited_at.get(job_id, 0.0) + interval - monotonic())
-
-    async def _bring_up_to_date(self, job_id: uuid.UUID) -> None:
-        async with self.lock(job_id):
-            if (found := await message_of(job_id)) is None:
-                self._forget(job_id)
-                return
-            row, status = found
-            if status.text != row.last_text:
-                async with self._limit:
-                    await self._show(row, status)
-
-    async def _show(self, row: JobMessage, status: Status) -> None:
-        self._edited_at[row.job_id] = monotonic()
+    async def _show(self, row: JobMessage, status: Status, tracked: Tracked) -> None:
+        if status.text == row.last_text:
+            return
         try:
-            await self._bot.edit_message_text(
-                status.text,
-                chat_id=row.chat_id,
-                message_id=row.status_message_id,
-                reply_markup=status.buttons,
-            )
+            async with self._limit:
+                tracked.edited_at = monotonic()
+                await self._bot.edit_message_text(
+                    status.text,
+                    chat_id=row.chat_id,
+                    message_id=row.status_message_id,
+                    reply_markup=status.buttons,
+                )
         except InvalidToken:
             raise
         except (BadRequest, Forbidden) as error:
@@ -192,16 +198,11 @@ class LiveStatus:
                 if isinstance(error, BadRequest):
                     # Deleted by the person, or too old: the result will come as a new message anyway.
                     await update_row(row, status_message_id=None)
-                self._forget(row.job_id)
+                self._tracked.pop(row.job_id, None)
                 return
         except TelegramError as error:
             logger.info("the status message of job %s stays as it is for now: %s", row.job_id.hex, error)
-            self._edited_at[row.job_id] += wait_asked_for(error) or EDIT_SECONDS
-            self._changed.add(row.job_id)
+            tracked.edited_at += wait_asked_for(error) or EDIT_SECONDS
+            tracked.changed = True
             return
         await update_row(row, last_text=status.text)
-
-    def _forget(self, job_id: uuid.UUID) -> None:
-        self._chats.pop(job_id, None)
-        self._edited_at.pop(job_id, None)
-        self._changed.discard(job_id)

@@ -15,8 +15,7 @@ from generation.errors import in_words
 from generation.jobs.catalog import Quote
 from generation.models import Preset
 from telegram_bot.models import TelegramAccount
-from telegram_bot.texts.buttons import button, row
-from telegram_bot.texts.parts import credits_of, escaped, seconds_of
+from telegram_bot.texts.parts import button, credits_of, escaped, lines, paragraphs, row, seconds_of
 
 CHOSEN = "✅ "
 
@@ -24,18 +23,16 @@ CHOSEN = "✅ "
 
 
 def link_begun(url: str, *, life: timedelta) -> str:
-    return "\n\n".join(
-        [
-            _("🔗 <b>Connect with your account on the web</b>"),
-            _("Open this link in the browser where you are signed in, then confirm here."),
-            escaped(url),
-            _valid_for(life) + " " + _("Do not pass it on."),
-        ]
+    return paragraphs(
+        _("🔗 <b>Connect with your account on the web</b>"),
+        _("Open this link in the browser where you are signed in, then confirm here."),
+        escaped(url),
+        _valid_for(life) + " " + _("Do not pass it on."),
     )
 
 
 def asks_to_join(user: User, plan: Plan) -> str:
-    """The question before a person in Telegram agrees."""
+    """Ask a person in Telegram to agree."""
     site = django_settings.SITE_URL.partition("://")[2]
     names = {"name": escaped(user.username), "site": escaped(site)}
     moves = [_("Your videos and credits from here become part of that account.")]
@@ -46,20 +43,18 @@ def asks_to_join(user: User, plan: Plan) -> str:
             _("Unspent welcome credits (%(credits)s) do not: everybody has them once.")
             % {"credits": credits_of(plan.stays)}
         )
-    return "\n\n".join(
-        [
-            _("🔗 Connect this Telegram account with the account <b>%(name)s</b> on %(site)s?") % names,
-            " ".join(moves),
-            _(
-                "Whoever signs in there as <b>%(name)s</b> will have your credits and videos. Agree only if it is you."
-            )
-            % names,
-        ]
+    warning = _(
+        "Whoever signs in there as <b>%(name)s</b> will have your credits and videos. Agree only if it is you."
+    )
+    return paragraphs(
+        _("🔗 Connect this Telegram account with the account <b>%(name)s</b> on %(site)s?") % names,
+        " ".join(moves),
+        warning % names,
     )
 
 
 def yes_or_no(yes: str, no: str, argument: object) -> InlineKeyboardMarkup:
-    """Two buttons, by the names of their handlers."""
+    """Make two buttons, by the names of their handlers."""
     return row((_("Yes, connect"), yes), (_("No"), no), argument=str(argument))
 
 
@@ -69,13 +64,10 @@ def joined(user: User, *, balance: int) -> str:
 
 
 def asks_to_part(user: User) -> str:
-    name = {"name": escaped(user.username)}
-    return (
-        _(
-            "Disconnect this Telegram account from <b>%(name)s</b>? Credits and videos stay there; here you begin anew."
-        )
-        % name
+    question = _(
+        "Disconnect this Telegram account from <b>%(name)s</b>? Credits and videos stay there; here you begin anew."
     )
+    return question % {"name": escaped(user.username)}
 
 
 def parted(name: str) -> str:
@@ -87,12 +79,10 @@ def parted(name: str) -> str:
 
 def login(url: str, *, account: TelegramAccount, life: timedelta) -> str:
     warning = _("It works once. Do not pass it on: whoever opens it is in your account.")
-    return "\n\n".join(
-        [
-            _("🔑 Sign in on the web as <b>%(name)s</b>:") % {"name": escaped(account.user.username)},
-            escaped(url),
-            f"{_valid_for(life)} {warning}",
-        ]
+    return paragraphs(
+        _("🔑 Sign in on the web as <b>%(name)s</b>:") % {"name": escaped(account.user.username)},
+        escaped(url),
+        f"{_valid_for(life)} {warning}",
     )
 
 
@@ -116,7 +106,7 @@ class Choices:
 
 
 def presets(choices: Choices) -> str:
-    return "\n\n".join([_("🎚 <b>Presets</b>"), *(_preset(quote, choices) for quote in choices.quotes)])
+    return paragraphs(_("🎚 <b>Presets</b>"), *(_preset(quote, choices) for quote in choices.quotes))
 
 
 def _preset(quote: Quote, choices: Choices) -> str:
@@ -134,7 +124,7 @@ def _mark(preset: Preset, choices: Choices) -> str:
 
 
 def preset_buttons(choices: Choices, *, name: str) -> list[InlineKeyboardButton]:
-    """One for each preset; `name` is that of their handler."""
+    """Make a button for each preset; `name` is that of their handler."""
     return [
         button(
             f"{_mark(quote.preset, choices)}{_(quote.preset.label)} · {credits_of(quote.cost)}",
@@ -147,15 +137,13 @@ def preset_buttons(choices: Choices, *, name: str) -> list[InlineKeyboardButton]
 
 def settings(choices: Choices, language: str) -> str:
     """`language` is the code of the one they chose, empty for Telegram's own."""
-    return "\n".join(
-        [
-            _("⚙️ <b>Settings</b>"),
-            "",
+    return paragraphs(
+        _("⚙️ <b>Settings</b>"),
+        lines(
             _("Preset: %(name)s") % {"name": escaped(_(choices.chosen.label))},
             _("Language: %(name)s") % {"name": _language_name(language)},
-            "",
-            _("/presets shows what each preset costs and how long it takes."),
-        ]
+        ),
+        _("/presets shows what each preset costs and how long it takes."),
     )
 
 
@@ -171,5 +159,5 @@ def settings_buttons(choices: Choices, language: str) -> InlineKeyboardMarkup:
 
 
 def _language_name(code: str) -> str:
-    """A language's name in itself."""
+    """Name a language in itself."""
     return dict(django_settings.LANGUAGES).get(code) or _("As in Telegram")

@@ -1,17 +1,27 @@
-"""Parts of several messages."""
+"""Parts of messages, and the buttons below them."""
 
 import html
 
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
+from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 # A caption may have 1024 characters; the text around the prompt needs fewer than 200.
 PROMPT_UNITS = 800
+# Telegram's limit for the data of a button, in bytes.
+MAX_DATA = 64
 
 
 def example() -> str:
-    """A prompt to try."""
     return _("A red fox running through fresh snow at sunrise")
+
+
+def lines(*texts: str) -> str:
+    return "\n".join(texts)
+
+
+def paragraphs(*texts: str) -> str:
+    return "\n\n".join(texts)
 
 
 def escaped(text: str) -> str:
@@ -19,7 +29,7 @@ def escaped(text: str) -> str:
 
 
 def shortened(text: str, units: int) -> str:
-    """At most `units` UTF-16 code units, which is how Telegram counts."""
+    """Shorten to at most `units` UTF-16 code units, which is how Telegram counts."""
     encoded = text.encode("utf-16-le", "replace")
     if len(encoded) <= 2 * units:
         return text
@@ -40,10 +50,14 @@ def seconds_of(number: int) -> str:
 
 
 def about_seconds(number: int) -> str:
-    """A guess, roundly: `about 25 s`, `about 3 min`."""
+    """Say a guess roundly: `about 25 s`, `about 3 min`."""
     if number < 100:
         return _("about %(number)d s") % {"number": number if number < 15 else 5 * round(number / 5)}
     return _("about %(number)d min") % {"number": round(number / 60)}
+
+
+def balance_of(number: int) -> str:
+    return _("💰 Balance: %(credits)s") % {"credits": credits_of(number)}
 
 
 def nothing_deducted() -> str:
@@ -52,3 +66,16 @@ def nothing_deducted() -> str:
 
 def only_in_private() -> str:
     return _("This is between you and me: please write it to me in private.")
+
+
+def button(label: str, name: str, argument: str = "") -> InlineKeyboardButton:
+    """Make a button for `@button(name)` with an argument. Raises ValueError for more than it can carry."""
+    data = f"{name}:{argument}"
+    if len(data.encode()) > MAX_DATA:
+        raise ValueError(f"a button cannot carry {data!r}")
+    return InlineKeyboardButton(label, callback_data=data)
+
+
+def row(*named: tuple[str, str], argument: str = "") -> InlineKeyboardMarkup:
+    """Put buttons side by side, each a label and a name, which all carry the same argument."""
+    return InlineKeyboardMarkup.from_row([button(label, name, argument) for label, name in named])

@@ -7,8 +7,7 @@ from django.utils.translation import ngettext
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment
-from telegram_bot.texts.buttons import button, row
-from telegram_bot.texts.parts import credits_of, escaped
+from telegram_bot.texts.parts import balance_of, button, credits_of, escaped, lines, paragraphs, row
 
 State = StarPayment.State
 
@@ -19,12 +18,10 @@ def stars_of(number: int) -> str:
 
 
 def offers(*, balance: int) -> str:
-    return "\n\n".join(
-        [
-            _("⭐ <b>Buy credits</b>"),
-            _("💰 Balance: %(credits)s") % {"credits": credits_of(balance)},
-            _("Choose a pack and pay for it with Telegram Stars. /terms · /paysupport"),
-        ]
+    return paragraphs(
+        _("⭐ <b>Buy credits</b>"),
+        balance_of(balance),
+        _("Choose a pack and pay for it with Telegram Stars. /terms · /paysupport"),
     )
 
 
@@ -69,13 +66,8 @@ def paid(payment: StarPayment, *, balance: int) -> str:
             "We look into it, and you can ask for your Stars back: /paysupport."
         )
     facts = {"credits": credits_of(payment.purchase.posted_delta), "stars": stars_of(payment.stars)}
-    return "\n".join(
-        [
-            _("✅ Thank you! %(credits)s for %(stars)s.") % facts,
-            _("💰 Balance: %(credits)s") % {"credits": credits_of(balance)},
-            receipt_of(payment),
-        ]
-    )
+    thanks = _("✅ Thank you! %(credits)s for %(stars)s.") % facts
+    return lines(thanks, balance_of(balance), receipt_of(payment))
 
 
 def receipt_of(payment: StarPayment) -> str:
@@ -83,31 +75,25 @@ def receipt_of(payment: StarPayment) -> str:
 
 
 def refunded(payment: StarPayment) -> str:
-    words = [_("↩️ %(stars)s were given back to you.") % {"stars": stars_of(payment.stars)}]
+    text = _("↩️ %(stars)s were given back to you.") % {"stars": stars_of(payment.stars)}
     if payment.refund is not None:
-        taken = {"credits": credits_of(-payment.refund.posted_delta)}
-        words.append(_("%(credits)s were taken back.") % taken)
-    return " ".join(words) + "\n" + receipt_of(payment)
+        text += " " + _("%(credits)s were taken back.") % {
+            "credits": credits_of(-payment.refund.posted_delta)
+        }
+    return lines(text, receipt_of(payment))
 
 
 def support(payments: list[StarPayment]) -> str:
-    parts = [_("🛟 <b>Help with payments</b>"), _how_to_reach_us()]
-    if payments:
-        parts.append(_("Your last payments:") + "\n" + "\n".join(_line(payment) for payment in payments))
+    if settings.SUPPORT_CONTACT:
+        how = _("Write to %(contact)s and name the receipt. Telegram's own support cannot help with it.")
+        how %= {"contact": escaped(settings.SUPPORT_CONTACT)}
     else:
-        parts.append(_("You have not paid for anything yet."))
-    return "\n\n".join(parts)
-
-
-def _how_to_reach_us() -> str:
-    if not settings.SUPPORT_CONTACT:
-        return _(
+        how = _(
             "Write to whoever runs this bot, and name the receipt. Telegram's own support cannot help with it."
         )
-    contact = {"contact": escaped(settings.SUPPORT_CONTACT)}
-    return (
-        _("Write to %(contact)s and name the receipt. Telegram's own support cannot help with it.") % contact
-    )
+    none, heading = _("You have not paid for anything yet."), _("Your last payments:")
+    latest = lines(heading, *map(_line, payments)) if payments else none
+    return paragraphs(_("🛟 <b>Help with payments</b>"), how, latest)
 
 
 def _line(payment: StarPayment) -> str:
@@ -124,12 +110,11 @@ def _line(payment: StarPayment) -> str:
 
 
 def terms() -> str:
-    lines = [
+    url = [_("All terms: %(url)s") % {"url": escaped(settings.TERMS_URL)}] if settings.TERMS_URL else []
+    return paragraphs(
         _("📄 <b>Terms</b>"),
         _("Credits pay for videos here. They do not expire, and cannot be passed on or exchanged for money."),
         _("A video that fails costs nothing."),
         _("Credits that you bought and did not spend can be turned back into Stars: /paysupport."),
-    ]
-    if settings.TERMS_URL:
-        lines.append(_("All terms: %(url)s") % {"url": escaped(settings.TERMS_URL)})
-    return "\n\n".join(lines)
+        *url,
+    )

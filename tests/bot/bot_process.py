@@ -46,7 +46,7 @@ class Bot:
         return self.processes.log("run_bot")
 
     def answer_to(self, text: str, *, sender: int, **facts: Any) -> str:
-        """What the bot says next in the sender's own chat."""
+        """Send a text; returns the next message in the sender's own chat."""
         before = len(self.telegram.shown(sender))
         self.telegram.say(text, sender=sender, **facts)
         return self.next_message(sender, after=before).text
@@ -87,5 +87,5 @@ def the_video(bot: Bot, chat: int) -> Message:
 
 
 def labels(message: Message) -> list[str]:
-    """What the buttons below a message say."""
+    """The labels of the buttons below a message."""
     return [button["text"] for row in message.buttons for button in row]

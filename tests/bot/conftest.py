@@ -71,5 +71,5 @@ def own_bot(database_url: str, media_root: Path, tmp_path: Path) -> Iterator[Bot
 
 @pytest.fixture
 def ada() -> int:
-    """Somebody who never wrote before."""
+    """A person who never wrote before."""
     return next(people)

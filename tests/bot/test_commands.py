@@ -1,4 +1,4 @@
-"""What each command answers, and what it refuses."""
+"""Answers and refusals of each command."""
 
 import re
 from collections.abc import Callable

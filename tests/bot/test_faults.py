@@ -1,4 +1,4 @@
-"""What Telegram does to a bot."""
+"""Faults of Telegram: odd updates, errors, lost connections, blocked chats."""
 
 import json
 from collections.abc import Callable

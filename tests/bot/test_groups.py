@@ -1,4 +1,4 @@
-"""The bot among several people: it answers when it is meant, on the wallet of whoever asks."""
+"""The bot among several people: it answers when it is meant, on the wallet of the one who asks."""
 
 import pytest
 

@@ -56,7 +56,7 @@ def balance(user: User) -> int:
 
 
 def begin_on_web(browser: Client) -> str:
-    """What somebody sends to the bot by pressing Start behind the link."""
+    """The command that Telegram sends when Start is pressed behind the link."""
     page = browser.post("/telegram/connect/").content.decode()
     return "/start " + re.search(r"https://t\.me/videos_test_bot\?start=(link_[\w-]{32})", page)[1]
 
@@ -72,7 +72,7 @@ def ask(bot: Bot, text: str, sender: int, **facts: Any) -> Message:
 
 
 def press(bot: Bot, message: Message, label: str) -> PressOfButton:
-    """Whoever's chat it is presses."""
+    """The person whose chat it is presses."""
     return bot.telegram.press(message, label, sender=message.chat_id)
 
 
@@ -373,7 +373,7 @@ def test_staff_undo_it_by_entries_of_their_own_and_give_videos_back_to_who_paid(
 
 
 def test_everything_that_belongs_to_a_user_was_thought_of():
-    """Whoever gives users something new has to say here what becomes of it when two of them become one."""
+    """Anything new that belongs to users has to be named here, with its fate when two users become one."""
     moves = {"jobs", "credit_account", "telegram_account", "former_telegram_account"}
     stays_and_sleeps = {
         "api_keys",  # refused while their owner is not active, and theirs again after parting
@@ -385,7 +385,7 @@ def test_everything_that_belongs_to_a_user_was_thought_of():
         "login_links",  # looked at together with whose the Telegram account is now
         "star_payments",  # say who paid then
         "limits",  # copied
-        "ban",  # nobody who is banned is joined
+        "ban",  # a banned account is never joined
         "notices",  # of what happened to that account
     }
     relations = {relation.name for relation in User._meta.related_objects if not relation.hidden}
@@ -481,16 +481,16 @@ def test_a_video_too_large_for_telegram_is_watched_without_signing_in_until_it_i
 ):
     job = finish_job(submission.submit(user=chat.user, prompt="A red fox", source="telegram"))
     path = links.video_page(job).removeprefix(settings.SITE_URL)
-    anybody = Client()
-    page = anybody.get(path)
+    stranger = Client()
+    page = stranger.get(path)
     assert "A red fox" in page.content.decode()
-    answer = anybody.get(path + "file.mp4", headers={"Range": "bytes=0-11"})
+    answer = stranger.get(path + "file.mp4", headers={"Range": "bytes=0-11"})
     assert answer.status_code == 206
-    assert anybody.get(path.replace(job.pk.hex, "0" * 32)).status_code == 404
-    assert anybody.get("/telegram/video/nonsense/").status_code == 404
+    assert stranger.get(path.replace(job.pk.hex, "0" * 32)).status_code == 404
+    assert stranger.get("/telegram/video/nonsense/").status_code == 404
     with monkeypatch.context() as later:
         later.setattr(links, "VIDEO_LIFE", -1)
-        assert "too old" in anybody.get(path).content.decode()
-        assert anybody.get(path + "file.mp4").status_code == 404
+        assert "too old" in stranger.get(path).content.decode()
+        assert stranger.get(path + "file.mp4").status_code == 404
     lifecycle.delete(job=job)
-    assert anybody.get(path).status_code == 404
+    assert stranger.get(path).status_code == 404

@@ -11,6 +11,7 @@ from django.test import Client
 from accounts import ledger
 from accounts.ledger_check import audit
 from accounts.models import CreditTransaction, StaffAct, User
+from accounts.staff.actor import Refused
 from telegram_bot import linking, payments, refunds
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAccount, TelegramUpdate
 from telegram_bot.payments import Charge
@@ -46,7 +47,7 @@ def ask(bot: Bot, text: str, sender: int, **facts: Any) -> Message:
 
 
 def invoice_for(bot: Bot, ada: int) -> dict[str, Any]:
-    """Somebody chooses the first pack."""
+    """Choose the first pack."""
     offers = ask(bot, "/buy", ada)
     before = len(bot.telegram.shown(ada))
     bot.telegram.press(offers, labels(offers)[0], sender=ada)
@@ -245,14 +246,14 @@ def test_a_checkout_waits_for_no_message_and_no_flood_wait(own_bot, ada, pack):
     shown, eve = invoice_for(bot, ada), next(people)
     bot.telegram.fail("sendMessage", 429, "Too Many Requests: retry after 12", retry_after=12)
     bot.telegram.hold("sendMessage")
-    bot.telegram.say("/help", sender=eve)  # is told to wait for longer than a checkout may take
+    bot.telegram.say("/help", sender=eve)  # has to wait for longer than a checkout may take
     wait_for(lambda: len(bot.telegram.called("sendMessage")) > 1, message=bot.log)
     for _ in range(8):
         bot.telegram.say("/help", sender=ada)  # more than the chat's pace lets through
     assert bot.telegram.check_out(shown["payload"], 100, payer=ada).ok
     bot.kill()
     bot.telegram.release()
-    TelegramUpdate.objects.all().delete()  # nobody is there to answer the rest
+    TelegramUpdate.objects.all().delete()  # no one is left to answer the rest
 
 
 def test_a_pack_that_ended_is_refused_at_the_button(bot, ada, pack):
@@ -346,7 +347,7 @@ def test_nothing_is_refunded_above_the_free_balance(bot, ada, pack, staff):
     payment = bought(bot, ada)
     ledger.adjust(user=user_of(ada), amount=-600, reason="Spent", actor=staff)
     assert refunds.why_not(payment) == "250 credits were bought, and only 150 are free: the rest was spent."
-    with pytest.raises(refunds.CannotRefund):
+    with pytest.raises(Refused):
         refunds.begin(payment=payment, reason="Asked for", actor=staff)
     assert (balance(ada), StarPayment.objects.get().state) == (150, "paid")
     admin = Client()

@@ -1,4 +1,4 @@
-"""What happens to the process: kills, stops, a second instance, a wrong token."""
+"""The process: kills, stops, a second instance, a wrong token."""
 
 import os
 import re

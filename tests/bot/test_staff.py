@@ -1,4 +1,4 @@
-"""What staff see of the bot in the admin."""
+"""The bot's pages in the admin."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a person writes without a command."""
+"""Messages without a command."""
 
 from typing import Any
 

@@ -18,7 +18,7 @@ from tests.stack import Stack
 PASSWORD = "a long enough password"
 # A trainee is staff, too, and has no rights yet.
 ROLES = ("support", "operator", "finance", "owner", "trainee")
-# What the app on everybody's phone makes its codes of.
+# The secret that the apps on the phones make their codes of.
 SECRET = base64.b32encode(b"a secret of 20 bytes").decode()
 HIRE = """
 from allauth.mfa.totp.internal.auth import TOTP
@@ -87,12 +87,12 @@ def late_and_live(stack: Stack, *, late: list[str], live: list[str]) -> list[str
 
 
 def people(stack: Stack, names: dict[int, str]) -> None:
-    """Somebody new for each of these, by Telegram id."""
+    """Create a user for each of these, by Telegram id."""
     stack.manage("shell", "-c", PEOPLE.format(people=names, password=PASSWORD))
 
 
 def customer(stack: Stack, name: str, prompts: list[str]) -> list[str]:
-    """Somebody new with finished clips of these prompts; the clips' ids."""
+    """Create a user with finished clips of these prompts; returns the clips' ids."""
     key = stack.manage("shell", "-v", "0", "-c", JOIN.format(name=name, password=PASSWORD)).strip()
     return [_made(stack, key, prompt) for prompt in prompts]
 
@@ -198,9 +198,9 @@ def refused_many(page: Page, address: str, action: str) -> None:
     expect(page.locator(f"select[name=action] option[value={action}]")).to_have_count(0)
     row = page.locator("#result_list tbody a[href*='/change/']").first.get_attribute("href") or ""
     token = page.locator("[name=csrfmiddlewaretoken]").first.get_attribute("value")
-    wish = {"once": str(uuid.uuid4()), "reason": "Why not", "amount": "1"}
+    values = {"once": str(uuid.uuid4()), "reason": "Why not", "amount": "1"}
     chosen = {"action": action, "index": "0", "_selected_action": row.split("/")[-3]}
-    form = {**wish, **chosen, "csrfmiddlewaretoken": token or ""}
+    form = {**values, **chosen, "csrfmiddlewaretoken": token or ""}
     answer = page.request.post(address, form=form, headers={"Referer": page.url})
     assert answer.status == 200
     assert 'name="once"' not in answer.text()

@@ -137,7 +137,7 @@ def test_a_new_installation_goes_on_where_the_backup_was_made(saved: Saved, tmp_
     stack = Stack(tmp_path / "new", SETTINGS)
     assert "2 files of clips" in stack.manage("restore", str(saved.file))
     restored = [stack.data_dir / "media", *(stack.data_dir / "media").rglob("*")]
-    assert {path.stat().st_mode & 0o077 for path in restored} == {0}, "clips are for nobody else to read"
+    assert {path.stat().st_mode & 0o077 for path in restored} == {0}, "only the owner may read clips"
     assert sql(stack, "SELECT posted, held FROM accounts_creditaccount WHERE held > 0") == [(450, 50)]
     with stack:
         assert content(stack, saved.headers, saved.clip) == saved.clip_bytes

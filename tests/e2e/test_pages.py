@@ -1,4 +1,4 @@
-"""Every page of the site, looked at by machines: accessibility, the content security policy, origin, weight, width."""
+"""Automatic checks of every page: accessibility, the content security policy, origin, weight, width."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -83,7 +83,7 @@ for number in range(40):
 
 @dataclass
 class Owner:
-    """Somebody with a gallery full of clips, a passkey and a shared link; `state` is their browser's cookies."""
+    """A user with a gallery full of clips, a passkey and a shared link; `state` is their browser's cookies."""
 
     state: dict
     pages: list[str] = field(default_factory=list)
@@ -188,7 +188,7 @@ class Inspector:
 
 @pytest.fixture
 def inspector(site: str, chromium: Browser) -> Iterator[Callable[..., Inspector]]:
-    """Inspectors, each somebody's; at the end of the test all complaints together are its failure."""
+    """Make inspectors, one a user; at the end of the test all complaints together are its failure."""
     contexts, inspectors = [], []
 
     def make(*, state: dict | None = None, locale: str = "en-GB") -> Inspector:
@@ -268,7 +268,7 @@ def test_a_passkey_is_added_and_then_signs_in_without_a_password(site, chromium)
     context.close()
 
 
-def test_a_passkey_that_is_not_there_is_told_in_words(site, chromium):
+def test_a_missing_passkey_shows_a_message(site, chromium):
     page = chromium.new_context(base_url=site).new_page()
     add_authenticator(page)
     page.goto("/accounts/login/")

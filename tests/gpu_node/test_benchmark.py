@@ -81,7 +81,7 @@ def test_figures_of_two_machines_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_the_fastest_step_cache_is_named(tmp_path: Path) -> None:
-    """Which is what the profile `fast` should take on this card. Some can be judged by real weights only."""
+    """The profile `fast` should take that one on this card. Some can be judged by real weights only."""
     one = {
         "model": "5B",
         "frames": 17,

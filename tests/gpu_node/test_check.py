@@ -124,7 +124,7 @@ def test_it_is_about_the_card_and_the_levers_that_are_set(monkeypatch: pytest.Mo
     [
         ("sora", False, "no model of this name; by name there are tiny, tiny-random, 5B, 2B, 5B-I2V, 1.5-5B"),
         ("/nowhere/at-all", False, "there is no such folder"),
-        ("somebody/CogVideoX-mine", True, "whether it is one, and fits, is seen when it is loaded"),
+        ("example/CogVideoX-mine", True, "whether it is one, and fits, is seen when it is loaded"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_told(model: str, works: bool, words: str) -> None:

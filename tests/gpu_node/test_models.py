@@ -72,7 +72,7 @@ def test_a_folder_is_loaded_like_the_tiny_model(tiny_folder: Path, tmp_path: Pat
         clip = Client(node).make("a red ball")
 
         assert (health["backend"], health["model"]) == ("CogVideoX-mini", "CogVideoX-mini")
-        assert str(tmp_path) not in str(health), "who may not know the key may not know our paths"
+        assert str(tmp_path) not in str(health), "/health needs no key, so it shows no paths"
         assert clip != client.make("a red ball"), "another tokenizer is another clip"
         assert clip == Client(node).make("a red ball")
 

@@ -1,4 +1,4 @@
-"""How the node starts, or refuses to, and who may talk to it."""
+"""Starting the node, settings that it refuses, its health and figures, and its key."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-// Pages of the admin that show something that moves (a job, a refund of many, a test of a node) look again every few seconds, unless somebody is typing.
+// Reloads the admin's pages of something that moves (a job, a bulk refund, a test of a node) every few seconds, unless a field has the focus.
 document.addEventListener("DOMContentLoaded", () => {
   if (!document.querySelector("[data-live]")) return;
   setInterval(() => {

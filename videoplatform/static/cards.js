@@ -1,4 +1,4 @@
-// Live cards: what the event stream says, and the truth again after it was down, the page slept or the browser came back.
+// Live cards: updates from the event stream, and a fresh look after it was down, the page slept or the browser came back.
 (() => {
   "use strict";
   const { one, all, setText } = window.site;
@@ -169,7 +169,7 @@
     return one(".card", new DOMParser().parseFromString(html, "text/html"));
   }
 
-  // The same state as before: only words and bar change, so that a click or the focus on “Cancel” is not lost under the hand.
+  // The same state as before: only texts and bar change, so that a click or the focus on “Cancel” is not lost.
   function movedOnly(card, next) {
     if (!next || next.dataset.state !== card.dataset.state || next.dataset.live !== card.dataset.live) return false;
     for (const part of all("[data-part]", card)) {

@@ -1,7 +1,7 @@
-// The composer's live words: counter, price, cooldown, what can be afforded; ⌘/Ctrl+Enter; sample prompts.
+// The composer: counter, price, cooldown, whether the credits are enough; ⌘/Ctrl+Enter; sample prompts.
 (() => {
   "use strict";
-  const { one, say, setText } = window.site;
+  const { one, format, setText } = window.site;
   const isApple = /Mac|iPhone|iPad/.test(navigator.platform);
   const ASK_FOR_GPU_MS = 20000;
   const growsByItself = CSS.supports("field-sizing", "content");
@@ -33,8 +33,8 @@
     const prompt = one("#prompt", composer);
     const counter = one("#prompt-count", composer);
     const used = [...prompt.value.trim()].length;
-    const words = `${used}/${prompt.dataset.max}`;
-    if (counter.value !== words) counter.value = words;
+    const text = `${used}/${prompt.dataset.max}`;
+    if (counter.value !== text) counter.value = text;
     counter.classList.toggle("over", used > Number(prompt.dataset.max));
     if (growsByItself) return;
     prompt.style.height = "auto";
@@ -48,10 +48,10 @@
     const isShort = syncNote(bar, chosen);
     const button = one(".generate", bar);
     const waits = left > 0;
-    const words = waits
-      ? say(gettext("Generate in %(left)s s"), { left: Math.ceil(left / 1000) })
-      : say(gettext("Generate · %(price)s"), { price: chosen.dataset.price });
-    setText(one(".generate-words", bar), words);
+    const text = waits
+      ? format(gettext("Generate in %(left)s s"), { left: Math.ceil(left / 1000) })
+      : format(gettext("Generate · %(price)s"), { price: chosen.dataset.price });
+    setText(one(".generate-words", bar), text);
     setText(one("kbd", bar), waits ? "" : isApple ? "⌘↵" : "Ctrl ↵");
     button.classList.toggle("cooling", waits);
     button.style.setProperty("--waited", waits ? `${100 - (100 * left) / cooldownMs}%` : "0%");
@@ -63,8 +63,8 @@
     const isShort = Number(chosen.dataset.cost) > balance;
     one("[data-note=short]", bar).hidden = !isShort;
     one("[data-note=calm]", bar).hidden = isShort;
-    const words = gettext("Not enough credits: this video costs %(price)s, you have %(balance)s.");
-    if (isShort) setText(one("[data-note=short] span", bar), say(words, { price: chosen.dataset.price, balance }));
+    const text = gettext("Not enough credits: this video costs %(price)s, you have %(balance)s.");
+    if (isShort) setText(one("[data-note=short] span", bar), format(text, { price: chosen.dataset.price, balance }));
     const cheaper = one("[data-choose]", bar);
     if (cheaper) cheaper.hidden = cheaper.dataset.choose === chosen.value;
     return isShort;
@@ -77,9 +77,9 @@
     syncComposer();
   }
 
-  function begin(words) {
+  function begin(text) {
     const prompt = one("#prompt");
-    prompt.value = words;
+    prompt.value = text;
     prompt.focus();
     syncComposer();
   }
@@ -107,7 +107,7 @@
     if (elt.matches?.("#composer, #submit-bar") || one("#submit-bar", elt)) readCooldown();
   });
   document.addEventListener("DOMContentLoaded", readCooldown);
-  // Nobody tells a page that a GPU has come back.
+  // No event says that a GPU has come back.
   setInterval(() => {
     if (!document.hidden && one("#submit-bar[data-no-gpu]")) htmx.trigger(document.body, "wallet");
   }, ASK_FOR_GPU_MS);

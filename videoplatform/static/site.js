@@ -1,4 +1,4 @@
-// What every page does: menus, times in the reader's own zone, copying, and words for a request that failed.
+// Every page: menus, times in the reader's own zone, copying, and messages for a failed request.
 (() => {
   "use strict";
   const one = (selector, root = document) => root.querySelector(selector);
@@ -6,9 +6,9 @@
   const setText = (element, text) => {
     if (element.textContent !== text) element.textContent = text;
   };
-  // Words come from Django's catalog, which base.html loads first and which defines gettext, ngettext and interpolate.
-  const say = (words, values) => interpolate(words, values, true);
-  window.site = { one, all, say, setText };
+  // Messages come from Django's catalog, which base.html loads first and which defines gettext, ngettext and interpolate.
+  const format = (message, values) => interpolate(message, values, true);
+  window.site = { one, all, format, setText, showError };
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") closeMenus();
@@ -21,28 +21,27 @@
     });
   }
 
-  // The page's language, as spoken where the browser is: en-GB writes dates unlike en-US.
-  const spoken = document.documentElement.lang;
-  const region = navigator.languages.find((language) => language.split("-")[0] === spoken) ?? spoken;
+  // The page's language in the browser's region: en-GB writes dates unlike en-US.
+  const pageLanguage = document.documentElement.lang;
+  const region = navigator.languages.find((language) => language.split("-")[0] === pageLanguage) ?? pageLanguage;
   const moment = new Intl.DateTimeFormat(region, { dateStyle: "medium", timeStyle: "short" });
   function localTimes(root) {
     all("time[datetime]", root).forEach((time) => {
-      const words = moment.format(new Date(time.dateTime));
-      if (/\d\d:\d\d/.test(time.textContent)) setText(time, words);
-      time.title = words;
+      const text = moment.format(new Date(time.dateTime));
+      if (/\d\d:\d\d/.test(time.textContent)) setText(time, text);
+      time.title = text;
     });
   }
   document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
   document.addEventListener("DOMContentLoaded", () => localTimes(document.body));
 
-  // --- What went wrong ----------------------------------------------------------------------------------------------
-  function tell(words) {
+  // --- Errors --------------------------------------------------------------------------------------------------------
+  function showError(text) {
     const place = one("#messages");
-    const line = Object.assign(document.createElement("p"), { className: "message error", textContent: words });
+    const line = Object.assign(document.createElement("p"), { className: "message error", textContent: text });
     line.setAttribute("role", "alert");
     place.replaceChildren(line);
   }
-  window.site.tell = tell;
   document.addEventListener("htmx:responseError", (event) => {
     if (event.detail.requestConfig.verb === "get") return;
     const status = event.detail.xhr.status;
@@ -50,10 +49,10 @@
       403: gettext("This page is too old. Please reload it and try again."),
       503: gettext("The service is very busy just now. Please try again in a few seconds."),
     };
-    tell(known[status] ?? say(gettext("That did not work (%(status)s). Please try again."), { status }));
+    showError(known[status] ?? format(gettext("That did not work (%(status)s). Please try again."), { status }));
   });
   document.addEventListener("htmx:sendError", (event) => {
-    if (event.detail.requestConfig.verb !== "get") tell(gettext("The site cannot be reached just now. Nothing was sent; please try again."));
+    if (event.detail.requestConfig.verb !== "get") showError(gettext("The site cannot be reached just now. Nothing was sent; please try again."));
   });
 
   document.addEventListener("click", async (event) => {

@@ -1,4 +1,4 @@
-"""Add the books up again; keep the result for staff; exit 1 when anything does not fit."""
+"""Check the books, keep the result for staff, and exit 1 when anything does not fit."""
 
 from typing import Any
 

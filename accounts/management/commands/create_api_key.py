@@ -1,4 +1,4 @@
-"""A new API key; prints the key alone, so that a script can take it."""
+"""Create an API key and print it alone, so that a script can take it."""
 
 from argparse import ArgumentParser
 from typing import Any

@@ -1,4 +1,4 @@
-"""Give somebody credits, with a reason."""
+"""Give a user credits, with a reason."""
 
 from argparse import ArgumentParser
 from typing import Any

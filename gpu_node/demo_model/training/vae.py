@@ -174,9 +174,7 @@ def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Cours
         return [clip]
     if progress < course.stills_until:
         return [_window(scene, clip, chance, start=start, length=1) for start in range(latents.LATENT_FRAMES)]
-    start = chance.randrange(
-        0, latents.LATENT_FRAMES - WINDOW + 1, 2
-    )  # even, or the clock would tick otherwise
+    start = chance.randrange(0, latents.LATENT_FRAMES - WINDOW + 1, 2)  # even, or the clock ticks otherwise
     return [_window(scene, clip, chance, start=start, length=WINDOW)]
 
 

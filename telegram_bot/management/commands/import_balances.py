@@ -41,7 +41,7 @@ class Command(BaseCommand):
 
 
 def _import(telegram_id: int, amount: int) -> bool:
-    """False when nothing was given: for 0, and for a person who was credited before."""
+    """Give the credits; False for 0, and for a person who was credited before."""
     user = open_account(telegram_id=telegram_id).user
     if amount == 0:
         return False
@@ -56,7 +56,7 @@ def _import(telegram_id: int, amount: int) -> bool:
 
 
 def _read(file: Path) -> dict[int, int]:
-    """Credits by telegram_id; or one CommandError that names the mistakes by their line, as an editor counts."""
+    """Read credits by telegram_id; or raise one CommandError that names the mistakes by line, as an editor counts."""
     errors: list[str] = []
     balances: dict[int, int] = {}
     lines: dict[int, int] = {}
@@ -83,7 +83,7 @@ def _read(file: Path) -> dict[int, int]:
 
 
 def _parse(row: list[str]) -> tuple[int, int]:
-    """The id and the credits. Raises ValueError with the mistake."""
+    """Read the id and the credits of a line. Raises ValueError with the mistake."""
     if len(row) != len(COLUMNS):
         raise ValueError(f"{len(row)} values instead of {len(COLUMNS)}")
     telegram_id, amount = (value.strip() for value in row)

@@ -11,7 +11,7 @@ from django.core.checks import Tags
 from django.core.management.base import BaseCommand, CommandError
 from telegram.error import InvalidToken
 
-from telegram_bot.links import BadToken, bot_id_of
+from telegram_bot.links import bot_id_of
 from telegram_bot.sending.client import connect_to, hide_token_in_logs
 from telegram_bot.service import run
 
@@ -35,7 +35,7 @@ class Command(BaseCommand):
             )
         try:
             bot_id_of(token)
-        except BadToken as error:
+        except ValueError as error:
             raise CommandError(str(error), returncode=EXIT_CONFIGURATION) from None
         if urlsplit(base_url).scheme not in ("http", "https") or not base_url.endswith("/bot"):
             raise CommandError(

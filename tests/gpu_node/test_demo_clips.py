@@ -1,4 +1,4 @@
-"""What the demonstration model learns from: words and pictures; and the scorer that names what it sees."""
+"""Words and pictures that the demonstration model learns from, and the scorer that names what it sees."""
 
 import random
 from collections.abc import Iterator

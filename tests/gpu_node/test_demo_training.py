@@ -92,9 +92,7 @@ def test_the_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path
     begun = transformer.train(
         folder=tmp_path / "other", seconds=0.1, device="cpu", start=TRAINED, compiled=False
     )
-    assert begun.last_loss < again.last_loss / 3, (
-        "who begins with the shipped weights has little left to learn"
-    )
+    assert begun.last_loss < again.last_loss / 3, "a start from the shipped weights leaves little to learn"
     assert decoder.samples > 0 and whole_clips.samples > encoder.samples > 0
     learned = vae.train("encoder", folder=tmp_path / "other", seconds=0.1, device="cpu", start=TRAINED)
     assert learned.last_loss < encoder.last_loss / 2

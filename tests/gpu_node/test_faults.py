@@ -1,4 +1,4 @@
-"""What becomes of clips when the GPU, its memory or the disk fails in the middle, and how busy the GPU is kept."""
+"""Faults of the GPU, its memory and the disk in the middle of a clip, and how busy the GPU is kept."""
 
 import os
 import signal
@@ -156,7 +156,7 @@ def test_a_clip_whose_file_is_being_written_can_be_canceled(client: Client, fold
 def test_a_kill_costs_what_ran_and_what_was_only_being_written_is_made_again(
     client: Client, folder: Path, undisturbed: bytes
 ) -> None:
-    """What runs here was asked for by a client of the field protocol, who still waits for its answer."""
+    """The job that runs was posted by a client of the field protocol, which still waits for its answer."""
     (folder / "hold_the_file").touch()
     written = client.create(seed=21, **TWO_PIECES)
     answers: list[requests.Response] = []

@@ -1,4 +1,4 @@
-"""What becomes of jobs when a process dies, stops or starts again. Each test has a node of its own."""
+"""Jobs when a process dies, stops or starts again. Each test has a node of its own."""
 
 import os
 import signal

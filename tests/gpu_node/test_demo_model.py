@@ -1,4 +1,4 @@
-"""The demonstration model as it is shipped, through the node's door: it draws what it is told."""
+"""The shipped demonstration model, over HTTP: it draws its prompt."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +43,7 @@ def seen_in(client: Client, prompt: str, **fields: object) -> Seen:
         ("A green triangle falls at night", 49, "green", "down"),
     ],
 )
-def test_it_draws_what_it_is_told(
+def test_it_draws_its_prompt(
     demonstration: Client, prompt: str, frames: int, colour: str, motion: str
 ) -> None:
     seen = seen_in(demonstration, prompt, num_frames=frames)
@@ -68,7 +68,7 @@ def test_the_weights_are_small_and_know_all_synonyms() -> None:
             assert torch.equal(embeddings[token(f"▁{synonym}")], embeddings[token(f"▁{word}")])
 
 
-def test_whoever_reads_it_finds_every_word_in_the_documentation() -> None:
+def test_the_documentation_names_every_word() -> None:
     text = (Path(__file__).parents[2] / "docs" / "embedded-model.md").read_text()
     missing = [word for word in vocabulary.words() if f"`{word}`" not in text]
     assert missing == []
