@@ -47,9 +47,9 @@ TOGETHER = {
 # process busy while the others have nothing left. Each is given two at the start, so the fourth waits for the first.
 SLOW = (
     *TOGETHER["one platform and browsers"],
-    "tests/e2e/test_backup.py",
-    *TOGETHER["one platform under fire"],
     "tests/e2e/test_graceful_stop.py",
+    *TOGETHER["one platform under fire"],
+    "tests/e2e/test_backup.py",
     "tests/e2e/",
     "tests/chaos/",
     "tests/bot/test_process.py",

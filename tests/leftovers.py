@@ -1,4 +1,4 @@
-"""What a test run started and left running: found by a variable in its environment, or by the folder of its data."""
+"""Processes that a test run left running, found by a variable in their environment or by the folder of their data."""
 
 import os
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ PATIENCE_SECONDS = 30.0
 
 
 def end(temporary: Path) -> list[str]:
-    """Kill what of this run goes on, `temporary` being where its files are; the command lines of what that was.
+    """Kill what is left of this run, with its files in `temporary`; return the command lines.
 
-    What is about to end by itself has half a minute for it.
+    Processes that are about to end by themselves get half a minute.
     """
     folders = [temporary]
     if "/" not in RUN:  # else the run that started this one uses it, too

@@ -85,7 +85,7 @@ class Platform(Stack):
         return rng.choice(children[:2]) if role == "worker child" else rng.choice(children[2:])
 
     def kill(self, role: str, rng: random.Random) -> None:
-        """SIGKILL whoever plays the role, as soon as somebody does, and see that it is gone."""
+        """Send SIGKILL to the process in this role, once there is one, and see that it is gone."""
         process = wait_for(lambda: self._victim_or_none(role, rng), message=f"{role} did not come back")
         process.send_signal(signal.SIGKILL)
         wait_for(lambda: is_gone(process), message=f"{role} survived a SIGKILL")

@@ -111,7 +111,7 @@ def _made(stack: Stack, key: str, prompt: str) -> str:
 
 @contextmanager
 def another_node(stack: Stack, name: str) -> Iterator[None]:
-    """The stack's own node once more, by another spelling of its address; drained at the end."""
+    """Add the stack's own node once more, by another spelling of its address; drain it at the end."""
     url = stack.node_url.replace("127.0.0.1", "LOCALHOST")
     stack.manage("shell", "-c", NODE.format(name=name, url=url, key=stack.environment["VIDEO_API_KEY"]))
     try:
@@ -193,7 +193,7 @@ def choose(page: Page, rows: list[str], action: str) -> None:
 
 
 def refused_many(page: Page, address: str, action: str) -> None:
-    """Of a list: the action is not offered, and who sends it all the same is neither asked about it nor obeyed."""
+    """See that a list does not offer the action, and that sending it all the same does nothing."""
     page.goto(address)
     expect(page.locator(f"select[name=action] option[value={action}]")).to_have_count(0)
     row = page.locator("#result_list tbody a[href*='/change/']").first.get_attribute("href") or ""
