@@ -75,7 +75,11 @@ class Platform(Stack):
             return rng.choice(psutil.Process(self.pid_of("web")).children())
         if role == "node worker":
             return self.node_worker()
-        sentinel = psutil.Process(self.pid_of("worker")).children()[0]
+        children = psutil.Process(self.pid_of("worker")).children()
+        # The database server is among them where the worker was the first to start it again.
+        sentinel = next((child for child in children if not child.name().startswith("postgres")), None)
+        if sentinel is None:
+            raise LookupError("the worker is starting")
         if role == "worker sentinel":
             return sentinel
         # Forked in this order: the pool, then the monitor and the pusher.
