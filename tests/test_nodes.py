@@ -325,11 +325,12 @@ def test_a_server_that_takes_forms_only_makes_a_clip(videos_server: VideosServer
         await client.download(job, tmp_path / "clip.mp4")
         return job
 
+    before = len(videos_server.requests())
     job = with_client(videos(videos_server), act)
     assert (job.state, job.progress) == ("completed", 100)
     assert job.generation_ms is not None
     assert (tmp_path / "clip.mp4").read_bytes()[4:8] == b"ftyp"
-    posts = [entry["type"] for entry in videos_server.requests() if entry["method"] == "POST"]
+    posts = [entry["type"] for entry in videos_server.requests()[before:] if entry["method"] == "POST"]
     assert posts[0] == "application/json"
     assert posts[1].startswith("multipart/form-data")
 
@@ -469,6 +470,7 @@ def canned(*answers: bytes, seen: list[bytes] | None = None) -> Iterator[str]:
                         if seen is not None:
                             seen.append(received)
                         connection.sendall(answer)
+                listener.close()  # one more is refused, and does not wait until its patience is at its end
 
         threading.Thread(target=serve, daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

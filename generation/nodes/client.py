@@ -20,8 +20,6 @@ from generation.nodes.transport import Answer, Transport
 HEALTH_TIMEOUT = 5.0
 SUBMIT_TIMEOUT = 30.0
 CANCEL_TIMEOUT = 30.0
-# A server that promised to answer within N seconds is given this much longer before it counts as gone.
-WAIT_GRACE = 10.0
 MAX_CLIP_BYTES = 512 * 1024 * 1024
 DOWNLOAD_TIMEOUT = 120.0
 

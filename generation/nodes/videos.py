@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+from django.conf import settings
+
 from generation.nodes import protocol
-from generation.nodes.client import CANCEL_TIMEOUT, HEALTH_TIMEOUT, SUBMIT_TIMEOUT, WAIT_GRACE, NodeClient
+from generation.nodes.client import CANCEL_TIMEOUT, HEALTH_TIMEOUT, SUBMIT_TIMEOUT, NodeClient
 from generation.nodes.protocol import GenerationRequest, NodeHealth, RemoteJob, RemoteState
 from generation.nodes.transport import Answer
 
@@ -116,7 +118,7 @@ class VideosClient(NodeClient):
     async def retrieve(self, remote_id: str, *, wait: float = 0) -> RemoteJob:
         headers = {"Prefer": f"wait={max(1, round(wait))}"} if wait > 0 else {}
         answer = await self.transport.call(
-            "GET", _job_path(remote_id), headers=headers, timeout=wait + WAIT_GRACE
+            "GET", _job_path(remote_id), headers=headers, timeout=wait + settings.NODE_ANSWER_SECONDS
         )
         return self._job(self._accepted(answer), expected_id=remote_id)
 

@@ -111,7 +111,7 @@ def _made(stack: Stack, key: str, prompt: str) -> str:
 
 @contextmanager
 def another_node(stack: Stack, name: str) -> Iterator[None]:
-    """The stack's own node once more, by another spelling of its address; drained at the end."""
+    """Add the stack's own node once more, by another spelling of its address; drain it at the end."""
     url = stack.node_url.replace("127.0.0.1", "LOCALHOST")
     stack.manage("shell", "-c", NODE.format(name=name, url=url, key=stack.environment["VIDEO_API_KEY"]))
     try:

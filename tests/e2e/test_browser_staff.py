@@ -313,7 +313,7 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
 
 
 def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, staffed, new_page, logged):
-    wait_for(lambda: staffed.live_jobs() == 0, seconds=120)  # nobody else has a bad night
+    wait_for(lambda: staffed.live_jobs() == 0, seconds=120)  # no clip of another test falls into this time
     evening = datetime.now(UTC)
     customer(staffed, "nora", ["Night one", "Night two"])
     page = at_work("finance")
