@@ -9,7 +9,6 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import IO, Any, cast
 
 from django.core.files.base import File
@@ -38,12 +37,8 @@ class _Stored:
 
     file: "File[Any]"
     size: int
-    modified: datetime
+    timestamp: int
     etag: str
-
-    @property
-    def timestamp(self) -> int:
-        return int(self.modified.timestamp())
 
     def reading_from(self, start: int) -> IO[bytes]:
         """Position the file. S3 is asked for the range alone: its file object would fetch the whole."""
@@ -123,7 +118,7 @@ def _open(name: str, storage: Storage) -> _Stored:
         raise Http404 from None
     identity = f"{name}\0{file.size}\0{modified.timestamp()}"
     etag = f'"{hashlib.sha256(identity.encode()).hexdigest()[:32]}"'
-    return _Stored(file=file, size=file.size, modified=modified, etag=etag)
+    return _Stored(file=file, size=file.size, timestamp=int(modified.timestamp()), etag=etag)
 
 
 def _respond(request: HttpRequest, stored: _Stored) -> HttpResponseBase:
