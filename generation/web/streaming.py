@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import IO, Any, cast
 
 from django.core.files.base import File
-from django.core.files.storage import Storage, default_storage
+from django.core.files.storage import default_storage
 from django.core.handlers.asgi import ASGIRequest
 from django.db import close_old_connections, connection
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -68,14 +68,13 @@ def serve_file(
     content_type: str = "video/mp4",
     filename: str = "",
     as_attachment: bool = False,
-    storage: Storage | None = None,
 ) -> HttpResponseBase:
     """Respond to a GET or HEAD for a file in the storage; the caller has checked who may see it.
 
-    name: in the storage (default: Django's default storage). filename: what a browser saves it as, see
+    name: in Django's default storage. filename: what a browser saves it as, see
     `filename_for`. Gives 200, 206, 304, 412 or 416; raises Http404 when the file is gone.
     """
-    stored = _open(name, storage or default_storage)
+    stored = _open(name)
     try:
         response = _respond(request, stored)
     except BaseException:
@@ -107,13 +106,13 @@ def filename_for(prompt: str, extension: str = ".mp4") -> str:
     return f"{stem or 'video'}{extension}"
 
 
-def _open(name: str, storage: Storage) -> _Stored:
+def _open(name: str) -> _Stored:
     if not name:
         raise Http404
     try:
-        file = storage.open(name, "rb")
+        file = default_storage.open(name, "rb")
         remote = getattr(file, "obj", None)
-        modified = remote.last_modified if remote is not None else storage.get_modified_time(name)
+        modified = remote.last_modified if remote is not None else default_storage.get_modified_time(name)
     except (FileNotFoundError, IsADirectoryError):
         raise Http404 from None
     identity = f"{name}\0{file.size}\0{modified.timestamp()}"
