@@ -15,7 +15,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.core.files.base import ContentFile
-from django.core.files.storage import Storage, default_storage
+from django.core.files.storage import default_storage
 from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -242,8 +242,8 @@ def test_a_viewer_who_goes_away_leaves_no_open_file(monkeypatch: pytest.MonkeyPa
     opened: list[Any] = []
     original = streaming._open
 
-    def remembered(name: str, storage: Storage) -> Any:
-        opened.append(original(name, storage))
+    def remembered(name: str) -> Any:
+        opened.append(original(name))
         return opened[-1]
 
     monkeypatch.setattr(streaming, "_open", remembered)
