@@ -429,12 +429,13 @@ def test_a_name_that_is_taken_is_left_as_it_is(tmp_path: Path, clip: Path, taken
     assert [default_storage.exists(name) for name in names].count(True) == 1
 
 
-def test_a_poster_that_cannot_be_stored_takes_the_video_with_it(tmp_path: Path, clip: Path) -> None:
+def test_a_poster_that_cannot_be_stored_takes_the_video_with_it(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = FileSystemStorage(location=tmp_path / "kept")
+    monkeypatch.setattr(stored_files, "default_storage", storage)
     storage.save("posters", ContentFile(b"a file where a folder should be"))
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
     with pytest.raises(OSError, match="posters"):
-        stored_files.store(
-            clip, tmp_path / "poster.jpg", stored_files.new_names(uuid.uuid4()), storage=storage
-        )
+        stored_files.store(clip, tmp_path / "poster.jpg", stored_files.new_names(uuid.uuid4()))
     assert not list((tmp_path / "kept").rglob("*.mp4"))

@@ -15,7 +15,7 @@ import pytest
 from asgiref.sync import sync_to_async
 from asgiref.testing import ApplicationCommunicator
 from django.core.files.base import ContentFile
-from django.core.files.storage import Storage, default_storage
+from django.core.files.storage import default_storage
 from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -242,8 +242,8 @@ def test_a_viewer_who_goes_away_leaves_no_open_file(monkeypatch: pytest.MonkeyPa
     opened: list[Any] = []
     original = streaming._open
 
-    def remembered(name: str, storage: Storage) -> Any:
-        opened.append(original(name, storage))
+    def remembered(name: str) -> Any:
+        opened.append(original(name))
         return opened[-1]
 
     monkeypatch.setattr(streaming, "_open", remembered)
@@ -346,7 +346,7 @@ class BucketRoutes(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def bucket() -> Iterator[tuple[S3Storage, type[BucketRoutes]]]:
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[BucketRoutes]]:
     objects = {"/clips/videos/large.mp4": LARGE, "/clips/videos/empty.mp4": b""}
     routes = type("Bound", (BucketRoutes,), {"objects": objects, "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), routes)
@@ -360,36 +360,33 @@ def bucket() -> Iterator[tuple[S3Storage, type[BucketRoutes]]]:
         secret_key="secret",
         addressing_style="path",
     )
-    yield storage, routes
+    monkeypatch.setattr(streaming, "default_storage", storage)
+    yield routes
     server.shutdown()
     server.server_close()
 
 
-def test_from_s3_only_the_range_is_fetched(rf: Any, bucket: tuple[S3Storage, type[BucketRoutes]]) -> None:
-    storage, routes = bucket
-    response = serve_file(
-        rf.get("/", headers={"Range": "bytes=700000-700009"}), "videos/large.mp4", storage=storage
-    )
+def test_from_s3_only_the_range_is_fetched(rf: Any, bucket: type[BucketRoutes]) -> None:
+    response = serve_file(rf.get("/", headers={"Range": "bytes=700000-700009"}), "videos/large.mp4")
     assert response.status_code == 206
     assert body(response) == LARGE[700_000:700_010]
     assert response["Last-Modified"] == "Tue, 14 Nov 2023 22:13:20 GMT"
-    assert routes.asked == [("HEAD", None), ("GET", "bytes=700000-")]
+    assert bucket.asked == [("HEAD", None), ("GET", "bytes=700000-")]
 
 
-def test_from_s3_a_whole_file_streams(rf: Any, bucket: tuple[S3Storage, type[BucketRoutes]]) -> None:
-    storage, _ = bucket
-    response = serve_file(rf.get("/"), "videos/large.mp4", storage=storage)
+def test_from_s3_a_whole_file_streams(rf: Any, bucket: type[BucketRoutes]) -> None:
+    response = serve_file(rf.get("/"), "videos/large.mp4")
     assert response.streaming
     assert body(response) == LARGE
     response.close()
-    assert body(serve_file(rf.get("/"), "videos/empty.mp4", storage=storage)) == b""
+    assert body(serve_file(rf.get("/"), "videos/empty.mp4")) == b""
 
 
-def test_from_s3_what_is_gone_is_not_found(rf: Any, bucket: tuple[S3Storage, type[BucketRoutes]]) -> None:
+def test_from_s3_what_is_gone_is_not_found(rf: Any, bucket: type[BucketRoutes]) -> None:
     from django.http import Http404
 
     with pytest.raises(Http404):
-        serve_file(rf.get("/"), "videos/other.mp4", storage=bucket[0])
+        serve_file(rf.get("/"), "videos/other.mp4")
 
 
 # --- Names -----------------------------------------------------------------------------------------------------

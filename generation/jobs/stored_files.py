@@ -11,7 +11,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 from django.core.files import File
-from django.core.files.storage import Storage, default_storage
+from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models.functions import Now
 
@@ -42,13 +42,13 @@ def announce(names: Iterable[str]) -> None:
     let_go(names, seconds=KEEP_SECONDS)
 
 
-def store(video: Path, poster: Path, names: tuple[str, str], *, storage: Storage = default_storage) -> None:
+def store(video: Path, poster: Path, names: tuple[str, str]) -> None:
     """Copy a clip and its poster into the storage; both are there when this returns, or neither."""
-    _save(video, names[0], storage)
+    _save(video, names[0])
     try:
-        _save(poster, names[1], storage)
+        _save(poster, names[1])
     except BaseException:
-        storage.delete(names[0])
+        default_storage.delete(names[0])
         raise
 
 
@@ -108,15 +108,15 @@ def _take_due() -> list[str]:
     return names
 
 
-def _save(path: Path, name: str, storage: Storage) -> None:
+def _save(path: Path, name: str) -> None:
     with path.open("rb") as file:
-        saved = storage.save(name, File(file, name=path.name))
+        saved = default_storage.save(name, File(file, name=path.name))
     if saved != name:
-        storage.delete(saved)
+        default_storage.delete(saved)
         raise FileExistsError(f"There is a file {name} already.")
     # Credits are captured next, in a database that survives a power cut; so must the clip, and the folders it is in.
     try:
-        path = Path(storage.path(name))
+        path = Path(default_storage.path(name))
     except NotImplementedError:  # not on this machine's disk
         return
     for place in (path, *path.parents[: name.count("/") + 1]):

@@ -9,11 +9,10 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from typing import IO, Any, cast
 
 from django.core.files.base import File
-from django.core.files.storage import Storage, default_storage
+from django.core.files.storage import default_storage
 from django.core.handlers.asgi import ASGIRequest
 from django.db import close_old_connections, connection
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
@@ -38,12 +37,8 @@ class _Stored:
 
     file: "File[Any]"
     size: int
-    modified: datetime
+    timestamp: int
     etag: str
-
-    @property
-    def timestamp(self) -> int:
-        return int(self.modified.timestamp())
 
     def reading_from(self, start: int) -> IO[bytes]:
         """Position the file. S3 is asked for the range alone: its file object would fetch the whole."""
@@ -73,14 +68,13 @@ def serve_file(
     content_type: str = "video/mp4",
     filename: str = "",
     as_attachment: bool = False,
-    storage: Storage | None = None,
 ) -> HttpResponseBase:
     """Respond to a GET or HEAD for a file in the storage; the caller has checked who may see it.
 
-    name: in the storage (default: Django's default storage). filename: what a browser saves it as, see
+    name: in Django's default storage. filename: what a browser saves it as, see
     `filename_for`. Gives 200, 206, 304, 412 or 416; raises Http404 when the file is gone.
     """
-    stored = _open(name, storage or default_storage)
+    stored = _open(name)
     try:
         response = _respond(request, stored)
     except BaseException:
@@ -112,18 +106,18 @@ def filename_for(prompt: str, extension: str = ".mp4") -> str:
     return f"{stem or 'video'}{extension}"
 
 
-def _open(name: str, storage: Storage) -> _Stored:
+def _open(name: str) -> _Stored:
     if not name:
         raise Http404
     try:
-        file = storage.open(name, "rb")
+        file = default_storage.open(name, "rb")
         remote = getattr(file, "obj", None)
-        modified = remote.last_modified if remote is not None else storage.get_modified_time(name)
+        modified = remote.last_modified if remote is not None else default_storage.get_modified_time(name)
     except (FileNotFoundError, IsADirectoryError):
         raise Http404 from None
     identity = f"{name}\0{file.size}\0{modified.timestamp()}"
     etag = f'"{hashlib.sha256(identity.encode()).hexdigest()[:32]}"'
-    return _Stored(file=file, size=file.size, modified=modified, etag=etag)
+    return _Stored(file=file, size=file.size, timestamp=int(modified.timestamp()), etag=etag)
 
 
 def _respond(request: HttpRequest, stored: _Stored) -> HttpResponseBase:
