@@ -5,7 +5,6 @@ Other apps register what they know of the references; the ledger itself does not
 
 import logging
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import connection, transaction
@@ -22,22 +21,17 @@ logger = logging.getLogger(__name__)
 _checks: dict[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Audit:
-    """The number of rows that were checked, and every discrepancy as a sentence; there should be none."""
-
-    accounts: int
-    entries: int
-    discrepancies: list[str]
-
-
 def register(sentence: str, statement: str) -> None:
     """Make every row of a statement a discrepancy. The sentence is formatted with its columns."""
     _checks[statement] = sentence
 
 
-def audit() -> Audit:
-    """Run every check on one snapshot, so that what happens meanwhile looks like no discrepancy."""
+def audit() -> AuditRun:
+    """Run every check on one snapshot, so that what happens meanwhile looks like no discrepancy.
+
+    The result is not saved; its discrepancies are sentences, and there should be none.
+    """
+    began = time.monotonic()
     snapshot = not connection.in_atomic_block
     with transaction.atomic(), connection.cursor() as cursor:
         if snapshot:
@@ -46,24 +40,21 @@ def audit() -> Audit:
         for statement, sentence in _checks.items():
             cursor.execute(statement)
             found += [sentence.format(*row) for row in cursor.fetchall()]
-        return Audit(
+        return AuditRun(
             accounts=CreditAccount.objects.count(),
             entries=CreditTransaction.objects.count(),
+            found=len(found),
             discrepancies=found,
+            seconds=time.monotonic() - began,
         )
 
 
-def audit_and_keep() -> Audit:
-    """Run every check, and keep the result where staff see it."""
-    began = time.monotonic()
+def audit_and_keep() -> AuditRun:
+    """Run every check, and keep the result, with the first discrepancies, where staff see it."""
     result = audit()
-    AuditRun.objects.create(
-        seconds=time.monotonic() - began,
-        accounts=result.accounts,
-        entries=result.entries,
-        found=len(result.discrepancies),
-        discrepancies=result.discrepancies[:MOST_KEPT],
-    )
+    found, result.discrepancies = result.discrepancies, result.discrepancies[:MOST_KEPT]
+    result.save()
+    result.discrepancies = found
     return result
 
 

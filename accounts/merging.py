@@ -4,8 +4,6 @@ Nothing is rewritten: credits move by `transfer` entries, and an undone merge is
 sure that it is one person, and that no video is being made for either account.
 """
 
-from dataclasses import dataclass
-
 from django.db import transaction
 from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
@@ -25,18 +23,17 @@ class CannotUndo(LedgerError):
     """This merge cannot be undone."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The effect of a merge, in credits: so many move, so many sign-up credits stay where they are."""
-
-    moves: int
-    stays: int
-
-
-def plan(*, source: CreditAccount, target: CreditAccount) -> Plan:
-    """Plan the merge of the two as they are now."""
-    stays = unspent_welcome(source) if _had_welcome(target) else 0
-    return Plan(moves=source.posted - stays, stays=stays)
+def plan(*, source: CreditAccount, target: CreditAccount) -> WalletMerge:
+    """Plan the merge of the two as they are now; the row is not saved."""
+    welcome = unspent_welcome(source)
+    stays = welcome if _had_welcome(target) else 0
+    return WalletMerge(
+        source=source,
+        target=target,
+        moved=source.posted - stays,
+        stayed=stays,
+        brought_welcome=not stays and welcome > 0,
+    )
 
 
 @transaction.atomic
@@ -51,18 +48,10 @@ def merge(*, source: User, target: User, reason: str, actor: User) -> WalletMerg
     giver, taker = ledger.lock_both(source, target)
     if giver.held or taker.held:
         raise CreditsAreHeld()
-    planned = plan(source=giver, target=taker)
-    newest = CreditTransaction.objects.order_by("-id").values_list("pk", flat=True).first()
-    row = WalletMerge.objects.create(
-        source=giver,
-        target=taker,
-        after_entry=newest or 0,
-        moved=planned.moves,
-        stayed=planned.stays,
-        brought_welcome=not planned.stays and unspent_welcome(giver) > 0,
-        actor=actor,
-        reason=reason[:500],
-    )
+    row = plan(source=giver, target=taker)
+    row.after_entry = CreditTransaction.objects.order_by("-id").values_list("pk", flat=True).first() or 0
+    row.actor, row.reason = actor, reason[:500]
+    row.save()
     if row.moved:
         ledger.transfer(source=source, target=target, amount=row.moved, reason=reason, actor=actor)
     return row
@@ -81,7 +70,9 @@ def undo(*, merge: WalletMerge, reason: str, actor: User) -> WalletMerge:
     row = WalletMerge.objects.select_for_update(of=("self",)).get(pk=merge.pk)
     if row.undone_at is not None:
         raise CannotUndo("This merge was undone before.")
-    if _newer_merges(row).exists():
+    pair = [row.source_id, row.target_id]
+    touching = Q(source__in=pair) | Q(target=row.source_id)
+    if WalletMerge.objects.filter(touching, pk__gt=row.pk, undone_at=None).exists():
         raise CannotUndo("One of the two accounts was merged again since: undo that first.")
     back = net_moved(row)
     if back:
@@ -97,7 +88,7 @@ def net_moved(row: WalletMerge) -> int:
     entries = CreditTransaction.objects.filter(
         account=row.source_id, counterpart=row.target_id, kind=Kind.TRANSFER, pk__gt=row.after_entry
     )
-    return -(entries.aggregate(total=Sum("posted_delta"))["total"] or 0)
+    return -_sum(entries)
 
 
 def unspent_welcome(account: CreditAccount) -> int:
@@ -114,12 +105,6 @@ def _had_welcome(account: CreditAccount) -> bool:
     own = account.transactions.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
     brought = WalletMerge.objects.filter(target=account, brought_welcome=True, undone_at=None)
     return own.exists() or brought.exists()
-
-
-def _newer_merges(row: WalletMerge) -> "QuerySet[WalletMerge]":
-    pair = [row.source_id, row.target_id]
-    touching = Q(source__in=pair) | Q(target=row.source_id)
-    return WalletMerge.objects.filter(touching, pk__gt=row.pk, undone_at=None)
 
 
 def _sum(entries: "QuerySet[CreditTransaction]") -> int:

@@ -40,5 +40,4 @@ def unseen(user: User) -> list[Notice]:
 
 
 def close(*, user: User, notice_id: int) -> None:
-    """Stop showing the notice."""
     Notice.objects.filter(user=user, pk=notice_id, seen_at=None).update(seen_at=timezone.now())

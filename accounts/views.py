@@ -103,18 +103,15 @@ def close_account(request: SiteRequest) -> HttpResponse:
         if too_many := ratelimit.consume_or_429(request, action="reauthenticate", user=request.user):
             return cast("HttpResponse", too_many)
         if form.is_valid():
-            return _close(request)
+            try:
+                privacy.close(user=request.user)
+            except privacy.LastSuperuser:
+                text = _("You are the last superuser of this site: make another superuser first.")
+                messages.error(request, text)
+                return redirect("close_account")
+            logout(request)
+            return render(request, "accounts/closed.html")
     return render(request, "accounts/close.html", {"form": form}, status=422 if form.errors else 200)
-
-
-def _close(request: SiteRequest) -> HttpResponse:
-    try:
-        privacy.close(user=request.user)
-    except privacy.LastSuperuser:
-        messages.error(request, _("You are the last superuser of this site: make another superuser first."))
-        return redirect("close_account")
-    logout(request)
-    return render(request, "accounts/closed.html")
 
 
 # --- Credits and keys -------------------------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ PAGES = {
     "users": "/admin/accounts/user/",
     "nodes": "/admin/generation/gpunode/",
     "one node": "/admin/generation/gpunode/{node}/change/",
-    "audit log": "/admin/accounts/staffact/",
-    "bulk refunds": "/admin/generation/refundbatch/",
+    "audit log": "/admin/accounts/auditevent/",
+    "bulk refunds": "/admin/generation/bulkrefund/",
     "reports": "/admin/generation/report/",
     "deliveries": "/admin/telegram_bot/jobmessage/",
 }
@@ -130,7 +130,7 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _first_view(client: Any) -> None:
-    """Of the home page, ever: it does not wait for what is added up in the background."""
+    """Time the first view of the home page ever, which does not wait for statistics added up in the background."""
     from generation.staff import stats
 
     took, _ = _once(client, PAGES["home"])
@@ -192,7 +192,7 @@ def _furnish() -> tuple[Any, dict[str, int]]:
 
 
 def _fill(first: int, last: int, ids: dict[str, int]) -> None:
-    """By plain SQL with the guards off: what is measured is how pages read, not how rows come to be."""
+    """Insert rows by plain SQL with the guards off: pages are measured, not the way that rows come to be."""
     from django.db import connection
 
     jobs = JOBS.format(people=PEOPLE)
@@ -209,7 +209,7 @@ def _fill(first: int, last: int, ids: dict[str, int]) -> None:
 
 
 def _times(client: Any, ids: dict[str, int], few: str, many: str, rounds: int) -> list[dict[str, Taken]]:
-    """Of each database: median milliseconds and number of queries of each page.
+    """Median milliseconds and number of queries of each page, in each database.
 
     Both are asked in turn, so that whatever else the machine does slows both; the first call after each change of the
     database counts for nothing.

@@ -16,13 +16,12 @@ from diffusers.utils import logging as diffusers_logging
 
 from benchmarks.gpu_shapes import SHAPES, build, floating_point_operations
 from gpu_node import ipc
-from gpu_node.catalog import PROFILES
+from gpu_node.catalog import PROFILES, Placement
 from gpu_node.engine.errors import ModelUnavailable
-from gpu_node.engine.loading import check_hardware, set_up
-from gpu_node.engine.pipeline import VideoPipeline, memory_of
-from gpu_node.engine.prompts import Prompts
+from gpu_node.engine.loading import set_up
+from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
+from gpu_node.engine.quantization import check_hardware
 from gpu_node.engine.speed import STEP_CACHES
-from gpu_node.placement import Placement
 from gpu_node.schemas import Clip
 from gpu_node.settings import EngineOptions, NodeSettings
 from gpu_node.video import ClipEncoder
@@ -166,7 +165,7 @@ def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> di
     """The node's own engine and worker, set up in this way; `clip` and `idle` are those of clips in a row."""
     started = time.perf_counter()
     options = _options(case, device)
-    check_hardware(options, device)
+    check_hardware(options.levers.quantization, device)
     place = Placement(text_on_gpu=case.way != "memory", tiled=case.way == "memory", peak_gb=0)
     pipe = _pipeline(case, device, dtype)
     pipeline = KeepingPipeline(

@@ -1,10 +1,12 @@
-"""PostgreSQL from asyncio and from outside Django's connections, and how its absence shows."""
+"""PostgreSQL from asyncio and from outside Django's connections, and waiting for it while it is away."""
 
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any, ParamSpec, TypeVar
 
 import psycopg
@@ -83,3 +85,31 @@ async def notifications(channel: str) -> AsyncIterator[str | None]:
         except psycopg.OperationalError as error:
             logger.warning("the listener on %s lost PostgreSQL, trying again: %s", channel, error)
         await asyncio.sleep(RECONNECT_SECONDS)
+
+
+# --- Trying again -----------------------------------------------------------------------------------------------------
+
+
+def delay(failures: int, *, longest: float = 60.0) -> float:
+    """Seconds after the given number of failures (1 is the first): 1, 2, 4 … `longest`, a fifth of it by chance."""
+    return min(longest, 2.0 ** min(failures - 1, 16)) * random.uniform(0.9, 1.1)
+
+
+def delays(*, longest: float = 60.0) -> Iterator[float]:
+    """The delays one after the other, without end."""
+    for failures in count(1):
+        yield delay(failures, longest=longest)
+
+
+async def written(operation: Callable[[], Awaitable[R]], *, about: str) -> R:
+    """Repeat `operation` until the database takes it: what is done and not written down would be done twice.
+
+    `about` names the row in the log.
+    """
+    for pause in delays(longest=5.0):
+        try:
+            return await operation()
+        except DATABASE_AWAY as error:
+            logger.warning("%s is done but cannot be marked yet: %s", about, error)
+            await asyncio.sleep(pause)
+    raise AssertionError("delays have no end")

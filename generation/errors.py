@@ -44,13 +44,9 @@ class PromptTooLong(InvalidPrompt):
     )
     code = "prompt_too_long"
 
-    def __init__(self, *, maximum: int) -> None:
-        super().__init__(n=maximum)
-
 
 class InvalidSetting(GenerationError):
-    def __init__(self, message: str, *, param: str | None) -> None:
-        super().__init__(message, param=param)
+    """A setting that is no choice. `param` is its name."""
 
 
 class UnknownPreset(GenerationError):
@@ -63,9 +59,6 @@ class UnknownModel(GenerationError):
     words = _("There is no such model. On offer: %(names)s.")
     code = "model_not_found"
     param = "model"
-
-    def __init__(self, on_offer: list[str]) -> None:
-        super().__init__(names=", ".join(on_offer) or gettext("none yet, no GPU node was reached"))
 
 
 class AccountInactive(GenerationError):

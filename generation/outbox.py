@@ -15,8 +15,7 @@ from django.db import models
 from django.db.models import F, Q, QuerySet
 from django.db.models.functions import Now
 
-from generation.database import DATABASE_AWAY, in_database
-from generation.retrying import delay
+from generation.database import DATABASE_AWAY, delay, in_database
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +41,6 @@ class OutboxRow(models.Model):
 
     @classmethod
     def due(cls) -> "QuerySet[Self]":
-        """Rows to be worked on now, oldest first."""
         rows = cls._default_manager.filter(cls.OPEN, next_attempt_at__lte=Now())
         aged: QuerySet[Self] = rows.annotate(age=Now() - F(cls.SINCE))  # type: ignore[assignment]
         return aged.order_by("next_attempt_at", "pk")
@@ -75,7 +73,6 @@ class Channel(ABC, Generic[R]):
     longest_pause = 300.0
 
     def due(self) -> "QuerySet[R]":
-        """The rows that this process is to deliver now."""
         return self.table.due()
 
     @abstractmethod

@@ -67,7 +67,11 @@ class Reconciler:
             for task in begun:
                 task.cancel()
             await asyncio.gather(*begun, return_exceptions=True)
-            await self._drop_leases()
+            try:
+                await in_database(locks.drop_all)(token=self._token)
+            except DATABASE_AWAY as error:
+                text = "the leases run out by themselves, the database is not there: %s"
+                logger.warning(text, str(error).strip())
 
     @contextlib.contextmanager
     def _survived(self, what: str) -> Iterator[None]:
@@ -116,12 +120,19 @@ class Reconciler:
     async def _follow_free(self) -> None:
         for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
             if await in_database(locks.take)(attempt_id=attempt.pk, token=self._token):
-                self._follow(attempt)
+                runner = AttemptRunner(attempt, token=self._token)
+                self._runners[attempt.pk] = runner
+                self._tasks[attempt.pk] = asyncio.create_task(
+                    self._run(attempt, runner), name=f"follow-{attempt.pk.hex}"
+                )
 
     async def _stop_ended(self) -> None:
         """Do as `_hear` does at once, for jobs whose event was missed."""
         running = [pk for pk, runner in self._runners.items() if not runner.stop_requested.is_set()]
-        for attempt_id in await in_database(_attempts_to_stop)(running) if running else []:
+        if not running:
+            return
+        ended = JobAttempt.objects.filter(pk__in=running, cancel_requested_at__isnull=False)
+        for attempt_id in await in_database(list)(ended.values_list("pk", flat=True)):
             if runner := self._runners.get(attempt_id):
                 runner.stop_requested.set()
 
@@ -130,13 +141,6 @@ class Reconciler:
         if not lately and await in_database(scheduling.work_is_waiting)():
             await in_database(enqueue.dispatch)()
             self._woken_at = time.monotonic()
-
-    def _follow(self, attempt: JobAttempt) -> None:
-        runner = AttemptRunner(attempt, token=self._token)
-        self._runners[attempt.pk] = runner
-        self._tasks[attempt.pk] = asyncio.create_task(
-            self._run(attempt, runner), name=f"follow-{attempt.pk.hex}"
-        )
 
     async def _run(self, attempt: JobAttempt, runner: AttemptRunner) -> None:
         """Run one attempt. Its trouble stops no other; its lease runs out and the next sweep tries again."""
@@ -150,14 +154,6 @@ class Reconciler:
         finally:
             self._runners.pop(attempt.pk, None)
             self._tasks.pop(attempt.pk, None)
-
-    async def _drop_leases(self) -> None:
-        try:
-            await in_database(locks.drop_all)(token=self._token)
-        except DATABASE_AWAY as error:
-            logger.warning(
-                "the leases run out by themselves, the database is not there: %s", str(error).strip()
-            )
 
     # --- Events ---
 
@@ -189,21 +185,18 @@ class Reconciler:
     async def _examine(self, node: GpuNode) -> None:
         # One node, whatever it answers, must not keep the others from being asked.
         with self._survived(f"looking at node {node.name}"):
-            await self._ask_how_it_is(node)
-
-    async def _ask_how_it_is(self, node: GpuNode) -> None:
-        try:
-            health = await node_health.examine(node)
-        except NodeError as error:
-            await in_database(node_health.record_failure)(node, error)
-            return
-        if await in_database(node_health.record_health)(node, health):
-            self._look_again()
-            await in_database(enqueue.stop_what_was_lost)(node)
-        if node.set_aside_at and health.ready and node.pk not in self._canaries:
-            self._canaries[node.pk] = asyncio.create_task(
-                self._make_canary(node, health.protocol), name=f"canary-{node.name}"
-            )
+            try:
+                health = await node_health.examine(node)
+            except NodeError as error:
+                await in_database(node_health.record_failure)(node, error)
+                return
+            if await in_database(node_health.record_health)(node, health):
+                self._look_again()
+                await in_database(enqueue.stop_what_was_lost)(node)
+            if node.set_aside_at and health.ready and node.pk not in self._canaries:
+                self._canaries[node.pk] = asyncio.create_task(
+                    self._make_canary(node, health.protocol), name=f"canary-{node.name}"
+                )
 
     async def _make_canary(self, node: GpuNode, protocol: str) -> None:
         """Bring a set-aside node back when it makes a clip that plays."""
@@ -218,9 +211,9 @@ class Reconciler:
             await in_database(node_health.note_failed_canary)(node, error)
             await in_database(nodes.note_canary)(node, error)
         except (media.MediaFailure, OSError, *DATABASE_AWAY) as error:
-            logger.warning("node %s: the trial could not be made: %s", node.name, error)
+            logger.warning("node %s: the canary clip could not be made: %s", node.name, error)
         except Exception:
-            logger.exception("node %s: the trial broke", node.name)
+            logger.exception("node %s: the canary clip broke", node.name)
         finally:
             self._canaries.pop(node.pk, None)
 
@@ -240,12 +233,6 @@ def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
     return list(
         free.exclude(job__state=State.STORING).exclude(pk__in=followed).select_related("job", "node")[:100]
     )
-
-
-def _attempts_to_stop(followed: list[uuid.UUID]) -> list[uuid.UUID]:
-    """Find those whose job was canceled or ended by its deadline."""
-    ended = JobAttempt.objects.filter(pk__in=followed, cancel_requested_at__isnull=False)
-    return list(ended.values_list("pk", flat=True))
 
 
 def _unstored_attempts() -> list[uuid.UUID]:

@@ -11,8 +11,6 @@ from django.utils import timezone
 from generation.errors import VideoNotReady
 from generation.models import GenerationJob, SharedLink
 
-MAX_TOKEN = 64
-
 
 @transaction.atomic
 def share(*, job: GenerationJob) -> SharedLink:
@@ -34,14 +32,11 @@ def revoke(*, job: GenerationJob) -> bool:
 
 
 def link_of(job: GenerationJob) -> SharedLink | None:
-    """Return the link that works now."""
     return SharedLink.objects.filter(job=job, revoked_at=None).first()
 
 
 def find(token: str) -> GenerationJob | None:
     """Find the clip behind a link; None when it was revoked, the clip deleted, or its owner banned."""
-    if len(token) > MAX_TOKEN:
-        return None
     shown = GenerationJob.objects.filter(deleted_at=None, user__is_active=True)
     return shown.filter(shared_links__token=token, shared_links__revoked_at=None).first()
 

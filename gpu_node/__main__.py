@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+from concurrent.futures import Future
 from types import FrameType
 
 import uvicorn
@@ -29,23 +30,18 @@ class DrainingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, node: Node) -> None:
         super().__init__(config)
         self._node = node
-        self._draining: asyncio.Task[None] | None = None
+        self._draining: Future[None] | None = None
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve until drained."""
         self._loop = asyncio.get_running_loop()
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain at the first signal; a second Ctrl-C ends at once."""
         if self._draining is None:
-            self._loop.call_soon_threadsafe(self._begin_to_drain)
+            self._draining = asyncio.run_coroutine_threadsafe(self._drain_then_exit(), self._loop)
         elif sig == signal.SIGINT:
             self.should_exit = self.force_exit = True
-
-    def _begin_to_drain(self) -> None:
-        if self._draining is None:
-            self._draining = self._loop.create_task(self._drain_then_exit())
 
     async def _drain_then_exit(self) -> None:
         try:
@@ -54,17 +50,13 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = True
 
 
-def _listen(settings: NodeSettings) -> socket.socket:
+def _serve(settings: NodeSettings) -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=128)
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=128)
     except OSError as error:
         where = f"{settings.host}:{settings.port}"
         raise BadConfiguration(f"GPU_NODE_PORT: cannot listen on {where}: {error.strerror}") from error
-
-
-def _serve(settings: NodeSettings) -> None:
-    listener = _listen(settings)
     app = create_app(settings)
     config = uvicorn.Config(
         app,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from gpu_node.errors import InvalidRequest, Refusal
+from gpu_node.errors import Code, InvalidRequest, Refusal
 from gpu_node.http import (
     Gate,
     handle_errors,
@@ -81,27 +81,22 @@ async def list_models(request: Request) -> dict[str, Any]:
 async def generate_video(request: Request) -> dict[str, Any]:
     """Make a clip and answer when it is there. The job goes on if the client leaves; the same key finds it again."""
     node = _node(request)
-    try:
-        spec = parse_generate_video(await read_json(request), node.settings)
-        job = node.submit(spec=spec, key=idempotency_key(request))
-    except InvalidRequest as error:
-        error.status = 422
-        raise
+    spec = parse_generate_video(await read_json(request), node.settings)
+    job = node.submit(spec=spec, key=idempotency_key(request))
     await job.ended()
     if job.error is None:
         path = str(node.store.clip_path(job))
         return {"status": "ok", "video_path": path, "generation_time_ms": job.generation_time_ms}
     if job.error.code in NODE_PROBLEMS:
-        raise Refusal("unavailable", job.error.message)
+        raise Refusal(Code.unavailable, job.error.message)
     return {"status": "error", "error": job.error.message}
 
 
 @router.api_route("/get_video/{filename}", methods=["GET", "HEAD"])
 async def get_video(request: Request, filename: str) -> Response:
-    """Send the clip of this name."""
     path = _node(request).store.find_clip(filename)
     if path is None:
-        raise Refusal("not_found", "There is no such video.")
+        raise Refusal(Code.not_found, "There is no such video.")
     return FileResponse(path, media_type="video/mp4")
 
 
@@ -147,16 +142,15 @@ async def retrieve_video(request: Request, video_id: str) -> Response:
 
 @router.api_route("/v1/videos/{video_id}/content", methods=["GET", "HEAD"])
 async def download_video(request: Request, video_id: str, variant: str = "video") -> Response:
-    """Send the clip."""
     if variant != "video":
         raise InvalidRequest("variant: this node has the video only", param="variant")
     job = _job(request, video_id)
     if job.status != "completed":
         message = "The video has failed." if job.has_ended else "The video is not ready yet."
-        raise Refusal("not_ready", message)
+        raise Refusal(Code.not_ready, message)
     path = _node(request).store.find_clip(job.file_name)
     if path is None:
-        raise Refusal("not_found", "The video's file is gone.")
+        raise Refusal(Code.not_found, "The video's file is gone.")
     return FileResponse(path, media_type="video/mp4", filename=job.file_name)
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
 
-from gpu_node import catalog, placement
-from gpu_node.catalog import PROFILES, Profile, Traits
+from gpu_node import catalog
+from gpu_node.catalog import GB, PROFILES, Profile, Traits
 from gpu_node.engine.quantization import FP8_CAPABILITY
 from gpu_node.settings import EMBEDDED, BadConfiguration, NodeSettings, load_settings
 
-GB = 10**9
 FITS, DOES_NOT_FIT, BAD_CONFIGURATION = 0, 1, 2
 
 
@@ -45,13 +46,15 @@ def verdict(traits: Traits, profile: Profile, card: Card) -> tuple[bool, str]:
         return False, "no: the card has no bfloat16, and float16 gives black frames"
     if profile.quantization == "fp8" and card.capability < FP8_CAPABILITY:
         return False, "no: the card has no 8-bit floats (Ada, Hopper or newer have)"
-    place = placement.choose(traits, profile, card_gb=card.memory_gb)
+    place = catalog.choose_placement(traits, profile, card_gb=card.memory_gb)
     if place is None:
         least = f"no: it takes at least {_least_gb(traits, profile):.0f} GB"
         light = replace(
             profile, step_cache="first_block"
         )  # a step cache that keeps little may be the difference
-        if profile.step_cache == "none" or not placement.choose(traits, light, card_gb=card.memory_gb):
+        if profile.step_cache == "none" or not catalog.choose_placement(
+            traits, light, card_gb=card.memory_gb
+        ):
             return False, least
         return False, f"{least}, {_least_gb(traits, light):.0f} GB with GPU_NODE_STEP_CACHE=first_block"
     ways = ["text encoder on the CPU"] * (not place.text_on_gpu) + ["decoding in tiles"] * place.tiled
@@ -59,14 +62,14 @@ def verdict(traits: Traits, profile: Profile, card: Card) -> tuple[bool, str]:
 
 
 def _least_gb(traits: Traits, profile: Profile) -> float:
-    return placement.peak_gb(traits, profile, text_on_gpu=False, tiled=True)
+    return catalog.peak_gb(traits, profile, text_on_gpu=False, tiled=True)
 
 
 def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
     """Return whether the weights are there, or fit where they would be kept, and for people where."""
     if Path(model).is_dir():
         return _folder_verdict(Path(model))
-    cache = _hub_cache()
+    cache = Path(constants.HF_HUB_CACHE)
     if is_downloaded(traits):
         return True, f"downloaded already, in {cache}"
     nearest = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
@@ -77,18 +80,14 @@ def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
 
 def is_downloaded(traits: Traits) -> bool:
     """Return True when the published weights are on this machine."""
-    return any(_hub_cache().glob(f"models--{traits.hub_id.replace('/', '--')}/snapshots/*/model_index.json"))
+    folder = repo_folder_name(repo_id=traits.hub_id, repo_type="model")
+    return any(Path(constants.HF_HUB_CACHE, folder).glob("snapshots/*/model_index.json"))
 
 
 def _folder_verdict(folder: Path) -> tuple[bool, str]:
     if not (folder / "model_index.json").is_file():
         return False, f"the folder {folder} has no model_index.json, so it is no model"
     return True, f"a folder on this machine: {folder}"
-
-
-def _hub_cache() -> Path:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
 
 
 def report(settings: NodeSettings, found: list[Card]) -> tuple[bool, list[str]]:
@@ -135,7 +134,7 @@ def _cards_verdict(traits: Traits, settings: NodeSettings, found: list[Card]) ->
         lines = [f"GPU: no: {why}. What a card needs:"]
         for profile in profiles:
             saves = profile.saves_memory
-            best = placement.peak_gb(traits, profile, text_on_gpu=not saves, tiled=saves)
+            best = catalog.peak_gb(traits, profile, text_on_gpu=not saves, tiled=saves)
             needs = f"{_least_gb(traits, profile):.0f} GB at least, {best:.0f} GB for full speed"
             lines.append(f"{marked[profile.name]} {needs}; {profile.promise}")
         return False, lines

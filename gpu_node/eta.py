@@ -1,61 +1,43 @@
 """Estimates of how long clips take on this node, learned from those it made."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from gpu_node.queue import Job
 
 NEW_WEIGHT = 0.3  # of the newest clip in the running average
 
-Shape = tuple[int, int, int]  # width, height, generated frames
-
-
-@dataclass
-class Pace:
-    """Running averages of one shape: seconds a denoising step, and of the GPU's time all the rest (text, VAE)."""
-
-    seconds_per_step: float
-    seconds_besides: float
-
-
-@dataclass
-class IdleTime:
-    """Gaps in which the GPU stood idle between two clips though the second was waiting."""
-
-    count: int = 0
-    seconds: float = 0.0
-    latest: float | None = None
-
-    def add(self, seconds: float) -> None:
-        """Count one more gap."""
-        self.count, self.seconds, self.latest = self.count + 1, self.seconds + seconds, seconds
-
 
 class Estimates:
     """Running averages by the size and the frames of the clips."""
 
     def __init__(self) -> None:
-        self._paces: dict[Shape, Pace] = {}
+        # (width, height, generated frames) → seconds a denoising step, and of the GPU's time all the rest (text, VAE)
+        self._paces: dict[tuple[int, int, int], tuple[float, float]] = {}
         self.seconds_per_step: float | None = None  # of the latest clip
 
     def learn(self, job: Job, *, seconds_per_step: float, seconds_besides: float) -> None:
         """Take in a clip that was made at this pace."""
         self.seconds_per_step = seconds_per_step
-        pace = self._paces.setdefault(_shape(job), Pace(seconds_per_step, seconds_besides))
-        pace.seconds_per_step += NEW_WEIGHT * (seconds_per_step - pace.seconds_per_step)
-        pace.seconds_besides += NEW_WEIGHT * (seconds_besides - pace.seconds_besides)
+        assert job.width and job.height and job.generated_frames, "the model's defaults are filled in"
+        shape = (job.width, job.height, job.generated_frames)
+        step, besides = self._paces.get(shape, (seconds_per_step, seconds_besides))
+        self._paces[shape] = (
+            step + NEW_WEIGHT * (seconds_per_step - step),
+            besides + NEW_WEIGHT * (seconds_besides - besides),
+        )
 
     def seconds_left(self, job: Job) -> float | None:
         """Return the seconds until the GPU is done with the job, once it has begun; None before anything was measured.
 
         A shape that was never made is reckoned from the one nearest to it, by its number of pixels.
         """
-        if not self._paces:
+        volume = (job.width or 0) * (job.height or 0) * (job.generated_frames or 0)
+        paces = {width * height * frames: pace for (width, height, frames), pace in self._paces.items()}
+        if not paces:
             return None
-        volume = _volume(_shape(job)) if job.width else None
-        nearest = min(self._paces, key=lambda shape: abs(_volume(shape) - (volume or _volume(shape))))
-        pace, factor = self._paces[nearest], (volume or _volume(nearest)) / _volume(nearest)
-        return factor * ((job.steps - job.step) * pace.seconds_per_step + pace.seconds_besides)
+        nearest = min(paces, key=lambda known: abs(known - volume)) if volume else next(iter(paces))
+        step, besides = paces[nearest]
+        return (volume or nearest) / nearest * ((job.steps - job.step) * step + besides)
 
     def listed(self) -> list[dict[str, Any]]:
         """Return one entry for each shape, as /health shows them."""
@@ -63,16 +45,8 @@ class Estimates:
             {
                 "size": f"{width}x{height}",
                 "frames": frames,
-                "seconds_per_step": round(pace.seconds_per_step, 4),
-                "seconds_besides": round(pace.seconds_besides, 4),
+                "seconds_per_step": round(step, 4),
+                "seconds_besides": round(besides, 4),
             }
-            for (width, height, frames), pace in sorted(self._paces.items())
+            for (width, height, frames), (step, besides) in sorted(self._paces.items())
         ]
-
-
-def _shape(job: Job) -> Shape:
-    return job.width or 0, job.height or 0, job.generated_frames or 0
-
-
-def _volume(shape: Shape) -> int:
-    return max(1, shape[0] * shape[1] * shape[2])

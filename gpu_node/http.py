@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gpu_node.errors import InvalidRequest, Refusal
+from gpu_node.errors import Code, InvalidRequest, Refusal
 
 OPEN_PATHS = frozenset({"/health"})
 LARGEST_BODY = 2**20
@@ -40,7 +41,7 @@ class Gate:
             await self._app(scope, _bounded(receive, LARGEST_FORM if is_upload else LARGEST_BODY), send)
         else:
             message = "The API key is missing or wrong. Send it as x-api-key."
-            refusal = Refusal("invalid_api_key", message)
+            refusal = Refusal(Code.invalid_api_key, message)
             await _response(scope["path"], refusal)(scope, receive, send)
 
     def _is_allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
@@ -63,7 +64,7 @@ def _bounded(receive: Receive, largest: int) -> Receive:
         message = await receive()
         size += len(message.get("body", b""))
         if size > largest:
-            raise Refusal("request_too_large", f"The request is larger than {largest} bytes.")
+            raise Refusal(Code.request_too_large, f"The request is larger than {largest} bytes.")
         return message
 
     return bounded
@@ -113,23 +114,26 @@ def preferred_wait(request: Request) -> int:
 
 def handle_errors(app: FastAPI) -> None:
     """Answer every error in the shape of the protocol that the path belongs to."""
-    for kind in (Refusal, RequestValidationError, HTTPException, Exception):
+    for kind in (Refusal, RequestValidationError, ValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _on_error)
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
     if isinstance(error, Refusal):
         refusal = error
-    elif isinstance(error, RequestValidationError):
+    elif isinstance(error, (RequestValidationError, ValidationError)):
         problem = error.errors()[0]
-        name = str(problem["loc"][-1])
-        refusal = InvalidRequest(f"{name}: {problem['msg']}", param=name)
+        name = str(problem["loc"][-1]) if problem["loc"] else None
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        refusal = InvalidRequest(f"{name}: {message}" if name else message, param=name)
     elif isinstance(error, HTTPException):
         message = f"{request.method} {request.url.path}: {error.detail}"
-        refusal = Refusal("method_not_allowed" if error.status_code == 405 else "not_found", message)
+        refusal = Refusal(Code.method_not_allowed if error.status_code == 405 else Code.not_found, message)
         refusal.status = error.status_code
     else:
-        refusal = Refusal("internal_error", "The node failed to answer; its log says why.")
+        refusal = Refusal(Code.internal_error, "The node failed to answer; its log says why.")
+    if isinstance(refusal, InvalidRequest) and request.url.path == "/generate_video":
+        refusal.status = 422  # as its clients in the field know it
     return _response(request.url.path, refusal)
 
 
@@ -139,6 +143,8 @@ def _response(path: str, refusal: Refusal) -> JSONResponse:
         headers["WWW-Authenticate"] = "Bearer"
     body: dict[str, Any] = {"status": "error", "error": refusal.message}
     if path.startswith("/v1/"):
-        about = {"code": refusal.code, "message": refusal.message, "param": refusal.param}
-        body = {"error": about | {"type": refusal.type}}
+        other = "invalid_request_error" if refusal.status < 500 else "server_error"
+        kind = {401: "authentication_error", 429: "rate_limit_error"}.get(refusal.status, other)
+        about = {"code": refusal.code.name, "message": refusal.message, "param": refusal.param, "type": kind}
+        body = {"error": about}
     return JSONResponse(body, status_code=refusal.status, headers=headers)

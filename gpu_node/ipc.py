@@ -112,8 +112,7 @@ class Failed(Message):
 
 
 Command = Annotated[Run | Cancel, Field(discriminator="kind")]
-JobEvent = Started | Step | Done | Stopped | Failed
-Event = Annotated[Ready | LoadFailed | JobEvent, Field(discriminator="kind")]
+Event = Annotated[Ready | LoadFailed | Started | Step | Done | Stopped | Failed, Field(discriminator="kind")]
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 
@@ -133,11 +132,9 @@ class Inbox:
         threading.Thread(target=self._read, name="inbox", daemon=True).start()
 
     def next_run(self) -> Run:
-        """Wait for the next job."""
         return self._runs.get()
 
     def is_canceled(self, job_id: str) -> bool:
-        """Return True when the job is to stop."""
         return job_id in self._canceled
 
     def _read(self) -> None:

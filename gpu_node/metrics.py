@@ -55,8 +55,8 @@ class _NodeCollector(Collector):
         yield SummaryMetricFamily(
             "gpu_node_idle_seconds",
             "The GPU stood idle between two clips though the second was waiting",
-            count_value=worker.idle.count,
-            sum_value=worker.idle.seconds,
+            count_value=worker.idle_count,
+            sum_value=worker.idle_seconds,
         )
         if worker.memory is not None:
             gauge = GaugeMetricFamily("gpu_node_memory_bytes", "Memory of the device", labels=["kind"])

@@ -8,7 +8,7 @@ import time
 from typing import Any, Literal
 
 from gpu_node.catalog import Traits
-from gpu_node.errors import InvalidRequest, Refusal
+from gpu_node.errors import Code, InvalidRequest, Refusal
 from gpu_node.queue import CAPACITY, Job, JobQueue, RecordStore
 from gpu_node.schemas import PICTURE, ClipSpec
 from gpu_node.settings import NodeSettings
@@ -40,7 +40,7 @@ class Node:
 
     def start(self) -> None:
         """Start the worker and the cleaning; needs a running event loop."""
-        self._tasks = [asyncio.create_task(self._keep_worker()), asyncio.create_task(self._keep_clean())]
+        self._tasks = [asyncio.create_task(self.worker.run()), asyncio.create_task(self._keep_clean())]
 
     def submit(self, *, spec: ClipSpec, key: str | None = None, picture: bytes | None = None) -> Job:
         """Accept a job, or find the one that was made for the same key. `picture`: what the clip starts from.
@@ -60,18 +60,18 @@ class Node:
             except OSError as error:
                 self.queue.interrupt(job)
                 message = f"The node cannot keep the picture: {error.strerror}."
-                raise Refusal("disk_full", message) from error
+                raise Refusal(Code.disk_full, message) from error
         self.worker.pump()
         return job
 
     def _check_open(self) -> None:
         if self._draining:
-            raise Refusal("unavailable", "The node is shutting down.", retry_after=UNKNOWN_WAIT)
+            raise Refusal(Code.unavailable, "The node is shutting down.", retry_after=UNKNOWN_WAIT)
         if self.worker.reason is not None:
-            raise Refusal("unavailable", self.worker.reason)
+            raise Refusal(Code.unavailable, self.worker.reason)
         problem = self._disk_problem()
         if problem is not None:
-            raise Refusal("disk_full", problem)
+            raise Refusal(Code.disk_full, problem)
 
     def _check_fits_model(self, spec: ClipSpec) -> None:
         """Check what depends on the model: before it is loaded, against what is known of models of this name."""
@@ -100,7 +100,7 @@ class Node:
         """Cancel the job if it still lives, then drop it and its clip. Raises Refusal if it will not stop."""
         await self.cancel(job)
         if not job.has_ended:
-            raise Refusal("not_ready", "The video is being canceled; please delete it again in a moment.")
+            raise Refusal(Code.not_ready, "The video is being canceled; please delete it again in a moment.")
         self.queue.forget(job)
 
     @property
@@ -143,7 +143,7 @@ class Node:
             "seconds_per_step": self.worker.estimates.seconds_per_step,
             "paces": self.worker.estimates.listed(),
             "expected_wait_seconds": None if wait is None else round(wait, 2),
-            "idle_seconds": self.worker.idle.latest,
+            "idle_seconds": self.worker.latest_idle_seconds,
             "worker_restarts": self.worker.restarts,
             "free_disk_mb": self._free_disk_mb(),
             "protocols": ["videos", "generate_video"],
@@ -194,13 +194,6 @@ class Node:
         job = self.queue.running
         left = None if job is None else self.worker.estimates.seconds_left(job)
         return UNKNOWN_WAIT if left is None else min(120, max(1, math.ceil(left)))
-
-    async def _keep_worker(self) -> None:
-        try:
-            await self.worker.run()
-        except Exception as error:
-            log.exception("the worker's supervisor failed")
-            self.worker.give_up(f"The node has an internal error: {error}")
 
     async def _keep_clean(self) -> None:
         """Drop clips and records that are older than the retention time."""

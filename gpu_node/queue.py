@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, PrivateAttr, ValidationError
 
 from gpu_node.catalog import Traits
-from gpu_node.errors import Refusal
+from gpu_node.errors import Code, Refusal
 from gpu_node.schemas import ClipSpec
 
 log = logging.getLogger(__name__)
@@ -148,14 +148,14 @@ class JobQueue:
         job = self._jobs[self._by_key[key]]
         if job.fingerprint != spec.hash():
             message = "This Idempotency-Key was already used for another request."
-            raise Refusal("idempotency_key_reused", message)
+            raise Refusal(Code.idempotency_key_reused, message)
         return job
 
     def add(self, *, spec: ClipSpec, key: str | None, traits: Traits | None, retry_after: int) -> Job:
         """Put a new job at the end of the queue. Raises Refusal when it is full."""
         if self.is_full:
             message = "The queue is full. Please try again later."
-            raise Refusal("queue_full", message, retry_after=retry_after)
+            raise Refusal(Code.queue_full, message, retry_after=retry_after)
         seed = secrets.randbelow(2**32) if spec.seed is None else spec.seed
         job = Job(
             id=f"video_{secrets.token_hex(16)}",
@@ -175,7 +175,7 @@ class JobQueue:
         try:
             return self._jobs[job_id]
         except KeyError:
-            raise Refusal("not_found", "There is no such video.") from None
+            raise Refusal(Code.not_found, "There is no such video.") from None
 
     def newest_first(self) -> list[Job]:
         """Return all jobs that the node knows."""

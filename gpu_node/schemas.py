@@ -14,7 +14,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     model_validator,
 )
 
@@ -121,24 +120,18 @@ class VideoRequest(BaseModel):
 
 
 def parse_generate_video(body: Any, settings: NodeSettings) -> ClipSpec:
-    """Read the clip that a field client asks for. Raises InvalidRequest."""
-    try:
-        request = GenerateVideoRequest.model_validate(body)
-    except ValidationError as error:
-        raise _first_problem(error) from error
+    """Read the clip that a field client asks for. Raises ValidationError or InvalidRequest."""
+    request = GenerateVideoRequest.model_validate(body)
     _check_limits(settings, frames=("frames", request.frames), steps=("steps", request.steps))
     return ClipSpec(prompt=request.prompt, num_frames=request.frames, fps=request.fps, steps=request.steps)
 
 
 def parse_video(body: Any, settings: NodeSettings) -> tuple[ClipSpec, bytes | None]:
-    """Read the clip that `POST /v1/videos` asks for, and the picture it starts from. Raises InvalidRequest.
+    """Read the clip that `POST /v1/videos` asks for, and the picture it starts from.
 
-    `num_frames` goes before `seconds`.
+    Raises ValidationError or InvalidRequest. `num_frames` goes before `seconds`.
     """
-    try:
-        request = VideoRequest.model_validate(body)
-    except ValidationError as error:
-        raise _first_problem(error) from error
+    request = VideoRequest.model_validate(body)
     served = {settings.model_name.lower(), settings.backend.lower()}
     if request.model is not None and request.model.lower() not in served:
         raise InvalidRequest(
@@ -165,13 +158,6 @@ def parse_video(body: Any, settings: NodeSettings) -> tuple[ClipSpec, bytes | No
         image=None if picture is None else hashlib.sha256(picture).hexdigest(),
     )
     return spec, picture
-
-
-def _first_problem(error: ValidationError) -> InvalidRequest:
-    problem = error.errors()[0]
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    param = ".".join(str(part) for part in problem["loc"]) or None
-    return InvalidRequest(f"{param}: {message}" if param else message, param=param)
 
 
 def _check_limits(settings: NodeSettings, *, frames: tuple[str, int | None], steps: tuple[str, int]) -> None:

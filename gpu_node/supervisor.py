@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpu_node import ipc
-from gpu_node.eta import Estimates, IdleTime
+from gpu_node.eta import Estimates
 from gpu_node.queue import Job, JobQueue, RecordStore
 from gpu_node.schemas import Clip
 from gpu_node.settings import NodeSettings
@@ -46,7 +46,9 @@ class WorkerSupervisor:
         self.memory: ipc.Memory | None = None
         self.restarts = 0
         self.estimates = Estimates()
-        self.idle = IdleTime()
+        # Gaps in which the GPU stood idle between two clips though the second was waiting.
+        self.idle_count, self.idle_seconds = 0, 0.0
+        self.latest_idle_seconds: float | None = None
 
     async def run(self) -> None:
         """Keep a worker alive until `stop`, or until its model turns out to be impossible to load."""
@@ -57,6 +59,12 @@ class WorkerSupervisor:
                 if not (self._stopping or self._gave_up) and self._failed_loads:
                     # None after a worker that worked, then longer with every failure.
                     await asyncio.sleep(min(2.0**self._failed_loads, LONGEST_PAUSE))
+        except Exception as error:  # a fault of this program: fail what waits and what runs
+            log.exception("the worker's supervisor failed")
+            reason = f"The node has an internal error: {error}"
+            self._on_load_failed(reason, permanent=True)
+            if self._queue.running is not None:
+                self._queue.fail(self._queue.running, code="model_unavailable", message=reason)
         finally:
             watch.cancel()
 
@@ -98,16 +106,17 @@ class WorkerSupervisor:
             _kill(process)
             await process.wait()
 
-    def give_up(self, reason: str) -> None:
-        """Fail what waits and what runs: no other worker is started."""
-        self._on_load_failed(reason, permanent=True)
-        if self._queue.running is not None:
-            self._queue.fail(self._queue.running, code="model_unavailable", message=reason)
-
     async def _live_once(self) -> None:
         """Start one worker and follow its events until it is gone."""
+        command = shlex.split(self._settings.worker_command) or [sys.executable, "-m", "gpu_node.worker"]
         try:
-            process = await _spawn(self._settings)
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                self._settings.engine.model_dump_json(),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=_environment(self._settings),
+            )
         except OSError as error:  # no memory, no more processes: may pass
             self._on_load_failed(f"The worker process cannot be started: {error.strerror}.", permanent=False)
             return
@@ -125,20 +134,10 @@ class WorkerSupervisor:
             self.ready, self.memory = event, event.memory
             self.state, self.reason = "ready", None
             self._failed_loads = 0
-        elif isinstance(event, ipc.LoadFailed):
+            return
+        if isinstance(event, ipc.LoadFailed):
             self._on_load_failed(event.reason, permanent=event.permanent)
-        else:
-            self._on_job_event(event)
-
-    def _on_load_failed(self, reason: str, *, permanent: bool) -> None:
-        log.error("%s", reason)
-        self.state, self.reason = "failed", reason
-        self._failed_loads += 1
-        self._gave_up = permanent
-        for job in list(self._queue.waiting):
-            self._queue.fail(job, code="model_unavailable", message=reason)
-
-    def _on_job_event(self, event: ipc.JobEvent) -> None:
+            return
         candidates = [self._queue.handed] if isinstance(event, ipc.Started) else self._queue.at_worker
         job = next((job for job in candidates if job is not None and job.id == event.job_id), None)
         if job is None:
@@ -155,6 +154,14 @@ class WorkerSupervisor:
         else:
             self._queue.fail(job, code=event.code, message=event.message)
 
+    def _on_load_failed(self, reason: str, *, permanent: bool) -> None:
+        log.error("%s", reason)
+        self.state, self.reason = "failed", reason
+        self._failed_loads += 1
+        self._gave_up = permanent
+        for job in list(self._queue.waiting):
+            self._queue.fail(job, code="model_unavailable", message=reason)
+
     def _on_done(self, job: Job, event: ipc.Done) -> None:
         assert self.ready is not None
         self.memory = event.memory
@@ -162,7 +169,8 @@ class WorkerSupervisor:
             job, seconds_per_step=event.seconds_per_step, seconds_besides=event.seconds_besides
         )
         if event.idle_seconds is not None:
-            self.idle.add(event.idle_seconds)
+            self.latest_idle_seconds = event.idle_seconds
+            self.idle_count, self.idle_seconds = self.idle_count + 1, self.idle_seconds + event.idle_seconds
         job.made_with = self.ready.setup | {"tiled": event.tiled}
         self._queue.complete(job)
 
@@ -223,17 +231,6 @@ class WorkerSupervisor:
         assert self._process is not None and self._process.stdin is not None
         if not self._process.stdin.is_closing():
             self._process.stdin.write(ipc.to_line(command))
-
-
-async def _spawn(settings: NodeSettings) -> asyncio.subprocess.Process:
-    command = shlex.split(settings.worker_command) or [sys.executable, "-m", "gpu_node.worker"]
-    return await asyncio.create_subprocess_exec(
-        *command,
-        settings.engine.model_dump_json(),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        env=_environment(settings),
-    )
 
 
 def _environment(settings: NodeSettings) -> dict[str, str]:

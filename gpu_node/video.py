@@ -9,7 +9,6 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.container import OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -28,39 +27,29 @@ def write_mp4(*, frames: Iterable[Frames], fps: int, path: Path) -> None:
     """
     part = path.with_name(path.name + ".part")
     try:
-        _encode(frames=frames, fps=fps, path=part)
+        with av.open(str(part), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+            stream: VideoStream | None = None
+            for piece in frames:
+                if piece.ndim != 4 or piece.shape[3] != 3 or not piece.shape[0] or piece.dtype != np.uint8:
+                    raise ValueError(
+                        f"expected uint8 frames of shape (count, height, width, 3), got {piece.shape}"
+                    )
+                if piece.shape[1] % 2 or piece.shape[2] % 2:
+                    raise ValueError(f"width and height must be even, got {piece.shape[2]}x{piece.shape[1]}")
+                if stream is None:
+                    stream = container.add_stream("libx264", rate=Fraction(fps), options=ENCODER_OPTIONS)
+                    stream.height, stream.width = piece.shape[1:3]
+                    stream.pix_fmt = "yuv420p"
+                for pixels in piece:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            if stream is None:
+                raise ValueError("expected frames, got none")
+            container.mux(stream.encode())
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _encode(*, frames: Iterable[Frames], fps: int, path: Path) -> None:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        stream: VideoStream | None = None
-        for piece in frames:
-            _check(piece)
-            stream = stream or _stream(container, fps=fps, height=piece.shape[1], width=piece.shape[2])
-            for pixels in piece:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        if stream is None:
-            raise ValueError("expected frames, got none")
-        container.mux(stream.encode())
-
-
-def _check(frames: Frames) -> None:
-    if frames.ndim != 4 or frames.shape[3] != 3 or not frames.shape[0] or frames.dtype != np.uint8:
-        raise ValueError(f"expected uint8 frames of shape (count, height, width, 3), got {frames.shape}")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise ValueError(f"width and height must be even, got {frames.shape[2]}x{frames.shape[1]}")
-
-
-def _stream(container: OutputContainer, *, fps: int, height: int, width: int) -> VideoStream:
-    stream = container.add_stream("libx264", rate=Fraction(fps), options=ENCODER_OPTIONS)
-    stream.height, stream.width = height, width
-    stream.pix_fmt = "yuv420p"
-    return stream
 
 
 class Abandoned(Exception):
@@ -96,7 +85,6 @@ class ClipEncoder(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Write the file, in this thread."""
         try:
             write_mp4(frames=self._frames(), fps=self._fps, path=self._path)
         except Abandoned:

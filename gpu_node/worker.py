@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,55 +29,45 @@ from gpu_node.engine.errors import (
     is_out_of_memory,
     poisons_process,
 )
-from gpu_node.engine.pipeline import VideoPipeline, memory_of
-from gpu_node.engine.prompts import Prompts
+from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
 from gpu_node.settings import LOG_FORMAT, EngineOptions, shown_name
 from gpu_node.video import ClipEncoder
 
 log = logging.getLogger("gpu_node.worker")
 
 
+@dataclass
 class JobClock:
     """Times of one job on the GPU, from which its pace and the GPU's idle time follow; all in perf_counter seconds.
 
-    `ready_at`: its prompt was encoded. `gpu_free_since`: the job before it had ended.
+    `ready_at`: its prompt was encoded. `gpu_free_since`: the job before it had ended. `steps`: the GPU had done each.
+    `gpu_done`: the last frame was decoded.
     """
 
-    def __init__(self, *, ready_at: float, gpu_free_since: float | None) -> None:
-        self._ready_at = ready_at
-        self._gpu_free_since = gpu_free_since
-        self._began = time.perf_counter()
-        self._ended = self._began
-        self._steps = [self._began]
-        self.first_step_began = self._began
-        self.steps_done = 0
-
-    def step_done(self, step: int) -> None:
-        """Record that the GPU has done `step` steps."""
-        self.steps_done = step
-        self._steps.append(time.perf_counter())
-
-    def gpu_done(self) -> None:
-        """Record that the last frame is decoded."""
-        self._ended = time.perf_counter()
+    ready_at: float
+    gpu_free_since: float | None
+    began: float = field(default_factory=time.perf_counter)
+    steps: list[float] = field(default_factory=list)
+    first_step_began: float = 0.0
+    gpu_done: float = 0.0
 
     @property
     def seconds_per_step(self) -> float:
         """Mean without the first step where there are more: it carries what is done once a job."""
-        skipped = 1 if len(self._steps) > 2 else 0
-        return (self._steps[-1] - self._steps[skipped]) / (len(self._steps) - 1 - skipped)
+        first, count = (self.steps[0], len(self.steps) - 1) if len(self.steps) > 1 else (self.began, 1)
+        return (self.steps[-1] - first) / count
 
     @property
     def seconds_besides(self) -> float:
         """Time that the GPU spent on this job beyond its steps."""
-        return max(0.0, self._ended - self._began - self.seconds_per_step * self.steps_done)
+        return max(0.0, self.gpu_done - self.began - self.seconds_per_step * len(self.steps))
 
     @property
     def idle_seconds(self) -> float | None:
         """Time from the end of the job before to this one's first step; None when this one was not there yet."""
-        if self._gpu_free_since is None or self._ready_at > self._gpu_free_since:
+        if self.gpu_free_since is None or self.ready_at > self.gpu_free_since:
             return None
-        return self.first_step_began - self._gpu_free_since
+        return self.first_step_began - self.gpu_free_since
 
 
 class PromptStage(threading.Thread):
@@ -132,7 +123,7 @@ class Worker:
                 raise prompts
             self._make(job, prompts, clock)
         except Canceled:
-            self._outbox.send(ipc.Stopped(job_id=job.job_id, step=clock.steps_done))
+            self._outbox.send(ipc.Stopped(job_id=job.job_id, step=len(clock.steps)))
         except Exception as error:
             log.exception("job %s failed", job.job_id)
             self._outbox.send(_failure(job, error))
@@ -151,7 +142,7 @@ class Worker:
         """Denoise and decode; the clip is finished beside the next job."""
 
         def on_step(step: int) -> None:
-            clock.step_done(step)
+            clock.steps.append(time.perf_counter())
             self._outbox.send(ipc.Step(job_id=job.job_id, step=step))
             self._stop_if_canceled(job)
 
@@ -159,23 +150,18 @@ class Worker:
         picture = Path(job.image_path) if job.image_path is not None else None
         latents = self._pipeline.denoise(job.clip, prompts, picture=picture, on_step=on_step)
         clock.first_step_began = self._pipeline.first_step_began
-        if not self._fits_whole(job, latents, clock):
-            log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
-            free_memory()
-            self._decode(job, latents, clock, tiled=True)
-
-    def _fits_whole(self, job: ipc.Run, latents: torch.Tensor, clock: JobClock) -> bool:
-        """Decode in one piece; False when memory ran out.
-
-        The error ends here, before anything is tried again: while it is known, it keeps alive what filled the memory.
-        """
+        fits = True
         try:
             self._decode(job, latents, clock, tiled=False)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            return False
-        return True
+            fits = False
+        # The error has ended here: while it is known, it keeps alive what filled the memory.
+        if not fits:
+            log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
+            free_memory()
+            self._decode(job, latents, clock, tiled=True)
 
     def _decode(self, job: ipc.Run, latents: torch.Tensor, clock: JobClock, *, tiled: bool) -> None:
         def on_end(error: Exception | None) -> None:
@@ -194,7 +180,7 @@ class Worker:
         except BaseException:
             encoder.abandon()
             raise
-        clock.gpu_done()
+        clock.gpu_done = time.perf_counter()
         encoder.finish()
 
     def _on_clip_end(self, job: ipc.Run, clock: JobClock, tiled: bool, error: Exception | None) -> None:

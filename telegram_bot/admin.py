@@ -18,10 +18,10 @@ from accounts.models import WalletMerge
 from generation.staff import home
 from telegram_bot import refunds, staff
 from telegram_bot.models import (
+    ChatNotice,
     CreditPack,
     JobMessage,
     LinkRequest,
-    Notice,
     StarPayment,
     TelegramAccount,
     TelegramUpdate,
@@ -137,7 +137,7 @@ UserAdmin.search_fields = (
 )
 
 
-@admin.register(Notice)
+@admin.register(ChatNotice)
 class NoticeAdmin(ReadOnlyAdmin):
     list_display = ("id", "chat_id", "state", "attempts", "created_at", "sent_at", "error")
     list_filter = ("state", "created_at")

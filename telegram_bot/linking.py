@@ -182,7 +182,7 @@ def confirm_in_telegram(request_id: int, *, account: TelegramAccount) -> User:
     return row.user
 
 
-def what_moves(account: TelegramAccount, user: User) -> merging.Plan:
+def what_moves(account: TelegramAccount, user: User) -> WalletMerge:
     """Plan what joining the two would do to their wallets now."""
     wallets = CreditAccount.objects.select_related("user")
     return merging.plan(source=wallets.get(user=account.user_id), target=wallets.get(user=user))

@@ -13,14 +13,13 @@ from django.dispatch import receiver
 from django.utils import translation
 
 from accounts import notices
-from accounts.models import Notice as UserNotice
-from accounts.models import User
+from accounts.models import Notice, User
 from accounts.privacy import Part
 from accounts.signals import account_closed, account_closing, personal_data
+from generation.jobs.events import job_finished, job_retried
 from generation.models import GenerationJob
-from generation.signals import job_finished, job_retried
 from telegram_bot import users, wakeup
-from telegram_bot.models import CreditPack, JobMessage, JobPost, Notice, StarPayment, TelegramAccount
+from telegram_bot.models import ChatNotice, CreditPack, JobMessage, MessageRef, StarPayment, TelegramAccount
 from telegram_bot.sending import outbox
 
 
@@ -43,7 +42,7 @@ def deliver_retried(original: GenerationJob, job: GenerationJob, **_: Any) -> No
 
 
 @receiver(notices.made, dispatch_uid="telegram_bot.pass_notice_on")
-def pass_notice_on(notice: UserNotice, **_: Any) -> None:
+def pass_notice_on(notice: Notice, **_: Any) -> None:
     """Send a notice of the site to the chat as well, in the transaction that makes it."""
     account = TelegramAccount.objects.select_related("user").filter(user=notice.user, blocked_at=None).first()
     if account is None or not settings.TELEGRAM_BOT_TOKEN:
@@ -60,7 +59,7 @@ def unlink(user: User, **_: Any) -> None:
     joined = User.objects.filter(former_telegram_account__user=user)
     joined.update(username=f"deleted_{uuid.uuid4().hex[:12]}", anonymised_at=Now())
     accounts = TelegramAccount.objects.filter(user=user)
-    Notice.objects.filter(chat_id__in=accounts.values("telegram_id")).delete()
+    ChatNotice.objects.filter(chat_id__in=accounts.values("telegram_id")).delete()
     accounts.delete()
 
 
@@ -68,7 +67,7 @@ def unlink(user: User, **_: Any) -> None:
 def forget_messages(user: User, **_: Any) -> None:
     """Delete after the jobs, in the order of all locks, hence not while the account is being closed."""
     JobMessage.objects.filter(job__user=user).delete()
-    JobPost.objects.filter(job__user=user).delete()
+    MessageRef.objects.filter(job__user=user).delete()
 
 
 @receiver(personal_data, dispatch_uid="telegram_bot.personal_data")

@@ -16,7 +16,7 @@ from django.db import connection
 from django.test import TransactionTestCase
 from django.utils import timezone
 
-from tests import leftovers
+from tests import leftovers, preforked
 from tests.clips import write_clip
 from tests.databases import copy_of_the_template
 from tests.emptying import Emptying
@@ -47,9 +47,9 @@ TOGETHER = {
 # process busy while the others have nothing left. Each is given two at the start, so the fourth waits for the first.
 SLOW = (
     *TOGETHER["one platform and browsers"],
-    "tests/e2e/test_backup.py",
-    *TOGETHER["one platform under fire"],
     "tests/e2e/test_graceful_stop.py",
+    *TOGETHER["one platform under fire"],
+    "tests/e2e/test_backup.py",
     "tests/e2e/",
     "tests/chaos/",
     "tests/bot/test_process.py",
@@ -110,16 +110,26 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
+left_running: list[str] = []
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Nothing of the run goes on when it is over."""
     fork_server.stop()
+    preforked.let_go()
     if hasattr(session.config, "workerinput"):
         return
-    left = leftovers.leftovers(session.config._tmp_path_factory.getbasetemp())
-    if left:
-        leftovers.end(left)
+    left_running.extend(leftovers.end(session.config._tmp_path_factory.getbasetemp()))
+    if left_running:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED  # also where all tests passed
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if left_running:
+        terminalreporter.section("left running, and killed", red=True)
+        for command in left_running:
+            terminalreporter.line(command)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
-"""The test databases: one is migrated once a run, and each process of the run works on a copy of it.
+"""Test databases: a template is migrated once a run, and each process of the run works on a copy of it.
 
-All processes of a run hold a lock on the template while they live; the last one to let go removes it.
+Each process holds a shared lock on the template; the last one removes it.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from generation.database import listen_parameters
 from tests.environment import RUN
 
 TEMPLATE = "test_template_" + RUN.partition("/")[0]
-IN_USE, MADE = 0x7E57_0001, 0x7E57_0002  # advisory locks: the template is used, is being made
+IN_USE, MADE = 0x7E57_0001, 0x7E57_0002  # advisory locks: the template is in use; it is being made
 
 
 @contextmanager
 def copy_of_the_template() -> Iterator[None]:
-    """Let Django's connection lead to a migrated database of this process's own while the block runs."""
+    """Connect Django to a migrated database of this process's own while the block runs."""
     original = connection.settings_dict["NAME"]
     name = connection.settings_dict["TEST"]["NAME"] or f"test_{original}"
     name += RUN.partition("/")[2]  # a run that a test starts has a database of its own
@@ -35,11 +35,11 @@ def copy_of_the_template() -> Iterator[None]:
             _make_template(server)
             _drop(server, name)
             _run(server, "CREATE DATABASE {} TEMPLATE {}", name, TEMPLATE)
-            # What a machine that breaks down would lose is of no interest here.
+            # Nothing here needs to survive a crash of the machine.
             _run(server, "ALTER DATABASE {} SET synchronous_commit TO off", name)
         _lead_to(name)
         yield
-        # Asynchronous code runs the ORM in a thread that outlives the tests, and so does its connection.
+        # Asynchronous code runs the ORM in a thread that outlives the tests, as does its connection.
         asyncio.run(sync_to_async(connections.close_all)())
         _lead_to(original)
         _drop(server, name)
@@ -50,7 +50,7 @@ def copy_of_the_template() -> Iterator[None]:
 
 
 def _server() -> "psycopg.Connection[Any]":
-    """A connection beside Django's, to a database that is always there."""
+    """Open a connection beside Django's, to a database that always exists."""
     return psycopg.connect(**listen_parameters() | {"dbname": "postgres"}, autocommit=True)
 
 
@@ -62,7 +62,7 @@ def _locked(server: "psycopg.Connection[Any]", lock: int) -> Iterator[None]:
 
 
 def _make_template(server: "psycopg.Connection[Any]") -> None:
-    """Migrate it, unless another process of this run did. Those of runs that were killed go."""
+    """Migrate the template unless this run has one. Remove those of killed runs."""
     names = "SELECT datname FROM pg_database WHERE datname LIKE 'test\\_template\\_%%'"
     found = {name for (name,) in server.execute(names)}
     if TEMPLATE in found:
@@ -87,7 +87,7 @@ def _lead_to(name: str) -> None:
 
 
 def _drop(server: "psycopg.Connection[Any]", name: str) -> None:
-    """Raises ObjectInUse, which names the sessions, when something of the tests still uses it."""
+    """Drop the database. Raises ObjectInUse, with the sessions in its notes, while a test still uses it."""
     try:
         _run(server, "DROP DATABASE IF EXISTS {}", name)
     except psycopg.errors.ObjectInUse as error:

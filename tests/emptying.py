@@ -16,7 +16,7 @@ GUARDED_TABLES = (
     "accounts_creditaccount",
     "accounts_credittransaction",
     "accounts_walletmerge",
-    "accounts_staffact",
+    "accounts_auditevent",
 )
 PATIENCE_SECONDS = 60.0
 Contents = dict[str, str | None]
@@ -29,14 +29,14 @@ class Emptying:
         self._first = contents()
 
     def __call__(self) -> None:
-        """Wait until nobody writes any more, as a flush does, and take out what came since."""
+        """Wait until all writers are done, as a flush does, and remove what they added."""
         give_up_at = time.monotonic() + PATIENCE_SECONDS
         while not (done := self._try()) and time.monotonic() < give_up_at:
             time.sleep(0.05)
-        assert done, f"somebody still wrote into the test database after {PATIENCE_SECONDS:.0f} seconds"
+        assert done, f"the test database was still written to after {PATIENCE_SECONDS:.0f} seconds"
 
     def _try(self) -> bool:
-        """Every lock at once or none: whoever waits for one while holding others makes deadlocks with the bot."""
+        """Take every lock at once or none: waiting for one while holding others deadlocks with the bot."""
         shipped = {table for table, rows in self._first.items() if rows}
         with transaction.atomic():
             if not _lock(self._first):

@@ -1,8 +1,8 @@
-"""A process that has loaded Django and the apps once, and forks one for each `manage.py` command that a test runs.
+"""A process that has loaded Django and the apps, and forks one for each `manage.py` command that a test runs.
 
-To start Python and to load them takes longer than most of what the commands are asked to do. The forked process is what
-`manage.py COMMAND` in that environment is: its settings are read anew, and what only one of the commands imports is
-imported after the fork. Where the start itself is under test, the command is started as a program.
+Starting Python and loading them takes longer than most commands take. The forked process equals `manage.py COMMAND` in
+the given environment: it reads the settings anew, and modules that only one command imports are imported after the
+fork. Tests of the start itself run the command as a program.
 """
 
 import gc
@@ -23,12 +23,12 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 POLL_SECONDS = 0.01
-# Of others, without a part of their own in what the platform does: nothing of ours comes with them.
+# Third-party modules that take long to import; none of the platform's own comes with them.
 PRELOADED = ("django.core.management.commands.shell", "httpx", "telegram.ext", "telegram.request")
 
 
 class ForkedProcess:
-    """Like a `subprocess.Popen` of the command; leader of a session and a process group of its own."""
+    """The `subprocess.Popen` of a forked command, which leads a session and a process group of its own."""
 
     def __init__(self, server: "ForkServer", pid: int) -> None:
         self._server, self.pid = server, pid
@@ -59,7 +59,7 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """The client's side: starts the server with the first request, in the environment of that moment."""
+    """The client's side. The first request starts the server, in the environment of that moment."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,9 +67,9 @@ class ForkServer:
     def start(
         self, *arguments: str, environment: Mapping[str, str], stdout: Path, stderr: Path | None = None
     ) -> ForkedProcess:
-        """`manage.py ARGUMENTS` in this environment. Output is appended to the files; without `stderr` all to one."""
+        """Start `manage.py ARGUMENTS`. Output is appended to the files; without `stderr` all of it to `stdout`."""
         for output in (stdout, stderr or stdout):
-            output.touch()  # who asks for it may do so before the process has begun
+            output.touch()  # it may be read before the process has begun
         request = {
             "arguments": arguments,
             "environment": dict(environment),
@@ -79,7 +79,7 @@ class ForkServer:
         return ForkedProcess(self, self.ask(request))
 
     def run(self, *arguments: str, environment: Mapping[str, str]) -> "subprocess.CompletedProcess[str]":
-        """The same to its end, within two minutes."""
+        """Run `manage.py ARGUMENTS` to its end, within two minutes."""
         with tempfile.TemporaryDirectory() as folder:
             output = {name: Path(folder, name) for name in ("stdout", "stderr")}
             process = self.start(*arguments, environment=environment, **output)
@@ -111,7 +111,7 @@ class ForkServer:
         ours.close()
 
     def stop(self) -> None:
-        """End the server, and with it whatever it forked that still runs."""
+        """End the server and the forked processes that still run."""
         if self._process is not None:
             self._channel.close()
             self._process.wait(30)
@@ -122,7 +122,7 @@ fork_server = ForkServer()
 
 
 def serve(channel: socket.socket) -> dict[str, Any] | None:
-    """Answer requests until the other side hangs up. In a forked child: returns what it is to do."""
+    """Answer requests until the other side hangs up. In a forked process: return its request."""
     running: set[int] = set()
     with channel, channel.makefile("rw") as lines:
         for line in lines:
@@ -145,7 +145,7 @@ def serve(channel: socket.socket) -> dict[str, Any] | None:
 
 
 def become(request: Mapping[str, Any]) -> None:
-    """Make of this forked process what the command's own would be at its start."""
+    """Turn this forked process into what the command is at its start."""
     os.setsid()
     for number, name in ((1, "stdout"), (2, "stderr")):
         file = os.open(request[name], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -158,11 +158,11 @@ def become(request: Mapping[str, Any]) -> None:
 
 
 def read_settings_anew() -> None:
-    """As the environment has them now; whoever remembers an old value is told, as by `override_settings`."""
+    """Take the settings from the environment, and send `setting_changed` as `override_settings` does."""
     from django.conf import settings
     from django.core.signals import setting_changed
     from django.db import connections
-    from django.test import signals  # noqa: F401  (forgets what was made of old settings)
+    from django.test import signals  # noqa: F401  (its receivers drop caches of old settings)
     from django.utils.log import configure_logging
 
     fresh = runpy.run_path(str(REPOSITORY / "videoplatform" / "settings.py"))
@@ -180,7 +180,7 @@ def read_settings_anew() -> None:
 
 
 def _configure_django_q() -> None:
-    """It makes constants of its settings when it is imported, and everybody has the class that holds them."""
+    """Renew django-q2's constants, made at import, in the class that its modules have imported."""
     from django_q import conf
 
     old = conf.Conf

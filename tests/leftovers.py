@@ -1,7 +1,6 @@
-"""What a test run started and left running: found by a variable in its environment, or by the folder of its data."""
+"""Processes that a test run left running, found by a variable in their environment or by the folder of their data."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -9,17 +8,25 @@ from pathlib import Path
 import psutil
 
 from tests.environment import RUN
+from tests.processes import still_alive
 
-PATIENCE_SECONDS = 15.0
+PATIENCE_SECONDS = 30.0
 
 
-def leftovers(temporary: Path) -> list[psutil.Process]:
-    """Processes of this run that go on, `temporary` being where its files are; waits for those about to end."""
+def end(temporary: Path) -> list[str]:
+    """Kill what is left of this run, with its files in `temporary`; return the command lines.
+
+    Processes that are about to end by themselves get half a minute.
+    """
     folders = [temporary]
     if "/" not in RUN:  # else the run that started this one uses it, too
         folders.append(Path(os.environ["DATA_DIR"]))
-    _, alive = psutil.wait_procs(list(_of_this_run(folders)), timeout=PATIENCE_SECONDS)
-    return alive
+    ended = []
+    for process in still_alive(list(_of_this_run(folders)), seconds=PATIENCE_SECONDS):
+        with suppress(psutil.NoSuchProcess):
+            ended.append(f"{process.pid} {' '.join(process.cmdline())}")
+            process.kill()
+    return ended
 
 
 def _of_this_run(folders: list[Path]) -> Iterator[psutil.Process]:
@@ -33,11 +40,3 @@ def _of_this_run(folders: list[Path]) -> Iterator[psutil.Process]:
             )
             if process.pid not in ourselves and (served or run == RUN or run.startswith(f"{RUN}/")):
                 yield process
-
-
-def end(processes: list[psutil.Process]) -> None:
-    """Name them on standard error, and kill them."""
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            print(f"left running: {process.pid} {' '.join(process.cmdline())}", file=sys.stderr)
-            process.kill()

@@ -96,6 +96,12 @@ def _hold_server() -> Path:
     return path
 
 
+def let_go() -> None:
+    """Hold the server no longer: it ends when no other process does."""
+    while _held:
+        _held.pop().close()
+
+
 @contextlib.contextmanager
 def _locked(folder: Path):
     """Hold the lock of this run's folder, and have the folder: a server that ends takes it away."""

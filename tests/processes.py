@@ -63,7 +63,7 @@ class Processes:
         return (self.logs / f"{command}.log").read_text()
 
     def stop_all(self) -> None:
-        """Kill what still runs, with all that it started: no test asks any more how it ends."""
+        """Kill what still runs, with all that it started; how it ends is no longer under test."""
         for process in self.running.values():
             if process.poll() is None:
                 end_family(psutil.Process(process.pid))
@@ -75,7 +75,7 @@ class Processes:
 
 
 def end_family(process: psutil.Process) -> None:
-    """SIGKILL to a process and its descendants; returns when they are gone."""
+    """Send SIGKILL to a process and its descendants; return when they are gone."""
     with suppress(psutil.NoSuchProcess):
         process.suspend()  # it starts no more
         family = [*process.children(recursive=True), process]
@@ -86,7 +86,7 @@ def end_family(process: psutil.Process) -> None:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Dead, or dead and not yet reaped by its parent, which for an orphan may take seconds."""
+    """Tell whether it is dead; an orphan may wait for seconds to be reaped."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -94,7 +94,7 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def still_alive(processes: Iterable[psutil.Process], *, seconds: float = 10.0) -> list[psutil.Process]:
-    """Those that have not ended after so many seconds."""
+    """Return those that have not ended after so many seconds."""
     deadline = time.monotonic() + seconds
     while (alive := [each for each in processes if not is_gone(each)]) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -12,6 +12,7 @@ from typing import Any, Self
 import psutil
 import psycopg
 
+from tests import preforked
 from tests.environment import RUN
 from tests.fork_server import fork_server
 from videoplatform.embedded_postgres import connection_settings
@@ -32,14 +33,15 @@ class Stack(Instance):
     """`with Stack(tmp_path, {"VIDEO_COOLDOWN_SECONDS": "0"}) as stack:` then stack.url, .node_url, .manage(…).
 
     Start it once for a module where that will do: it takes some seconds. One web process where `settings` say nothing
-    else, since each takes two seconds of a core to start. Its database is there already, migrated and empty, unless
-    `bare`.
+    else, since each takes two seconds of a core to start. Its database is there already, migrated and empty, and its
+    GPU worker is forked from one that has imported torch. `bare`: all starts as it does for a person.
     """
 
     def __init__(
         self, data_dir: Path, settings: Mapping[str, str] | None = None, *, bare: bool = False
     ) -> None:
-        super().__init__(data_dir, {"WEB_PROCESSES": "1"} | dict(settings or {}))
+        ours = {"WEB_PROCESSES": "1"} | ({} if bare else preforked.worker_settings())
+        super().__init__(data_dir, ours | dict(settings or {}))
         self._bare = bare
 
     def start(self) -> Self:
@@ -48,14 +50,14 @@ class Stack(Instance):
         return super().start()
 
     def manage(self, *arguments: str) -> str:
-        """As `Instance.manage` does, without starting Python anew for it."""
+        """Do what `Instance.manage` does, without starting Python for it."""
         result = self.command(*arguments)
         if result.returncode != 0:
             raise InstanceFailed(f"manage.py {' '.join(arguments)}: {result.stderr or result.stdout}")
         return result.stdout
 
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
-        """`manage.py ARGUMENTS`, however it ends."""
+        """Run `manage.py ARGUMENTS`, however it ends."""
         return fork_server.run(*arguments, environment=self.environment)
 
     def connect(self) -> "psycopg.Connection[Any]":
@@ -80,16 +82,18 @@ class Stack(Instance):
 
     @contextmanager
     def node_held_up(self) -> Iterator[None]:
-        """The process that makes the clips stands still, so that a busy machine cannot be too late for what comes."""
-        workers = psutil.Process(self.pid_of("gpu_node")).children(recursive=True)
-        assert workers
-        for worker in workers:
-            worker.suspend()
+        """Suspend the process that makes the clips, so that a busy machine cannot be too late for what comes."""
+        worker = self.node_worker()
+        worker.suspend()
         try:
             yield
         finally:
-            for worker in workers:
-                worker.resume()
+            worker.resume()
+
+    def node_worker(self) -> psutil.Process:
+        """Return the process that has the model. Raises IndexError when there is none."""
+        started = psutil.Process(self.pid_of("gpu_node")).children()[0]
+        return psutil.Process(preforked.forked_pid(started.pid) or started.pid)
 
     def processes(self) -> list[psutil.Process]:
         """Everything that runs for this stack, the database server included."""
@@ -102,7 +106,7 @@ class Stack(Instance):
 
 
 def copy_database(data_dir: Path) -> None:
-    """Put a migrated database server's files into a new DATA_DIR. The first caller of a run makes what is copied."""
+    """Put the files of a migrated database server into a new DATA_DIR. The first call of a run makes them."""
     made = Path(os.environ["DATA_DIR"]) / "migrated"
     made.mkdir(parents=True, exist_ok=True)
     with (made / "run").open("a+") as run:

@@ -46,7 +46,7 @@ def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     shoot(page, folder, "staff-person")
     job_page(page, job)
     shoot(page, folder, "staff-job")
-    page.goto("/admin/generation/refundbatch/")
+    page.goto("/admin/generation/bulkrefund/")
     page.get_by_role("link", name="Refund a bad time of a node").click()
     page.get_by_label("Node").select_option(label="default")
     page.locator("[name=until_1]").fill("23:59:59")

@@ -15,7 +15,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from accounts import api_keys, ledger
-from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
+from accounts.models import AuditEvent, CreditAccount, CreditTransaction, User
 from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode, Preset
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
@@ -141,7 +141,7 @@ class TestUsers:
         assert said(response) == "Gave ada 100 credits (Contest). The balance is 600."
         entry = CreditTransaction.objects.latest("id")
         assert (entry.amount, entry.reason, entry.actor) == (100, "Contest", staff)
-        act = StaffAct.objects.get()
+        act = AuditEvent.objects.get()
         assert (act.actor, act.act, act.reason, act.credits) == (staff, "user.grant", "Contest", 100)
         assert (act.before, act.after, act.address) == ({"balance": 500}, {"balance": 600}, "127.0.0.1")
 

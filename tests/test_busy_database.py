@@ -20,13 +20,14 @@ WAITERS = """SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
              WHERE NOT granted AND datname = current_database()"""
 
 
-GRACE_SECONDS = 3  # gunicorn's asgi_disconnect_grace_period
+GRACE_SECONDS = 1
 
 
 @pytest.fixture(scope="module")
 def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A pool of one connection, with a short wait for it."""
     narrow = {"DATABASE_POOL_SIZE": "1", "DATABASE_POOL_SECONDS": "0.2"}
+    narrow["GUNICORN_CMD_ARGS"] = f"--asgi-disconnect-grace-period {GRACE_SECONDS}"
     with serving(tmp_path_factory.mktemp("web"), **narrow) as running:
         yield running
 

@@ -88,7 +88,7 @@ def test_a_clip_no_browser_plays_is_converted_before_it_is_charged(user, running
     ],
 )
 def test_a_node_that_fails_costs_nothing_and_the_person_is_told(user, processes, fault, told):
-    processes.environment |= {"JOB_MAX_ATTEMPTS": "1", "DOWNLOAD_TIMEOUT_SECONDS": "6"}
+    processes.environment |= {"JOB_MAX_ATTEMPTS": "1", "DOWNLOAD_TIMEOUT_SECONDS": "3"}
     processes.start("run_worker")
     processes.start("run_reconciler")
     with FieldNode.start(fault=fault) as field:
@@ -170,7 +170,7 @@ def test_a_node_that_fails_repeatedly_is_set_aside_and_a_trial_clip_brings_it_ba
         assert node.set_aside_at is not None
         assert node.set_aside_reason.startswith("2 failures in a row, the last: ")
         wait_for(
-            lambda: GpuNode.objects.filter(set_aside_reason__startswith="The trial clip failed").exists()
+            lambda: GpuNode.objects.filter(set_aside_reason__startswith="The canary clip failed").exists()
         )
         waiting.refresh_from_db()
         assert waiting.state == "queued"
@@ -182,6 +182,7 @@ def test_a_node_that_fails_repeatedly_is_set_aside_and_a_trial_clip_brings_it_ba
 
 
 def test_a_node_that_is_silent_for_a_while_keeps_its_job_and_finishes_it(user, processes):
+    processes.environment |= {"NODE_ANSWER_SECONDS": "2"}
     processes.start("run_worker")
     processes.start("run_reconciler")
     with VideosServer.start(seconds=1) as server:
@@ -204,7 +205,7 @@ def test_a_node_that_is_silent_for_a_while_keeps_its_job_and_finishes_it(user, p
 def test_a_node_that_stays_silent_loses_its_job_to_another_and_its_late_result_is_not_charged(
     user, processes
 ):
-    processes.environment |= {"NODE_MOVE_SECONDS": "2"}
+    processes.environment |= {"NODE_MOVE_SECONDS": "2", "NODE_ANSWER_SECONDS": "2"}
     processes.start("run_worker")
     processes.start("run_reconciler")
     with VideosServer.start(seconds=300, deletes=True) as silent, VideosServer.start(seconds=1) as other:

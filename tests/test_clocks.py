@@ -18,7 +18,7 @@ from generation.models import GenerationJob, GpuNode, JobAttempt, RunningTotal
 from generation.nodes import NodeHealth
 from generation.reconciler import _overdue_jobs, _unfollowed_attempts, _unstored_attempts
 from telegram_bot import linking, links
-from telegram_bot.models import JobMessage, LinkRequest, LoginLink, Notice, TelegramUpdate
+from telegram_bot.models import ChatNotice, JobMessage, LinkRequest, LoginLink, TelegramUpdate
 from telegram_bot.receiving import inbox
 from telegram_bot.sending import outbox
 from telegram_bot.users import open_account
@@ -135,10 +135,10 @@ def test_the_cooldown_is_a_minute_for_every_host(user, host, off):
 
 
 def test_a_canary_is_due_when_it_is(node, host, off):
-    GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() + timedelta(seconds=60))
+    GpuNode.objects.update(set_aside_at=Now(), next_canary_at=Now() + timedelta(seconds=60))
     with host(off):
         assert not node_health.claim_canary(node)
-    GpuNode.objects.update(next_trial_at=Now() - timedelta(seconds=1))
+    GpuNode.objects.update(next_canary_at=Now() - timedelta(seconds=1))
     with host(off):
         assert node_health.claim_canary(node)
     assert not node_health.claim_canary(node)
@@ -181,12 +181,12 @@ def test_a_notice_is_sent_at_once_and_again_when_its_time_has_come(settings, hos
     settings.TELEGRAM_BOT_TOKEN = "1:for-tests-only"
     with host(off):
         outbox.tell(chat_id=1, text="Hello")
-    [row] = Notice.due()
+    [row] = ChatNotice.due()
     with host(off):
-        assert list(Notice.due()) == [row]
+        assert list(ChatNotice.due()) == [row]
         row.put_off(seconds=60, error="busy")
-        assert not Notice.due()
-    assert not Notice.due()
+        assert not ChatNotice.due()
+    assert not ChatNotice.due()
 
 
 def test_an_update_has_waited_as_long_as_it_has(host, off):

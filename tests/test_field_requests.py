@@ -51,7 +51,7 @@ def test_the_answer_waits_for_the_database_and_the_lease_is_renewed_after_it(
     attempt: JobAttempt, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.LEASE_SECONDS = 1
-    monkeypatch.setattr("generation.jobs.runner.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("generation.database.delay", lambda *_, **__: 0.1)
     write, renew = (
         Away(lifecycle.begin_storing, in_calls=range(1, 4)),
         Away(locks.take, in_calls=range(2, 3)),

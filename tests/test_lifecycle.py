@@ -28,8 +28,8 @@ from generation.errors import (
     UnknownPreset,
 )
 from generation.jobs import catalog, lifecycle, locks, scheduling, stored_files, submission
+from generation.jobs.events import job_finished
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
-from generation.signals import job_finished
 from tests.clips import FACTS, FILES
 
 pytestmark = pytest.mark.django_db

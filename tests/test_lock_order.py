@@ -102,7 +102,7 @@ class World:
         return attempt.job
 
     def set_aside(self) -> GpuNode:
-        GpuNode.objects.update(set_aside_at=Now(), next_trial_at=Now() - timedelta(seconds=1))
+        GpuNode.objects.update(set_aside_at=Now(), next_canary_at=Now() - timedelta(seconds=1))
         return self.node
 
 
@@ -209,7 +209,6 @@ PARTS = {
     "submission.check_seed",
     "submission.matching",
     "submission.normal",
-    "submission.compiled",
     "node_health.endpoint_of",
     "node_health.examine",
     "lifecycle.entries_of",
@@ -224,6 +223,8 @@ PARTS = {
     "locks.kept",
     "locks.until",
     "stored_files.due",
+    "stored_files.new_names",
+    "stored_files.store",
     "stored_files.held",
 }
 

@@ -19,6 +19,7 @@ from django.core.files.base import ContentFile
 from django.core.files.storage import FileSystemStorage, default_storage
 
 from generation import media
+from generation.jobs import stored_files
 from generation.media import MediaFailure, UnplayableVideo, VideoFacts, sandbox
 from tests.clips import facts_of, write_clip
 from tests.environment import REPOSITORY
@@ -395,8 +396,8 @@ def test_damaged_files_are_facts_or_unplayable_and_never_anything_else(tmp_path:
 def test_a_stored_clip_is_under_a_name_of_its_job(tmp_path: Path, clip: Path) -> None:
     job = uuid.uuid4()
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
-    names = media.new_names(job)
-    media.store(clip, tmp_path / "poster.jpg", names)
+    names = stored_files.new_names(job)
+    stored_files.store(clip, tmp_path / "poster.jpg", names)
     assert names[0].startswith(f"videos/{job.hex[:2]}/{job.hex}-")
     assert names[0].endswith(".mp4")
     assert names[1].endswith(".jpg")
@@ -407,22 +408,22 @@ def test_a_stored_clip_is_under_a_name_of_its_job(tmp_path: Path, clip: Path) ->
 def test_storing_a_job_twice_touches_nothing_of_the_first(tmp_path: Path, clip: Path) -> None:
     job = uuid.uuid4()
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
-    first, second = media.new_names(job), media.new_names(job)
+    first, second = stored_files.new_names(job), stored_files.new_names(job)
     for names in (first, second):
-        media.store(clip, tmp_path / "poster.jpg", names)
+        stored_files.store(clip, tmp_path / "poster.jpg", names)
     for name in second * 2:
-        media.remove(name)
+        default_storage.delete(name)
     assert all(default_storage.exists(name) for name in first)
     assert not default_storage.exists(second[0])
 
 
 @pytest.mark.parametrize("taken", [0, 1], ids=["video", "poster"])
 def test_a_name_that_is_taken_is_left_as_it_is(tmp_path: Path, clip: Path, taken: int) -> None:
-    names = media.new_names(uuid.uuid4())
+    names = stored_files.new_names(uuid.uuid4())
     default_storage.save(names[taken], ContentFile(b"another's"))
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
     with pytest.raises(FileExistsError):
-        media.store(clip, tmp_path / "poster.jpg", names)
+        stored_files.store(clip, tmp_path / "poster.jpg", names)
     with default_storage.open(names[taken]) as file:
         assert file.read() == b"another's"
     assert [default_storage.exists(name) for name in names].count(True) == 1
@@ -433,5 +434,7 @@ def test_a_poster_that_cannot_be_stored_takes_the_video_with_it(tmp_path: Path, 
     storage.save("posters", ContentFile(b"a file where a folder should be"))
     (tmp_path / "poster.jpg").write_bytes(b"\xff\xd8\xffposter")
     with pytest.raises(OSError, match="posters"):
-        media.store(clip, tmp_path / "poster.jpg", media.new_names(uuid.uuid4()), storage=storage)
+        stored_files.store(
+            clip, tmp_path / "poster.jpg", stored_files.new_names(uuid.uuid4()), storage=storage
+        )
     assert not list((tmp_path / "kept").rglob("*.mp4"))

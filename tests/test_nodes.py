@@ -198,9 +198,9 @@ def test_an_unhealthy_node_is_a_server_error(field_node: FieldNode) -> None:
 
 
 def test_a_field_node_has_no_background_jobs(field_node: FieldNode) -> None:
-    with pytest.raises(nodes.NodeCannot):
+    with pytest.raises(nodes.PermanentNodeError, match="takes no jobs to run in the background"):
         with_client(field(field_node), lambda client: client.submit(request()))
-    with pytest.raises(nodes.NodeCannot):
+    with pytest.raises(nodes.PermanentNodeError, match="has no jobs to ask for"):
         with_client(field(field_node), lambda client: client.retrieve("x"))
     assert with_client(field(field_node), lambda client: client.cancel("x")) is None
 
@@ -325,11 +325,12 @@ def test_a_server_that_takes_forms_only_makes_a_clip(videos_server: VideosServer
         await client.download(job, tmp_path / "clip.mp4")
         return job
 
+    before = len(videos_server.requests())
     job = with_client(videos(videos_server), act)
     assert (job.state, job.progress) == ("completed", 100)
     assert job.generation_ms is not None
     assert (tmp_path / "clip.mp4").read_bytes()[4:8] == b"ftyp"
-    posts = [entry["type"] for entry in videos_server.requests() if entry["method"] == "POST"]
+    posts = [entry["type"] for entry in videos_server.requests()[before:] if entry["method"] == "POST"]
     assert posts[0] == "application/json"
     assert posts[1].startswith("multipart/form-data")
 
@@ -348,7 +349,7 @@ def test_the_client_remembers_that_a_server_takes_forms() -> None:
 def test_a_server_with_an_empty_health_is_known_by_its_models(videos_server: VideosServer) -> None:
     health = with_client(videos(videos_server), lambda client: client.health())
     assert health.ready
-    assert (health.model, health.queue_depth) == ("Wan-AI/Wan2.2-T2V", None)
+    assert health.model == "Wan-AI/Wan2.2-T2V"
 
 
 def test_a_request_that_is_itself_at_fault_is_rejected_in_the_servers_words() -> None:
@@ -469,6 +470,7 @@ def canned(*answers: bytes, seen: list[bytes] | None = None) -> Iterator[str]:
                         if seen is not None:
                             seen.append(received)
                         connection.sendall(answer)
+                listener.close()  # one more is refused, and does not wait until its patience is at its end
 
         threading.Thread(target=serve, daemon=True).start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -503,14 +505,12 @@ def test_our_own_nodes_extra_fields_are_understood() -> None:
         remote_id="v1",
         state="canceled",
         step=23,
-        steps=50,
         progress=46,
         error="Canceled.",
         error_code="canceled",
         file_name="v1.mp4",
         generation_ms=1234,
         stopped_at_step=23,
-        queue_position=0,
     )
 
 
@@ -602,7 +602,7 @@ def test_nothing_that_a_database_cannot_hold_comes_through() -> None:
         256,
         ("720x480",),
     )
-    assert (health.queue_depth, health.seconds_per_step) == (None, None)
+    assert health.seconds_per_step is None
     assert health.detail["detail"] == {"a": ["b"]}
 
 

@@ -57,7 +57,7 @@ def test_it_is_recognised_and_says_how_it_is(node: NodeProcess) -> None:
     assert detected == "videos"
     health = with_client(node, lambda client: client.health())
     assert (health.ready, health.status, health.backend) == (True, "ready", "CogVideoX-tiny-random")
-    assert (health.capacity, health.queue_depth) == (1, 0)
+    assert (health.capacity, health.detail["queue_depth"]) == (1, 0)
     assert health.sizes
 
 

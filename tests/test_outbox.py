@@ -12,7 +12,7 @@ from django.db.models.functions import Now
 
 from generation.database import in_database
 from generation.outbox import Channel, Outbox, TryLater
-from telegram_bot.models import Notice
+from telegram_bot.models import ChatNotice
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -21,29 +21,29 @@ class Fatal(Exception):
     """An error that ends the process."""
 
 
-class Delivery(Channel[Notice]):
+class Delivery(Channel[ChatNotice]):
     """Delivers every notice whose text is no trouble."""
 
-    table = Notice
+    table = ChatNotice
 
     def __init__(self, **trouble: Exception) -> None:
         self.trouble = trouble
         self.delivered: list[str] = []
 
-    async def deliver(self, row: Notice) -> None:
+    async def deliver(self, row: ChatNotice) -> None:
         if row.text in self.trouble:
             raise self.trouble[row.text]
         self.delivered.append(row.text)
-        await in_database(Notice.objects.filter(pk=row.pk).update)(state=Notice.State.SENT)
+        await in_database(ChatNotice.objects.filter(pk=row.pk).update)(state=ChatNotice.State.SENT)
 
 
-def notice(text: str, **values: Any) -> Notice:
-    return Notice.objects.create(bot_id=1, chat_id=1, text=text, next_attempt_at=Now(), **values)
+def notice(text: str, **values: Any) -> ChatNotice:
+    return ChatNotice.objects.create(bot_id=1, chat_id=1, text=text, next_attempt_at=Now(), **values)
 
 
-def wait_of(row: Notice) -> float:
+def wait_of(row: ChatNotice) -> float:
     """Seconds until the row is due."""
-    waits = Notice.objects.annotate(wait=F("next_attempt_at") - Now()).values_list("wait", flat=True)
+    waits = ChatNotice.objects.annotate(wait=F("next_attempt_at") - Now()).values_list("wait", flat=True)
     return waits.get(pk=row.pk).total_seconds()
 
 
@@ -67,14 +67,14 @@ async def look_once(channel: Channel[Any]) -> list[BaseException | None]:
 
 def test_due_rows_are_delivered_in_their_order_and_no_others():
     first, second = notice("first"), notice("second")
-    notice("later", state=Notice.State.SENT)
-    Notice.objects.filter(pk=second.pk).update(next_attempt_at=Now() - timedelta(seconds=9))
-    Notice.objects.filter(pk=notice("next week").pk).update(next_attempt_at=Now() + timedelta(days=7))
+    notice("later", state=ChatNotice.State.SENT)
+    ChatNotice.objects.filter(pk=second.pk).update(next_attempt_at=Now() - timedelta(seconds=9))
+    ChatNotice.objects.filter(pk=notice("next week").pk).update(next_attempt_at=Now() + timedelta(days=7))
     delivery = Delivery()
     assert look_once(delivery) == [None, None]
     assert delivery.delivered == ["second", "first"]
     first.refresh_from_db()
-    assert first.state == Notice.State.SENT
+    assert first.state == ChatNotice.State.SENT
 
 
 def test_a_row_that_fails_is_tried_later_and_later_and_stops_no_other():

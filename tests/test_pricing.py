@@ -28,7 +28,8 @@ def test_the_wait_is_the_median_of_the_last_clips_of_that_preset(staff: Any) -> 
     made(staff, "standard", 100_000)
     quotes = {quote.preset.name: quote.expected_seconds for quote in catalog.quotes()}
     assert quotes == {"quick": 30, "standard": 100}
-    assert catalog.expected_seconds(Preset.objects.get(name="quick")) == 30
+    quick = Preset.objects.get(name="quick")
+    assert catalog.expected_seconds_of([quick]) == {quick.pk: 30}
 
 
 def test_without_clips_the_wait_is_the_setting_scaled_by_the_work(settings: Any) -> None:

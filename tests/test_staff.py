@@ -14,7 +14,7 @@ from django.utils import timezone
 from django_q.models import OrmQ, Task
 
 from accounts import ledger, ledger_check
-from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
+from accounts.models import AuditEvent, CreditAccount, CreditTransaction, User
 from accounts.staff import audit_log, operations, roles
 from accounts.staff.actor import DoneBefore, NotPermitted, Refused
 from generation.jobs import submission
@@ -78,9 +78,9 @@ class TestRoles:
             operations.grant(actor=support, users=[user], amount=1, reason="x", once=sent()["once"])
         with pytest.raises(NotPermitted):
             operations.ban(actor=support, user=user, reason="x")
-        assert not StaffAct.objects.exists()
+        assert not AuditEvent.objects.exists()
 
-    def test_nobody_acts_after_they_lost_their_role(
+    def test_an_actor_without_a_role_any_more_is_refused(
         self, make_user: MakeUser, clip_of_ada: GenerationJob
     ) -> None:
         actor = in_role(make_user, "finance")
@@ -151,7 +151,7 @@ class TestStaffAmongThemselves:
         assert client.post(page("accounts_user_change", user.pk), form).status_code == 302
         user.refresh_from_db()
         assert (user.is_staff, user.is_superuser) == (True, False)
-        act = StaffAct.objects.get(act="user.change")
+        act = AuditEvent.objects.get(act="user.change")
         assert act.after == {"is_staff": True, "groups": ["support"]}
         assert act.before == {"is_staff": False, "groups": []}
         assert act.reason == "New in our team"
@@ -164,16 +164,16 @@ class TestStaffAmongThemselves:
 
 
 class TestAuditLog:
-    def test_nobody_changes_it_in_sql_either(self, make_user: MakeUser, user: User) -> None:
-        audit_log.record(actor=in_role(make_user, "owner"), act="user.note", subject=user)
+    def test_sql_cannot_change_it_either(self, make_user: MakeUser, user: User) -> None:
+        audit_log.Operation(in_role(make_user, "owner"), "user.note", "By phone").record(user)
         for statement in (
-            "UPDATE accounts_staffact SET reason = 'other'",
-            "DELETE FROM accounts_staffact",
-            "TRUNCATE accounts_staffact",
+            "UPDATE accounts_auditevent SET reason = 'other'",
+            "DELETE FROM accounts_auditevent",
+            "TRUNCATE accounts_auditevent",
         ):
             with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
                 cursor.execute(statement)
-        assert StaffAct.objects.count() == 1
+        assert AuditEvent.objects.count() == 1
 
     def test_an_operation_that_records_nothing_is_undone(self, make_user: MakeUser, user: User) -> None:
         @audit_log.operation("accounts.ban_user", "user.rename")
@@ -189,13 +189,13 @@ class TestAuditLog:
         self, admin: Client, user: User, staff: User
     ) -> None:
         admin.post(page("accounts_user_grant_credits", user.pk), sent(amount="5", reason="Sorry <b>"))
-        act = StaffAct.objects.get()
-        listed = admin.get(page("accounts_staffact_changelist")).content.decode()
+        act = AuditEvent.objects.get()
+        listed = admin.get(page("accounts_auditevent_changelist")).content.decode()
         assert page("accounts_user_change", user.pk) in listed
         assert "Sorry &lt;b&gt;" in admin.get(page("accounts_user_change", user.pk)).content.decode()
-        assert admin.get(page("accounts_staffact_change", act.pk)).status_code == 200
-        assert admin.post(page("accounts_staffact_change", act.pk), {"reason": "x"}).status_code == 403
-        assert admin.post(page("accounts_staffact_delete", act.pk), {"post": "yes"}).status_code == 403
+        assert admin.get(page("accounts_auditevent_change", act.pk)).status_code == 200
+        assert admin.post(page("accounts_auditevent_change", act.pk), {"reason": "x"}).status_code == 403
+        assert admin.post(page("accounts_auditevent_delete", act.pk), {"post": "yes"}).status_code == 403
 
     def test_behind_a_proxy_it_is_the_address_that_the_proxy_saw(
         self, admin: Client, user: User, settings: Any
@@ -204,14 +204,14 @@ class TestAuditLog:
         forged = {"X-Forwarded-For": "6.6.6.6, 198.51.100.4"}
         address = page("accounts_user_grant_credits", user.pk)
         admin.post(address, sent(amount="5", reason="x"), headers=forged)
-        assert StaffAct.objects.get().address == "198.51.100.4"
+        assert AuditEvent.objects.get().address == "198.51.100.4"
 
     def test_passwords_stay_out_of_it(self, admin: Client, user: User) -> None:
         form = {"password1": "another long password", "password2": "another long password"}
         address = page("auth_user_password_change", user.pk)
         assert "Reason" in admin.get(address).content.decode()
         assert admin.post(address, form | {"reason": "Lost it"}).status_code == 302
-        act = StaffAct.objects.get(reason="Lost it")
+        act = AuditEvent.objects.get(reason="Lost it")
         assert "password" in str(act.after)
         assert "another long" not in str(act.after)
 
@@ -243,7 +243,7 @@ class TestOnce:
         admin.post(address, form)
         assert [wallet(user).balance for user in people] == [507, 507, 507]
 
-    def test_an_adjustment_that_one_cannot_afford_changes_nobody(
+    def test_an_adjustment_that_one_cannot_afford_changes_no_balance(
         self, admin: Client, make_user: MakeUser
     ) -> None:
         rich, poor = make_user("rich"), make_user("poor")
@@ -282,7 +282,7 @@ class TestDoneAgain:
         client.post(address, form)
         assert OrmQ.objects.count() == may
         assert Task.objects.exists() != may
-        assert StaffAct.objects.filter(act="task.run_again", reason="It was the network").count() == may
+        assert AuditEvent.objects.filter(act="task.run_again", reason="It was the network").count() == may
 
     def test_a_delivery_that_failed(self, make_user: MakeUser, clip_of_ada: GenerationJob) -> None:
         failed = JobMessage.objects.create(
@@ -294,7 +294,7 @@ class TestDoneAgain:
         assert "Done for 1 of 1 (They unblocked us)." in said(answer)
         failed.refresh_from_db()
         assert failed.state == "pending"
-        assert StaffAct.objects.get(act="delivery.again").before == {"error": "blocked"}
+        assert AuditEvent.objects.get(act="delivery.again").before == {"error": "blocked"}
 
 
 class TestRefundLimit:
@@ -345,7 +345,7 @@ class TestExport:
         assert address in listed.content.decode()
         assert "1 transaction, as the list" in client.get(address).content.decode()
         assert "This field is required" in client.post(address, sent(reason=" ")).content.decode()
-        assert not StaffAct.objects.exists()
+        assert not AuditEvent.objects.exists()
         form = sent(reason="Taxes")
         for _twice in range(2):
             answer = client.post(address, form)
@@ -353,7 +353,7 @@ class TestExport:
         values = dict(zip(header, line, strict=True))
         assert (values["user"], values["amount"], values["balance_after"]) == ("ada", "-5", "495")
         assert values["reason"].startswith("'=")
-        act = StaffAct.objects.get(act="transactions.export")
+        act = AuditEvent.objects.get(act="transactions.export")
         assert (act.after, act.reason) == ({"kind__exact": "adjust"}, "Taxes")
 
     def test_what_cannot_be_exported_is_said_on_the_list(self, make_user: MakeUser, user: User) -> None:
@@ -362,7 +362,7 @@ class TestExport:
         nothing = client.get(address, {"kind__exact": "adjust"}, follow=True)
         assert "there is nothing to export" in said(nothing)
         assert client.get(address, {"kind__nonsense": "adjust"}, follow=True).status_code == 200
-        assert not StaffAct.objects.exists()
+        assert not AuditEvent.objects.exists()
 
     def test_support_exports_nothing(self, make_user: MakeUser) -> None:
         client = signed_in(in_role(make_user, "support").user)
@@ -370,3 +370,17 @@ class TestExport:
         assert client.get(address).status_code == 403
         assert client.post(address, sent(reason="x")).status_code == 403
         assert address not in client.get(page("accounts_credittransaction_changelist")).content.decode()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("accounts/staffact/?act__exact=user.ban", "accounts/auditevent/?act__exact=user.ban"),
+        ("generation/refundbatch/begin", "generation/bulkrefund/begin"),
+        ("telegram_bot/notice/", "telegram_bot/chatnotice/"),
+    ],
+)
+def test_an_address_from_before_a_model_was_renamed_leads_to_its_page(admin: Client, old: str, new: str):
+    answer = admin.post(f"/admin/{old}")
+    assert (answer.status_code, answer["Location"]) == (308, f"/admin/{new}")
+    assert admin.get(f"/admin/{old}", follow=True).status_code == 200

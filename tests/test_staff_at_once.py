@@ -10,11 +10,11 @@ import pytest
 from django.db import connection
 
 from accounts import ledger_check
-from accounts.models import CreditAccount, CreditTransaction, StaffAct, User
+from accounts.models import AuditEvent, CreditAccount, CreditTransaction, User
 from accounts.staff import operations
 from accounts.staff.actor import Actor, DoneBefore, Refused
 from generation.jobs import submission
-from generation.models import RefundBatch
+from generation.models import BulkRefund
 from generation.staff import bulk_refunds, jobs
 from tests.staff import in_role
 
@@ -23,7 +23,7 @@ HANDS = 6
 
 
 def at_once(act: Callable[[int], object]) -> list[object]:
-    """What each of several threads got of `act`, begun together: its result, or what refused it."""
+    """Call `act` in several threads begun together; the result of each, or its refusal."""
     ready = Barrier(HANDS)
 
     def run(number: int) -> object:
@@ -68,10 +68,10 @@ def test_one_clip_is_refunded_once_one_form_granted_once_one_bulk_refund_carried
     results = at_once(
         lambda _: bulk_refunds.start(actor=owner, jobs=charged, expected=total, reason="Night", once=again)
     )
-    assert sum(isinstance(result, RefundBatch) for result in results) == 1
-    at_once(lambda _: bulk_refunds.carry_on(str(RefundBatch.objects.get().pk)))
+    assert sum(isinstance(result, BulkRefund) for result in results) == 1
+    at_once(lambda _: bulk_refunds.carry_on(str(BulkRefund.objects.get().pk)))
 
     assert CreditTransaction.objects.filter(kind="refund").count() == 2
-    assert StaffAct.objects.filter(act="user.grant").count() == 1
+    assert AuditEvent.objects.filter(act="user.grant").count() == 1
     assert CreditAccount.objects.get(user=user).balance == 540
     assert not ledger_check.audit().discrepancies

@@ -12,9 +12,9 @@ from django.test.utils import CaptureQueriesContext
 from django_q.models import OrmQ
 
 from accounts.ledger_check import audit_and_keep
-from accounts.models import AuditRun, StaffAct, User
+from accounts.models import AuditEvent, AuditRun, User
 from generation.jobs import lifecycle, submission
-from generation.models import DayFigures, GenerationJob, GpuNode, JobAttempt
+from generation.models import DailyStats, GenerationJob, GpuNode, JobAttempt
 from generation.staff import stats
 from tests.staff import in_role, page, said, sent, signed_in
 
@@ -76,7 +76,7 @@ def test_days_that_are_over_are_added_up_once_and_stay(user: User, finish_job: C
     rows = {row.day: row for row in stats.latest()}
     assert (rows[when.date()].completed, rows[when.date()].people) == (1, 1)
     assert stats.median_seconds([rows[when.date()]]) == pytest.approx(40, rel=0.03)
-    assert DayFigures.objects.get(day=when.date()).completed == 1
+    assert DailyStats.objects.get(day=when.date()).completed == 1
     GenerationJob.objects.filter(pk=job.pk).update(finished_at=datetime.now(UTC))
     stats.keep()
     again = {row.day: row for row in stats.latest()}
@@ -102,7 +102,7 @@ def test_wrong_books_are_an_alarm_on_it(admin: Client) -> None:
     )
 
 
-def test_the_books_are_added_up_at_the_touch_of_a_button_by_who_may(
+def test_finance_has_the_books_added_up_at_the_touch_of_a_button(
     admin: Client, make_user: Callable[..., User], user: User
 ) -> None:
     address = page("accounts_auditrun_run_now")
@@ -114,7 +114,7 @@ def test_the_books_are_added_up_at_the_touch_of_a_button_by_who_may(
     assert "are being added up" in said(admin.post(address, form, follow=True))
     admin.post(address, form)
     assert [task.task["func"] for task in OrmQ.objects.all()] == ["accounts.ledger_check.audit_and_keep"]
-    assert StaffAct.objects.get(act="books.audit").reason == usual
+    assert AuditEvent.objects.get(act="books.audit").reason == usual
 
 
 def test_a_person_is_found_by_their_telegram_id(admin: Client, user: User) -> None:

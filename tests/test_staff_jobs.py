@@ -13,14 +13,13 @@ from django.utils import timezone
 from django_q.models import OrmQ
 
 from accounts import ledger_check, merging, notices
-from accounts.models import CreditAccount, CreditTransaction, Notice, StaffAct, User
+from accounts.models import AuditEvent, CreditAccount, CreditTransaction, Notice, User
 from accounts.staff.actor import DoneBefore, Refused
 from generation import privacy
 from generation.jobs import lifecycle, submission
-from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
+from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode
 from generation.staff import bulk_refunds, jobs
-from telegram_bot.models import JobMessage, TelegramAccount
-from telegram_bot.models import Notice as ChatNotice
+from telegram_bot.models import ChatNotice, JobMessage, TelegramAccount
 from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
@@ -273,7 +272,7 @@ class TestMany:
         for _twice in range(2):
             answer = admin.post(page("generation_generationjob_changelist"), form, follow=True)
             assert said(answer) == "Done for 1 of 1 (Moving)."
-        assert StaffAct.objects.filter(act="job.cancel").count() == 1
+        assert AuditEvent.objects.filter(act="job.cancel").count() == 1
 
     def test_cancel_passes_over_what_has_ended_and_says_why(
         self, admin: Client, user: User, make_clip: Callable[..., GenerationJob]
@@ -298,7 +297,7 @@ class TestMany:
         assert "2 videos of 2 users, 100 credits." in admin.post(address, chosen).content.decode()
         form = sent(reason="Grey", jobs=2, people=2, credits=100) | chosen
         assert "2 videos are being refunded" in said(admin.post(address, form, follow=True))
-        bulk_refunds.carry_on(str(RefundBatch.objects.get().pk))
+        bulk_refunds.carry_on(str(BulkRefund.objects.get().pk))
         assert [balance(user) for user in people] == [500, 500]
 
 
@@ -310,7 +309,7 @@ class TestBulkRefund:
         people = [make_user("p1"), make_user("p2")]
         return people, [make_clip(people[0]), make_clip(people[0]), make_clip(people[1])]
 
-    def start(self, actor: Any, node: GpuNode, **changes: Any) -> RefundBatch:
+    def start(self, actor: Any, node: GpuNode, **changes: Any) -> BulkRefund:
         now = timezone.now()
         window = {"node": node, "since": now - timedelta(hours=1), "until": now + timedelta(hours=1)}
         charged = bulk_refunds.charged_on(**window)
@@ -332,7 +331,7 @@ class TestBulkRefund:
         window = {"node": node.pk}
         for name, when in (("since", now - timedelta(hours=2)), ("until", now + timedelta(hours=1))):
             window |= {f"{name}_0": f"{when:%Y-%m-%d}", f"{name}_1": f"{when:%H:%M:%S}"}
-        desk = page("generation_refundbatch_begin")
+        desk = page("generation_bulkrefund_begin")
         from_its_page = admin.get(page("generation_gpunode_refund_bad_time", node.pk), follow=True)
         assert f'<option value="{node.pk}" selected>' in from_its_page.content.decode()
         assert admin.get(desk, {"of": "nonsense"}).status_code == 200
@@ -348,10 +347,10 @@ class TestBulkRefund:
         assert "3 videos are being refunded, 150 credits." in said(admin.post(address, form, follow=True))
         assert (
             DoneBefore.__doc__ in said(admin.post(address, form, follow=True))
-            or RefundBatch.objects.count() == 1
+            or BulkRefund.objects.count() == 1
         )
-        batch = RefundBatch.objects.get()
-        address = page("generation_refundbatch_change", batch.pk)
+        batch = BulkRefund.objects.get()
+        address = page("generation_bulkrefund_change", batch.pk)
         assert "<span data-live>" in admin.get(address).content.decode()
         for _again in range(2):
             bulk_refunds.carry_on(str(batch.pk))
@@ -383,7 +382,7 @@ class TestBulkRefund:
             job=submission.submit(user=people[0], prompt="Two", source="web"),
             reason="By hand",
         )
-        link, by_hand = page("generation_refundbatch_change", batch.pk), own.public_id
+        link, by_hand = page("generation_bulkrefund_change", batch.pk), own.public_id
         for address in (
             page("accounts_user_change", people[0].pk),
             page("accounts_user_change", people[1].pk),
@@ -433,7 +432,7 @@ class TestBulkRefund:
         before = OrmQ.objects.count()
         bulk_refunds.wake_stalled()
         assert OrmQ.objects.count() == before, "it is not stalled yet"
-        RefundBatch.objects.update(moved_at=timezone.now() - timedelta(minutes=2))
+        BulkRefund.objects.update(moved_at=timezone.now() - timedelta(minutes=2))
         bulk_refunds.wake_stalled()
         assert OrmQ.objects.count() == before + 1
         bulk_refunds.carry_on(str(batch.pk))
@@ -447,9 +446,9 @@ class TestBulkRefund:
         for role in ("support", "operator"):
             with pytest.raises(Refused, match="finance or owner"):
                 self.start(in_role(make_user, role), node)
-        assert not RefundBatch.objects.exists()
+        assert not BulkRefund.objects.exists()
         self.start(in_role(make_user, "finance"), node)
-        assert BatchedRefund.objects.count() == 3
+        assert BulkRefundItem.objects.count() == 3
 
     def test_a_plan_that_has_changed_is_shown_again(
         self, make_user: MakeUser, node: GpuNode, night: tuple[list[User], list[GenerationJob]]
@@ -457,7 +456,7 @@ class TestBulkRefund:
         owner = in_role(make_user, "owner")
         with pytest.raises(Refused, match="changed meanwhile: 3 videos of 2 users, 150 credits"):
             self.start(owner, node, expected=bulk_refunds.Total(jobs=2, people=2, credits=100))
-        assert not StaffAct.objects.exists()
+        assert not AuditEvent.objects.exists()
 
 
 class TestLimits:
@@ -479,7 +478,7 @@ class TestLimits:
         ):
             submission.submit(user=user, prompt="Three", source="telegram")
         assert balance(user) == 450
-        act = StaffAct.objects.get(act="user.limit")
+        act = AuditEvent.objects.get(act="user.limit")
         assert act.after["daily_clips"] == 2
 
     def test_support_sets_none(self, make_user: MakeUser, user: User) -> None:

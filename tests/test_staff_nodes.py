@@ -14,17 +14,17 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from accounts.models import CreditAccount, Notice, StaffAct, User
+from accounts.models import AuditEvent, CreditAccount, Notice, User
 from generation import sharing
 from generation.errors import PromptBlocked
 from generation.jobs import node_health, scheduling, submission, tasks
 from generation.models import (
     BlockedPrompt,
-    DayFigures,
+    CanaryRun,
+    DailyStats,
     GenerationJob,
     GpuNode,
     JobAttempt,
-    NodeTrial,
     Preset,
     Report,
     fields,
@@ -107,7 +107,7 @@ class TestSwitches:
         assert "switched off already" in raced.content.decode()
         client.post(page("generation_gpunode_enable", node.pk), sent(reason="Done"))
         assert scheduling.claim_next() is not None
-        assert list(StaffAct.objects.values_list("act", flat=True)) == ["node.enable", "node.drain"]
+        assert list(AuditEvent.objects.values_list("act", flat=True)) == ["node.enable", "node.drain"]
 
     def test_set_aside_by_hand_no_trial_brings_it_back_but_staff_do(
         self, make_user: MakeUser, node: GpuNode
@@ -166,10 +166,10 @@ class TestWhatItCosts:
         finish_job(submission.submit(user=user, prompt="One", source="web"))
         JobAttempt.objects.update(closed_at=datetime.now(UTC) - timedelta(days=3))
         stats.keep()
-        DayFigures.objects.update(nodes=None)
+        DailyStats.objects.update(nodes=None)
         assert stats.of_node(node).clips == 1
         stats.keep()
-        assert not DayFigures.objects.filter(nodes__isnull=True).exists()
+        assert not DailyStats.objects.filter(nodes__isnull=True).exists()
         assert stats.of_node(node).clips == 1
 
     def test_what_is_older_than_thirty_days_does_not_count(
@@ -187,8 +187,8 @@ class TestWhatItCosts:
         assert "0 clips in 0.0 minutes of work" in html
         assert "made and played" in html
         asked = [query["sql"] for query in made]
-        assert sum("generation_nodetrial" in sql for sql in asked) == 2, "the last test, and the trial clips"
-        assert sum("accounts_staffact" in sql for sql in asked) == 1
+        assert sum("generation_canaryrun" in sql for sql in asked) == 2, "the last test, and the canary clips"
+        assert sum("accounts_auditevent" in sql for sql in asked) == 1
         assert len(asked) < 20
 
     def test_the_list_asks_about_all_nodes_together(self, admin: Client, node: GpuNode) -> None:
@@ -217,8 +217,8 @@ class TestTrials:
         assert "This field is required" in admin.post(address, sent(reason="")).content.decode()
         answer = admin.post(address, sent(reason=usual), follow=True)
         assert "It answers and takes our key" in answer.content.decode()
-        assert StaffAct.objects.get(act="node.test").reason == usual
-        row = NodeTrial.objects.get()
+        assert AuditEvent.objects.get(act="node.test").reason == usual
+        row = CanaryRun.objects.get()
         assert row.passed is None
         nodes.run_test(row.pk)
         row.refresh_from_db()
@@ -291,7 +291,7 @@ class TestRules:
             "No rule is against it"
             in client.post(page("generation_blockedprompt_try_out"), {"prompt": "A cat"}).content.decode()
         )
-        assert StaffAct.objects.get(act="blockedprompt.add").after["text"] == "drag(on|s)"
+        assert AuditEvent.objects.get(act="blockedprompt.add").after["text"] == "drag(on|s)"
         rules = page("generation_blockedprompt_changelist")
         chosen = {
             "action": "delete_selected",
@@ -302,7 +302,7 @@ class TestRules:
         assert BlockedPrompt.objects.exists()
         client.post(rules, chosen | {"reason": "Dragons are welcome"})
         assert not BlockedPrompt.objects.exists()
-        assert StaffAct.objects.get(act="blockedprompt.delete").reason == "Dragons are welcome"
+        assert AuditEvent.objects.get(act="blockedprompt.delete").reason == "Dragons are welcome"
 
 
 class TestReports:

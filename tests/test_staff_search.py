@@ -25,7 +25,7 @@ def admin(staff: User) -> Client:
 
 @pytest.fixture
 def prompts(user: User) -> list[str]:
-    """Of three thousand jobs, the newest first: an eighth is red, one in 99 rare, only older ones are slow, or late."""
+    """Three thousand jobs, the newest first: an eighth is red, one in 99 rare, only older ones are slow, or late."""
     texts = [
         f"A boat {number}"
         + " red" * (number % 8 == 0)

@@ -416,10 +416,10 @@ def test_a_refused_retry_says_why(browser, user, staff, submit):
 
 def test_the_fragment_for_open_pages_is_the_card_of_the_page(submit):
     job = submit()
-    html = presenters.render_card(job.pk)
+    html = presenters.render_card(job.pk, "en")
     assert html.startswith(f'<article id="card-{job.id.hex}"')
     assert "csrfmiddlewaretoken" not in html
-    assert presenters.render_card(uuid.uuid4()) == ""
+    assert presenters.render_card(uuid.uuid4(), "en") == ""
 
 
 def test_what_people_write_is_never_markup(browser, submit):

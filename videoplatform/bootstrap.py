@@ -17,6 +17,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.staticfiles.finders import get_finders
 from django.core.management import call_command
+from dotenv import dotenv_values, set_key
 
 from videoplatform import embedded_postgres
 
@@ -26,21 +27,14 @@ SECRETS = ("SECRET_KEY", "VIDEO_API_KEY")
 
 def write_secrets(path: Path) -> None:
     """Give `.env` at `path` a random value for each secret that neither it nor the environment has. Mode 0600."""
-    lines = path.read_text().splitlines() if path.exists() else [ENV_HEADER.rstrip()]
-    present = {_name_in(line) for line in lines if line.partition("=")[2].strip()}
-    missing = [name for name in SECRETS if name not in present and name not in os.environ]
-    if not missing:
-        return
-    lines = [line for line in lines if _name_in(line) not in missing]
-    lines += [f"{name}={secrets.token_urlsafe(48)}" for name in missing]
-    fresh = path.with_name(f"{path.name}.{os.getpid()}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write("\n".join(lines) + "\n")
-    fresh.replace(path)
-
-
-def _name_in(line: str) -> str:
-    return line.partition("=")[0].strip().removeprefix("export ").strip()
+    present = dotenv_values(path)
+    missing = [name for name in SECRETS if not present.get(name) and name not in os.environ]
+    if missing and not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(ENV_HEADER)
+    for name in missing:
+        path.chmod(0o600)
+        set_key(path, name, secrets.token_urlsafe(48), quote_mode="never")
 
 
 def collect_static() -> None:

@@ -2,19 +2,15 @@
 
 import asyncio
 import codecs
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest, HttpResponse
 
-from generation.api.errors import TOO_LARGE, TOO_SLOW, Problem, answer
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Any, Any, Any], Awaitable[None]]
+from generation.api import errors
+from generation.api.errors import App, Message, Receive, Send
 
 # Bytes a second that a body must come at, once REQUEST_SECONDS have passed: a poor telephone line.
 SLOWEST = 1024
@@ -23,7 +19,7 @@ SLOWEST = 1024
 class BodyRefused(Exception):
     """The body is longer than any view takes, or it came too slowly."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: errors.Problem) -> None:
         self.problem = problem
 
 
@@ -40,12 +36,14 @@ class BodyLimit:
         watched = _Watched(receive, send)
         try:
             if _announced(scope) > settings.MAX_REQUEST_BYTES:
-                raise BodyRefused(TOO_LARGE)
+                raise BodyRefused(errors.TOO_LARGE)
             await self._inner(scope, watched.receive, watched.send)
         except BodyRefused as refused:
             if watched.answered:
                 raise
-            await _refuse(scope["path"], refused.problem, send)
+            response = errors.answer(scope["path"], refused.problem)
+            response["Connection"] = "close"  # the rest of the body is not read
+            await errors.send_response(response, send)
 
 
 class _Watched:
@@ -63,7 +61,7 @@ class _Watched:
         self._bytes += len(message.get("body", b""))
         self._complete = not message.get("more_body", False)
         if self._bytes > settings.MAX_REQUEST_BYTES:
-            raise BodyRefused(TOO_LARGE)
+            raise BodyRefused(errors.TOO_LARGE)
         return message
 
     async def _next(self) -> Message:
@@ -73,7 +71,7 @@ class _Watched:
             async with asyncio.timeout_at(self._begun + settings.REQUEST_SECONDS + self._bytes / SLOWEST):
                 return await self._receive()
         except TimeoutError:
-            raise BodyRefused(TOO_SLOW) from None
+            raise BodyRefused(errors.TOO_SLOW) from None
 
     async def send(self, message: Message) -> None:
         self.answered = True
@@ -86,18 +84,6 @@ def _announced(scope: Message) -> int:
         if name == b"content-length" and value.isdigit():
             return int(value) if len(value) < 19 else settings.MAX_REQUEST_BYTES + 1
     return 0
-
-
-async def _refuse(path: str, problem: Problem, send: Send) -> None:
-    """Answer without reading the rest, so the connection cannot be used again."""
-    response = answer(path, problem)
-    headers = [
-        (b"content-type", response["Content-Type"].encode()),
-        (b"content-length", str(len(response.content)).encode()),
-        (b"connection", b"close"),
-    ]
-    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-    await send({"type": "http.response.body", "body": response.content})
 
 
 class FinishCancelled:

@@ -204,6 +204,7 @@ if VIDEO_API_URL and urlsplit(VIDEO_API_URL).scheme not in ("http", "https"):
     raise ImproperlyConfigured("VIDEO_API_URL must start with http:// or https://")
 FIELD_NODE_TIMEOUT_SECONDS = env.int("FIELD_NODE_TIMEOUT_SECONDS", 90, validate=POSITIVE)
 NODE_HEALTH_SECONDS = env.float("NODE_HEALTH_SECONDS", 5.0, validate=POSITIVE)
+NODE_ANSWER_SECONDS = env.float("NODE_ANSWER_SECONDS", 10.0, validate=POSITIVE)
 NODE_LOST_SECONDS = env.int("NODE_LOST_SECONDS", 120, validate=POSITIVE)
 NODE_MOVE_SECONDS = env.int("NODE_MOVE_SECONDS", 30, validate=POSITIVE)
 # After this many failed attempts in a row a node is set aside; canary clips decide when it is back.
@@ -316,9 +317,9 @@ CONTENT_SECURITY_POLICY = {
 REST_FRAMEWORK: dict[str, Any] = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["generation.api.auth.ApiKeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.IsAuthenticated"],
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api.formats.AnyAccept",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "generation.api.auth.AnyAccept",
     "DEFAULT_PARSER_CLASSES": [
-        "generation.api.formats.PlainJSONParser",
+        "generation.api.auth.PlainJSONParser",
         "rest_framework.parsers.MultiPartParser",
         "rest_framework.parsers.FormParser",
     ],

@@ -29,7 +29,7 @@ NAVIGATION = [
         {"title": "Home", "icon": "home", "link": reverse_lazy("admin:index")},
         _rows("Jobs", "movie", "generation.generationjob"),
         _rows("GPU nodes", "memory", "generation.gpunode"),
-        _rows("Bulk refunds", "healing", "generation.refundbatch"),
+        _rows("Bulk refunds", "healing", "generation.bulkrefund"),
     ),
     _group(
         "Users and credits",
@@ -51,14 +51,14 @@ NAVIGATION = [
     ),
     _group(
         "Checks",
-        _rows("Audit log", "history", "accounts.staffact"),
+        _rows("Audit log", "history", "accounts.auditevent"),
         _rows("Audits of the books", "fact_check", "accounts.auditrun"),
         _rows("Failed tasks", "error", "django_q.failure"),
     ),
     _group(
         "Telegram",
         _rows("Deliveries", "send", "telegram_bot.jobmessage"),
-        _rows("Notices", "campaign", "telegram_bot.notice"),
+        _rows("Notices", "campaign", "telegram_bot.chatnotice"),
         _rows("Updates", "inbox", "telegram_bot.telegramupdate"),
         _rows("Accounts", "person", "telegram_bot.telegramaccount"),
         _rows("Requests to join", "link", "telegram_bot.linkrequest"),

@@ -15,13 +15,13 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import display
 
 from accounts.admin.base import ReadOnlyAdmin, bullets, link, once_a_row
-from accounts.models import StaffAct
+from accounts.models import AuditEvent
 
 LATEST = 10
 
 
-@admin.register(StaffAct)
-class StaffActAdmin(ReadOnlyAdmin):
+@admin.register(AuditEvent)
+class AuditEventAdmin(ReadOnlyAdmin):
     """The audit log: actor, operation, subject, time, address and reason."""
 
     list_display = ("at", "actor", "act", "subject", "reason", "credits", "address")
@@ -32,15 +32,15 @@ class StaffActAdmin(ReadOnlyAdmin):
     fields = ("at", "actor", "address", "act", "subject", "reason", "credits", "was", "became")
 
     @display(description="About")
-    def subject(self, entry: StaffAct) -> SafeString | str:
+    def subject(self, entry: AuditEvent) -> SafeString | str:
         return _link_to_subject(entry)
 
     @display(description="Before")
-    def was(self, entry: StaffAct) -> str:
+    def was(self, entry: AuditEvent) -> str:
         return json.dumps(entry.before, ensure_ascii=False, sort_keys=True)
 
     @display(description="After")
-    def became(self, entry: StaffAct) -> str:
+    def became(self, entry: AuditEvent) -> str:
         return json.dumps(entry.after, ensure_ascii=False, sort_keys=True)
 
 
@@ -64,11 +64,11 @@ def history_field(page: Any, subject: Model) -> SafeString | str:
     """A field of a row's own page: the latest entries about the row or related to it."""
     kind = subject._meta.label_lower
     own = Q(subject_kind=kind, subject_id=str(subject.pk))
-    entries = StaffAct.objects.filter(reduce(or_, (find(subject) for find in _related[kind]), own))
+    entries = AuditEvent.objects.filter(reduce(or_, (find(subject) for find in _related[kind]), own))
     return bullets(_line(entry, subject) for entry in entries.select_related("actor")[:LATEST])
 
 
-def _line(entry: StaffAct, page: Model) -> SafeString:
+def _line(entry: AuditEvent, page: Model) -> SafeString:
     """One entry in a line, with a link to its subject unless that is the row of the page."""
     elsewhere = entry.subject_kind != page._meta.label_lower or entry.subject_id != str(page.pk)
     parts = [
@@ -82,7 +82,7 @@ def _line(entry: StaffAct, page: Model) -> SafeString:
     return format_html_join(" · ", "{}", ((part,) for part in parts if part))
 
 
-def _changes(entry: StaffAct) -> Iterator[str]:
+def _changes(entry: AuditEvent) -> Iterator[str]:
     for name, value in entry.after.items():
         if name in entry.before:
             yield f"{name} {entry.before[name]} → {value}"
@@ -90,5 +90,5 @@ def _changes(entry: StaffAct) -> Iterator[str]:
             yield f"{name} {value}"
 
 
-def _link_to_subject(entry: StaffAct) -> SafeString | str:
+def _link_to_subject(entry: AuditEvent) -> SafeString | str:
     return link(entry.subject_kind.replace(".", "_"), entry.subject_id, entry.subject_name)

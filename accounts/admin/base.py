@@ -205,14 +205,8 @@ class LoggedAdmin(FastAdmin):
             changed = [name for name in form.changed_data if name != "reason"]
             after = {name: self._shown(name, form.cleaned_data.get(name)) for name in changed}
             before = {name: self._shown(name, form.initial.get(name)) for name in after if verb != "add"}
-        audit_log.record(
-            actor=Actor.of(request),
-            act=f"{self.opts.model_name}.{verb}",
-            subject=obj,
-            reason=request.POST.get("reason", ""),
-            before=before,
-            after=after,
-        )
+        act, reason = f"{self.opts.model_name}.{verb}", request.POST.get("reason", "")
+        audit_log.Operation(Actor.of(request), act, reason).record(obj, before=before, after=after)
 
     def _shown(self, name: str, value: Any) -> Any:
         return HIDDEN if name in self.secret_fields and value else value

@@ -107,7 +107,7 @@ class Migration(migrations.Migration):
                         name="one_transfer_entry_a_side",
                     ),
                     models.CheckConstraint(condition=~Q(reason=""), name="transaction_has_a_reason"),
-                    models.CheckConstraint(condition=~Q(external_id=""), name="external_id_says_something"),
+                    models.CheckConstraint(condition=~Q(external_id=""), name="external_id_not_empty"),
                     models.CheckConstraint(
                         condition=(
                             Q(kind="grant", posted_delta__gt=0)
@@ -211,7 +211,7 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(
                         condition=Q(undone_at=None, undone_by=None)
                         | Q(undone_at__isnull=False, undone_by__isnull=False),
-                        name="merge_undone_by_somebody",
+                        name="merge_undone_has_actor",
                     ),
                 ],
             },
@@ -233,7 +233,7 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name="StaffAct",
+            name="AuditEvent",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
                 ("at", models.DateTimeField(db_default=Now(), editable=False)),
@@ -261,8 +261,8 @@ class Migration(migrations.Migration):
                     ("manage_staff", "Can make staff, give roles, and change what staff sign in with"),
                 ],
                 "indexes": [
-                    models.Index(fields=["subject_kind", "subject_id", "-id"], name="act_of_subject"),
-                    models.Index(fields=["actor", "act", "at"], name="act_of_actor"),
+                    models.Index(fields=["subject_kind", "subject_id", "-id"], name="audit_event_of_subject"),
+                    models.Index(fields=["actor", "act", "at"], name="audit_event_of_actor"),
                 ],
             },
         ),

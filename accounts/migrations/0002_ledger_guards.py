@@ -127,22 +127,22 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_walletmerge
 """
 
 STAFF_LOG = """
-CREATE FUNCTION accounts_keep_acts() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION accounts_keep_audit_events() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'log of acts: % is not allowed', TG_OP USING ERRCODE = 'check_violation';
 END $$;
 
-CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON accounts_staffact
-    FOR EACH ROW EXECUTE FUNCTION accounts_keep_acts();
-CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_staffact
-    FOR EACH STATEMENT EXECUTE FUNCTION accounts_keep_acts();
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON accounts_auditevent
+    FOR EACH ROW EXECUTE FUNCTION accounts_keep_audit_events();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_auditevent
+    FOR EACH STATEMENT EXECUTE FUNCTION accounts_keep_audit_events();
 """
 
 # CASCADE takes the triggers along.
 BACKWARD = """
 DROP INDEX purchase_refunds_of;
 DROP FUNCTION accounts_apply_entry(), accounts_check_transfer(), accounts_guard_balance(), accounts_guard_merge(),
-    accounts_refuse(), accounts_keep_acts() CASCADE;
+    accounts_refuse(), accounts_keep_audit_events() CASCADE;
 """
 
 

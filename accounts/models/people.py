@@ -175,7 +175,7 @@ class CreditTransaction(models.Model):
                 name="one_transfer_entry_a_side",
             ),
             models.CheckConstraint(condition=~Q(reason=""), name="transaction_has_a_reason"),
-            models.CheckConstraint(condition=~Q(external_id=""), name="external_id_says_something"),
+            models.CheckConstraint(condition=~Q(external_id=""), name="external_id_not_empty"),
             models.CheckConstraint(condition=SHAPES, name="transaction_shape_of_its_kind"),
         ]
         indexes = [
@@ -254,7 +254,7 @@ class WalletMerge(models.Model):
             models.CheckConstraint(
                 condition=Q(undone_at=None, undone_by=None)
                 | Q(undone_at__isnull=False, undone_by__isnull=False),
-                name="merge_undone_by_somebody",
+                name="merge_undone_has_actor",
             ),
         ]
 

@@ -10,7 +10,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 
-class StaffAct(models.Model):
+class AuditEvent(models.Model):
     """One act of a member of the staff. Written once; the database refuses changes (see the migrations)."""
 
     at = models.DateTimeField(db_default=Now(), editable=False)
@@ -42,8 +42,8 @@ class StaffAct(models.Model):
             ("manage_staff", "Can make staff, give roles, and change what staff sign in with"),
         ]
         indexes = [
-            models.Index(fields=["subject_kind", "subject_id", "-id"], name="act_of_subject"),
-            models.Index(fields=["actor", "act", "at"], name="act_of_actor"),
+            models.Index(fields=["subject_kind", "subject_id", "-id"], name="audit_event_of_subject"),
+            models.Index(fields=["actor", "act", "at"], name="audit_event_of_actor"),
         ]
 
     def __str__(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
 
-from accounts.models import StaffAct
+from accounts.models import AuditEvent
 from accounts.staff.actor import Actor, DoneBefore
 
 P = ParamSpec("P")
@@ -21,12 +21,15 @@ R = TypeVar("R")
 
 @dataclass
 class Operation:
-    """One call of an operation. The function itself writes the entry, because it alone knows before and after."""
+    """One call of an operation, which writes the entry itself, because it alone knows the values before and after.
+
+    once: the id of the form, if there is one; a second call with the same form is refused.
+    """
 
     actor: Actor
     act: str
     reason: str
-    once: uuid.UUID | None
+    once: uuid.UUID | None = None
     recorded: bool = False
 
     def record(
@@ -38,21 +41,34 @@ class Operation:
         credits: int = 0,  # noqa: A002  (the column's name)
         one_of_many: bool = False,
     ) -> None:
-        """Add the entry. Call it before the change: a second call with the same form waits for the first here.
+        """Add the entry, inside the transaction and before the change: a second call with the same form waits here.
 
         one_of_many: the operation writes an entry for each of several subjects.
+
+        Raises:
+            DoneBefore: the form was carried out already.
         """
         once = uuid.uuid5(self.once, str(subject.pk)) if one_of_many and self.once else self.once
-        record(
-            actor=self.actor,
+        entry = AuditEvent(
+            actor=self.actor.user,
+            address=self.actor.address,
             act=self.act,
-            subject=subject,
-            reason=self.reason,
-            before=before,
-            after=after,
+            subject_kind=subject._meta.label_lower,
+            subject_id=str(subject.pk),
+            subject_name=str(subject)[:200],
+            reason=self.reason[:500],
+            before=plain(before or {}),
+            after=plain(after or {}),
             credits=credits,
             once=once,
         )
+        try:
+            with transaction.atomic():
+                entry.save(force_insert=True)
+        except IntegrityError as error:
+            if once is not None and carried_out(once):
+                raise DoneBefore from error
+            raise
         self.recorded = True
 
 
@@ -86,47 +102,9 @@ def operation(
     return decorate
 
 
-def record(
-    *,
-    actor: Actor,
-    act: str,
-    subject: models.Model,
-    reason: str = "",
-    before: dict[str, Any] | None = None,
-    after: dict[str, Any] | None = None,
-    credits: int = 0,  # noqa: A002  (the column's name)
-    once: uuid.UUID | None = None,
-) -> None:
-    """Add one entry. Must be called inside the transaction that makes the change.
-
-    Raises:
-        DoneBefore: the form with the id `once` was carried out already.
-    """
-    entry = StaffAct(
-        actor=actor.user,
-        address=actor.address,
-        act=act,
-        subject_kind=subject._meta.label_lower,
-        subject_id=str(subject.pk),
-        subject_name=str(subject)[:200],
-        reason=reason[:500],
-        before=plain(before or {}),
-        after=plain(after or {}),
-        credits=credits,
-        once=once,
-    )
-    try:
-        with transaction.atomic():
-            entry.save(force_insert=True)
-    except IntegrityError as error:
-        if once is not None and carried_out(once):
-            raise DoneBefore from error
-        raise
-
-
 def carried_out(once: uuid.UUID) -> bool:
-    """Whether the form with this id was carried out."""
-    return StaffAct.objects.filter(once=once).exists()
+    """Tell whether the form with this id was carried out."""
+    return AuditEvent.objects.filter(once=once).exists()
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

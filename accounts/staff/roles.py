@@ -12,19 +12,19 @@ _LOOK = {
     "accounts.view_user",
     "accounts.view_credittransaction",
     "accounts.view_apikey",
-    "accounts.view_staffact",
+    "accounts.view_auditevent",
     "accounts.view_auditrun",
     "generation.view_generationjob",
     "generation.view_gpunode",
     "generation.view_preset",
-    "generation.view_refundbatch",
+    "generation.view_bulkrefund",
     "generation.view_blockedprompt",
     "generation.view_report",
     "telegram_bot.view_creditpack",
     "telegram_bot.view_telegramaccount",
     "telegram_bot.view_telegramupdate",
     "telegram_bot.view_jobmessage",
-    "telegram_bot.view_notice",
+    "telegram_bot.view_chatnotice",
     "telegram_bot.view_linkrequest",
     "telegram_bot.view_starpayment",
     "accounts.view_walletmerge",
@@ -94,5 +94,5 @@ def install() -> None:
 
 
 def shipped(name: str) -> bool:
-    """Whether a group of that name comes with the service, and so is not edited."""
+    """Tell whether a group of that name comes with the service, and so is not edited."""
     return name in {*RIGHTS, OWNER}

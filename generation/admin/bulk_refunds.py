@@ -21,7 +21,7 @@ from accounts.admin.audit_log import LATEST, related_to
 from accounts.admin.base import ReadOnlyAdmin, ReasonForm, allowed, ask, badge, state_now
 from accounts.models import User
 from accounts.staff.actor import Actor
-from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
+from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode
 from generation.staff import bulk_refunds, jobs
 
 
@@ -52,8 +52,8 @@ class TotalForm(ReasonForm):
     credits = forms.IntegerField(widget=forms.HiddenInput)
 
 
-@admin.register(RefundBatch)
-class RefundBatchAdmin(ReadOnlyAdmin):
+@admin.register(BulkRefund)
+class BulkRefundAdmin(ReadOnlyAdmin):
     """Bulk refunds with their progress, and the way to a new one."""
 
     class Media:
@@ -80,29 +80,29 @@ class RefundBatchAdmin(ReadOnlyAdmin):
     has_begin_permission = allowed("generation.refund_job")
 
     @display(description="State")
-    def status(self, batch: RefundBatch) -> SafeString:
-        done = batch.state == RefundBatch.State.DONE
+    def status(self, batch: BulkRefund) -> SafeString:
+        done = batch.state == BulkRefund.State.DONE
         return badge(batch.get_state_display(), "success" if done else "warning")
 
     @display(description="State")
-    def now(self, batch: RefundBatch) -> SafeString:
-        return state_now(self.status(batch), moves=batch.state == RefundBatch.State.RUNNING)
+    def now(self, batch: BulkRefund) -> SafeString:
+        return state_now(self.status(batch), moves=batch.state == BulkRefund.State.RUNNING)
 
     @display(description="Progress")
-    def how_far(self, batch: RefundBatch) -> SafeString:
+    def how_far(self, batch: BulkRefund) -> SafeString:
         counts = bulk_refunds.progress(batch)
-        waiting = counts[BatchedRefund.State.WAITING]
+        waiting = counts[BulkRefundItem.State.WAITING]
         return format_html(
             '<progress max="{}" value="{}"></progress> {} refunded, {} waiting, {} passed over (refunded before)',
             batch.jobs,
             batch.jobs - waiting,
-            counts[BatchedRefund.State.REFUNDED],
+            counts[BulkRefundItem.State.REFUNDED],
             waiting,
-            counts[BatchedRefund.State.PASSED_OVER],
+            counts[BulkRefundItem.State.PASSED_OVER],
         )
 
     def get_urls(self) -> list[URLPattern]:
-        plan = path("plan/", self.admin_site.admin_view(self.plan), name="generation_refundbatch_plan")
+        plan = path("plan/", self.admin_site.admin_view(self.plan), name="generation_bulkrefund_plan")
         return [plan, *super().get_urls()]
 
     @action(
@@ -117,7 +117,7 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         form = WindowForm(request.GET) if sent else WindowForm(initial=proposed)
         if sent and form.is_valid():
             if bulk_refunds.charged_on(**form.cleaned_data).exists():
-                plan = f"{reverse('admin:generation_refundbatch_plan')}?{request.GET.urlencode()}"
+                plan = f"{reverse('admin:generation_bulkrefund_plan')}?{request.GET.urlencode()}"
                 return HttpResponseRedirect(plan)
             form.add_error(None, "It made no video in that time that is charged and not refunded yet.")
         context = {
@@ -133,7 +133,7 @@ class RefundBatchAdmin(ReadOnlyAdmin):
         Actor.of(request).must("generation.refund_job")
         form = WindowForm(request.GET)
         if not form.is_valid():
-            return HttpResponseRedirect(reverse("admin:generation_refundbatch_begin"))
+            return HttpResponseRedirect(reverse("admin:generation_bulkrefund_begin"))
         window = form.cleaned_data
         where = f"{window['node']}, {window['since']:%Y-%m-%d %H:%M} to {window['until']:%Y-%m-%d %H:%M} UTC"
         return _decide(self, request, bulk_refunds.charged_on(**window), where, **window)
@@ -170,27 +170,27 @@ def _decide(
     return ask(
         page,
         request,
-        RefundBatch.objects.none() if chosen is None else chosen,
+        BulkRefund.objects.none() if chosen is None else chosen,
         "Refund",
         "\n".join(lines),
         act,
         form_class=TotalForm,
         initial={"jobs": total.jobs, "people": total.people, "credits": total.credits},
-        back=reverse("admin:generation_refundbatch_changelist"),
+        back=reverse("admin:generation_bulkrefund_changelist"),
     )
 
 
 @related_to(User)
 def refunds_of_user(user: User) -> Q:
-    return _one_of(RefundBatch.objects.filter(items__job__user=user))
+    return _one_of(BulkRefund.objects.filter(items__job__user=user))
 
 
 @related_to(GenerationJob)
 def refunds_of_job(job: GenerationJob) -> Q:
-    return _one_of(RefundBatch.objects.filter(items__job=job))
+    return _one_of(BulkRefund.objects.filter(items__job=job))
 
 
-def _one_of(batches: "QuerySet[RefundBatch]") -> Q:
+def _one_of(batches: "QuerySet[BulkRefund]") -> Q:
     """Entries about the latest of these: no page shows more entries than that."""
     latest = batches.order_by("-created_at").values_list("pk", "created_at").distinct()[:LATEST]
-    return Q(subject_kind=RefundBatch._meta.label_lower, subject_id__in=[str(pk) for pk, _ in latest])
+    return Q(subject_kind=BulkRefund._meta.label_lower, subject_id__in=[str(pk) for pk, _ in latest])

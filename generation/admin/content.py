@@ -35,20 +35,7 @@ for unused in (Schedule, Success, OrmQ, Failure):
 
 
 class PresetForm(forms.ModelForm):
-    class Meta:
-        model = Preset
-        fields = (
-            "name",
-            "label",
-            "num_frames",
-            "fps",
-            "num_inference_steps",
-            "guidance_scale",
-            "cost",
-            "position",
-            "is_default",
-            "enabled",
-        )
+    """Every field of a preset."""
 
     def _get_validation_exclusions(self) -> set[str]:
         # One default at most is a constraint; choosing another default takes it from the one that was (save_model).
@@ -84,9 +71,7 @@ class PresetAdmin(LoggedAdmin):
 
 
 class RuleForm(forms.ModelForm):
-    class Meta:
-        model = BlockedPrompt
-        fields = ("kind", "text", "explanation", "enabled")
+    """Every field of a content rule."""
 
     def clean(self) -> dict[str, Any]:
         values = super().clean() or {}

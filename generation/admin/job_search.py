@@ -44,7 +44,7 @@ def with_words(jobs: "QuerySet[GenerationJob]", text: str) -> "QuerySet[Generati
 
 
 def is_by_words(rows: "QuerySet[Any]") -> bool:
-    """Whether FoundJobs suits these rows: a search by words, in the order of the list."""
+    """Tell whether FoundJobs suits these rows: a search by words, in the order of the list."""
     return "words" in rows.query.annotations and rows.query.order_by == ORDER
 
 

@@ -23,7 +23,7 @@ from accounts.admin.base import (
     row_action,
     state_now,
 )
-from generation.models import GpuNode, GpuNodeQuerySet, NodeTrial
+from generation.models import CanaryRun, GpuNode, GpuNodeQuerySet
 from generation.staff import nodes, stats
 
 TRIALS = 5
@@ -108,8 +108,8 @@ class GpuNodeAdmin(LoggedAdmin):
         "consecutive_failures",
         "set_aside_at",
         "set_aside_reason",
-        "trials",
-        "next_trial_at",
+        "failed_canaries",
+        "next_canary_at",
         "from_environment",
     )
     added_up = ("standing", "enabled", "last_test", "canaries", "account", "history")
@@ -158,7 +158,7 @@ class GpuNodeAdmin(LoggedAdmin):
 
     @display(description="Standing")
     def standing(self, node: GpuNode) -> str:
-        """Whether it gets jobs, or the reason why not."""
+        """Say that it gets jobs, or the reason why not."""
         if node.set_aside_at is not None:
             return f"set aside since {node.set_aside_at:%Y-%m-%d %H:%M}: {node.set_aside_reason}"
         if not node.enabled:
@@ -170,7 +170,7 @@ class GpuNodeAdmin(LoggedAdmin):
     @display(description="Last test")
     @once_a_row
     def last_test(self, node: GpuNode) -> SafeString | str:
-        last = node.tried.filter(kind=NodeTrial.Kind.TEST).first()
+        last = node.canary_runs.filter(kind=CanaryRun.Kind.TEST).first()
         if last is None:
             return "never tested from here"
         steps = bullets(f"{MARKS[step['state']]} {step['name']} {step['words']}" for step in last.steps)
@@ -180,7 +180,7 @@ class GpuNodeAdmin(LoggedAdmin):
     @display(description="Trial clips while it was set aside")
     @once_a_row
     def canaries(self, node: GpuNode) -> SafeString | str:
-        latest = node.tried.filter(kind=NodeTrial.Kind.CANARY)[:TRIALS]
+        latest = node.canary_runs.filter(kind=CanaryRun.Kind.CANARY)[:TRIALS]
         lines = (
             f"{each.began_at:%Y-%m-%d %H:%M} {MARKS['passed' if each.passed else 'failed']} {each.steps[0]['words']}"
             for each in latest
@@ -232,14 +232,14 @@ class GpuNodeAdmin(LoggedAdmin):
     @row_action("Set aside", "manage", nodes.set_aside, icon="front_hand")
     def set_aside(self, node: GpuNode) -> Question:
         return (
-            f"{node}: It gets no jobs until staff bring it back; no trial clip does so by itself.",
+            f"{node}: It gets no jobs until staff bring it back; no canary clip does so by itself.",
             f"{node} is set aside ($reason).",
         )
 
     @row_action("Bring back", "manage", nodes.bring_back, icon="undo", why_not=nodes.why_not_bring_back)
     def bring_back(self, node: GpuNode) -> Question:
         return (
-            f"{node}: It gets jobs again with a clean record, without a trial clip.",
+            f"{node}: It gets jobs again with a clean record, without a canary clip.",
             f"{node} is back ($reason).",
         )
 
@@ -247,4 +247,4 @@ class GpuNodeAdmin(LoggedAdmin):
     def refund_bad_time(self, request: HttpRequest, object_id: str) -> HttpResponse:
         """Redirect to the page of bulk refunds, which asks for the time."""
         node: GpuNode = row(self, request, object_id)
-        return HttpResponseRedirect(f"{reverse('admin:generation_refundbatch_begin')}?of={node.pk}")
+        return HttpResponseRedirect(f"{reverse('admin:generation_bulkrefund_begin')}?of={node.pk}")

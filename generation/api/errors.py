@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,11 @@ from generation.database import DATABASE_AWAY, RETRY_AFTER
 from generation.errors import CooldownActive, DailyLimitReached, GenerationError
 
 logger = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
 
 API_PREFIX = "/v1/"
 TYPES = {
@@ -143,3 +149,11 @@ def answer(path: str, problem: Problem) -> HttpResponse:
         return JsonResponse(problem.body, status=problem.status, headers=problem.headers)
     page = render_to_string(f"{problem.status}.html")
     return HttpResponse(page, status=problem.status, headers=problem.headers)
+
+
+async def send_response(response: HttpResponse, send: Send) -> None:
+    """Send a whole response from an ASGI layer in front of Django."""
+    response["Content-Length"] = str(len(response.content))
+    headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
+    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+    await send({"type": "http.response.body", "body": response.content})

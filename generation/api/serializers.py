@@ -4,6 +4,7 @@ Serializers check what is read; of what is written they are the declaration, and
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -204,13 +205,12 @@ class VideoSerializer(serializers.Serializer):
 
 
 def video_json(job: GenerationJob) -> dict[str, Any]:
-    """Make the JSON of one job."""
     return videos_json([job])[0]
 
 
 def videos_json(jobs: Sequence[GenerationJob]) -> list[dict[str, Any]]:
     """Make the JSON of many jobs, in the same order and in a few queries, however many there are."""
-    offer = catalog.current()
+    offer = catalog.current_offer()
     positions = scheduling.queue_positions(jobs)
     waits = catalog.expected_seconds_of({job.preset_id: job.preset for job in jobs if job.is_live}.values())
     return [
@@ -260,9 +260,8 @@ class ModelSerializer(serializers.Serializer):
     owned_by = serializers.CharField(read_only=True)
 
 
-def model_json(model: catalog.Model) -> dict[str, Any]:
-    created = int(model.created.timestamp())
-    return {"id": model.id, "object": "model", "created": created, "owned_by": "system"}
+def model_json(name: str, created: datetime) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(created.timestamp()), "owned_by": "system"}
 
 
 class PresetSerializer(serializers.Serializer):

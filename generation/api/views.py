@@ -19,24 +19,8 @@ from rest_framework.views import APIView
 
 from accounts.api import Credits, documented
 from accounts.models import User
+from generation.api import serializers
 from generation.api.errors import API_PREFIX, PRECONDITION_FAILED, UNSATISFIABLE_RANGE, answer
-from generation.api.serializers import (
-    EXAMPLE,
-    ContentQuery,
-    DeletedVideo,
-    ModelList,
-    ModelSerializer,
-    NewRemix,
-    NewVideo,
-    PageQuery,
-    PresetList,
-    VideoList,
-    VideoSerializer,
-    model_json,
-    preset_json,
-    video_json,
-    videos_json,
-)
 from generation.errors import JobNotFound, VideoGone, VideoNotReady
 from generation.jobs import catalog, lifecycle, submission
 from generation.models import GenerationJob
@@ -51,7 +35,9 @@ IDEMPOTENCY_KEY = OpenApiParameter(
     OpenApiParameter.HEADER,
     description="The same key is the same video, however often it is sent; with another body it is refused (422).",
 )
-VIDEO = OpenApiResponse(VideoSerializer, examples=[OpenApiExample("A video being made", value=EXAMPLE)])
+VIDEO = OpenApiResponse(
+    serializers.VideoSerializer, examples=[OpenApiExample("A video being made", value=serializers.EXAMPLE)]
+)
 SERVER_SENT_EVENT = {
     "type": "object",
     "properties": {
@@ -83,20 +69,16 @@ class Videos(APIView):
         VIDEO,
         *SUBMIT_ERRORS,
         parameters=[IDEMPOTENCY_KEY],
-        request={"application/json": NewVideo, "multipart/form-data": NewVideo},
+        request={"application/json": serializers.NewVideo, "multipart/form-data": serializers.NewVideo},
     )
     def post(self, request: Request) -> Response:
         """Holds the credits and puts the video in the queue. They are charged only when a playable file is stored."""
-        body = NewVideo(data=request.data)
+        body = serializers.NewVideo(data=request.data)
         body.is_valid(raise_exception=True)
         params: dict[str, Any] = body.validated_data
         model, size = params.get("model") or "", params.get("size") or ""
         if model or size:
-            offer = catalog.current()
-            if model:
-                offer.require_model(model)
-            if size:
-                offer.require_size(size)
+            catalog.current_offer().require(model=model, size=size)
         preset = None
         if params.get("preset") or params.get("seconds"):
             preset = catalog.choose_preset(preset=params.get("preset"), seconds=params.get("seconds"))
@@ -111,12 +93,18 @@ class Videos(APIView):
             size=size,
             idempotency_key=request.headers.get("Idempotency-Key"),
         )
-        return Response(video_json(job))
+        return Response(serializers.video_json(job))
 
-    @documented("videos_list", "List your videos", VideoList, 400, 401, 404, parameters=[PageQuery])
+    @documented(
+        "videos_list",
+        "List your videos",
+        serializers.VideoList,
+        *(400, 401, 404),
+        parameters=[serializers.PageQuery],
+    )
     def get(self, request: Request) -> Response:
         """Lists the newest first unless `order` says otherwise, without deleted videos."""
-        query = PageQuery(data=request.query_params.dict())
+        query = serializers.PageQuery(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         after = None
         if "after" in query.validated_data:
@@ -131,7 +119,7 @@ class Videos(APIView):
             limit=query.validated_data["limit"],
             order=query.validated_data["order"],
         )
-        data = videos_json(jobs)
+        data = serializers.videos_json(jobs)
         return Response(
             {
                 "object": "list",
@@ -146,9 +134,9 @@ class Videos(APIView):
 class Video(APIView):
     @documented("videos_retrieve", "How a video stands", VIDEO, 401, 404)
     def get(self, request: Request, video_id: str) -> Response:
-        return Response(video_json(find_job(request, video_id)))
+        return Response(serializers.video_json(find_job(request, video_id)))
 
-    @documented("videos_delete", "Delete a video", DeletedVideo, 401, 404, 409)
+    @documented("videos_delete", "Delete a video", serializers.DeletedVideo, 401, 404, 409)
     def delete(self, request: Request, video_id: str) -> Response:
         """Removes the video and its files for good. One that is still being made must be canceled first (409)."""
         job = find_job(request, video_id)
@@ -162,11 +150,11 @@ class Content(APIView):
         "Download a video or its poster",
         dict.fromkeys([(200, "video/mp4"), (200, "image/jpeg"), (206, "video/mp4")], OpenApiTypes.BINARY),
         *(400, 401, 404, 409, 410, 412, 416),
-        parameters=[ContentQuery],
+        parameters=[serializers.ContentQuery],
     )
     def get(self, request: Request, video_id: str) -> HttpResponseBase:
         """Returns the MP4 (H.264), or a JPEG with `variant=thumbnail`. Supports Range."""
-        query = ContentQuery(data=request.query_params.dict())
+        query = serializers.ContentQuery(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
         job = find_job(request, video_id)
         if job.state != GenerationJob.State.COMPLETED:
@@ -194,7 +182,7 @@ class Cancel(APIView):
     def post(self, request: Request, video_id: str) -> Response:
         """Gives the held credits back at once. `status` becomes `failed`, `error.code` is `canceled`."""
         job = lifecycle.cancel(job=find_job(request, video_id), actor=caller(request))
-        return Response(video_json(job))
+        return Response(serializers.video_json(job))
 
 
 class Remix(APIView):
@@ -204,12 +192,12 @@ class Remix(APIView):
         VIDEO,
         *(*SUBMIT_ERRORS, 404),
         parameters=[IDEMPOTENCY_KEY],
-        request={"application/json": NewRemix, "multipart/form-data": NewRemix},
+        request={"application/json": serializers.NewRemix, "multipart/form-data": serializers.NewRemix},
     )
     def post(self, request: Request, video_id: str) -> Response:
         """Makes a new video with the preset, seed, negative prompt, model and size of this one."""
         original = find_job(request, video_id)
-        body = NewRemix(data=request.data)
+        body = serializers.NewRemix(data=request.data)
         body.is_valid(raise_exception=True)
         params = submission.same_again(original)
         params["prompt"], params["remixed_from"] = body.validated_data["prompt"], original
@@ -219,7 +207,7 @@ class Remix(APIView):
             idempotency_key=request.headers.get("Idempotency-Key"),
             **params,
         )
-        return Response(video_json(job))
+        return Response(serializers.video_json(job))
 
 
 class Events(APIView):
@@ -238,27 +226,30 @@ class Events(APIView):
 
 
 class Models(APIView):
-    @documented("models_list", "What can make videos", ModelList, 401)
+    @documented("models_list", "What can make videos", serializers.ModelList, 401)
     def get(self, request: Request) -> Response:
         """Lists the default first."""
-        return Response({"object": "list", "data": [model_json(model) for model in catalog.current().models]})
+        models = catalog.current_offer().models
+        return Response(
+            {"object": "list", "data": [serializers.model_json(*model) for model in models.items()]}
+        )
 
 
 class Model(APIView):
-    @documented("models_retrieve", "One model", ModelSerializer, 401, 404)
+    @documented("models_retrieve", "One model", serializers.ModelSerializer, 401, 404)
     def get(self, request: Request, model: str) -> Response:
-        for known in catalog.current().models:
-            if known.id == model:
-                return Response(model_json(known))
-        raise NotFound("There is no such model.")
+        created = catalog.current_offer().models.get(model)
+        if created is None:
+            raise NotFound("There is no such model.")
+        return Response(serializers.model_json(model, created))
 
 
 class Presets(APIView):
-    @documented("presets_list", "What a video costs", PresetList, 401)
+    @documented("presets_list", "What a video costs", serializers.PresetList, 401)
     def get(self, request: Request) -> Response:
         """Lists every preset with its price for the caller and its expected wait."""
         quotes = catalog.quotes(user=caller(request))
-        return Response({"object": "list", "data": [preset_json(quote) for quote in quotes]})
+        return Response({"object": "list", "data": [serializers.preset_json(quote) for quote in quotes]})
 
 
 class Schema(SpectacularJSONAPIView):

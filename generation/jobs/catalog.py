@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
-from typing import Any, cast
+from typing import Any
 
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db import connection
 from django.db.models import Aggregate, Count, OuterRef, QuerySet
 from django.utils.functional import Promise
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from accounts.models import User, UserLimits
@@ -50,9 +51,8 @@ def price(preset: Preset, factor: Decimal) -> int:
 
 
 def quote(*, preset: Preset, user: User) -> Quote:
-    """Quote one preset."""
     cost = price(preset, limits.price_factor(user))
-    return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds(preset))
+    return Quote(preset=preset, cost=cost, expected_seconds=expected_seconds_of([preset])[preset.pk])
 
 
 def quotes(*, user: User | None = None, agreed: UserLimits | None = None) -> list[Quote]:
@@ -69,13 +69,11 @@ def quotes(*, user: User | None = None, agreed: UserLimits | None = None) -> lis
     ]
 
 
-def expected_seconds(preset: Preset) -> int:
-    """Take the median of the last completed clips; until there are any, VIDEO_EXPECTED_SECONDS scaled by the work."""
-    return expected_seconds_of([preset])[preset.pk]
-
-
 def expected_seconds_of(presets: Iterable[Preset]) -> dict[int, int]:
-    """Do the same for several presets, by primary key, in one query."""
+    """Estimate a clip of each preset, by its primary key: the median of the last completed ones.
+
+    Until there are any, VIDEO_EXPECTED_SECONDS scaled by the work.
+    """
     presets = list(presets)
     rows = Preset.objects.filter(pk__in=[preset.pk for preset in presets]).order_by()
     measured = dict(rows.values_list("pk", _latest_times()))
@@ -98,7 +96,6 @@ def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
 
 
 def default_preset() -> Preset:
-    """Find the preset that is used when a request names none."""
     offered = Preset.objects.filter(enabled=True).order_by("-is_default", "position").first()
     if offered is None:
         raise UnknownPreset("No preset is enabled.")
@@ -120,7 +117,6 @@ def find_preset(name: str | None) -> Preset:
 
 
 def no_such_preset() -> UnknownPreset:
-    """Make the refusal, which names the presets on offer."""
     offered = ", ".join(Preset.objects.filter(enabled=True).values_list("name", flat=True))
     return UnknownPreset(f"There is no such preset. On offer: {offered}.")
 
@@ -154,51 +150,44 @@ def _either(choices: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A backend that at least one enabled node runs. `created` is when the first such node was added."""
-
-    id: str
-    created: datetime
-
-
-@dataclass(frozen=True)
 class Offer:
     """Models and sizes that can be asked for now. The default comes first; both are empty until a node was reached.
 
-    sizes: `WIDTHxHEIGHT`, of each node the one that it makes unasked.
+    models: backends that at least one enabled node runs, and when the first such node was added. sizes: `WIDTHxHEIGHT`,
+    of each node the one that it makes unasked.
     """
 
-    models: tuple[Model, ...]
+    models: Mapping[str, datetime]
     sizes: tuple[str, ...]
 
     @property
     def model(self) -> str | None:
-        return self.models[0].id if self.models else None
+        return next(iter(self.models), None)
 
     @property
     def size(self) -> str | None:
         return self.sizes[0] if self.sizes else None
 
-    def require_model(self, name: str) -> None:
-        """Raises UnknownModel when no node runs it; the message names those on offer."""
-        names = [model.id for model in self.models]
-        if name not in names:
-            raise UnknownModel(names)
+    def require(self, *, model: str, size: str) -> None:
+        """Refuse what no node runs, or makes unasked. Empty is any.
 
-    def require_size(self, size: str) -> None:
-        """Raises InvalidSetting when no node makes it unasked; the message names what they make."""
-        if not self.sizes:
+        Raises:
+            UnknownModel, InvalidSetting: the message names those on offer.
+        """
+        if model and model not in self.models:
+            names = ", ".join(self.models) or gettext("none yet, no GPU node was reached")
+            raise UnknownModel(names=names)
+        if size and not self.sizes:
             raise InvalidSetting("size cannot be chosen just now: leave it out.", param="size")
-        if size not in self.sizes:
+        if size and size not in self.sizes:
             raise InvalidSetting(f"size must be {_either(self.sizes)}.", param="size")
 
 
-def current() -> Offer:
-    """Read the offer of all nodes as it is now."""
-    return of(GpuNode.objects.with_health().filter(enabled=True))
+def current_offer() -> Offer:
+    return offer_of(GpuNode.objects.with_health().filter(enabled=True))
 
 
-def of(known: Iterable[GpuNode]) -> Offer:
+def offer_of(known: Iterable[GpuNode]) -> Offer:
     """Collect the offer of these nodes (`with_health`): healthy ones first, then those heard of last."""
     nodes = sorted((node for node in known if node.backend), key=lambda node: node.created_at)
     added: dict[str, datetime] = {}
@@ -207,7 +196,7 @@ def of(known: Iterable[GpuNode]) -> Offer:
     healthy = {node.pk for node in nodes if node.is_healthy}
     nodes.sort(key=lambda node: (node.pk in healthy, node.last_seen_at or node.created_at), reverse=True)
     return Offer(
-        models=tuple(Model(name, added[name]) for name in dict.fromkeys(node.backend for node in nodes)),
+        models={node.backend: added[node.backend] for node in nodes},
         sizes=tuple(dict.fromkeys(str(node.sizes[0]) for node in nodes if node.sizes)),
     )
 
@@ -216,7 +205,7 @@ def of(known: Iterable[GpuNode]) -> Offer:
 
 
 @dataclass(frozen=True)
-class Line:
+class Queue:
     """The queue as it is now.
 
     capacity: clips that all healthy nodes make at once; 0 when none is ready. running: clips being made.
@@ -246,12 +235,12 @@ class Line:
         return round((waiting + self.running / 2 * usual) / self.capacity)
 
 
-def now(jobs: list[GenerationJob]) -> Line:
+def read_queue(jobs: list[GenerationJob]) -> Queue:
     """Read the queue, with the places of those jobs that are in it; at most three queries."""
     counts = GenerationJob.objects.filter(state__in=[State.QUEUED, State.RUNNING]).order_by()
     rows = list(counts.values_list("state", "preset").annotate(number=Count("pk")))
     nodes = list(GpuNode.objects.with_health().filter(enabled=True))
-    return Line(
+    return Queue(
         capacity=sum(node.capacity for node in nodes if node.is_healthy and node.set_aside_at is None),
         nodes=nodes,
         running=sum(number for state, _, number in rows if state == State.RUNNING),
@@ -277,10 +266,9 @@ FOR_THE_DEMONSTRATION = (
 )
 
 
-def context(on_offer: Offer) -> dict[str, object]:
+def samples_context(on_offer: Offer) -> dict[str, object]:
     """Build a template's context: `samples`, and `demonstration`, whether only the demonstration model is on offer."""
-    names = {model.id for model in on_offer.models}
-    demonstration = names == {DEMONSTRATION_MODEL}
+    demonstration = set(on_offer.models) == {DEMONSTRATION_MODEL}
     samples: tuple[str | Promise, ...] = FOR_THE_DEMONSTRATION if demonstration else FOR_ANY_MODEL
     return {"samples": samples, "demonstration": demonstration}
 
@@ -313,7 +301,10 @@ def add_up(
     since = rows.filter(**{f"{moment}__gte": kept.until}) if kept else rows
     totals = past.copy()
     totals.update(sums(since))
-    settled = _now() - SETTLED
+    with connection.cursor() as cursor:
+        # PostgreSQL's clock: a moment that a host took for past would hide what came until then.
+        cursor.execute("SELECT statement_timestamp()")
+        settled: datetime = cursor.fetchone()[0] - SETTLED
     if kept is None or settled - kept.until > SPAN:
         past.update(sums(since.filter(**{f"{moment}__lt": settled})))
         new = RunningTotal(name=name, until=settled, numbers=[[*key, n] for key, n in past.items()])
@@ -323,11 +314,3 @@ def add_up(
         else:
             RunningTotal.objects.filter(pk=name, until=kept.until).update(until=settled, numbers=new.numbers)
     return totals
-
-
-def _now() -> datetime:
-    """Ask PostgreSQL's clock: a moment that a host took for past would hide what came until then."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT statement_timestamp()")
-        [(moment,)] = cursor.fetchall()
-    return cast(datetime, moment)

@@ -23,12 +23,10 @@ def store(*, attempt_id: uuid.UUID) -> None:
 
 
 def dispatch() -> None:
-    """Have queued jobs given to nodes."""
     async_task("generation.jobs.tasks.dispatch")
 
 
 def remove_files() -> None:
-    """Have the files removed that no job names."""
     async_task("generation.jobs.tasks.remove_files")
 
 

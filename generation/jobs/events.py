@@ -1,6 +1,7 @@
-"""Live updates: one NOTIFY for every change of a job, and one LISTEN connection a process that fans it out.
+"""Events of jobs: signals for the other apps, and live updates by one NOTIFY for every change.
 
-A notification sent inside a transaction is delivered when it commits, so no listener hears of what did not happen.
+One LISTEN connection a process fans the updates out. A notification sent inside a transaction is delivered when it
+commits, so no listener hears of what did not happen.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from django.dispatch import Signal
+
 from generation import database
 from generation.models import GenerationJob
 
@@ -18,6 +21,11 @@ logger = logging.getLogger(__name__)
 CHANNEL = "generation_job"
 # A subscriber that does not read loses its oldest events, never the newest, and is told to look again.
 BACKLOG = 1000
+
+# Sent with `job` inside the transaction that ends a job: a receiver that only inserts rows commits or falls with it.
+job_finished = Signal()
+# Sent with `original` and `job` inside the transaction by which staff queue a failed job again.
+job_retried = Signal()
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,6 @@ class JobEvent:
 
 
 def event_of(job: GenerationJob) -> JobEvent:
-    """Make the event that tells how the job stands."""
     return JobEvent(
         job=job.id.hex,
         user=job.user_id,
@@ -86,12 +93,11 @@ class Hub:
 
     def _hear(self, payload: str | None) -> None:
         try:
-            self._hand_out(None if payload is None else JobEvent(**json.loads(payload)))
+            event = None if payload is None else JobEvent(**json.loads(payload))
         except (ValueError, TypeError):
             # A newer or older version of this service may share the database during an upgrade.
             logger.warning("not an event of ours on %s: %.200s", CHANNEL, payload)
-
-    def _hand_out(self, event: JobEvent | None) -> None:
+            return
         for queue in self._subscribers:
             if queue.full():
                 while not queue.empty():

@@ -18,13 +18,14 @@ from generation.errors import BeingStored, CannotCancel, CannotDelete
 from generation.jobs import enqueue, events, locks, node_health, stored_files
 from generation.media import VideoFacts
 from generation.models import GenerationJob, GpuNode, JobAttempt
-from generation.signals import job_finished
 
 logger = logging.getLogger(__name__)
 State = GenerationJob.State
 
 # The kinds of a job's entries, and their sums.
 TOTALS = {"reserve": "reserved", "capture": "captured", "release": "released", "refund": "refunded"}
+# The columns of an attempt that every answer of its node changes.
+HEARD: dict[str, object] = {"heard_at": Now(), "silent_since": None}
 # Stored in English, translated where they are shown.
 COMPLETED = gettext_noop("Video completed")
 FAILED = gettext_noop("Video failed")
@@ -46,7 +47,7 @@ def attempt_posted(
 
     With `hand_over` the lease is dropped, and the event has a reconciler follow it from here.
     """
-    values: dict[str, object] = {"remote_id": remote_id, "posted_at": Now(), **_heard()}
+    values: dict[str, object] = {"remote_id": remote_id, "posted_at": Now(), **HEARD}
     if hand_over:
         values["lease_expires_at"] = Now()
     if not locks.held(attempt_id=attempt_id, token=token).update(**values):
@@ -63,7 +64,7 @@ def request_sent(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
 @transaction.atomic
 def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bool:
     """Record the node's denoising step; False when the lease is lost and the caller must stop."""
-    if not locks.held(attempt_id=attempt_id, token=token).update(step=step, **_heard()):
+    if not locks.held(attempt_id=attempt_id, token=token).update(step=step, **HEARD):
         return False
     moved = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING).exclude(step=step)
     if moved.update(step=step):
@@ -94,7 +95,7 @@ def begin_storing(
 ) -> bool:
     """Record that the node has made the file, and have it fetched. The node's slot is free from here on."""
     if not locks.held(attempt_id=attempt_id, token=token).update(
-        file_name=file_name, generation_ms=generation_ms, profile=profile, **_heard()
+        file_name=file_name, generation_ms=generation_ms, profile=profile, **HEARD
     ):
         return False
     running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
@@ -339,13 +340,8 @@ def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> Ge
 
 
 def _announce(job: GenerationJob) -> None:
-    job_finished.send(sender=GenerationJob, job=job)
+    events.job_finished.send(sender=GenerationJob, job=job)
     events.publish(job)
-
-
-def _heard() -> dict[str, object]:
-    """The columns of an attempt that every answer of its node changes."""
-    return {"heard_at": Now(), "silent_since": None}
 
 
 def _ask_to_stop(job: GenerationJob) -> None:

@@ -78,12 +78,10 @@ def held(*, attempt_id: uuid.UUID, token: uuid.UUID) -> QuerySet[JobAttempt]:
 
 
 def drop(*, attempt_id: uuid.UUID, token: uuid.UUID) -> None:
-    """Give the lease up."""
     held(attempt_id=attempt_id, token=token).update(lease_expires_at=Now())
 
 
 def drop_all(*, token: uuid.UUID) -> None:
-    """Give every lease of the token up."""
     _open().filter(lease_token=token).update(lease_expires_at=Now())
 
 

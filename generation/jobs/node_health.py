@@ -43,7 +43,6 @@ def sync_environment_node() -> GpuNode | None:
 
 
 def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
-    """Say where the node is and how to speak to it."""
     return NodeEndpoint(
         base_url=node.base_url, api_key=node.api_key, protocol=protocol or node.effective_protocol
     )
@@ -103,8 +102,8 @@ def count_failure(held: "QuerySet[JobAttempt]", *, error: str) -> None:
     if worn_out.update(
         set_aside_at=Now(),
         set_aside_reason=f"{settings.NODE_FAILURES_TO_SET_ASIDE} failures in a row, the last: {error}"[:300],
-        trials=0,
-        next_trial_at=locks.until(settings.NODE_TRIAL_SECONDS),
+        failed_canaries=0,
+        next_canary_at=locks.until(settings.NODE_TRIAL_SECONDS),
     ):
         logger.warning("node %s is set aside: %s", blamed.values_list("name", flat=True).first(), error)
 
@@ -117,16 +116,16 @@ def count_success(*, attempt_id: uuid.UUID) -> None:
 def claim_canary(node: GpuNode) -> bool:
     """Claim the canary of a set-aside node; the next one is due after a pause that doubles with each."""
     due = GpuNode.objects.filter(
-        pk=node.pk, enabled=True, set_aside_at__isnull=False, next_trial_at__lt=Now()
+        pk=node.pk, enabled=True, set_aside_at__isnull=False, next_canary_at__lt=Now()
     )
-    pause = settings.NODE_TRIAL_SECONDS * min(LONGEST_PAUSE, 2 ** min(node.trials, 16))
-    return bool(due.update(trials=F("trials") + 1, next_trial_at=locks.until(pause)))
+    pause = settings.NODE_TRIAL_SECONDS * min(LONGEST_PAUSE, 2 ** min(node.failed_canaries, 16))
+    return bool(due.update(failed_canaries=F("failed_canaries") + 1, next_canary_at=locks.until(pause)))
 
 
 def bring_back(node: GpuNode) -> None:
     """Give the node jobs again, with a clean record."""
     GpuNode.objects.filter(pk=node.pk).update(
-        set_aside_at=None, set_aside_reason="", consecutive_failures=0, trials=0, next_trial_at=None
+        set_aside_at=None, set_aside_reason="", consecutive_failures=0, failed_canaries=0, next_canary_at=None
     )
     logger.info("node %s is back", node.name)
 
@@ -134,6 +133,6 @@ def bring_back(node: GpuNode) -> None:
 def note_failed_canary(node: GpuNode, error: Exception) -> None:
     """Show staff why the node is still set aside."""
     GpuNode.objects.filter(pk=node.pk, set_aside_at__isnull=False).update(
-        set_aside_reason=f"The trial clip failed: {error}"[:300]
+        set_aside_reason=f"The canary clip failed: {error}"[:300]
     )
-    logger.warning("node %s: trial clip failed: %s", node.name, error)
+    logger.warning("node %s: canary clip failed: %s", node.name, error)

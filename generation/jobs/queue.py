@@ -110,21 +110,17 @@ def run() -> None:
     django_q_cluster.Sentinel = FailFastSentinel
     main = Cluster()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop_in_time(main))
+        signal.signal(number, partial(_stop_in_time, main))
     main.start()
     _wait_for_sentinel(main.sentinel)
 
 
-def _stop_in_time(main: Cluster) -> Callable[[int, FrameType | None], None]:
-    """Make a signal handler: the cluster's own waits for its tasks as long as they take."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        patience = threading.Timer(STOP_SECONDS, _fail_fast, [f"tasks still run after {STOP_SECONDS:g} s"])
-        patience.daemon = True
-        patience.start()
-        main.sig_handler(number, frame)
-
-    return handle
+def _stop_in_time(main: Cluster, number: int, frame: FrameType | None) -> None:
+    """Handle a signal. The cluster's own handler waits for its tasks as long as they take."""
+    patience = threading.Timer(STOP_SECONDS, _fail_fast, [f"tasks still run after {STOP_SECONDS:g} s"])
+    patience.daemon = True
+    patience.start()
+    main.sig_handler(number, frame)
 
 
 class FailFastSentinel(Sentinel):
@@ -167,7 +163,6 @@ def _exitcode(process: BaseProcess) -> int | None:
 
 
 def _watched(target: Callable[..., Any], *args: Any) -> None:
-    """Run a child's target, which ends with its sentinel."""
     _begin_child()
     target(*args)
 

@@ -15,23 +15,11 @@ from typing import Any, TypeVar
 
 from django.conf import settings
 
-from generation.database import DATABASE_AWAY, in_database
+from generation import nodes
+from generation.database import DATABASE_AWAY, in_database, written
 from generation.jobs import lifecycle, locks, scheduling
 from generation.jobs.node_health import endpoint_of
 from generation.models import JobAttempt
-from generation.nodes import (
-    GenerationRequest,
-    NodeBusy,
-    NodeClient,
-    NodeNotReached,
-    NodeRejected,
-    NodeTimeout,
-    PermanentNodeError,
-    RemoteJob,
-    RemoteJobLost,
-    TransientNodeError,
-    open_client,
-)
 
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
@@ -64,7 +52,7 @@ class AttemptRunner:
         try:
             async with self._client() as client:
                 await (self._follow if client.background else self._hold_request)(client)
-        except PermanentNodeError as error:
+        except nodes.PermanentNodeError as error:
             await self._give_up(error)
 
     async def post_once(self) -> None:
@@ -72,23 +60,23 @@ class AttemptRunner:
         try:
             async with self._client() as client:
                 await self._post(client, hand_over=True)
-        except TransientNodeError as error:
+        except nodes.TransientNodeError as error:
             logger.info("job %s: no answer to the post yet: %s", self._job, error)
             await self._record(locks.drop)
-        except PermanentNodeError as error:
+        except nodes.PermanentNodeError as error:
             await self._give_up(error)
 
-    def _client(self) -> NodeClient:
-        return open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol))
+    def _client(self) -> nodes.NodeClient:
+        return nodes.open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol))
 
     # --- Nodes that run jobs in the background ---
 
-    async def _follow(self, client: NodeClient) -> None:
+    async def _follow(self, client: nodes.NodeClient) -> None:
         while await self._record(locks.take):
             asked_at = time.monotonic()
             try:
                 over = await self._advance(client)
-            except TransientNodeError as error:
+            except nodes.TransientNodeError as error:
                 if await self._silent_too_long(error, time.monotonic() - asked_at):
                     return
                 await asyncio.sleep(RETRY_SECONDS)
@@ -99,7 +87,7 @@ class AttemptRunner:
             if over:
                 return
 
-    async def _silent_too_long(self, error: TransientNodeError, waited: float) -> bool:
+    async def _silent_too_long(self, error: nodes.TransientNodeError, waited: float) -> bool:
         """Weigh a missing answer, which is no verdict; True when it lasted so long that the job was given up here.
 
         waited: seconds since the question that this is about.
@@ -118,7 +106,7 @@ class AttemptRunner:
             return True
         return False
 
-    async def _advance(self, client: NodeClient) -> bool:
+    async def _advance(self, client: nodes.NodeClient) -> bool:
         """Ask the node one question and act on its answer; True when there is nothing more to follow."""
         if not self.attempt.remote_id:
             if self.stop_requested.is_set():
@@ -143,11 +131,11 @@ class AttemptRunner:
         await asyncio.sleep(max(0.0, pause - (time.monotonic() - asked_at)))
         return False
 
-    async def _post(self, client: NodeClient, *, hand_over: bool = False) -> bool:
+    async def _post(self, client: nodes.NodeClient, *, hand_over: bool = False) -> bool:
         """Hand the job over; True when the node has it. Repeating is harmless where it knows Idempotency-Key."""
         try:
             remote = await client.submit(_request_of(self.attempt))
-        except (NodeBusy, NodeNotReached) as error:
+        except (nodes.NodeBusy, nodes.NodeNotReached) as error:
             await self._refused(error)
             return False
         if remote.remote_id is None:
@@ -156,7 +144,7 @@ class AttemptRunner:
         self.attempt.remote_id = remote.remote_id
         return await self._record(lifecycle.attempt_posted, remote_id=remote.remote_id, hand_over=hand_over)
 
-    async def _ask(self, client: NodeClient) -> RemoteJob | None:
+    async def _ask(self, client: nodes.NodeClient) -> nodes.RemoteJob | None:
         """Ask for the job's state on the node; None when a cancel came in meanwhile."""
         question = asyncio.create_task(
             client.retrieve(self.attempt.remote_id, wait=settings.LEASE_SECONDS / 3)
@@ -173,7 +161,7 @@ class AttemptRunner:
 
     # --- Nodes that make the clip within one request ---
 
-    async def _hold_request(self, client: NodeClient) -> None:
+    async def _hold_request(self, client: nodes.NodeClient) -> None:
         """Hold the one long request that makes the clip; if this process dies meanwhile, its answer is lost."""
         if self.attempt.posted_at is not None:
             await self._lost("the request was cut off when its process ended")
@@ -182,33 +170,24 @@ class AttemptRunner:
             return
         heartbeat = asyncio.create_task(self._keep_lease())
         try:
-            await self._written_down(await self._generate(client))
+            # The answer comes once only, so a database that is away is waited for.
+            await written(await self._generate(client), about=f"job {self._job}: its request to the node")
         finally:
             heartbeat.cancel()
 
-    async def _generate(self, client: NodeClient) -> Callable[[], Awaitable[object]]:
+    async def _generate(self, client: nodes.NodeClient) -> Callable[[], Awaitable[object]]:
         """Make the long request; returns what is to be written down of its answer."""
         seconds = settings.FIELD_NODE_TIMEOUT_SECONDS
         try:
             remote = await client.generate(_request_of(self.attempt), timeout=seconds)
-        except NodeTimeout as error:
+        except nodes.NodeTimeout as error:
             message = f"Video generation timed out (>{seconds}s)"
             return partial(self._failed, code="timed_out", message=message, error=str(error))
-        except (NodeBusy, NodeNotReached) as error:
+        except (nodes.NodeBusy, nodes.NodeNotReached) as error:
             return partial(self._refused, error)
-        except TransientNodeError as error:
+        except nodes.TransientNodeError as error:
             return partial(self._lost, str(error), pause=UNREACHABLE_PAUSE)
         return partial(self._apply, remote)
-
-    async def _written_down(self, write: Callable[[], Awaitable[object]]) -> None:
-        """Write the answer down. It comes once only, so a database that is away is waited for."""
-        while True:
-            try:
-                await write()
-                return
-            except DATABASE_AWAY as error:
-                logger.warning("job %s: what the node answered waits: %s", self._job, str(error).strip())
-                await asyncio.sleep(RETRY_SECONDS)
 
     async def _keep_lease(self) -> None:
         held = True
@@ -221,7 +200,7 @@ class AttemptRunner:
 
     # --- The meaning of the answers ---
 
-    async def _apply(self, remote: RemoteJob) -> bool:
+    async def _apply(self, remote: nodes.RemoteJob) -> bool:
         """Write down the node's answer; True when the attempt needs no following any more."""
         if remote.state == "completed":
             await self._record(
@@ -236,7 +215,7 @@ class AttemptRunner:
             return True
         return not await self._record(lifecycle.record_progress, step=self._step(remote))
 
-    async def _ended_without_a_file(self, remote: RemoteJob) -> None:
+    async def _ended_without_a_file(self, remote: nodes.RemoteJob) -> None:
         if self.stop_requested.is_set():
             step = remote.stopped_at_step if remote.stopped_at_step is not None else remote.step
             await self._record(lifecycle.attempt_stopped, stopped_at_step=step)
@@ -248,22 +227,24 @@ class AttemptRunner:
             reason = remote.error or "The node gave no reason."
             await self._failed(code="generation_failed", message=reason, error=reason)
 
-    def _step(self, remote: RemoteJob) -> int:
+    def _step(self, remote: nodes.RemoteJob) -> int:
         """Denoising steps done: the node's own number, else one from its percentage, else the last known."""
         total = self.attempt.job.num_inference_steps
         if remote.step is None and remote.progress is not None:
             return min(total, total * remote.progress // 100)
         return min(total, remote.step if remote.step is not None else self.attempt.step)
 
-    async def _give_up(self, error: PermanentNodeError) -> None:
+    async def _give_up(self, error: nodes.PermanentNodeError) -> None:
         """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
-        if isinstance(error, NodeRejected):
+        if isinstance(error, nodes.NodeRejected):
             await self._failed(code="rejected", message=str(error), error=str(error), blame_node=False)
         else:
-            await self._lost(str(error), pause=0.0 if isinstance(error, RemoteJobLost) else BROKEN_PAUSE)
+            await self._lost(
+                str(error), pause=0.0 if isinstance(error, nodes.RemoteJobLost) else BROKEN_PAUSE
+            )
 
-    async def _refused(self, error: NodeBusy | NodeNotReached) -> None:
-        pause = error.retry_after if isinstance(error, NodeBusy) else UNREACHABLE_PAUSE
+    async def _refused(self, error: nodes.NodeBusy | nodes.NodeNotReached) -> None:
+        pause = error.retry_after if isinstance(error, nodes.NodeBusy) else UNREACHABLE_PAUSE
         await self._record(lifecycle.attempt_refused, retry_after=pause, why=str(error))
 
     async def _lost(self, error: str, *, pause: float = 0.0) -> None:
@@ -286,7 +267,7 @@ class AttemptRunner:
         return self.attempt.job_id.hex
 
 
-def _request_of(attempt: JobAttempt) -> GenerationRequest:
+def _request_of(attempt: JobAttempt) -> nodes.GenerationRequest:
     """Ask for the attempt's job. The fields of a request have the names of the job's."""
-    asked = {field.name: getattr(attempt.job, field.name) for field in fields(GenerationRequest)}
-    return GenerationRequest(**asked | {"id": attempt.pk.hex})
+    asked = {field.name: getattr(attempt.job, field.name) for field in fields(nodes.GenerationRequest)}
+    return nodes.GenerationRequest(**asked | {"id": attempt.pk.hex})

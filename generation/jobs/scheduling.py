@@ -32,7 +32,6 @@ def claim_next() -> JobAttempt | None:
 
 
 def work_is_waiting() -> bool:
-    """Look whether a job is queued and some node could take one now."""
     return GenerationJob.objects.filter(state=State.QUEUED).exists() and bool(_nodes_with_a_free_slot())
 
 

@@ -1,16 +1,20 @@
-"""Every file in the storage is named by a job, or by a row that says when it goes.
+"""Files in Django's default storage (a folder, or S3): each is named by a job, or by a row that says when it goes.
 
 A name is written down before its file is. The completion of the job takes the row away in the same transaction, and
 the deletion of a video puts one back; so a worker that is killed at any moment leaves no file behind for good.
 """
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from uuid import UUID, uuid4
 
+from django.core.files import File
+from django.core.files.storage import Storage, default_storage
 from django.db import transaction
 from django.db.models.functions import Now
 
-from generation import media
 from generation.jobs import locks
 from generation.models import UnclaimedFile
 
@@ -23,9 +27,29 @@ RETRY_SECONDS = 600.0
 BATCH = 100
 
 
+def new_names(job_id: UUID) -> tuple[str, str]:
+    """Name a clip of this job and its poster, from the job's id and chance.
+
+    Each call makes other names, so an unwanted result can be removed without touching what is being played. (S3
+    overwrites.)
+    """
+    stem = f"{job_id.hex[:2]}/{job_id.hex}-{uuid4().hex[:8]}"
+    return f"videos/{stem}.mp4", f"posters/{stem}.jpg"
+
+
 def announce(names: Iterable[str]) -> None:
     """Write down files that are about to be written. Commits before they are: call it outside of any transaction."""
-    _write_down(names, seconds=KEEP_SECONDS)
+    let_go(names, seconds=KEEP_SECONDS)
+
+
+def store(video: Path, poster: Path, names: tuple[str, str], *, storage: Storage = default_storage) -> None:
+    """Copy a clip and its poster into the storage; both are there when this returns, or neither."""
+    _save(video, names[0], storage)
+    try:
+        _save(poster, names[1], storage)
+    except BaseException:
+        storage.delete(names[0])
+        raise
 
 
 def held(names: Sequence[str]) -> bool:
@@ -38,21 +62,25 @@ def claim(names: Iterable[str]) -> None:
     UnclaimedFile.objects.filter(name__in=names).delete()
 
 
-def let_go(names: Iterable[str]) -> None:
+def let_go(names: Iterable[str], *, seconds: float = 0) -> None:
     """Have files removed that no job names any more. Call it in the transaction that makes it so."""
-    _write_down(names, seconds=0)
+    UnclaimedFile.objects.bulk_create(
+        [UnclaimedFile(name=name, remove_after=locks.until(seconds)) for name in names],
+        update_conflicts=True,
+        unique_fields=["name"],
+        update_fields=["remove_after"],
+    )
 
 
 def discard(names: Sequence[str]) -> None:
     """Remove files now. What fails is tried again by `remove_due`."""
     let_go(names)
     for name in names:
-        media.remove(name)
+        default_storage.delete(name)
     claim(names)
 
 
 def due() -> bool:
-    """Look whether files wait to be removed."""
     return UnclaimedFile.objects.filter(remove_after__lt=Now()).exists()
 
 
@@ -61,7 +89,7 @@ def remove_due() -> int:
     removed = 0
     for name in _take_due():
         try:
-            media.remove(name)
+            default_storage.delete(name)
         except Exception:
             # Anything that the storage's own library raises; the row stays, and it is tried again.
             logger.exception("the file %s could not be removed", name)
@@ -80,10 +108,20 @@ def _take_due() -> list[str]:
     return names
 
 
-def _write_down(names: Iterable[str], *, seconds: float) -> None:
-    UnclaimedFile.objects.bulk_create(
-        [UnclaimedFile(name=name, remove_after=locks.until(seconds)) for name in names],
-        update_conflicts=True,
-        unique_fields=["name"],
-        update_fields=["remove_after"],
-    )
+def _save(path: Path, name: str, storage: Storage) -> None:
+    with path.open("rb") as file:
+        saved = storage.save(name, File(file, name=path.name))
+    if saved != name:
+        storage.delete(saved)
+        raise FileExistsError(f"There is a file {name} already.")
+    # Credits are captured next, in a database that survives a power cut; so must the clip, and the folders it is in.
+    try:
+        path = Path(storage.path(name))
+    except NotImplementedError:  # not on this machine's disk
+        return
+    for place in (path, *path.parents[: name.count("/") + 1]):
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

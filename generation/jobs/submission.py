@@ -16,16 +16,7 @@ from django.utils.translation import gettext, gettext_noop, ngettext
 from accounts import ledger
 from accounts.ledger import InsufficientBalance
 from accounts.models import CreditAccount, User, UserLimits
-from generation.errors import (
-    AccountInactive,
-    EmptyPrompt,
-    IdempotencyConflict,
-    InsufficientCredits,
-    InvalidPrompt,
-    InvalidSetting,
-    PromptBlocked,
-    PromptTooLong,
-)
+from generation import errors
 from generation.jobs import catalog, enqueue, events, limits
 from generation.models import BlockedPrompt, GenerationJob, Preset
 
@@ -85,7 +76,7 @@ def submit(
         # Read after the lock: what was changed while it was waited for holds.
         user = User.objects.select_related("limits").get(pk=user.pk)
         if not user.is_active:
-            raise AccountInactive()
+            raise errors.AccountInactive()
         agreed: UserLimits = getattr(user, "limits", None) or UserLimits(user=user)
         job = _job(user, agreed, request)
         job.source, job.idempotency_key, job.request_digest = source, key, digest
@@ -93,7 +84,7 @@ def submit(
         try:
             _queue(job, wallet, reason=HELD)
         except InsufficientBalance as error:
-            raise InsufficientCredits(cost=job.cost, balance=error.balance) from None
+            raise errors.InsufficientCredits(cost=job.cost, balance=error.balance) from None
     logger.info("job %s queued for user %s by %s", job.id.hex, user.pk, source)
     return job
 
@@ -126,10 +117,9 @@ def _digest(request: VideoRequest) -> str:
 
 
 def _twin(user: User, *, key: str | None, digest: str) -> GenerationJob | None:
-    """Find the job that this very request made before."""
     twin = GenerationJob.objects.filter(user=user, idempotency_key=key).first() if key else None
     if twin is not None and twin.request_digest != digest:
-        raise IdempotencyConflict()
+        raise errors.IdempotencyConflict()
     return twin
 
 
@@ -174,11 +164,11 @@ def check_prompt(prompt: str) -> str:
     """
     prompt = _storable(prompt).strip()
     if not prompt:
-        raise EmptyPrompt()
+        raise errors.EmptyPrompt()
     if len(prompt) > settings.MAX_PROMPT_LENGTH:
-        raise PromptTooLong(maximum=settings.MAX_PROMPT_LENGTH)
+        raise errors.PromptTooLong(n=settings.MAX_PROMPT_LENGTH)
     if broken := matching(prompt):
-        raise PromptBlocked(broken[0].explanation)
+        raise errors.PromptBlocked(broken[0].explanation)
     return prompt
 
 
@@ -186,7 +176,7 @@ def check_seed(seed: int) -> int:
     """Raises InvalidSetting unless it is from 0 to MAX_SEED."""
     if not 0 <= seed <= MAX_SEED:
         words = gettext("seed must be between 0 and %(maximum)s.")
-        raise InvalidSetting(words % {"maximum": MAX_SEED}, param="seed")
+        raise errors.InvalidSetting(words % {"maximum": MAX_SEED}, param="seed")
     return seed
 
 
@@ -199,7 +189,7 @@ def _check_idempotency_key(key: str | None) -> str | None:
     if not key:
         return None
     if len(key) > MAX_IDEMPOTENCY_KEY or not key.isprintable():
-        raise InvalidSetting(
+        raise errors.InvalidSetting(
             f"Idempotency-Key must be at most {MAX_IDEMPOTENCY_KEY} printable characters.",
             param="Idempotency-Key",
         )
@@ -214,14 +204,14 @@ def _check_negative_prompt(text: str) -> str:
             "Negative prompt too long. Maximum %(n)s characters.",
             settings.MAX_PROMPT_LENGTH,
         )
-        raise InvalidSetting(words % {"n": settings.MAX_PROMPT_LENGTH}, param="negative_prompt")
+        raise errors.InvalidSetting(words % {"n": settings.MAX_PROMPT_LENGTH}, param="negative_prompt")
     return text
 
 
 def _storable(text: str) -> str:
     """PostgreSQL cannot store NUL, UTF-8 has no lone surrogates."""
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidPrompt()
+        raise errors.InvalidPrompt()
     return text
 
 
@@ -238,7 +228,6 @@ class BadPattern(ValueError):
 
 
 def matching(prompt: str) -> list[BlockedPrompt]:
-    """Find every enabled rule that the prompt is against."""
     plain = normal(prompt)
     words = _spaced_words(plain)
     return [
@@ -258,20 +247,16 @@ def normal(text: str) -> str:
     return "".join(character for character in folded if unicodedata.category(character) != "Cf")
 
 
+@lru_cache(maxsize=1000)
 def compiled(pattern: str) -> "re2._Regexp[str]":
     """Raises BadPattern."""
+    options = re2.Options()
+    options.case_sensitive, options.max_mem, options.log_errors = False, MAX_MEMORY, False
     try:
-        return _compiled(pattern)
+        return re2.compile(pattern, options)
     except re2.error as error:
         said = error.args[0] if error.args else "it is not understood"
         raise BadPattern(said.decode() if isinstance(said, bytes) else str(said)) from error
-
-
-@lru_cache(maxsize=1000)
-def _compiled(pattern: str) -> "re2._Regexp[str]":
-    options = re2.Options()
-    options.case_sensitive, options.max_mem, options.log_errors = False, MAX_MEMORY, False
-    return re2.compile(pattern, options)
 
 
 def _spaced_words(text: str) -> str:

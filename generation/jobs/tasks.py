@@ -12,20 +12,12 @@ from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.utils.translation import gettext_noop
 
-from generation import media
+from generation import media, nodes
 from generation.jobs import lifecycle, locks, scheduling, stored_files
 from generation.jobs.node_health import endpoint_of
 from generation.jobs.runner import AttemptRunner
 from generation.media.folders import work_folder
 from generation.models import GenerationJob, JobAttempt
-from generation.nodes import (
-    NodeError,
-    RemoteJob,
-    RemoteJobLost,
-    ResultTooLarge,
-    TransientNodeError,
-    open_client,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +54,12 @@ def store(attempt_id: str) -> None:
         try:
             async_to_sync(_download)(attempt, raw)
             facts = media.prepare(raw, clip, poster)
-        except (NodeError, media.UnplayableVideo) as error:
+        except (nodes.NodeError, media.UnplayableVideo) as error:
             _nothing_to_store(attempt, token, error)
             return
-        files = media.new_names(attempt.job_id)
+        files = stored_files.new_names(attempt.job_id)
         stored_files.announce(files)
-        media.store(clip, poster, files)
+        stored_files.store(clip, poster, files)
     if lifecycle.complete(attempt_id=attempt.pk, files=files, facts=facts):
         logger.info("job %s completed: %s", attempt.job_id.hex, files[0])
     else:
@@ -82,10 +74,10 @@ def remove_files() -> None:
 
 
 async def _download(attempt: JobAttempt, destination: Path) -> None:
-    remote = RemoteJob(
+    remote = nodes.RemoteJob(
         state="completed", remote_id=attempt.remote_id or None, file_name=attempt.file_name or None
     )
-    async with open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
+    async with nodes.open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
         await client.download(
             remote,
             destination,
@@ -98,10 +90,10 @@ def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -
     """Close an attempt without a playable file. Another one may do better, while there are any left."""
     logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
     held: dict[str, Any] = {"attempt_id": attempt.pk, "token": token, "error": str(error)}
-    if isinstance(error, ResultTooLarge):
+    if isinstance(error, nodes.ResultTooLarge):
         message = gettext_noop("The video is too large.")
         lifecycle.attempt_failed(code="result_too_large", message=message, **held)
-    elif isinstance(error, RemoteJobLost | TransientNodeError):
+    elif isinstance(error, nodes.RemoteJobLost | nodes.TransientNodeError):
         lifecycle.attempt_lost(code="download_failed", message=DOWNLOAD_FAILED, **held)
     else:
         message = gettext_noop("The video could not be played.")

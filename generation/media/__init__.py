@@ -1,14 +1,5 @@
-"""Finished clips: `prepare` checks them and makes them play, `storage` keeps them."""
+"""Finished clips: `prepare` checks them and makes them play."""
 
 from generation.media.sandbox import MediaFailure, UnplayableVideo, VideoFacts, prepare
-from generation.media.storage import new_names, remove, store
 
-__all__ = [
-    "MediaFailure",
-    "UnplayableVideo",
-    "VideoFacts",
-    "new_names",
-    "prepare",
-    "remove",
-    "store",
-]
+__all__ = ["MediaFailure", "UnplayableVideo", "VideoFacts", "prepare"]

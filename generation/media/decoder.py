@@ -84,7 +84,6 @@ class Survey:
 
 
 def main(limits_json: str, *paths: str) -> None:
-    """Prepare one clip, and print the answer."""
     limits = Limits(**json.loads(limits_json))
     confine(limits)
     try:

@@ -11,8 +11,8 @@ from django.db import migrations, models
 from django.db.models import Q
 from django.db.models.functions import Lower, Now
 
-from generation.models import check_node_address, new_deadline, new_seed, new_share_token
 from generation.models.fields import SecretField
+from generation.models.jobs import check_node_address, new_deadline, new_seed, new_share_token
 
 
 class Migration(migrations.Migration):
@@ -64,10 +64,10 @@ class Migration(migrations.Migration):
                 ("last_seen_at", models.DateTimeField(null=True, editable=False)),
                 ("leave_alone_until", models.DateTimeField(null=True, editable=False, help_text="It said it was busy until then.")),
                 ("consecutive_failures", models.PositiveSmallIntegerField(default=0, editable=False, help_text="Attempts in a row that came to nothing by its fault.")),
-                ("set_aside_at", models.DateTimeField(null=True, editable=False, help_text="It failed too often: no jobs until a trial clip succeeds.")),
+                ("set_aside_at", models.DateTimeField(null=True, editable=False, help_text="It failed too often: no jobs until a canary clip succeeds.")),
                 ("set_aside_reason", models.CharField(max_length=300, blank=True, editable=False)),
-                ("trials", models.PositiveSmallIntegerField(default=0, editable=False, help_text="Trial clips that failed since.")),
-                ("next_trial_at", models.DateTimeField(null=True, editable=False)),
+                ("failed_canaries", models.PositiveSmallIntegerField(default=0, editable=False, help_text="Canary clips that failed since then.")),
+                ("next_canary_at", models.DateTimeField(null=True, editable=False)),
                 ("created_at", models.DateTimeField(auto_now_add=True)),
             ],
             options={
@@ -234,7 +234,7 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name="RefundBatch",
+            name="BulkRefund",
             fields=[
                 ("id", models.UUIDField(primary_key=True, default=uuid4, editable=False, serialize=False)),
                 ("actor", models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")),
@@ -250,7 +250,6 @@ class Migration(migrations.Migration):
                 ("finished_at", models.DateTimeField(null=True)),
             ],
             options={
-                "verbose_name_plural": "refund batches",
                 "ordering": ["-created_at"],
                 "default_permissions": ("view",),
                 "permissions": [
@@ -265,16 +264,16 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(
                         condition=Q(finished_at=None, state="running")
                         | Q(finished_at__isnull=False, state="done"),
-                        name="batch_finished_iff_done",
+                        name="bulk_refund_finished_iff_done",
                     )
                 ],
             },
         ),
         migrations.CreateModel(
-            name="BatchedRefund",
+            name="BulkRefundItem",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
-                ("batch", models.ForeignKey("generation.refundbatch", on_delete=models.PROTECT, related_name="items")),
+                ("batch", models.ForeignKey("generation.bulkrefund", on_delete=models.PROTECT, related_name="items")),
                 ("job", models.ForeignKey("generation.generationjob", on_delete=models.PROTECT, related_name="+")),
                 ("state", models.CharField(max_length=12, choices=[("waiting", "Waiting"), ("refunded", "Refunded"), ("passed_over", "Passed over")], default="waiting")),
                 ("note", models.CharField(max_length=200, blank=True)),
@@ -282,12 +281,14 @@ class Migration(migrations.Migration):
             options={
                 "default_permissions": (),
                 "constraints": [
-                    models.UniqueConstraint(fields=["batch", "job"], name="one_refund_of_a_job_per_batch")
+                    models.UniqueConstraint(
+                        fields=["batch", "job"], name="one_refund_of_a_job_per_bulk_refund"
+                    )
                 ],
             },
         ),
         migrations.CreateModel(
-            name="DayFigures",
+            name="DailyStats",
             fields=[
                 ("day", models.DateField(primary_key=True, serialize=False)),
                 ("completed", models.PositiveIntegerField(default=0)),
@@ -303,16 +304,16 @@ class Migration(migrations.Migration):
                 ("nodes", models.JSONField(null=True, help_text="Empty: not added up yet.")),
             ],
             options={
-                "verbose_name_plural": "figures of days",
+                "verbose_name_plural": "daily stats",
                 "ordering": ["-day"],
                 "default_permissions": (),
             },
         ),
         migrations.CreateModel(
-            name="NodeTrial",
+            name="CanaryRun",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
-                ("node", models.ForeignKey("generation.gpunode", on_delete=models.CASCADE, related_name="tried")),
+                ("node", models.ForeignKey("generation.gpunode", on_delete=models.CASCADE, related_name="canary_runs")),
                 ("kind", models.CharField(max_length=10, choices=[("test", "Test"), ("canary", "Canary")])),
                 ("asked_by", models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+")),
                 ("began_at", models.DateTimeField(db_default=Now(), editable=False)),
@@ -323,7 +324,7 @@ class Migration(migrations.Migration):
             options={
                 "ordering": ["-id"],
                 "default_permissions": (),
-                "indexes": [models.Index(fields=["node", "-id"], name="trials_of_node")],
+                "indexes": [models.Index(fields=["node", "-id"], name="canary_runs_of_node")],
             },
         ),
         migrations.CreateModel(

@@ -15,4 +15,4 @@ from generation.models.jobs import (
     new_seed,
     new_share_token,
 )
-from generation.models.staff import BatchedRefund, BlockedPrompt, DayFigures, NodeTrial, RefundBatch, Report
+from generation.models.staff import BlockedPrompt, BulkRefund, BulkRefundItem, CanaryRun, DailyStats, Report

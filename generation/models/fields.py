@@ -42,12 +42,9 @@ class SecretField(models.TextField):
 
     def get_prep_value(self, value: Any) -> Any:
         text = super().get_prep_value(value)
-        return text if text is None or text.startswith(MARK) else encrypted(text)
-
-
-def encrypted(text: str) -> str:
-    """Encrypt a secret for the database. Empty stays empty: there is nothing to hide."""
-    return MARK + _keys(tuple(settings.ENCRYPTION_KEYS)).encrypt(text.encode()).decode() if text else ""
+        if not text or text.startswith(MARK):
+            return text
+        return MARK + _keys(tuple(settings.ENCRYPTION_KEYS)).encrypt(text.encode()).decode()
 
 
 def decrypted(stored: str) -> str:

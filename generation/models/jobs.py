@@ -135,13 +135,13 @@ class GpuNode(models.Model):
         default=0, editable=False, help_text="Attempts in a row that came to nothing by its fault."
     )
     set_aside_at = models.DateTimeField(
-        null=True, editable=False, help_text="It failed too often: no jobs until a trial clip succeeds."
+        null=True, editable=False, help_text="It failed too often: no jobs until a canary clip succeeds."
     )
     set_aside_reason = models.CharField(max_length=300, blank=True, editable=False)
-    trials = models.PositiveSmallIntegerField(
-        default=0, editable=False, help_text="Trial clips that failed since."
+    failed_canaries = models.PositiveSmallIntegerField(
+        default=0, editable=False, help_text="Canary clips that failed since then."
     )
-    next_trial_at = models.DateTimeField(null=True, editable=False)
+    next_canary_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
     is_healthy: bool  # only of nodes that were read by `with_health`
@@ -187,7 +187,6 @@ def new_deadline() -> Combinable:
 
 class JobQuerySet(models.QuerySet["GenerationJob"]):
     def named(self, public_id: str) -> "JobQuerySet":
-        """Keep the job of that public id; none where the text is no public id."""
         job_id = fields.job_id(public_id)
         return self.none() if job_id is None else self.filter(pk=job_id)
 
@@ -310,7 +309,6 @@ class GenerationJob(models.Model):
 
     @property
     def public_id(self) -> str:
-        """The id that the API and the web show."""
         return fields.public_id(self.id)
 
     @property

@@ -1,4 +1,4 @@
-"""Bulk refunds, figures of days, node trials, content rules and reports."""
+"""Bulk refunds, figures of days, canary runs, content rules and reports."""
 
 import uuid
 
@@ -9,7 +9,7 @@ from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
 
-class RefundBatch(models.Model):
+class BulkRefund(models.Model):
     """A refund of many jobs, decided once and carried out in the background, one job a transaction.
 
     RUNNING → DONE; what was refunded meanwhile by others is passed over, so that it can be repeated safely.
@@ -41,7 +41,6 @@ class RefundBatch(models.Model):
     class Meta:
         ordering = ["-created_at"]
         default_permissions = ("view",)
-        verbose_name_plural = "refund batches"
         permissions = [
             ("refund_job", "Can refund videos, up to REFUND_LIMIT_CREDITS a day"),
             ("refund_any_amount", "Can refund beyond REFUND_LIMIT_CREDITS"),
@@ -53,7 +52,7 @@ class RefundBatch(models.Model):
         constraints = [
             models.CheckConstraint(
                 condition=Q(state="running", finished_at=None) | Q(state="done", finished_at__isnull=False),
-                name="batch_finished_iff_done",
+                name="bulk_refund_finished_iff_done",
             )
         ]
 
@@ -61,7 +60,7 @@ class RefundBatch(models.Model):
         return f"{self.jobs} jobs, {self.credits} credits"
 
 
-class BatchedRefund(models.Model):
+class BulkRefundItem(models.Model):
     """One job of a batch."""
 
     class State(models.TextChoices):
@@ -69,20 +68,22 @@ class BatchedRefund(models.Model):
         REFUNDED = "refunded", "Refunded"
         PASSED_OVER = "passed_over", "Passed over"  # refunded before, in another way
 
-    batch = models.ForeignKey(RefundBatch, on_delete=models.PROTECT, related_name="items")
+    batch = models.ForeignKey(BulkRefund, on_delete=models.PROTECT, related_name="items")
     job = models.ForeignKey("generation.GenerationJob", on_delete=models.PROTECT, related_name="+")
     state = models.CharField(max_length=12, choices=State, default=State.WAITING)
     note = models.CharField(max_length=200, blank=True)
 
     class Meta:
         default_permissions = ()
-        constraints = [models.UniqueConstraint(fields=["batch", "job"], name="one_refund_of_a_job_per_batch")]
+        constraints = [
+            models.UniqueConstraint(fields=["batch", "job"], name="one_refund_of_a_job_per_bulk_refund")
+        ]
 
     def __str__(self) -> str:
         return f"{self.job_id} ({self.state})"
 
 
-class DayFigures(models.Model):
+class DailyStats(models.Model):
     """One day that is over (UTC), added up once: ended jobs and entries of the ledger never change."""
 
     day = models.DateField(primary_key=True)
@@ -106,20 +107,20 @@ class DayFigures(models.Model):
     class Meta:
         ordering = ["-day"]
         default_permissions = ()
-        verbose_name_plural = "figures of days"
+        verbose_name_plural = "daily stats"
 
     def __str__(self) -> str:
         return str(self.day)
 
 
-class NodeTrial(models.Model):
+class CanaryRun(models.Model):
     """A clip that a node made outside of any job: a test by staff, or the canary of a set-aside node."""
 
     class Kind(models.TextChoices):
         TEST = "test", "Test"
         CANARY = "canary", "Canary"
 
-    node = models.ForeignKey("generation.GpuNode", on_delete=models.CASCADE, related_name="tried")
+    node = models.ForeignKey("generation.GpuNode", on_delete=models.CASCADE, related_name="canary_runs")
     kind = models.CharField(max_length=10, choices=Kind)
     asked_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
@@ -132,7 +133,7 @@ class NodeTrial(models.Model):
     class Meta:
         ordering = ["-id"]
         default_permissions = ()
-        indexes = [models.Index(fields=["node", "-id"], name="trials_of_node")]
+        indexes = [models.Index(fields=["node", "-id"], name="canary_runs_of_node")]
 
     def __str__(self) -> str:
         return f"{self.kind} of {self.node}"

@@ -13,7 +13,6 @@ from generation.nodes.protocol import (
     GenerationRequest,
     NodeAnsweredNonsense,
     NodeBusy,
-    NodeCannot,
     NodeEndpoint,
     NodeError,
     NodeHealth,

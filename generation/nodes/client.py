@@ -10,9 +10,9 @@ from typing import ClassVar, Self
 from generation.nodes.download import download_file
 from generation.nodes.protocol import (
     GenerationRequest,
-    NodeCannot,
     NodeEndpoint,
     NodeHealth,
+    PermanentNodeError,
     RemoteJob,
 )
 from generation.nodes.transport import Answer, Transport
@@ -20,8 +20,6 @@ from generation.nodes.transport import Answer, Transport
 HEALTH_TIMEOUT = 5.0
 SUBMIT_TIMEOUT = 30.0
 CANCEL_TIMEOUT = 30.0
-# A server that promised to answer within N seconds is given this much longer before it counts as gone.
-WAIT_GRACE = 10.0
 MAX_CLIP_BYTES = 512 * 1024 * 1024
 DOWNLOAD_TIMEOUT = 120.0
 
@@ -52,7 +50,6 @@ class NodeClient(ABC):
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Give the connections back."""
         await self.transport.aclose()
 
     @classmethod
@@ -66,14 +63,14 @@ class NodeClient(ABC):
 
     async def submit(self, request: GenerationRequest) -> RemoteJob:
         """Hand the job over and return at once; repeat it with the same request when no answer came."""
-        raise NodeCannot(f"A /{self.protocol} node takes no jobs to run in the background.")
+        raise PermanentNodeError(f"A /{self.protocol} node takes no jobs to run in the background.")
 
     async def retrieve(self, remote_id: str, *, wait: float = 0) -> RemoteJob:
         """Ask for the job's state; a node that can holds the answer until something changes, at most `wait` seconds.
 
         Any other node answers at once, so the caller paces its own polling.
         """
-        raise NodeCannot(f"A /{self.protocol} node has no jobs to ask for.")
+        raise PermanentNodeError(f"A /{self.protocol} node has no jobs to ask for.")
 
     async def cancel(self, remote_id: str) -> RemoteJob | None:
         """Stop the job and return its last state, or None when the node cannot stop a job."""
@@ -81,7 +78,7 @@ class NodeClient(ABC):
 
     async def generate(self, request: GenerationRequest, *, timeout: float = 90.0) -> RemoteJob:
         """Run the job within one request of at most `timeout` seconds (where `background` is off)."""
-        raise NodeCannot(f"A /{self.protocol} node does not generate within one request.")
+        raise PermanentNodeError(f"A /{self.protocol} node does not generate within one request.")
 
     @abstractmethod
     def content_path(self, job: RemoteJob) -> str:

@@ -58,7 +58,7 @@ async def _receive_all(transport: Transport, path: str, progress: _Progress, max
         except protocol.TransientNodeError as error:
             if not left:
                 raise
-            logger.info("download: %s Trying again.", error)
+            logger.info("download of %s: %s Trying again.", path, error)
             asked = error.retry_after if isinstance(error, protocol.NodeBusy) else 0.0
         await asyncio.sleep(min(max(pause, asked), LONGEST_PAUSE))
         pause *= 2
@@ -106,7 +106,6 @@ class _Progress:
 
 
 async def _receive(transport: Transport, path: str, progress: _Progress, max_bytes: int) -> None:
-    """Make one request for the missing part."""
     async with transport.stream(path, headers=progress.headers(), read_timeout=READ_TIMEOUT) as response:
         if response.status_code == 416 and progress.received:
             _settle_unsatisfiable(response, progress)

@@ -69,10 +69,6 @@ class NodeAnsweredNonsense(PermanentNodeError):
     """The answer is not of the protocol: HTML, other JSON, wrong types, a redirect, a file that is not video."""
 
 
-class NodeCannot(PermanentNodeError):
-    """Nodes of this protocol have no such operation."""
-
-
 class RemoteJobLost(PermanentNodeError):
     """The node does not know the job or no longer has its file."""
 
@@ -82,8 +78,6 @@ class ResultTooLarge(PermanentNodeError):
 
 
 RemoteState = Literal["queued", "in_progress", "completed", "failed", "canceled"]
-
-FINISHED_STATES: frozenset[RemoteState] = frozenset({"completed", "failed", "canceled"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +127,6 @@ class NodeHealth:
     protocol: str
     backend: str | None = None
     model: str | None = None
-    queue_depth: int | None = None
     capacity: int = 1
     seconds_per_step: float | None = None
     sizes: tuple[str, ...] = ()
@@ -144,38 +137,33 @@ class NodeHealth:
 class RemoteJob:
     """A job as its node sees it.
 
-    remote_id: None on the field protocol, which has no ids. step of steps: denoising steps that are done.
+    remote_id: None on the field protocol, which has no ids. step: denoising steps that are done.
     progress: percent. error: one sentence of the node's, when failed; error_code: its word for it, where it
     has one. file_name: what `/get_video/` wants. generation_ms: the node's own clock. stopped_at_step: set by a
-    confirmed cancel. queue_position: 1 is next. profile: the node's word for how the clip is made, as `exact`.
+    confirmed cancel. profile: the node's word for how the clip is made, as `exact`.
     """
 
     state: RemoteState
     remote_id: str | None = None
     step: int | None = None
-    steps: int | None = None
     progress: int | None = None
     error: str | None = None
     error_code: str | None = None
     file_name: str | None = None
     generation_ms: int | None = None
     stopped_at_step: int | None = None
-    queue_position: int | None = None
     profile: str | None = None
 
     @property
     def finished(self) -> bool:
         """True once it has ended on the node."""
-        return self.state in FINISHED_STATES
+        return self.state in ("completed", "failed", "canceled")
 
 
 # --- Values of a node's JSON, whose types are not trusted -------------------------------------------------------------
 # A finished file is asked for by this name under /get_video/, so it must never be a path.
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,40}")
-# A node whose model starts from pictures would refuse every job: the platform sends text only.
-PICTURES_ONLY = "pictures only"
-_WHY_NOT_PICTURES = "Its model makes videos from pictures; this service sends text."
 _SIZE = re.compile(r"\d{1,5}x\d{1,5}")
 # More jobs at once than any one server runs: a slip or a lie.
 MOST_CAPACITY = 256
@@ -236,7 +224,9 @@ def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
         raise NodeAnsweredNonsense("The node's health has no status.")
     ready = status.lower() in _READY_WORDS
     if ready and body.get("takes_image") is True:
-        ready, status, body = False, PICTURES_ONLY, dict(body) | {"detail": _WHY_NOT_PICTURES}
+        # It would refuse every job.
+        why_not = "Its model makes videos from pictures; this service sends text."
+        ready, status, body = False, "pictures only", dict(body) | {"detail": why_not}
     sizes = body["sizes"] if isinstance(body.get("sizes"), list) else []
     return NodeHealth(
         ready=ready,
@@ -244,7 +234,6 @@ def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
         protocol=protocol,
         backend=text(body.get("backend")),
         model=text(body.get("model")),
-        queue_depth=whole_number(body.get("queue_depth")),
         capacity=min(max(1, whole_number(body.get("capacity")) or 1), MOST_CAPACITY),
         seconds_per_step=real_number(body.get("seconds_per_step")),
         sizes=tuple(size for size in sizes if isinstance(size, str) and _SIZE.fullmatch(size)),

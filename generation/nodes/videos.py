@@ -12,8 +12,10 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
+from django.conf import settings
+
 from generation.nodes import protocol
-from generation.nodes.client import CANCEL_TIMEOUT, HEALTH_TIMEOUT, SUBMIT_TIMEOUT, WAIT_GRACE, NodeClient
+from generation.nodes.client import CANCEL_TIMEOUT, HEALTH_TIMEOUT, SUBMIT_TIMEOUT, NodeClient
 from generation.nodes.protocol import GenerationRequest, NodeHealth, RemoteJob, RemoteState
 from generation.nodes.transport import Answer
 
@@ -73,7 +75,18 @@ class VideosClient(NodeClient):
 
     async def submit(self, request: GenerationRequest) -> RemoteJob:
         """Hand the job over; a repeated call is the same job where the server knows Idempotency-Key."""
-        fields = _fields(request)
+        values: dict[str, Any] = {
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt or None,
+            "num_frames": request.num_frames,
+            "fps": request.fps,
+            "num_inference_steps": request.num_inference_steps,
+            "guidance_scale": request.guidance_scale,
+            "seed": request.seed,
+            "size": request.size or None,
+        }
+        # A value that is not set is left to the server.
+        fields = {name: value for name, value in values.items() if value is not None}
         answer = await self._post(fields, key=request.id)
         if answer.status in (415, 422) and not self._wants_form:
             answer = await self._post_as_form(answer, fields, key=request.id)
@@ -105,7 +118,7 @@ class VideosClient(NodeClient):
     async def retrieve(self, remote_id: str, *, wait: float = 0) -> RemoteJob:
         headers = {"Prefer": f"wait={max(1, round(wait))}"} if wait > 0 else {}
         answer = await self.transport.call(
-            "GET", _job_path(remote_id), headers=headers, timeout=wait + WAIT_GRACE
+            "GET", _job_path(remote_id), headers=headers, timeout=wait + settings.NODE_ANSWER_SECONDS
         )
         return self._job(self._accepted(answer), expected_id=remote_id)
 
@@ -128,7 +141,7 @@ class VideosClient(NodeClient):
         body = self._accepted(answer)
         if body.get("deleted") is not True and body.get("status") != "deleted":
             return None
-        return RemoteJob(remote_id=job.remote_id, state="canceled", step=job.step, steps=job.steps)
+        return RemoteJob(remote_id=job.remote_id, state="canceled", step=job.step)
 
     def content_path(self, job: RemoteJob) -> str:
         return _job_path(job.remote_id) + "/content"
@@ -153,14 +166,12 @@ class VideosClient(NodeClient):
             remote_id=remote_id,
             state=state,
             step=protocol.whole_number(body.get("step")),
-            steps=protocol.whole_number(body.get("steps")),
-            progress=_percent(body.get("progress")),
+            progress=protocol.whole_number(body.get("progress")),
             error=said or ("The node gave no reason." if state == "failed" else None),
             error_code=code,
             file_name=protocol.known_file_name(body.get("file_name")),
             generation_ms=_generation_ms(body),
             stopped_at_step=protocol.whole_number(body.get("stopped_at_step")),
-            queue_position=protocol.whole_number(body.get("queue_position")),
             profile=protocol.profile(body.get("made_with")),
         )
 
@@ -173,31 +184,11 @@ class VideosClient(NodeClient):
         return protocol.text(error.get("code")), said and self.transport.clean(said)
 
 
-def _fields(request: GenerationRequest) -> dict[str, Any]:
-    """Make the body of POST /v1/videos; a value that is not set is left to the server."""
-    fields: dict[str, Any] = {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt or None,
-        "num_frames": request.num_frames,
-        "fps": request.fps,
-        "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "seed": request.seed,
-        "size": request.size or None,
-    }
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 def _job_path(remote_id: str | None) -> str:
     """Return the path of a job; an id that would leave the collection is refused."""
     if not remote_id or not _JOB_ID.fullmatch(remote_id) or remote_id in (".", ".."):
         raise protocol.NodeAnsweredNonsense("The job has no usable id on the node.")
     return f"{COLLECTION}/{quote(remote_id, safe='')}"
-
-
-def _percent(value: object) -> int | None:
-    number = protocol.whole_number(value)
-    return None if number is None else min(number, 100)
 
 
 def _generation_ms(body: Mapping[str, Any]) -> int | None:

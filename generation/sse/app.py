@@ -9,39 +9,25 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from io import BytesIO
-from typing import Any
 
 from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpResponse
 
-from generation.api.errors import API_PREFIX, SIGNED_OUT, Problem, answer, describe
+from generation.api import errors
+from generation.api.errors import App, Message, Receive, Send
 from generation.database import DATABASE_AWAY, in_database
 from generation.models import fields
-from generation.sse.streams import (
-    MEDIA_TYPE,
-    Board,
-    BrowserStream,
-    Stream,
-    VideoStream,
-    owner_of_video,
-    user_of_session,
-)
+from generation.sse import streams
 
 logger = logging.getLogger(__name__)
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Any, Any, Any], Awaitable[None]]
 
 BROWSER_EVENTS = "/events"
 VIDEO_EVENTS = re.compile(r"/v1/videos/([^/]+)/events")
 HEADERS = [
-    (b"content-type", f"{MEDIA_TYPE}; charset=utf-8".encode()),
+    (b"content-type", f"{streams.MEDIA_TYPE}; charset=utf-8".encode()),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 ]
@@ -51,7 +37,9 @@ HEARTBEAT = b": still here\n\n"
 PAUSE_SECONDS = 0.1
 DATABASE_PAUSE_SECONDS = 2.0
 MAX_STREAMS_PER_USER = 50
-TOO_MANY = Problem(429, "too_many_streams", f"You have {MAX_STREAMS_PER_USER} event streams open already.")
+TOO_MANY = errors.Problem(
+    429, "too_many_streams", f"You have {MAX_STREAMS_PER_USER} event streams open already."
+)
 
 
 class EventStreams:
@@ -59,7 +47,7 @@ class EventStreams:
 
     def __init__(self, inner: App) -> None:
         self._inner = inner
-        self._board = Board()
+        self._board = streams.Board()
         self._closing = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -80,26 +68,26 @@ class EventStreams:
             return self._inner
         except DATABASE_AWAY as error:
             logger.error("an event stream could not be opened: %s", str(error).strip())
-            return _refusal(request.path_info, describe(error))
+            return _refusal(request.path_info, errors.describe(error))
         if stream is None:
             is_browser = request.path_info == BROWSER_EVENTS
-            return _refusal(BROWSER_EVENTS, SIGNED_OUT) if is_browser else self._inner
+            return _refusal(BROWSER_EVENTS, errors.SIGNED_OUT) if is_browser else self._inner
         if self._board.streams_of(stream.inbox.user) >= MAX_STREAMS_PER_USER:
             return _refusal(request.path_info, TOO_MANY)
         return functools.partial(self._serve, stream)
 
-    async def _stream_for(self, request: ASGIRequest) -> Stream | None:
+    async def _stream_for(self, request: ASGIRequest) -> streams.Stream | None:
         if request.path_info == BROWSER_EVENTS:
-            user = await in_database(user_of_session)(request)
-            return BrowserStream(request, user=user) if user is not None else None
+            user = await in_database(streams.user_of_session)(request)
+            return streams.BrowserStream(request, user=user) if user is not None else None
         match = VIDEO_EVENTS.fullmatch(request.path_info)
         if match and (job := fields.job_id(match[1])):
             header = request.META.get("HTTP_AUTHORIZATION", "").encode("latin-1")
-            owner = await in_database(owner_of_video)(header, job)
-            return VideoStream(user=owner, job=job, key=header) if owner is not None else None
+            owner = await in_database(streams.owner_of_video)(header, job)
+            return streams.VideoStream(user=owner, job=job, key=header) if owner is not None else None
         return None
 
-    async def _serve(self, stream: Stream, scope: Message, receive: Receive, send: Send) -> None:
+    async def _serve(self, stream: streams.Stream, scope: Message, receive: Receive, send: Send) -> None:
         """Send until the reader goes away, may not read any more, or has seen the end."""
 
         async def disconnected() -> None:
@@ -117,7 +105,7 @@ class EventStreams:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _write(self, stream: Stream, send: Send) -> None:
+    async def _write(self, stream: streams.Stream, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         await _send_chunk(send, RETRY)
         check_at = time.monotonic() + settings.EVENTS_RECHECK_SECONDS
@@ -135,7 +123,7 @@ class EventStreams:
                     stream.ended = False
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _send_news(self, stream: Stream, send: Send) -> bool:
+    async def _send_news(self, stream: streams.Stream, send: Send) -> bool:
         """Read and send what is new; False when nothing more will come.
 
         While the database is away, everything is read again a little later.
@@ -174,17 +162,14 @@ async def _send_chunk(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-def _refusal(path: str, problem: Problem) -> App:
+def _refusal(path: str, problem: errors.Problem) -> App:
     """Make an app that refuses: in JSON for the API, in plain text for the site's scripts."""
-    response = answer(API_PREFIX, problem)
-    if not path.startswith(API_PREFIX):
+    response = errors.answer(errors.API_PREFIX, problem)
+    if not path.startswith(errors.API_PREFIX):
         response = HttpResponse(problem.message, "text/plain; charset=utf-8", headers=problem.headers)
-    response["Cache-Control"] = "no-store"
-    response["Content-Length"] = str(len(response.content))
+    response.status_code, response["Cache-Control"] = problem.status, "no-store"
 
     async def refuse(scope: Message, receive: Receive, send: Send) -> None:
-        headers = [(name.lower().encode(), value.encode()) for name, value in response.items()]
-        await send({"type": "http.response.start", "status": problem.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.content})
+        await errors.send_response(response, send)
 
     return refuse

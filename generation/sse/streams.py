@@ -20,7 +20,7 @@ from django.conf import settings
 from django.contrib.auth import get_user
 from django.core.handlers.asgi import ASGIRequest
 from django.db.models import Q
-from django.utils import timezone, translation
+from django.utils import timezone
 
 from accounts.languages import language_for
 from accounts.models import User
@@ -52,7 +52,6 @@ def frame(event: str, data: str, *, at: datetime | None = None) -> bytes:
 
 
 def video_frame(job: GenerationJob) -> bytes:
-    """Write a video as the API's stream sends it."""
     body = video_json(job)
     event = "video.updated" if job.is_live else f"video.{body['status']}"
     return frame(event, json.dumps(body, ensure_ascii=False))
@@ -85,7 +84,6 @@ class Inbox:
         self.wake()
 
     def note(self, event: JobEvent) -> None:
-        """Remember the jobs that wait in the queue."""
         if event.state == State.QUEUED:
             self._queued[event.job] = event
         else:
@@ -260,7 +258,6 @@ def _recent_events(user: int, since: datetime) -> list[JobEvent]:
 
 
 def _kept_video(job: uuid.UUID, user: int) -> tuple[GenerationJob, bytes] | None:
-    """Read a video and its frame; None when it was deleted."""
     row = kept_jobs(pk=job, user=user).first()
     return None if row is None else (row, video_frame(row))
 
@@ -273,7 +270,7 @@ async def _card(event: JobEvent, language: str) -> str:
     wanted = (event, language)
     task = _rendering.get(wanted)
     if task is None:
-        task = asyncio.create_task(in_database(_render)(uuid.UUID(event.job), language))
+        task = asyncio.create_task(in_database(render_card)(uuid.UUID(event.job), language))
         _rendering[wanted] = task
 
         def forget(done: asyncio.Task[str]) -> None:
@@ -283,11 +280,6 @@ async def _card(event: JobEvent, language: str) -> str:
 
         task.add_done_callback(forget)
     return await asyncio.shield(task)
-
-
-def _render(job: uuid.UUID, language: str) -> str:
-    with translation.override(language):
-        return render_card(job)
 
 
 def _last_seen(request: ASGIRequest) -> datetime:

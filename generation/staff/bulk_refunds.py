@@ -20,7 +20,7 @@ from accounts.models import Notice, User
 from accounts.staff.actor import Refused
 from accounts.staff.audit_log import Operation, operation
 from generation.jobs import lifecycle
-from generation.models import BatchedRefund, GenerationJob, GpuNode, RefundBatch
+from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode
 from generation.staff.jobs import check_refund_limit, lock, refunded, why_not_refund
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class Total:
     credits: int
 
     def __str__(self) -> str:
-        """For example `3 videos of 1 user, 150 credits`."""
+        """Put it in words, such as `3 videos of 1 user, 150 credits`."""
         videos = "1 video" if self.jobs == 1 else f"{self.jobs} videos"
         users = "1 user" if self.people == 1 else f"{self.people} users"
         return f"{videos} of {users}, {self.credits} credits"
@@ -74,7 +74,7 @@ def start(
     node: GpuNode | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
-) -> RefundBatch:
+) -> BulkRefund:
     """Decide to refund these jobs and have it carried out.
 
     expected: the total that the actor was shown.
@@ -94,20 +94,20 @@ def start(
         raise Refused(f"It has changed meanwhile: {total}. Please look at it again.")
     check_refund_limit(op.actor, total.credits)
     window = {"node": node, "since": since, "until": until}
-    batch = RefundBatch(
+    batch = BulkRefund(
         actor=op.actor.user, reason=op.reason, jobs=total.jobs, credits=total.credits, **window
     )
     op.record(batch, after=window | {"videos": total.jobs, "users": total.people}, credits=total.credits)
     batch.save(force_insert=True)
-    items = [BatchedRefund(batch=batch, job_id=pk) for pk in jobs.order_by().values_list("pk", flat=True)]
-    BatchedRefund.objects.bulk_create(items, batch_size=1000)
+    items = [BulkRefundItem(batch=batch, job_id=pk) for pk in jobs.order_by().values_list("pk", flat=True)]
+    BulkRefundItem.objects.bulk_create(items, batch_size=1000)
     async_task(TASK, str(batch.pk))
     return batch
 
 
 def carry_on(batch_id: str) -> None:
     """A task: refund what still waits, for SECONDS_A_TASK. Safe to repeat, and to run twice at the same time."""
-    running = RefundBatch.objects.select_related("actor").filter(state=RefundBatch.State.RUNNING)
+    running = BulkRefund.objects.select_related("actor").filter(state=BulkRefund.State.RUNNING)
     batch = running.filter(pk=batch_id).first()
     if batch is None:
         return
@@ -121,7 +121,7 @@ def carry_on(batch_id: str) -> None:
 
 def wake_stalled() -> None:
     """Queue a new task for each bulk refund whose task was lost with its worker. The reconciler calls it."""
-    stalled = RefundBatch.objects.filter(state=RefundBatch.State.RUNNING, moved_at__lt=Now() - STALLED)
+    stalled = BulkRefund.objects.filter(state=BulkRefund.State.RUNNING, moved_at__lt=Now() - STALLED)
     for pk in stalled.values_list("pk", flat=True):
         if stalled.filter(pk=pk).update(moved_at=Now()):
             logger.warning("bulk refund %s goes on: its task was lost", pk.hex)
@@ -129,9 +129,9 @@ def wake_stalled() -> None:
 
 
 @transaction.atomic
-def _refund_next(batch: RefundBatch) -> bool:
+def _refund_next(batch: BulkRefund) -> bool:
     """Refund one job; False when none waits that is not locked by another task."""
-    waiting = batch.items.filter(state=BatchedRefund.State.WAITING).select_related("job")
+    waiting = batch.items.filter(state=BulkRefundItem.State.WAITING).select_related("job")
     item = waiting.select_for_update(skip_locked=True, of=("self",)).order_by("pk").first()
     if item is None:
         return False
@@ -139,22 +139,22 @@ def _refund_next(batch: RefundBatch) -> bool:
     why = why_not_refund(job)
     if why is None:
         lifecycle.refund(job=job, reason=batch.reason, actor=batch.actor)
-    state = BatchedRefund.State.PASSED_OVER if why else BatchedRefund.State.REFUNDED
-    BatchedRefund.objects.filter(pk=item.pk).update(state=state, note=(why or "")[:200])
-    RefundBatch.objects.filter(pk=batch.pk).update(moved_at=Now())
+    state = BulkRefundItem.State.PASSED_OVER if why else BulkRefundItem.State.REFUNDED
+    BulkRefundItem.objects.filter(pk=item.pk).update(state=state, note=(why or "")[:200])
+    BulkRefund.objects.filter(pk=batch.pk).update(moved_at=Now())
     return True
 
 
 @transaction.atomic
-def _finish(batch: RefundBatch) -> None:
+def _finish(batch: BulkRefund) -> None:
     """Close the bulk refund and notify each user once. Of several tasks that find nothing left, one does it."""
-    if batch.items.filter(state=BatchedRefund.State.WAITING).exists():
+    if batch.items.filter(state=BulkRefundItem.State.WAITING).exists():
         return  # another task is at the last of them, and finishes
-    running = RefundBatch.objects.filter(pk=batch.pk, state=RefundBatch.State.RUNNING)
-    if not running.update(state=RefundBatch.State.DONE, finished_at=Now()):
+    running = BulkRefund.objects.filter(pk=batch.pk, state=BulkRefund.State.RUNNING)
+    if not running.update(state=BulkRefund.State.DONE, finished_at=Now()):
         return
     back: dict[int, list[int]] = defaultdict(list)
-    done = batch.items.filter(state=BatchedRefund.State.REFUNDED)
+    done = batch.items.filter(state=BulkRefundItem.State.REFUNDED)
     for owner, cost in done.values_list("job__user", "job__cost"):
         back[owner].append(cost)
     for user in User.objects.filter(pk__in=back).order_by("pk"):
@@ -163,7 +163,7 @@ def _finish(batch: RefundBatch) -> None:
         notices.tell(user=user, kind=Notice.Kind.REFUND, **facts)
 
 
-def progress(batch: RefundBatch) -> dict[str, int]:
+def progress(batch: BulkRefund) -> dict[str, int]:
     """The number of jobs in each state."""
     counts = dict(batch.items.order_by().values_list("state").annotate(number=Count("pk")))
-    return {state: counts.get(state, 0) for state in BatchedRefund.State.values}
+    return {state: counts.get(state, 0) for state in BulkRefundItem.State.values}

@@ -18,7 +18,7 @@ from django_q.models import Failure
 
 from accounts.models import AuditRun
 from accounts.staff.actor import Actor
-from generation.models import DayFigures, GenerationJob, GpuNode, JobAttempt
+from generation.models import DailyStats, GenerationJob, GpuNode, JobAttempt
 from generation.staff import stats
 
 State = GenerationJob.State
@@ -75,7 +75,7 @@ def _queue() -> list[Stat]:
     ]
 
 
-def _work(days: Sequence[DayFigures]) -> list[Stat]:
+def _work(days: Sequence[DailyStats]) -> list[Stat]:
     today, whole = days[-1], len(days) == stats.DAYS
     midnight, month = _midnight(), _midnight(stats.DAYS - 1)
     completed, failed = sum(row.completed for row in days), sum(row.failed for row in days)
@@ -109,7 +109,7 @@ def _work(days: Sequence[DayFigures]) -> list[Stat]:
     ]
 
 
-def _credits(days: Sequence[DayFigures]) -> list[Stat]:
+def _credits(days: Sequence[DailyStats]) -> list[Stat]:
     titles = {"granted": "grant", "bought": "purchase", "captured": "capture", "refunded": "refund"}
     month = _midnight(stats.DAYS - 1)
     return [
@@ -123,7 +123,7 @@ def _credits(days: Sequence[DayFigures]) -> list[Stat]:
     ]
 
 
-def _month(days: Sequence[DayFigures], words: str) -> str:
+def _month(days: Sequence[DailyStats], words: str) -> str:
     """The words about 30 days, once all of them are added up."""
     return words if len(days) == stats.DAYS else "30 days: being added up"
 
@@ -168,7 +168,7 @@ def _node(node: Any, load: int, counts: Counter[tuple[int, str]]) -> dict[str, A
     }
 
 
-def _chart(days: Sequence[DayFigures]) -> dict[str, Any]:
+def _chart(days: Sequence[DailyStats]) -> dict[str, Any]:
     """Data for Chart.js: clips of each day as stacked bars; days that are not added up yet are gaps."""
     rows = {row.day: row for row in days}
     labels = [days[-1].day - timedelta(days=ago) for ago in reversed(range(stats.DAYS))]

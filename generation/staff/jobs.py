@@ -10,15 +10,15 @@ from django.db.models.functions import Now
 from django_q.tasks import async_task
 
 from accounts import ledger, notices
-from accounts.models import CreditTransaction, Notice, StaffAct, User
+from accounts.models import AuditEvent, CreditTransaction, Notice, User
 from accounts.staff.actor import Actor, Refused, refuse
 from accounts.staff.audit_log import Operation, operation
 from generation.errors import BeingStored, GenerationError
 from generation.jobs import events, lifecycle, locks, scheduling, submission
+from generation.jobs.events import job_retried
 from generation.jobs.node_health import endpoint_of
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.nodes import NodeError, open_client
-from generation.signals import job_retried
 
 logger = logging.getLogger(__name__)
 State = GenerationJob.State
@@ -77,7 +77,7 @@ def why_not_refund(job: GenerationJob) -> str | None:
 
 
 def refunded() -> Exists:
-    """For queries of jobs: whether the credits were given back."""
+    """A condition for queries of jobs: the credits were given back."""
     refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
     return Exists(refunds)
 
@@ -98,7 +98,7 @@ def refund_limit_left(actor: Actor) -> int | None:
     """
     if actor.may("generation.refund_any_amount"):
         return None
-    entries = StaffAct.objects.filter(actor=actor.user, act__in=REFUNDS, at__gt=Now() - WINDOW)
+    entries = AuditEvent.objects.filter(actor=actor.user, act__in=REFUNDS, at__gt=Now() - WINDOW)
     spent = entries.aggregate(total=Sum("credits"))["total"] or 0
     return max(0, settings.REFUND_LIMIT_CREDITS - int(spent))
 

@@ -1,7 +1,6 @@
 """Operations of the staff on nodes: drain, enable, set aside, bring back, and a test step by step in the background."""
 
-import asyncio
-
+from asgiref.sync import async_to_sync
 from django.db.models.functions import Coalesce, Now
 from django_q.tasks import async_task
 
@@ -11,7 +10,7 @@ from generation import media
 from generation.database import in_database
 from generation.jobs import canary, enqueue, node_health
 from generation.jobs.node_health import examine, record_health
-from generation.models import GpuNode, NodeTrial
+from generation.models import CanaryRun, GpuNode
 from generation.nodes import NodeError
 
 HEALTH, GENERATE, PLAY = "It answers and takes our key", "It makes a clip", "The clip arrives and plays"
@@ -44,8 +43,8 @@ def set_aside(op: Operation, node: GpuNode) -> None:
     GpuNode.objects.filter(pk=node.pk).update(
         set_aside_at=Coalesce("set_aside_at", Now()),
         set_aside_reason=op.reason[:300],
-        trials=0,
-        next_trial_at=None,
+        failed_canaries=0,
+        next_canary_at=None,
     )
 
 
@@ -76,39 +75,39 @@ def _locked(node: GpuNode) -> GpuNode:
 
 
 @operation("generation.change_gpunode", "node.test")
-def start_test(op: Operation, node: GpuNode) -> NodeTrial:
+def start_test(op: Operation, node: GpuNode) -> CanaryRun:
     """Have a node tested in the background; the steps appear in the row that is returned."""
     steps = [{"name": name, "state": "waiting", "words": ""} for name in (HEALTH, GENERATE, PLAY)]
     op.record(node)
-    trial = NodeTrial.objects.create(node=node, kind=NodeTrial.Kind.TEST, asked_by=op.actor.user, steps=steps)
-    async_task("generation.staff.nodes.run_test", trial.pk)
-    return trial
+    run = CanaryRun.objects.create(node=node, kind=CanaryRun.Kind.TEST, asked_by=op.actor.user, steps=steps)
+    async_task("generation.staff.nodes.run_test", run.pk)
+    return run
 
 
-def run_test(trial_id: int) -> None:
+def run_test(run_id: int) -> None:
     """A task: carry a test out. A repeated one begins again."""
-    trial = NodeTrial.objects.select_related("node").filter(pk=trial_id, passed=None).first()
-    if trial is not None:
-        asyncio.run(_Test(trial).run())
+    run = CanaryRun.objects.select_related("node").filter(pk=run_id, passed=None).first()
+    if run is not None:
+        async_to_sync(_Test(run).carry_out)()
 
 
 def note_canary(node: GpuNode, error: Exception | None) -> None:
     """Store the result of a canary: the clip that decides whether a set-aside node comes back."""
     words = "made and played" if error is None else str(error)
     step = {"name": GENERATE, "state": "passed" if error is None else "failed", "words": words[:500]}
-    NodeTrial.objects.create(
-        node=node, kind=NodeTrial.Kind.CANARY, steps=[step], passed=error is None, ended_at=Now()
+    CanaryRun.objects.create(
+        node=node, kind=CanaryRun.Kind.CANARY, steps=[step], passed=error is None, ended_at=Now()
     )
 
 
 class _Test:
     """One test; each step is stored as it begins and ends."""
 
-    def __init__(self, trial: NodeTrial) -> None:
-        self.trial, self.at = trial, 0
+    def __init__(self, run: CanaryRun) -> None:
+        self.run, self.at = run, 0
 
-    async def run(self) -> None:
-        node = self.trial.node
+    async def carry_out(self) -> None:
+        node = self.run.node
         try:
             await self._mark("running", "")
             health = await examine(node)
@@ -132,8 +131,8 @@ class _Test:
         await self._mark("running", "")
 
     async def _mark(self, state: str, words: str) -> None:
-        self.trial.steps[self.at] |= {"state": state, "words": words[:500]}
-        await self._store(steps=self.trial.steps)
+        self.run.steps[self.at] |= {"state": state, "words": words[:500]}
+        await self._store(steps=self.run.steps)
 
     async def _store(self, **values: object) -> None:
-        await in_database(NodeTrial.objects.filter(pk=self.trial.pk).update)(**values)
+        await in_database(CanaryRun.objects.filter(pk=self.run.pk).update)(**values)

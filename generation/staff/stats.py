@@ -1,7 +1,7 @@
 """Statistics by day (UTC), of the service and of each node, for the staff's pages.
 
 Days that are over are added up once, in the background (`keep`, a task that the reconciler queues every hour), and kept
-in DayFigures, so that a page takes the same time however many jobs there are. Only the running day, and for an hour the
+in DailyStats, so that a page takes the same time however many jobs there are. Only the running day, and for an hour the
 one before, is added up at each view.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from django.db import connection
 
-from generation.models import DayFigures, GpuNode
+from generation.models import DailyStats, GpuNode
 
 DAYS = 30
 # Transactions that began before midnight may still be open for so long after it.
@@ -38,10 +38,10 @@ class NodeStats:
     refund_rate: float | None
 
 
-def latest() -> list[DayFigures]:
+def latest() -> list[DailyStats]:
     """The last 30 days, the running one included, oldest first; without those that `keep` has yet to add up."""
     now, over = today(), settled()
-    rows = DayFigures.objects.filter(day__gt=now - timedelta(days=DAYS), day__lt=over)
+    rows = DailyStats.objects.filter(day__gt=now - timedelta(days=DAYS), day__lt=over)
     return [*rows.defer("nodes").order_by("day"), *_add_up(over, now + timedelta(days=1))]
 
 
@@ -49,14 +49,14 @@ def keep() -> None:
     """A task: add up the days that are over and not kept yet. Safe to repeat."""
     over = settled()
     wanted = _days(today() - timedelta(days=DAYS - 1), over)
-    kept = set(DayFigures.objects.filter(day__in=wanted).values_list("day", flat=True))
+    kept = set(DailyStats.objects.filter(day__in=wanted).values_list("day", flat=True))
     missing = [day for day in wanted if day not in kept]
     if missing:
         fresh = _add_up(missing[0], over)
         newest = fresh[-1]
         [(newest.people_in_month,)] = _query(PEOPLE_IN_ALL, newest.day - timedelta(days=DAYS - 1), over)
-        DayFigures.objects.bulk_create(fresh, ignore_conflicts=True)
-    bare = list(DayFigures.objects.filter(day__in=wanted, nodes__isnull=True).order_by("day"))
+        DailyStats.objects.bulk_create(fresh, ignore_conflicts=True)
+    bare = list(DailyStats.objects.filter(day__in=wanted, nodes__isnull=True).order_by("day"))
     if bare:
         _keep_work_of_nodes(bare)
 
@@ -74,7 +74,7 @@ def of_node(node: GpuNode) -> NodeStats:
     return NodeStats(clips=clips, hours=hours, cost_per_clip=cost, refund_rate=rate)
 
 
-def success_rate(days: Iterable[DayFigures]) -> float | None:
+def success_rate(days: Iterable[DailyStats]) -> float | None:
     """Completed of those that were completed or failed, 0 to 1; None without any."""
     completed, failed = 0, 0
     for row in days:
@@ -82,8 +82,8 @@ def success_rate(days: Iterable[DayFigures]) -> float | None:
     return completed / (completed + failed) if completed + failed else None
 
 
-def median_seconds(days: Iterable[DayFigures]) -> float | None:
-    """From submit to the finished clip, to within 3 %; None without any."""
+def median_seconds(days: Iterable[DailyStats]) -> float | None:
+    """The median time from submit to the finished clip, to within 3 %; None without any."""
     counts: Counter[int] = Counter()
     for row in days:
         counts.update({int(name): number for name, number in row.times.items()})
@@ -105,13 +105,13 @@ def settled() -> date:
 
 
 def _days(first: date, end: date) -> list[date]:
-    """From `first` up to `end` without it."""
+    """The days from `first` up to `end` without it."""
     return [first + timedelta(days=number) for number in range((end - first).days)]
 
 
-def _add_up(first: date, end: date) -> list[DayFigures]:
+def _add_up(first: date, end: date) -> list[DailyStats]:
     """Each day from `first` up to `end` without it, from jobs and entries themselves."""
-    rows = {day: DayFigures(day=day) for day in _days(first, end)}
+    rows = {day: DailyStats(day=day) for day in _days(first, end)}
     times: dict[date, Counter[str]] = {day: Counter() for day in rows}
     for day, state, duration, number in _query(ENDED, first, end):
         setattr(rows[day], state, getattr(rows[day], state) + number)
@@ -127,19 +127,19 @@ def _add_up(first: date, end: date) -> list[DayFigures]:
     return list(rows.values())
 
 
-def _keep_work_of_nodes(days: list[DayFigures]) -> None:
+def _keep_work_of_nodes(days: list[DailyStats]) -> None:
     """Add the work of every node to these days, which are in order."""
     found: dict[date, dict[str, list[int]]] = {row.day: {} for row in days}
     for day, node_id, *numbers in _query(WORK, days[0].day, days[-1].day + timedelta(days=1)):
         found.setdefault(day, {})[str(node_id)] = numbers
     for row in days:
         row.nodes = found[row.day]
-    DayFigures.objects.bulk_update(days, ["nodes"])
+    DailyStats.objects.bulk_update(days, ["nodes"])
 
 
 def _work_since(first: date, node: GpuNode) -> list[int]:
     """Clips, milliseconds and charged clips of a node, from the kept days and, after these, from the attempts."""
-    rows = DayFigures.objects.filter(day__gte=first, day__lt=settled(), nodes__isnull=False)
+    rows = DailyStats.objects.filter(day__gte=first, day__lt=settled(), nodes__isnull=False)
     kept = {row.day: (row.nodes or {}).get(str(node.pk), [0, 0, 0]) for row in rows}
     end = today() + timedelta(days=1)
     fresh = next(day for day in _days(first, end) if day not in kept)

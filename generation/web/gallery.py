@@ -65,14 +65,6 @@ class Filter:
         return urlencode({name: value for name, value in fields.items() if value})
 
 
-def page(
-    jobs: JobQuerySet, search: Filter, *, after: GenerationJob | None
-) -> tuple[list[GenerationJob], str]:
-    """Return a page of the search, newest first, and the query string of the next; empty when there is none."""
-    found, has_more = paginate(search.apply(jobs), after=after, limit=PAGE_SIZE, order="desc")
-    return found, search.query(after=found[-1].public_id) if has_more else ""
-
-
 def paginate(
     jobs: "QuerySet[GenerationJob]", *, after: GenerationJob | None, limit: int, order: str
 ) -> tuple[list[GenerationJob], bool]:

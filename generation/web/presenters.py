@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.template.loader import render_to_string
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from generation.jobs import catalog
 from generation.models import GenerationJob, JobAttempt, JobQuerySet
@@ -55,17 +55,18 @@ def kept_jobs(**filters: Any) -> JobQuerySet:
     return jobs.select_related("preset", "current_attempt__node")
 
 
-def render_card(job_id: uuid.UUID) -> str:
+def render_card(job_id: uuid.UUID, language: str) -> str:
     """Render one job's card as the HTML fragment that open pages swap in; empty when the job is gone."""
     job = kept_jobs(pk=job_id).first()
-    return render_to_string("generation/_card.html", {"card": cards([job])[0]}) if job else ""
+    with translation.override(language):
+        return render_to_string("generation/_card.html", {"card": cards([job])[0]}) if job else ""
 
 
 def cards(
     jobs: Iterable[GenerationJob],
     *,
     expected: Mapping[int, int] | None = None,
-    queue: catalog.Line | None = None,
+    queue: catalog.Queue | None = None,
 ) -> list[Card]:
     """Make a card for each job, in a number of queries that does not depend on how many there are.
 
@@ -78,11 +79,11 @@ def cards(
     if missing:
         seconds |= catalog.expected_seconds_of(missing.values())
     if queue is None and any(job.state == State.QUEUED for job in jobs):
-        queue = catalog.now(jobs)
+        queue = catalog.read_queue(jobs)
     return [_card(job, queue, seconds.get(job.preset_id, 0)) for job in jobs]
 
 
-def _card(job: GenerationJob, queue: catalog.Line | None, expected: int) -> Card:
+def _card(job: GenerationJob, queue: catalog.Queue | None, expected: int) -> Card:
     if job.state == State.RUNNING:
         return Card(job=job, seconds_left=seconds_left(job, expected=expected))
     if job.state != State.QUEUED or queue is None:

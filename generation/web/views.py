@@ -51,7 +51,7 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
     """Show the composer and the gallery; to visitors, the front page."""
     if request.user.is_authenticated:
         return _workspace(request)
-    context = catalog.context(catalog.current())
+    context = catalog.samples_context(catalog.current_offer())
     context |= {"quotes": catalog.quotes(), "signup_credits": settings.SIGNUP_CREDITS}
     return render(request, "front.html", context)
 
@@ -77,7 +77,6 @@ def start(request: HttpRequest) -> HttpResponse:
 
 @signed_in("GET")
 def balance(request: SiteRequest) -> HttpResponse:
-    """Render the header's balance alone."""
     return render(request, "_balance.html")
 
 
@@ -117,7 +116,7 @@ def _composer(
     wanted = form["preset"].value()
     chosen = next((quote for quote in quotes if quote.preset.name == wanted), None)
     default = next((quote for quote in quotes if quote.preset.is_default), quotes[0] if quotes else None)
-    queue = catalog.now(jobs or [])
+    queue = catalog.read_queue(jobs or [])
     expected = {quote.preset.pk: quote.expected_seconds for quote in quotes}
     return {
         "form": form,
@@ -138,7 +137,9 @@ def _gallery(request: SiteRequest) -> dict[str, Any]:
     search = gallery.Filter.from_query(request.GET)
     # The clip may have been deleted meanwhile; an unknown one is none.
     after = GenerationJob.objects.filter(user=request.user).named(request.GET.get("after", "")).first()
-    jobs, older = gallery.page(own_jobs(request), search, after=after)
+    found = search.apply(own_jobs(request))
+    jobs, has_more = gallery.paginate(found, after=after, limit=gallery.PAGE_SIZE, order="desc")
+    older = search.query(after=jobs[-1].public_id) if has_more else ""
     return {"filter": search, "after": after, "jobs": jobs, "older": older}
 
 
@@ -146,7 +147,7 @@ def _dashboard(request: SiteRequest, form: ComposerForm, *, status: int = 200) -
     context = _gallery(request)
     context |= _composer(request, form, jobs=context["jobs"])
     context["cards"] = cards(context["jobs"], expected=context["expected"], queue=context["queue"])
-    context |= catalog.context(catalog.of(context["queue"].nodes))
+    context |= catalog.samples_context(catalog.offer_of(context["queue"].nodes))
     return render(request, "generation/dashboard.html", context, status=status)
 
 
@@ -246,7 +247,6 @@ def share(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
 
 @signed_in("POST")
 def unshare(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """End the clip's link."""
     job = own_job(request, job_id)
     sharing.revoke(job=job)
     return _share_box(request, job)

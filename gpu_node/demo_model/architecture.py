@@ -1,10 +1,14 @@
-"""The parts of the embedded models: every one is the class that the 5B uses, only smaller.
+"""The embedded models: `tiny`, which draws what its small vocabulary says, and `tiny-random` for tests.
 
+docs/embedded-model.md shows what the first can do. Every part is of the class that CogVideoX-5B uses, only smaller.
 Each takes `changes` to its settings, by which `random_pipeline` makes it smaller still.
 """
 
+import shutil
 import string
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +22,36 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 from gpu_node.demo_model import latents, renderer, vocabulary
 
+TRAINED = Path(__file__).parent / "weights"
+RECIPE = "tiny-random-1"  # a new name whenever `random_pipeline` changes, so that an old copy is not used
 TEXT_WIDTH = 128
 RANDOM_SEED = 20240806
 RANDOM_TEXT_WIDTH = 32
 RANDOM_WIDTH, RANDOM_HEIGHT = 96, 64
+
+
+def model_folder(model: str, cache_dir: Path) -> Path:
+    """Return the folder for `CogVideoXPipeline.from_pretrained`: `tiny` is shipped, `tiny-random` built on first use.
+
+    Safe for several processes at once: each builds in a folder of its own, and the first rename wins.
+    """
+    if model == "tiny":
+        return TRAINED
+    folder = cache_dir / RECIPE
+    if (folder / "model_index.json").is_file():
+        return folder
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache_dir))
+    try:
+        scratch.chmod(0o755)  # mkdtemp's 0700 would hide the model from a node run by another user
+        random_pipeline().save_pretrained(scratch)
+        scratch.rename(folder)
+    except OSError:
+        if not (folder / "model_index.json").is_file():
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
 
 
 def pipeline() -> CogVideoXPipeline:

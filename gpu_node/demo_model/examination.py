@@ -11,7 +11,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import cycle, islice
 from multiprocessing import get_context
@@ -22,14 +21,16 @@ from diffusers import CogVideoXPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gpu_node.demo_model import TRAINED, latents
+from gpu_node.demo_model import latents
+from gpu_node.demo_model.architecture import TRAINED
 from gpu_node.demo_model.renderer import FRAMES, HEIGHT, WIDTH, draw, scenes
 from gpu_node.demo_model.scoring import look
 from gpu_node.demo_model.vocabulary import MAX_TOKENS, Combination, combinations, held_out_combinations
 from gpu_node.engine.speed import flatten_small_convolutions
 
 ATTRIBUTES = ("colour", "background", "motion", "shape")
-ALL = "all four"
+ALL, CLIPS = "all four", "clips"
+MISTAKE = " seen as "
 BARS = {"colour": 0.98, "background": 0.98, "motion": 0.95, "shape": 0.90, ALL: 0.85}
 PSNR_BAR, SECONDS_BAR = 30.0, 4.0
 STEPS = 20
@@ -43,33 +44,14 @@ SHEET_FRAMES = 5  # of each clip, evenly spread
 CAPTION, GAP = 18, 8  # pixels
 
 
-@dataclass
-class Tally:
-    """Counts of the clips that showed what they should."""
-
-    clips: int = 0
-    right: Counter[str] = field(default_factory=Counter)
-    missed: Counter[str] = field(default_factory=Counter)
-
-    def count(self, wanted: Combination, clip: Tensor) -> None:
-        """Look at one clip: (3, frames, 96, 144)."""
-        seen = look(clip)
-        good = [name for name in ATTRIBUTES if getattr(seen, name) == getattr(wanted, name)]
-        self.clips += 1
-        self.right.update(good)
-        self.right[ALL] += len(good) == len(ATTRIBUTES)
-        for name in set(ATTRIBUTES) - set(good):
-            self.missed[f"{getattr(wanted, name)} seen as {getattr(seen, name)}"] += 1
-
-    def add(self, other: "Tally") -> None:
-        """Take in what another process counted."""
-        self.clips += other.clips
-        self.right.update(other.right)
-        self.missed.update(other.missed)
-
-    def share(self, attribute: str) -> float:
-        """Return the share from 0 to 1; `attribute` is one of ATTRIBUTES or ALL."""
-        return self.right[attribute] / self.clips
+def judge(wanted: Combination, clip: Tensor) -> Counter[str]:
+    """Count in one clip, (3, frames, 96, 144), the ATTRIBUTES that it shows as it should, or ALL, and its mistakes."""
+    seen, tally = look(clip), Counter({CLIPS: 1})
+    for name in ATTRIBUTES:
+        asked, shown = getattr(wanted, name), getattr(seen, name)
+        tally[name if asked == shown else f"{asked}{MISTAKE}{shown}"] += 1
+    tally[ALL] += all(tally[name] for name in ATTRIBUTES)
+    return tally
 
 
 def main() -> None:
@@ -97,27 +79,29 @@ def main() -> None:
     sys.stdout.write(table(real, tally) + "\n" + "\n".join(others(load(options.model), tally)) + "\n")
 
 
-def examine(folder: Path, *, count: int, processes: int, frames: int = FRAMES) -> tuple[Tally, Tally]:
+def examine(
+    folder: Path, *, count: int, processes: int, frames: int = FRAMES
+) -> tuple[Counter[str], Counter[str]]:
     """Score `count` real clips and as many made ones, shared out among processes."""
     parts = [range(start, min(start + PART, count)) for start in range(0, count, PART)]
-    real, made = Tally(), Tally()
+    real, made = Counter[str](), Counter[str]()
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for one, other in pool.map(partial(_examine_part, folder, count=count, frames=frames), parts):
-            real.add(one)
-            made.add(other)
-            sys.stderr.write(f"{made.clips} of {count}\n")
+            real.update(one)
+            made.update(other)
+            sys.stderr.write(f"{made[CLIPS]} of {count}\n")
     return real, made
 
 
-def _examine_part(folder: Path, part: range, *, count: int, frames: int) -> tuple[Tally, Tally]:
+def _examine_part(folder: Path, part: range, *, count: int, frames: int) -> tuple[Counter[str], Counter[str]]:
     torch.set_num_threads(1)
-    real, made = Tally(), Tally()
+    real, made = Counter[str](), Counter[str]()
     for wanted, clip in real_clips(len(part), seed=part.start, frames=frames):
-        real.count(wanted, clip)
+        real.update(judge(wanted, clip))
     asked = prompts(count)[part.start : part.stop]
     first_seed = FIRST_SEED + part.start
     for wanted, clip in made_clips(load(folder), asked, first_seed=first_seed, frames=frames):
-        made.count(wanted, clip)
+        made.update(judge(wanted, clip))
     return real, made
 
 
@@ -212,25 +196,26 @@ def seconds_a_clip(pipe: CogVideoXPipeline) -> float:
     return time.perf_counter() - began
 
 
-def table(real: Tally, made: Tally) -> str:
+def table(real: Counter[str], made: Counter[str]) -> str:
     """Return the shares as a table in Markdown."""
-    lines = [f"| | {real.clips} real clips | {made.clips} held-out prompts | bar |", "|---|---|---|---|"]
+    lines = [f"| | {real[CLIPS]} real clips | {made[CLIPS]} held-out prompts | bar |", "|---|---|---|---|"]
     for name in (*ATTRIBUTES, ALL):
-        shares = f"{real.share(name):.1%} | {made.share(name):.1%}"
-        lines.append(f"| {name} | {shares} | {BARS[name]:.0%}{_verdict(made.share(name) >= BARS[name])} |")
+        share = made[name] / made[CLIPS]
+        shares = f"{real[name] / real[CLIPS]:.1%} | {share:.1%}"
+        lines.append(f"| {name} | {shares} | {BARS[name]:.0%}{_verdict(share >= BARS[name])} |")
     return "\n".join(lines)
 
 
-def others(pipe: CogVideoXPipeline, made: Tally) -> list[str]:
+def others(pipe: CogVideoXPipeline, made: Counter[str]) -> list[str]:
     """Return the lines that belong below the table."""
     seconds = seconds_a_clip(pipe)
     both, decoder = reconstruction(pipe, clips=RECONSTRUCTED)
-    missed = ", ".join(f"{what} {count}×" for what, count in made.missed.most_common(8)) or "none"
+    mistakes = [f"{what} {count}×" for what, count in made.most_common() if MISTAKE in what][:8]
     return [
         f"real clips through the VAE: {both:.1f} dB (bar {PSNR_BAR:.0f}{_verdict(both >= PSNR_BAR)}); "
         f"by the decoder from their drawn latents: {decoder:.1f} dB",
         f"a clip of 17 frames, 20 steps: {seconds:.1f} s (bar {SECONDS_BAR:.0f}{_verdict(seconds <= SECONDS_BAR)})",
-        f"most frequent mistakes: {missed}",
+        f"most frequent mistakes: {', '.join(mistakes) or 'none'}",
     ]
 
 

@@ -109,8 +109,7 @@ def pixel_grid(*, step: int = 1) -> Tensor:
     """Return the centres of squares of `step` pixels: (height / step, width / step, 2)."""
     rows = torch.arange(step / 2, HEIGHT, step) - 0.5
     columns = torch.arange(step / 2, WIDTH, step) - 0.5
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((x, y), dim=-1)
+    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"), dim=-1)
 
 
 def draw(scene: Scenes) -> Tensor:
@@ -153,8 +152,7 @@ def _landscape(horizon: int, colours: tuple[tuple[int, int, int], ...]) -> Tenso
 def distance_table() -> Tensor:
     """Return signed distances of the five shapes on a square grid: (5, 192, 192), in radii."""
     axis = torch.linspace(-TABLE_REACH, TABLE_REACH, TABLE_SIZE)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    points = torch.stack((x, y), dim=-1)
+    points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)
     return torch.stack([_polygon_distance(points, outline(shape)) for shape in SHAPES])
 
 

@@ -145,7 +145,6 @@ def _silhouettes(shape: int, area: Tensor, *, reach: int = 44) -> Tensor:
 def _area_and_middle(shape: int) -> tuple[float, Tensor]:
     """Return the area of the shape with radius 1, in square radii, and the middle of that area."""
     axis = torch.linspace(-1.5, 1.5, 301)
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    points = torch.stack((x, y), dim=-1)[None]
+    points = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)[None]
     inside = signed_distance(torch.tensor([shape]), points)[0] < 0
     return inside.sum().item() * 0.01**2, points[0][inside].mean(0)

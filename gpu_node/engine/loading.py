@@ -1,7 +1,9 @@
 """Loading: from the operator's options to a model in place, with its class, precision, device and levers."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,27 +17,32 @@ from diffusers import (
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 
-from gpu_node import catalog, demo_model, placement
-from gpu_node.catalog import Traits
+from gpu_node import catalog
+from gpu_node.catalog import GB, Placement, Traits
+from gpu_node.demo_model.architecture import model_folder
 from gpu_node.engine import attention, quantization, speed
 from gpu_node.engine.errors import ModelUnavailable
-from gpu_node.engine.prompts import PromptEncoder
 from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
 
 log = logging.getLogger(__name__)
 
-GB = 10**9
 COMPILE_BACKEND = "inductor"
 TINY_GUIDANCE = 1.75  # it was trained to follow its prompt almost without
+KEPT_PROMPTS = 64  # 1.9 MB each for the 5B in 16 bits
 AnyPipeline: TypeAlias = "CogVideoXPipeline | CogVideoXImageToVideoPipeline"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model ready to be used. `setup` is recorded with each clip."""
+    """A model ready to be used. `setup` is recorded with each clip.
+
+    `embed` gives a text's embedding, (1, tokens, width of the text encoder), on the transformer's device, and keeps it
+    for the next clip with the same words. The 5B takes 226 tokens. There is no attention mask, so texts are always
+    padded to the length that the model was trained with.
+    """
 
     pipe: AnyPipeline
-    prompts: PromptEncoder
+    embed: Callable[[str], torch.Tensor]
     traits: Traits
     device: torch.device
     tiled: bool
@@ -49,7 +56,7 @@ def load(options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> L
     """
     device = _choose_device(options)
     dtype = _choose_dtype(options, device)
-    check_hardware(options, device)  # before anything is downloaded
+    quantization.check_hardware(options.levers.quantization, device)  # before anything is downloaded
     place = _choose_placement(options, device)
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
@@ -62,7 +69,7 @@ def load(options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> L
 def set_up(
     pipe: AnyPipeline,
     options: EngineOptions,
-    place: placement.Placement,
+    place: Placement,
     device: torch.device,
     dtype: torch.dtype,
     *,
@@ -75,7 +82,7 @@ def set_up(
         quantization.quantize(pipe.transformer, levers.quantization)
     if device.type == "cpu":
         speed.flatten_small_convolutions(pipe.vae)
-    prompts = _put_in_place(pipe, place, device, dtype)
+    embed = _put_in_place(pipe, place, device, dtype)
     traits = _traits(pipe, options)
     backend = _set_attention(pipe, options.attention, traits, device, dtype)
     compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
@@ -94,7 +101,7 @@ def set_up(
         "step_cache": levers.step_cache,
     }
     log.info("set up: %s", ", ".join(f"{name} {value}" for name, value in setup.items()))
-    return Loaded(pipe=pipe, prompts=prompts, traits=traits, device=device, tiled=place.tiled, setup=setup)
+    return Loaded(pipe=pipe, embed=embed, traits=traits, device=device, tiled=place.tiled, setup=setup)
 
 
 def _choose_device(options: EngineOptions) -> torch.device:
@@ -115,12 +122,6 @@ def _choose_device(options: EngineOptions) -> torch.device:
     return device
 
 
-def check_hardware(options: EngineOptions, device: torch.device) -> None:
-    """Raise ModelUnavailable for what this hardware cannot do."""
-    if options.levers.quantization == "fp8":
-        quantization.check_fp8(device)
-
-
 def _choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
     """Return the operator's choice, else what the model was published in; on a CPU float32, the fastest there."""
     if options.dtype != "auto":
@@ -137,11 +138,11 @@ def _choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
     return dtype
 
 
-def _choose_placement(options: EngineOptions, device: torch.device) -> placement.Placement:
+def _choose_placement(options: EngineOptions, device: torch.device) -> Placement:
     if device.type == "cpu":
-        return placement.Placement(text_on_gpu=False, tiled=options.profile == "memory", peak_gb=0)
+        return Placement(text_on_gpu=False, tiled=options.profile == "memory", peak_gb=0)
     card_gb = torch.cuda.get_device_properties(device).total_memory / GB
-    found = placement.choose(options.traits, options.levers, card_gb=card_gb)
+    found = catalog.choose_placement(options.traits, options.levers, card_gb=card_gb)
     if found is None:
         raise ModelUnavailable(
             f"{shown_name(options.model)} in the profile {options.profile} does not fit "
@@ -159,7 +160,7 @@ def _from_disk(options: EngineOptions, dtype: torch.dtype) -> AnyPipeline:
         raise ModelUnavailable(f"{shown} cannot be loaded: the folder has no model_index.json.")
     if source in EMBEDDED:
         assert options.cache_dir is not None
-        source = str(demo_model.model_folder(source, options.cache_dir))
+        source = str(model_folder(source, options.cache_dir))
     name = CogVideoXPipeline.load_config(source)["_class_name"]
     classes = {kind.__name__: kind for kind in (CogVideoXPipeline, CogVideoXImageToVideoPipeline)}
     if name not in classes:
@@ -170,9 +171,9 @@ def _from_disk(options: EngineOptions, dtype: torch.dtype) -> AnyPipeline:
 
 
 def _put_in_place(
-    pipe: AnyPipeline, place: placement.Placement, device: torch.device, dtype: torch.dtype
-) -> PromptEncoder:
-    """Move the parts; the text encoder leaves the pipeline, so that it can work ahead of it."""
+    pipe: AnyPipeline, place: Placement, device: torch.device, dtype: torch.dtype
+) -> Callable[[str], torch.Tensor]:
+    """Move the parts; the text encoder leaves the pipeline, so that it can work ahead of it. Return how it embeds."""
     text_device = device if place.text_on_gpu else torch.device("cpu")
     # On a CPU, T5 in float16 is slow and overflows; in bfloat16 it does neither.
     text_dtype = torch.bfloat16 if text_device.type == "cpu" and dtype == torch.float16 else dtype
@@ -188,8 +189,22 @@ def _put_in_place(
     _make_tiles_fit(pipe.vae)
     if device.type == "cuda":
         speed.times_to(pipe.transformer, device)
-    length = pipe.transformer.config.max_text_seq_length
-    return PromptEncoder(text, tokens=length, runs_on=text_device, goes_to=device, dtype=dtype)
+    tokens = pipe.transformer.config.max_text_seq_length
+
+    @lru_cache(maxsize=KEPT_PROMPTS)
+    @torch.no_grad()
+    def embed(prompt: str) -> torch.Tensor:
+        embedding, _ = text.encode_prompt(
+            prompt,
+            do_classifier_free_guidance=False,
+            max_sequence_length=tokens,
+            device=text_device,
+            dtype=dtype,
+        )
+        on_the_gpu: torch.Tensor = embedding.to(device)
+        return on_the_gpu
+
+    return embed
 
 
 def _make_tiles_fit(vae: AutoencoderKLCogVideoX) -> None:

@@ -18,7 +18,6 @@ from torch._dynamo.exc import TorchDynamoException
 
 from gpu_node.engine.errors import ModelUnavailable, UnusableResult
 from gpu_node.engine.loading import COMPILE_BACKEND, Loaded, fresh_scheduler, load
-from gpu_node.engine.prompts import Prompts
 from gpu_node.engine.speed import new_shapes_compile
 from gpu_node.ipc import Memory
 from gpu_node.schemas import Clip
@@ -26,6 +25,7 @@ from gpu_node.settings import EMBEDDED, EngineOptions
 
 log = logging.getLogger(__name__)
 
+Prompts = tuple[torch.Tensor, torch.Tensor]  # embeddings of the prompt and of the negative prompt
 WARM_STEPS = 4  # enough for a step cache to have gone through both of its ways
 MEGABYTE = 2**20
 RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
@@ -36,7 +36,7 @@ class VideoPipeline:
 
     def __init__(self, loaded: Loaded, *, lower_case: bool) -> None:
         self._pipe = loaded.pipe
-        self._prompts = loaded.prompts
+        self._embed = loaded.embed
         self._lower_case = lower_case
         self.traits = loaded.traits
         self.setup = loaded.setup
@@ -100,13 +100,13 @@ class VideoPipeline:
         log.info("%d frames of %dx%d: warm in %.0f s", frames, width, height, time.perf_counter() - started)
 
     def encode(self, prompt: str, negative_prompt: str) -> Prompts:
-        """Encode what the transformer reads of the words. Any thread may call it.
+        """Encode what the transformer reads of the words. A thread that works ahead of the GPU may call it.
 
         The embedded models' vocabularies have no capitals, and T5Tokenizer forgets a normaliser when it is saved.
         """
         if self._lower_case:
             prompt, negative_prompt = prompt.lower(), negative_prompt.lower()
-        return self._prompts.encode(prompt, negative_prompt)
+        return self._embed(prompt), self._embed(negative_prompt)
 
     def denoise(
         self, clip: Clip, prompts: Prompts, *, picture: Path | None = None, on_step: Callable[[int], None]
@@ -135,8 +135,8 @@ class VideoPipeline:
         report = StepReport(on_step, self.device)
         try:
             output = self._pipe(
-                prompt_embeds=prompts.positive,
-                negative_prompt_embeds=prompts.negative,
+                prompt_embeds=prompts[0],
+                negative_prompt_embeds=prompts[1],
                 width=clip.width,
                 height=clip.height,
                 num_frames=clip.generated_frames,

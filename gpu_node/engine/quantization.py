@@ -81,8 +81,10 @@ def quantize(transformer: CogVideoXTransformer3DModel, kind: str) -> None:
                         setattr(module, name, layer(child))
 
 
-def check_fp8(device: torch.device) -> None:
-    """Raise ModelUnavailable where the hardware has no matrix units for 8-bit floats."""
+def check_hardware(kind: str, device: torch.device) -> None:
+    """Raise ModelUnavailable for fp8 where the hardware has no matrix units for 8-bit floats."""
+    if kind != "fp8":
+        return
     if device.type != "cuda":
         raise ModelUnavailable(
             "fp8 needs a CUDA GPU; this node runs on the CPU. Use GPU_NODE_QUANTIZATION=none."

@@ -6,16 +6,15 @@ from functools import partial
 from django.db import transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, gettext_noop
 from telegram.error import BadRequest
 
 from accounts.models import CreditAccount, User
 from generation import sharing
-from generation.database import in_database
+from generation.database import in_database, written
 from generation.errors import CannotCancel, VideoNotReady
 from generation.jobs import lifecycle
 from generation.models import GenerationJob
-from generation.retrying import written
 from telegram_bot import wakeup
 from telegram_bot.commands.video import own_job, remember
 from telegram_bot.models import JobMessage
@@ -27,7 +26,7 @@ from telegram_bot.texts.parts import lines, prompt_line, row
 logger = logging.getLogger(__name__)
 
 LENGTH = 5
-REASON = "Canceled in Telegram"
+REASON = gettext_noop("Canceled in Telegram")  # stored in English, translated where it is shown
 
 
 @in_database

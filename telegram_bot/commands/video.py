@@ -12,14 +12,13 @@ from django.utils.translation import gettext_lazy
 from telegram import ForceReply
 from telegram.error import BadRequest
 
-from generation.database import in_database
+from generation.database import in_database, written
 from generation.errors import JobNotFound
 from generation.jobs import submission
 from generation.jobs.submission import VideoRequest, same_again
 from generation.models import GenerationJob
-from generation.retrying import written
 from telegram_bot.commands.welcome import quote_for
-from telegram_bot.models import JobMessage, JobPost, TelegramAccount
+from telegram_bot.models import JobMessage, MessageRef, TelegramAccount
 from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.receiving.routes import button, command, message
 from telegram_bot.sending import outbox
@@ -123,7 +122,7 @@ def own_job(account: TelegramAccount, hex_id: str) -> GenerationJob:
 
 
 @in_database
-def meant_by(request: Request) -> JobPost | None:
+def meant_by(request: Request) -> MessageRef | None:
     """Find the job that a message replies to; otherwise the last one, in a private chat."""
     chat = {"bot_id": request.bot.id, "chat_id": request.chat.id}
     replied = request.message.reply_to_message

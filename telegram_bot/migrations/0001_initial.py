@@ -67,6 +67,9 @@ class Migration(migrations.Migration):
             name="JobMessage",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
+                ("attempts", models.PositiveIntegerField(default=0, help_text="Tries that failed.")),
+                ("next_attempt_at", models.DateTimeField(null=True, blank=True)),
+                ("error", models.CharField(max_length=500, blank=True)),
                 ("job", models.OneToOneField("generation.generationjob", on_delete=models.CASCADE, related_name="telegram_message")),
                 ("bot_id", models.BigIntegerField(help_text="The bot that was asked; another one may not write to this chat.")),
                 ("chat_id", models.BigIntegerField()),
@@ -74,11 +77,8 @@ class Migration(migrations.Migration):
                 ("status_message_id", models.BigIntegerField(null=True, blank=True)),
                 ("last_text", models.TextField(blank=True, help_text="What the status message shows.")),
                 ("state", models.CharField(max_length=10, choices=[("pending", "Pending"), ("sent", "Sent"), ("failed", "Failed")], default="pending")),
-                ("attempts", models.PositiveIntegerField(default=0, help_text="Tries that failed.")),
-                ("next_attempt_at", models.DateTimeField(null=True, blank=True)),
                 ("upload_began_at", models.DateTimeField(null=True, blank=True, help_text="An upload that nobody knows the end of: it may have arrived.")),
                 ("file_id", models.CharField(max_length=250, blank=True, help_text="Sends the same file again without an upload.")),
-                ("error", models.CharField(max_length=500, blank=True)),
                 ("created_at", models.DateTimeField(db_default=Now(), editable=False)),
                 ("sent_at", models.DateTimeField(null=True, blank=True)),
             ],
@@ -94,7 +94,7 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name="JobPost",
+            name="MessageRef",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
                 ("job", models.ForeignKey("generation.generationjob", on_delete=models.CASCADE, related_name="telegram_posts")),
@@ -161,7 +161,7 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(
                         condition=Q(began_on="web", user__isnull=False)
                         | Q(account__isnull=False, began_on="telegram"),
-                        name="link_request_has_who_began_it",
+                        name="link_request_has_initiator",
                     ),
                     models.CheckConstraint(
                         condition=~Q(state="joined")
@@ -189,17 +189,17 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
-            name="Notice",
+            name="ChatNotice",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
+                ("attempts", models.PositiveIntegerField(default=0, help_text="Tries that failed.")),
+                ("error", models.CharField(max_length=500, blank=True)),
                 ("bot_id", models.BigIntegerField()),
                 ("chat_id", models.BigIntegerField()),
                 ("text", models.TextField(help_text="In Telegram's HTML.")),
                 ("keyboard", models.JSONField(default=list, blank=True, help_text="Rows of buttons as the Bot API has them.")),
                 ("state", models.CharField(max_length=10, choices=[("pending", "Pending"), ("sent", "Sent"), ("failed", "Failed")], default="pending")),
-                ("attempts", models.PositiveIntegerField(default=0, help_text="Tries that failed.")),
                 ("next_attempt_at", models.DateTimeField(db_default=Now())),
-                ("error", models.CharField(max_length=500, blank=True)),
                 ("created_at", models.DateTimeField(db_default=Now(), editable=False)),
                 ("sent_at", models.DateTimeField(null=True, blank=True)),
             ],
@@ -229,7 +229,7 @@ class Migration(migrations.Migration):
                 "constraints": [
                     models.CheckConstraint(
                         condition=Q(credits__gte=1, credits__lte=10000000, stars__gte=1, stars__lte=10000),
-                        name="pack_is_worth_something",
+                        name="pack_within_limits",
                     )
                 ],
             },

@@ -1,18 +1,18 @@
 """The tables of the bot."""
 
-from telegram_bot.models.accounts import BotTraffic, JobMessage, JobPost, TelegramAccount, TelegramUpdate
-from telegram_bot.models.links import KnownBot, LinkRequest, LoginLink, Notice
+from telegram_bot.models.accounts import BotTraffic, JobMessage, MessageRef, TelegramAccount, TelegramUpdate
+from telegram_bot.models.links import ChatNotice, KnownBot, LinkRequest, LoginLink
 from telegram_bot.models.payments import CreditPack, StarInvoice, StarPayment
 
 __all__ = [
     "BotTraffic",
+    "ChatNotice",
     "CreditPack",
     "JobMessage",
-    "JobPost",
     "KnownBot",
     "LinkRequest",
     "LoginLink",
-    "Notice",
+    "MessageRef",
     "StarInvoice",
     "StarPayment",
     "TelegramAccount",

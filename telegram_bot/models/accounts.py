@@ -128,7 +128,7 @@ class JobMessage(OutboxRow):
         return f"{self.job_id} in chat {self.chat_id} ({self.state})"
 
 
-class JobPost(models.Model):
+class MessageRef(models.Model):
     """A message of the bot that is about a job, so that a reply to it can be understood."""
 
     job = models.ForeignKey(GenerationJob, on_delete=models.CASCADE, related_name="telegram_posts")

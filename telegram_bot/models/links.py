@@ -75,7 +75,7 @@ class LinkRequest(models.Model):
             models.CheckConstraint(
                 condition=Q(began_on="web", user__isnull=False)
                 | Q(began_on="telegram", account__isnull=False),
-                name="link_request_has_who_began_it",
+                name="link_request_has_initiator",
             ),
             models.CheckConstraint(
                 condition=~Q(state="joined")
@@ -109,7 +109,7 @@ class LoginLink(models.Model):
         return f"for {self.user}, {'used' if self.used_at else 'not used'}"
 
 
-class Notice(OutboxRow):
+class ChatNotice(OutboxRow):
     """A message to a chat, written by a process that does not speak to Telegram.
 
     PENDING → SENT, or FAILED when it can never be delivered.

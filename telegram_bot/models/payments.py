@@ -31,7 +31,7 @@ class CreditPack(models.Model):
         constraints = [
             models.CheckConstraint(
                 condition=Q(credits__gte=1, credits__lte=MAX_CREDITS, stars__gte=1, stars__lte=MAX_STARS),
-                name="pack_is_worth_something",
+                name="pack_within_limits",
             )
         ]
 

@@ -24,9 +24,8 @@ from django.db.models.functions import Now
 from telegram import Update
 from telegram.error import Forbidden, InvalidToken, TelegramError
 
-from generation.database import DATABASE_AWAY, in_database
+from generation.database import DATABASE_AWAY, delays, in_database, written
 from generation.outbox import woken
-from generation.retrying import delays, written
 from telegram_bot.models import TelegramUpdate
 from telegram_bot.sending import client
 from telegram_bot.sending.client import UPDATE, BotClient, is_transient, traffic, wait_asked_for

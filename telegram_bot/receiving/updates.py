@@ -15,8 +15,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_POST
 from telegram.error import Conflict, InvalidToken, TelegramError
 
-from generation.database import DATABASE_AWAY, in_database
-from generation.retrying import delays
+from generation.database import DATABASE_AWAY, delays, in_database
 from telegram_bot import wakeup
 from telegram_bot.links import bot_id_of
 from telegram_bot.receiving import inbox, routes

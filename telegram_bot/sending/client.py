@@ -27,8 +27,7 @@ from telegram.error import (
 from telegram.ext import AIORateLimiter, Defaults, ExtBot
 from telegram.request import HTTPXRequest, RequestData
 
-from generation.database import DATABASE_AWAY, in_database
-from generation.retrying import delays
+from generation.database import DATABASE_AWAY, delays, in_database
 from telegram_bot.models import BotTraffic
 
 logger = logging.getLogger(__name__)

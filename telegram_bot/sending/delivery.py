@@ -19,12 +19,11 @@ from telegram import InlineKeyboardMarkup, InputMediaVideo, Message
 from telegram.constants import ChatAction
 from telegram.error import BadRequest, ChatMigrated, Forbidden, InvalidToken, TelegramError
 
-from generation.database import in_database
+from generation.database import in_database, written
 from generation.models import GenerationJob
 from generation.outbox import Channel, OutboxRow, TryLater
-from generation.retrying import written
 from telegram_bot import links, refunds, users
-from telegram_bot.models import JobMessage, Notice, StarPayment
+from telegram_bot.models import ChatNotice, JobMessage, StarPayment
 from telegram_bot.sending import client, outbox
 from telegram_bot.sending.client import (
     MEDIA_SECONDS,
@@ -75,7 +74,7 @@ class TelegramChannel(Channel[R]):
 
     async def fail(self, row: R, error: Exception) -> None:
         """Settle a row that can never be delivered."""
-        assert isinstance(row, JobMessage | Notice)
+        assert isinstance(row, JobMessage | ChatNotice)
         await mark_failed(row, error=str(error), blocked=isinstance(error, Forbidden))
 
     async def deliver(self, row: R) -> None:
@@ -91,16 +90,16 @@ class TelegramChannel(Channel[R]):
             await self.fail(row, error)
 
 
-class Notices(TelegramChannel[Notice]):
+class Notices(TelegramChannel[ChatNotice]):
     """Texts from other processes, sent one after the other."""
 
-    table = Notice
+    table = ChatNotice
 
-    async def send(self, row: Notice) -> None:
+    async def send(self, row: ChatNotice) -> None:
         markup = InlineKeyboardMarkup.de_json({"inline_keyboard": row.keyboard}, self._bot)
         async with client.turn():
             await self._bot.send_message(row.chat_id, row.text, reply_markup=markup if row.keyboard else None)
-            mark = partial(update, row, state=Notice.State.SENT, error="", sent_at=Now())
+            mark = partial(update, row, state=ChatNotice.State.SENT, error="", sent_at=Now())
             await written(mark, about=str(row))
 
 

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from generation.models import GenerationJob
 from telegram_bot import wakeup
 from telegram_bot.links import bot_id_of
-from telegram_bot.models import JobMessage, JobPost, Notice, TelegramAccount
+from telegram_bot.models import ChatNotice, JobMessage, MessageRef, TelegramAccount
 
 if TYPE_CHECKING:
     from telegram import InlineKeyboardMarkup
@@ -27,13 +27,15 @@ def tell(*, chat_id: int, text: str, markup: "InlineKeyboardMarkup | None" = Non
     """Have the bot send a text in Telegram's HTML when the current transaction commits."""
     keyboard = markup.to_dict()["inline_keyboard"] if markup else []
     bot_id = bot_id_of(settings.TELEGRAM_BOT_TOKEN)
-    Notice.objects.create(bot_id=bot_id, chat_id=chat_id, text=text, keyboard=keyboard)
+    ChatNotice.objects.create(bot_id=bot_id, chat_id=chat_id, text=text, keyboard=keyboard)
     wakeup.call(wakeup.OUTBOX)
 
 
 def prune() -> int:
     """Delete notices that were settled and are a week old."""
-    old = Notice.objects.filter(created_at__lt=Now() - KEEP_NOTICES).exclude(state=Notice.State.PENDING)
+    old = ChatNotice.objects.filter(created_at__lt=Now() - KEEP_NOTICES).exclude(
+        state=ChatNotice.State.PENDING
+    )
     return old.delete()[0]
 
 
@@ -52,7 +54,7 @@ def load(row_id: int) -> JobMessage:
     return JobMessage.objects.select_related(*related).get(pk=row_id)
 
 
-def update(row: JobMessage | Notice, **values: object) -> None:
+def update(row: JobMessage | ChatNotice, **values: object) -> None:
     type(row)._default_manager.filter(pk=row.pk).update(**values)
 
 
@@ -71,7 +73,7 @@ def mark_sent(row: JobMessage, sent: Sent) -> int | None:
 
 
 @transaction.atomic
-def mark_failed(row: JobMessage | Notice, *, error: str, blocked: bool = False) -> None:
+def mark_failed(row: JobMessage | ChatNotice, *, error: str, blocked: bool = False) -> None:
     due = {"next_attempt_at": None} if isinstance(row, JobMessage) else {}
     update(row, state=row.State.FAILED, error=error[:500], **due)
     if blocked:
@@ -83,7 +85,7 @@ def remember(
     *, job: GenerationJob, bot_id: int, chat_id: int, message_id: int, asks_for_prompt: bool = False
 ) -> None:
     """Store which job a message is about, so that a reply to it is understood."""
-    JobPost.objects.get_or_create(
+    MessageRef.objects.get_or_create(
         bot_id=bot_id,
         chat_id=chat_id,
         message_id=message_id,
@@ -91,16 +93,16 @@ def remember(
     )
 
 
-def find(*, bot_id: int, chat_id: int, message_id: int) -> JobPost | None:
+def find(*, bot_id: int, chat_id: int, message_id: int) -> MessageRef | None:
     """Find the job that a message is about: one of the bot's, or the one by which a video was asked for."""
-    post = JobPost.objects.filter(bot_id=bot_id, chat_id=chat_id, message_id=message_id)
+    post = MessageRef.objects.filter(bot_id=bot_id, chat_id=chat_id, message_id=message_id)
     if found := post.filter(job__deleted_at=None).select_related("job__preset").first():
         return found
     return last_in(bot_id=bot_id, chat_id=chat_id, reply_to=message_id)
 
 
-def last_in(*, bot_id: int, chat_id: int, **asked: int) -> JobPost | None:
+def last_in(*, bot_id: int, chat_id: int, **asked: int) -> MessageRef | None:
     """Find the newest job that was asked for in a chat; `asked` narrows it down to fields of JobMessage."""
     rows = JobMessage.objects.filter(bot_id=bot_id, chat_id=chat_id, job__deleted_at=None, **asked)
     row = rows.select_related("job__preset").order_by("-id").first()
-    return JobPost(job=row.job, bot_id=bot_id, chat_id=chat_id, message_id=0) if row else None
+    return MessageRef(job=row.job, bot_id=bot_id, chat_id=chat_id, message_id=0) if row else None

@@ -44,7 +44,7 @@ def status_of(job: GenerationJob) -> dict[str, Any]:
 
     Reads the database. The result is for send_message and edit_message_text.
     """
-    expected = catalog.expected_seconds(job.preset)
+    expected = catalog.expected_seconds_of([job.preset])[job.preset_id]
     [card] = cards([job], expected={job.preset_id: expected})
     return {"text": texts.generating(card, expected_seconds=expected), "reply_markup": texts.of_job(job)}
 

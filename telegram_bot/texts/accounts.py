@@ -8,8 +8,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
-from accounts.merging import Plan
-from accounts.models import User
+from accounts.models import User, WalletMerge
 from generation.errors import in_words
 from generation.jobs.catalog import Quote
 from generation.models import Preset
@@ -30,16 +29,17 @@ def link_begun(url: str, *, life: timedelta) -> str:
     )
 
 
-def asks_to_join(user: User, plan: Plan) -> str:
+def asks_to_join(user: User, plan: WalletMerge) -> str:
+    """Ask a person in Telegram to agree."""
     site = django_settings.SITE_URL.partition("://")[2]
     names = {"name": escaped(user.username), "site": escaped(site)}
     moves = [_("Your videos and credits from here become part of that account.")]
-    if plan.moves:
-        moves.append(_("%(credits)s move there.") % {"credits": credits_of(plan.moves)})
-    if plan.stays:
+    if plan.moved:
+        moves.append(_("%(credits)s move there.") % {"credits": credits_of(plan.moved)})
+    if plan.stayed:
         moves.append(
             _("Unspent welcome credits (%(credits)s) do not: everybody has them once.")
-            % {"credits": credits_of(plan.stays)}
+            % {"credits": credits_of(plan.stayed)}
         )
     warning = _(
         "Whoever signs in there as <b>%(name)s</b> will have your credits and videos. Agree only if it is you."

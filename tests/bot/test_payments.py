@@ -11,7 +11,7 @@ from telegram import SuccessfulPayment
 
 from accounts import ledger
 from accounts.ledger_check import audit
-from accounts.models import CreditTransaction, StaffAct, User
+from accounts.models import AuditEvent, CreditTransaction, User
 from accounts.staff.actor import Refused
 from telegram_bot import linking, payments, refunds
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAccount, TelegramUpdate
@@ -111,7 +111,7 @@ def test_nothing_is_for_sale_until_staff_say_so_by_a_tick_in_the_list(bot, ada, 
     counted = {"form-TOTAL_FORMS": len(rows), "form-INITIAL_FORMS": len(rows), "_save": "Save"}
     answer = admin.post(page, filled | counted | {"form-0-stars": 99, "form-0-for_sale": "on"}, follow=True)
     assert "was changed successfully" in answer.content.decode()
-    assert StaffAct.objects.get().actor == staff
+    assert AuditEvent.objects.get().actor == staff
     assert labels(ask(bot, "/buy", ada)) == ["Starter: 250 credits · ⭐ 99"]
     assert "/buy - Buy credits with Telegram Stars" in ask(bot, "/help", ada).text
 

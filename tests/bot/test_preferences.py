@@ -117,6 +117,6 @@ def test_a_language_that_was_chosen_goes_before_that_of_telegram(bot: Bot, ada: 
 
 def test_refusals_are_said_in_it_too(bot: Bot, ada: int):
     with translation.override("ru"):
-        words = PromptTooLong(maximum=200).message
+        words = PromptTooLong(n=200).message
     assert shown(bot, "/video " + "x" * 201, ada, language_code="ru").text == f"❌ {words}"
     assert not GenerationJob.objects.exists()

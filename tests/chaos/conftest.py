@@ -92,7 +92,7 @@ def _sabotage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def _complete_unfenced(*, attempt_id: Any, stored: Any) -> bool:
-    """`lifecycle.complete` as it would be without its conditions: whoever comes with a file is believed."""
+    """Complete the job without the conditions of `lifecycle.complete`: any file is believed."""
     job = GenerationJob.objects.get(attempts=attempt_id)
     GenerationJob.objects.filter(pk=job.pk).update(
         state="completed", video=stored.video, finished_at=timezone.now()

@@ -74,8 +74,12 @@ class Platform(Stack):
         if role == "web worker":
             return rng.choice(psutil.Process(self.pid_of("web")).children())
         if role == "node worker":
-            return psutil.Process(self.pid_of("gpu_node")).children()[0]
-        sentinel = psutil.Process(self.pid_of("worker")).children()[0]
+            return self.node_worker()
+        children = psutil.Process(self.pid_of("worker")).children()
+        # The database server is among them where the worker was the first to start it again.
+        sentinel = next((child for child in children if not child.name().startswith("postgres")), None)
+        if sentinel is None:
+            raise LookupError("the worker is starting")
         if role == "worker sentinel":
             return sentinel
         # Forked in this order: the pool, then the monitor and the pusher.
@@ -85,7 +89,7 @@ class Platform(Stack):
         return rng.choice(children[:2]) if role == "worker child" else rng.choice(children[2:])
 
     def kill(self, role: str, rng: random.Random) -> None:
-        """SIGKILL whoever plays the role, as soon as somebody does, and see that it is gone."""
+        """Send SIGKILL to the process in this role, once there is one, and see that it is gone."""
         process = wait_for(lambda: self._victim_or_none(role, rng), message=f"{role} did not come back")
         process.send_signal(signal.SIGKILL)
         wait_for(lambda: is_gone(process), message=f"{role} survived a SIGKILL")

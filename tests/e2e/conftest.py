@@ -99,7 +99,7 @@ def is_complaint(message: ConsoleMessage) -> bool:
 def new_page(stack: Stack, chromium: Browser) -> Iterator[Callable[..., Page]]:
     """Pages in a context of their own, as of another person; what their consoles complain about fails the test.
 
-    Nothing is animated in them unless they ask for it: without a GPU, that takes a good part of a core.
+    Nothing is animated in them unless a test asks for it: without a GPU, that takes a good part of a core.
     """
     contexts, complaints = [], []
 

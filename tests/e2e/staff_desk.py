@@ -111,7 +111,7 @@ def _made(stack: Stack, key: str, prompt: str) -> str:
 
 @contextmanager
 def another_node(stack: Stack, name: str) -> Iterator[None]:
-    """The stack's own node once more, by another spelling of its address; drained at the end."""
+    """Add the stack's own node once more, by another spelling of its address; drain it at the end."""
     url = stack.node_url.replace("127.0.0.1", "LOCALHOST")
     stack.manage("shell", "-c", NODE.format(name=name, url=url, key=stack.environment["VIDEO_API_KEY"]))
     try:
@@ -123,14 +123,14 @@ def another_node(stack: Stack, name: str) -> Iterator[None]:
 
 
 def code(secret: str) -> str:
-    """What the app on the phone shows now (RFC 6238)."""
+    """The code that the app on the phone shows now (RFC 6238)."""
     digest = hmac.digest(base64.b32decode(secret), int(time.time() // 30).to_bytes(8, "big"), "sha1")
     start = digest[-1] & 15
     return f"{(int.from_bytes(digest[start : start + 4], 'big') & 0x7FFFFFFF) % 10**6:06d}"
 
 
 def sign_in(page: Page, name: str, *, to: str = "/admin/") -> None:
-    """On the site's own page, as staff with two steps have to."""
+    """Sign in on the site's own page, as staff with two steps have to."""
     page.goto(f"/accounts/login/?next={to}")
     page.locator("[name=login]").fill(name)
     page.locator("[name=password]").fill(PASSWORD)
@@ -193,7 +193,7 @@ def choose(page: Page, rows: list[str], action: str) -> None:
 
 
 def refused_many(page: Page, address: str, action: str) -> None:
-    """Of a list: the action is not offered, and who sends it all the same is neither asked about it nor obeyed."""
+    """Check that a list does not offer the action, and that a forged form neither asks nor acts."""
     page.goto(address)
     expect(page.locator(f"select[name=action] option[value={action}]")).to_have_count(0)
     row = page.locator("#result_list tbody a[href*='/change/']").first.get_attribute("href") or ""

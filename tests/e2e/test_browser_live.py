@@ -181,7 +181,7 @@ def test_a_gallery_goes_on_while_scrolling_and_finds_what_is_looked_for(
     expect(page.locator(".card")).to_have_count(1)
     expect(page).to_have_url(re.compile(r"\?q=number\+42$"))
     page.reload()
-    expect(page.locator(".card-prompt")).to_have_text("An old wish, number 42")
+    expect(page.locator(".card-prompt")).to_have_text("An old prompt, number 42")
     page.get_by_label("State").select_option("ready")
     expect(page.get_by_text("No video is like that.")).to_be_visible()
     page.get_by_role("link", name="Show all videos").click()
@@ -205,7 +205,7 @@ def _add_wishes(stack: Stack, name: str, count: int) -> None:
         f"for n in range({count}):\n"
         "    job.pk, job.idempotency_key, job.current_attempt = uuid.uuid4(), None, None\n"
         "    job.state, job.finished_at, job.error_message, job.cost = 'failed', began, 'It broke.', 0\n"
-        "    job.prompt = f'An old wish, number {n}'\n"
+        "    job.prompt = f'An old prompt, number {n}'\n"
         "    job.save(force_insert=True)\n"
         "    book(job)\n"
         f"    older = began - datetime.timedelta(hours={count} - n)\n"

@@ -50,7 +50,7 @@ def clips(staffed: Stack) -> list[str]:
 
 @pytest.fixture(scope="module")
 def sessions() -> dict[str, Any]:
-    """Who has signed in, by role: once is enough, and no code is taken twice."""
+    """Storage states of signed-in browsers, by role: no code is taken twice."""
     return {}
 
 
@@ -77,11 +77,11 @@ def _books(staffed: Stack) -> Iterator[None]:
 
 @pytest.fixture
 def logged(at_work: Callable[[str], Page]) -> Callable[[str, str, str], None]:
-    """Whether an act is in the log, as an owner reads it: by whom, why, from where, and when."""
+    """Check that the audit log, as an owner reads it, has an operation with actor, reason, address and time."""
     page = at_work("owner")
 
     def check(name: str, by: str, why: str) -> None:
-        page.goto(f"/admin/accounts/staffact/?act__exact={name}")
+        page.goto(f"/admin/accounts/auditevent/?act__exact={name}")
         entry = listed(page, why).first
         for words in (f"the-{by}", name, "127.0.0.1", f"{datetime.now(UTC):%Y}"):
             expect(entry).to_contain_text(words)
@@ -89,7 +89,7 @@ def logged(at_work: Callable[[str], Page]) -> Callable[[str, str, str], None]:
     return check
 
 
-def test_somebody_new_sees_nothing_before_they_have_a_second_step(new_page, staffed):
+def test_a_newcomer_sees_nothing_before_the_second_step_is_set_up(new_page, staffed):
     page = new_page()
     sign_in(page, "the-newcomer", to="/")
     page.goto("/admin/accounts/user/")
@@ -313,11 +313,11 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
 
 
 def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, staffed, new_page, logged):
-    wait_for(lambda: staffed.live_jobs() == 0, seconds=120)  # nobody else has a bad night
+    wait_for(lambda: staffed.live_jobs() == 0, seconds=120)  # no clip of another test falls into this time
     evening = datetime.now(UTC)
     customer(staffed, "nora", ["Night one", "Night two"])
     page = at_work("finance")
-    page.goto("/admin/generation/refundbatch/")
+    page.goto("/admin/generation/bulkrefund/")
     act(page, "Refund a bad time of a node").click()
     page.get_by_label("Node").select_option(label="default")
     for end, moment in (("since", evening), ("until", datetime.now(UTC) + timedelta(minutes=1))):
@@ -326,13 +326,13 @@ def test_the_bad_night_of_a_node_is_refunded_by_who_may(at_work, staffed, new_pa
     page.get_by_role("button", name="Look").click()
     message(page, re.compile(r"2 videos of 1 user"))
     confirm(page, "Refund", reason="A bad night", twice=True)
-    expect(page).to_have_url(re.compile(r"/refundbatch/$"))
+    expect(page).to_have_url(re.compile(r"/bulkrefund/$"))
     page.locator("#result_list tbody a").first.click()
     expect(page.get_by_text(re.compile(r"2 refunded, 0 waiting"))).to_be_visible(timeout=60_000)
     nora = new_page()
     sign_in(nora, "nora", to="/")
     message(nora, "We gave you back 100 credits for 2 videos: A bad night")
-    refused(at_work("trainee"), "/admin/generation/refundbatch/begin")
+    refused(at_work("trainee"), "/admin/generation/bulkrefund/begin")
     open_person(page, "nora")
     message(page, re.compile("the-finance · batch.refund · 2 jobs, 100 credits · .* · A bad night"))
     logged("batch.refund", "finance", "A bad night")
@@ -445,11 +445,11 @@ def test_nobody_edits_the_log(at_work, staffed):
     act(page, "Grant credits").click()
     confirm(page, "Grant credits", amount="1", reason="Something to be logged")
     message(page, "501 credits free")
-    page.goto("/admin/accounts/staffact/")
+    page.goto("/admin/accounts/auditevent/")
     expect(act(page, "Add staff act")).to_have_count(0)
-    page.locator("#result_list tbody a[href*='/staffact/']").first.click()
+    page.locator("#result_list tbody a[href*='/auditevent/']").first.click()
     message(page, "Before")
     expect(page.get_by_role("button", name="Save")).to_have_count(0)
     for way in ("delete/", "../add/"):
         refused(page, re.sub(r"change/.*", way, page.url))
-    refused(at_work("trainee"), "/admin/accounts/staffact/")
+    refused(at_work("trainee"), "/admin/accounts/auditevent/")

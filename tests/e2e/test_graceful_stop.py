@@ -179,7 +179,7 @@ def test_sigterm_in_the_middle_of_a_job_ends_in_time_and_loses_nothing(
 def test_a_worker_does_not_wait_for_a_task_that_takes_long(stack: Stack, headers: dict[str, str]) -> None:
     stack.manage("shell", "--no-imports", "-c", LONG_TASK)
     taken = "SELECT 1 FROM django_q_ormq WHERE lock > now() + interval '60 seconds'"
-    wait_for(lambda: stack.sql(taken), message="nobody took the task")
+    wait_for(lambda: stack.sql(taken), message="the task was not taken")
     old = stack.pid_of("worker")
     assert terminate(stack, "worker") <= STOP_SECONDS
     restarted(stack, "worker", instead_of=old)

@@ -75,7 +75,7 @@ job = GenerationJob.objects.get(user__username="everypage", state="canceled")
 job.idempotency_key, job.current_attempt, job.cost = None, None, 0
 job.state, job.error_message = "failed", "Video generation timed out (>90s)"
 for number in range(40):
-    job.pk, job.prompt = uuid.uuid4(), f"An older wish, number {{number}}, of about usual length"
+    job.pk, job.prompt = uuid.uuid4(), f"An older prompt, number {{number}}, of about usual length"
     job.save(force_insert=True)
     book(job)
 """

@@ -82,7 +82,7 @@ def test_a_folder_is_no_download(tmp_path: Path) -> None:
 
 
 def test_weights_that_are_there_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert "to download" in check.disk_verdict(catalog.DEFAULT, "5B")[1]
     snapshot = tmp_path / "models--THUDM--CogVideoX-5b" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)

@@ -1,13 +1,14 @@
 """Words and pictures that the demonstration model learns from, and the scorer that names what it sees."""
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 from gpu_node.demo_model import architecture, latents, vocabulary
-from gpu_node.demo_model.examination import ATTRIBUTES, Tally, prompts, real_clips
+from gpu_node.demo_model.examination import ATTRIBUTES, judge, prompts, real_clips
 from gpu_node.demo_model.renderer import FRAMES, HEIGHT, WIDTH, background_pictures, draw, scenes
 from gpu_node.demo_model.scoring import look
 from gpu_node.demo_model.vocabulary import (
@@ -81,13 +82,11 @@ class TestClips:
 
     @pytest.mark.parametrize(("frames", "count"), [(FRAMES, 40), (49, 16)])
     def test_the_scorer_names_what_is_drawn(self, frames: int, count: int) -> None:
-        tally = Tally()
+        tally = Counter[str]()
         for wanted, clip in real_clips(count, frames=frames):
             assert clip.shape == (3, frames, HEIGHT, WIDTH)
-            tally.count(wanted, clip)
-        assert {name: tally.share(name) for name in ATTRIBUTES} == dict.fromkeys(ATTRIBUTES, 1.0), (
-            tally.missed
-        )
+            tally.update(judge(wanted, clip))
+        assert tally == dict.fromkeys((*ATTRIBUTES, "all four", "clips"), count)
 
     def test_the_scorer_sees_no_object_where_there_is_none_and_no_motion_in_a_still(self) -> None:
         empty = background_pictures()[2][:, None].expand(3, FRAMES, HEIGHT, WIDTH)

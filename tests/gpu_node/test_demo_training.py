@@ -10,10 +10,11 @@ import torch
 from diffusers import CogVideoXPipeline
 from torch import nn
 
-from gpu_node.demo_model import TRAINED, vocabulary
+from gpu_node.demo_model import vocabulary
+from gpu_node.demo_model.architecture import TRAINED
 from gpu_node.demo_model.training import transformer, vae
 from gpu_node.demo_model.training.__main__ import export
-from gpu_node.demo_model.training.optim import Average, Muon, Run, orthogonal
+from gpu_node.demo_model.training.optim import Run, moving_average, muon
 from tests.environment import REPOSITORY
 from tests.preforked import forked_command
 
@@ -31,9 +32,13 @@ def a_run(file: Path, *, seconds: float = 3600) -> Run:
     torch.manual_seed(0)
     model = nn.Linear(4, 3)
     adam = torch.optim.AdamW([model.bias], lr=0.01)
-    optimisers = [Muon([model.weight], lr=0.05), adam]
+    optimisers = [muon([model.weight], lr=0.05), adam]
     return Run(
-        file=file, seconds=seconds, model=model, optimisers=optimisers, average=Average(model, decay=0.9)
+        file=file,
+        seconds=seconds,
+        model=model,
+        optimisers=optimisers,
+        average=moving_average(model, decay=0.9),
     )
 
 
@@ -57,8 +62,9 @@ def test_a_run_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
 
     assert resumed.samples == straight.samples == 16
     assert resumed.spent > stopped.spent
-    for name, value in straight.average.weights.items():
-        torch.testing.assert_close(resumed.average.weights[name], value)
+    assert resumed.average.n_averaged == straight.average.n_averaged
+    for name, value in straight.average.module.state_dict().items():
+        torch.testing.assert_close(resumed.average.module.state_dict()[name], value)
 
 
 def test_the_rate_falls_to_a_hundredth_when_the_time_is_up(tmp_path: Path) -> None:
@@ -72,13 +78,20 @@ def test_the_rate_falls_to_a_hundredth_when_the_time_is_up(tmp_path: Path) -> No
     assert run.optimisers[1].param_groups[0]["lr"] == pytest.approx(0.0001, rel=0.01)
 
 
-def test_muon_evens_out_all_directions_of_tall_and_wide_matrices() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for shape in ((8, 20), (20, 8)):
-        matrix = torch.randn(1, *shape, generator=generator)
-        values = torch.linalg.svdvals(orthogonal(matrix, 5))
+def test_muon_evens_out_all_directions_of_tall_and_wide_matrices_and_of_kernels() -> None:
+    torch.manual_seed(0)
+    for shape in ((8, 20), (20, 8), (8, 2, 2, 3, 3), (48, 2, 2, 2, 2)):
+        parameter = nn.Parameter(torch.zeros(shape))
+        optimiser = muon([parameter], lr=1.0)
+        (parameter * (wanted := torch.randn(shape))).sum().backward()
+        optimiser.step()
+        values = torch.linalg.svdvals(parameter.detach().flatten(1))
+        rows, columns = parameter.flatten(1).shape
+        values /= max(1, rows / columns) ** 0.5
         assert values.min() > 0.5 and values.max() < 1.5
-        assert torch.linalg.svdvals(matrix).max() > 2 * torch.linalg.svdvals(matrix).min()
+        before = torch.linalg.svdvals(wanted.flatten(1))
+        assert before.max() > 2 * before.min()
+        assert (parameter * wanted).sum() < 0, "downhill"
 
 
 def test_the_parts_train_and_what_they_write_is_a_model_that_runs(tmp_path: Path) -> None:
@@ -123,7 +136,7 @@ def test_a_part_is_trained_alone_and_the_others_stay_as_they_are_shipped(tmp_pat
     for untouched in ("transformer", "text_encoder"):
         assert_same_weights(getattr(before, untouched), getattr(after, untouched))
     assert_same_weights(before.vae.decoder, after.vae.decoder)
-    new = torch.load(tmp_path / "encoder.pt", weights_only=True)["average"]["weights"]
+    new = torch.load(tmp_path / "encoder.pt", weights_only=True)["average"]
     torch.testing.assert_close(dict(after.vae.encoder.state_dict()), new, rtol=1e-3, atol=1e-4)
 
 

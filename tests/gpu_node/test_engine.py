@@ -10,8 +10,8 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from PIL import Image
 
-from gpu_node import placement
-from gpu_node.engine import attention, prompts, quantization, speed
+from gpu_node import catalog
+from gpu_node.engine import attention, loading, quantization, speed
 from gpu_node.engine.errors import Canceled, ModelUnavailable, UnusableResult
 from gpu_node.engine.loading import load
 from gpu_node.engine.pipeline import VideoPipeline
@@ -159,19 +159,16 @@ class TestExactness:
     def test_a_prompt_is_encoded_once(self, pipeline: VideoPipeline) -> None:
         first, again = pipeline.encode("a unicorn", ""), pipeline.encode("a unicorn", "")
 
-        assert again.positive is first.positive
-        assert again.negative is first.negative
+        assert again[0] is first[0]
+        assert again[1] is first[1]
 
-    def test_an_empty_negative_prompt_outlives_any_number_of_others(
-        self, pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(prompts, "KEPT", 3)
+    def test_an_empty_negative_prompt_outlives_any_number_of_others(self, pipeline: VideoPipeline) -> None:
         first = pipeline.encode("x", "")
-        for number in range(5):
+        for number in range(loading.KEPT_PROMPTS):
             pipeline.encode(f"prompt {number}", "")
 
-        assert pipeline.encode("x", "").negative is first.negative
-        assert pipeline.encode("x", "").positive is not first.positive
+        assert pipeline.encode("x", "")[1] is first[1]
+        assert pipeline.encode("x", "")[0] is not first[0]
 
 
 class TestAttention:
@@ -363,7 +360,7 @@ class TestStepCaches:
             clip(steps=8), cached.encode(PROMPT, ""), on_step=lambda _: kept.append(kept_bytes(transformer))
         )
 
-        reckoned = placement.step_cache_gb(name, blocks=2, tokens=tokens, channels=channels) * placement.GB
+        reckoned = catalog.step_cache_gb(name, blocks=2, tokens=tokens, channels=channels) * catalog.GB
         assert 0 < max(kept) <= 2 * reckoned * 1.1, "reckoned in 16 bits, measured in 32"
         assert name == "first_block" or max(kept) >= 2 * reckoned * 0.9
         assert kept_bytes(transformer) == 0

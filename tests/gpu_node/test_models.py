@@ -14,7 +14,7 @@ from tests.preforked import forked_command
 
 BUILD = """
 import sys, pathlib
-from gpu_node.demo_model import model_folder
+from gpu_node.demo_model.architecture import model_folder
 print(model_folder("tiny-random", pathlib.Path(sys.argv[1])))
 """
 

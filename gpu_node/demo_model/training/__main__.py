@@ -97,9 +97,7 @@ def export(*, checkpoints: Path, to: Path, start: Path | None = None) -> None:
     for name, part in parts.items():
         file = checkpoints / f"{name}.pt"
         if start is None or file.is_file():
-            part.load_state_dict(
-                torch.load(file, map_location="cpu", weights_only=True)["average"]["weights"]
-            )
+            part.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["average"])
     with torch.no_grad():
         _teach_synonyms(made)
     made.to(dtype=torch.float16)

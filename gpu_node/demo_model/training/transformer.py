@@ -12,7 +12,7 @@ from transformers import T5EncoderModel
 
 from gpu_node.demo_model import architecture, latents
 from gpu_node.demo_model.renderer import scenes
-from gpu_node.demo_model.training.optim import Average, Muon, Run, autocast
+from gpu_node.demo_model.training.optim import Run, autocast, moving_average, muon
 from gpu_node.demo_model.vocabulary import MAX_TOKENS, Combination, training_combinations, vary
 
 BATCH = 32
@@ -77,7 +77,7 @@ def train(
         seconds=seconds,
         model=model,
         optimisers=_optimisers(model),
-        average=Average(model, decay=0.998),
+        average=moving_average(model, decay=0.998),
     )
     chance = random.Random(run.samples)
     generator = torch.Generator().manual_seed(run.samples)
@@ -151,4 +151,4 @@ def _optimisers(model: TextToLatents) -> list[torch.optim.Optimizer]:
         is_matrix = parameter.ndim == 2 and "relative_attention_bias" not in name
         (inner if inside and is_matrix else outer).append(parameter)
     adam = torch.optim.AdamW(outer, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0)
-    return [Muon(inner, lr=0.02), adam]
+    return [muon(inner, lr=0.02), adam]

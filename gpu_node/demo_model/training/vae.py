@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gpu_node.demo_model import architecture, latents
 from gpu_node.demo_model.renderer import Scenes, draw, object_coordinates, pixel_grid, scenes
-from gpu_node.demo_model.training.optim import Average, Muon, Run, autocast
+from gpu_node.demo_model.training.optim import Run, autocast, moving_average, muon
 from gpu_node.demo_model.vocabulary import training_combinations
 
 BATCH = 2
@@ -25,24 +25,12 @@ LOOSE = 1.5  # cells by which the object may be off the middle of the part
 SEEN_WEIGHT = 20.0  # of an error in the pixels, which are the smaller numbers, beside one in the latents
 LOG_VARIANCE = -9.0  # what the encoder says of its own doubt, always: what it sees is drawn exactly
 
-
-@dataclass(frozen=True, kw_only=True)
-class Course:
-    """Material that a half learns from, by the part of the time that is spent.
-
-    Single frames `stills_until` then: they cost least. Pieces of clips next, and `whole_from` then on whole clips,
-    chunk by chunk with the cache between, as in use: the norms see a whole picture otherwise than a part of it. The
-    encoder then also learns from what the decoder makes of its latents.
-    """
-
-    stills_until: float
-    whole_from: float
-
-
-COURSES = {
-    "decoder": Course(stills_until=0.0, whole_from=0.85),
-    "encoder": Course(stills_until=0.4, whole_from=0.6),
-}
+Part = Literal["decoder", "encoder"]
+# Parts of the time that is spent. Single frames come first: they cost least. Pieces of clips next, and then whole
+# clips, chunk by chunk with the cache between, as in use: the norms see a whole picture otherwise than a part of it.
+# The encoder then also learns from what the decoder makes of its latents.
+STILLS_UNTIL: dict[Part, float] = {"decoder": 0.0, "encoder": 0.4}
+WHOLE_FROM: dict[Part, float] = {"decoder": 0.85, "encoder": 0.6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +42,7 @@ class Sample:
     near: Tensor  # 1 where a pixel is within one and a half times the object's radius, 0 elsewhere
 
 
-def train(
-    part: Literal["decoder", "encoder"],
-    *,
-    folder: Path,
-    seconds: float,
-    device: str,
-    start: Path | None = None,
-) -> Run:
+def train(part: Part, *, folder: Path, seconds: float, device: str, start: Path | None = None) -> Run:
     """Train until the time is up, going on from `folder`/`part`.pt where there is one.
 
     `start`: a folder of weights to begin with, instead of from nothing.
@@ -79,19 +60,19 @@ def train(
         seconds=seconds,
         model=half,
         optimisers=_optimisers(half),
-        average=Average(half, decay=0.995),
+        average=moving_average(half, decay=0.995),
     )
     torch.manual_seed(run.samples)
-    loss = _decoder_loss if part == "decoder" else _encoder_loss
-    course = COURSES[part]
-    precision = autocast(device)
-    for sample in _samples(run, device, course):
-        whole = run.progress >= course.whole_from
-        if whole and loss is _encoder_loss and _borrow_decoder(model, folder, start):
-            loss = _encoder_loss_seen
+    precision, has_decoder = autocast(device), False
+    for sample in _samples(run, device, part):
+        if part == "encoder" and not has_decoder and run.progress >= WHOLE_FROM[part]:
+            has_decoder = _borrow_decoder(model, folder, start)
         with precision:
-            found = loss(model, sample)
-        run.step(found, samples=BATCH)
+            if part == "decoder":
+                loss = _decoder_loss(model, sample)
+            else:
+                loss = _encoder_loss(model, sample, has_decoder=has_decoder)
+        run.step(loss, samples=BATCH)
     return run
 
 
@@ -99,7 +80,7 @@ def _borrow_decoder(model: AutoencoderKLCogVideoX, folder: Path, start: Path | N
     """Load the decoder as far as it is trained, here or where training began; False when there is none."""
     checkpoint = folder / "decoder.pt"
     if checkpoint.is_file():
-        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]["weights"]
+        kept = torch.load(checkpoint, map_location="cpu", weights_only=True)["average"]
         model.decoder.load_state_dict(kept)
     elif start is not None:
         shipped = AutoencoderKLCogVideoX.from_pretrained(start / "vae", dtype=torch.float32)
@@ -118,20 +99,13 @@ def _decoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
     return loss
 
 
-def _encoder_loss(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
-    return _latent_error(model.encode(sample.pixels).latent_dist.mode(), sample)
-
-
-def _encoder_loss_seen(model: AutoencoderKLCogVideoX, sample: Sample) -> Tensor:
-    """Weigh an error in the latents by what can be seen of it."""
+def _encoder_loss(model: AutoencoderKLCogVideoX, sample: Sample, *, has_decoder: bool) -> Tensor:
+    """Return the error in the latents; with a decoder, weighed by what can be seen of it."""
     found = model.encode(sample.pixels).latent_dist.mode()
-    seen = (decode(model, found).float() - sample.pixels).square().mean()
-    return _latent_error(found, sample) + SEEN_WEIGHT * seen
-
-
-def _latent_error(found: Tensor, sample: Sample) -> Tensor:
     near = latents.nearness(sample.fields.transpose(1, 2)).transpose(1, 2)
     loss: Tensor = ((found.float() - sample.fields).square() * (1 + 4 * near)).mean()
+    if has_decoder:
+        loss = loss + SEEN_WEIGHT * (decode(model, found).float() - sample.pixels).square().mean()
     return loss
 
 
@@ -146,7 +120,7 @@ def decode(model: AutoencoderKLCogVideoX, fields: Tensor) -> Tensor:
     return torch.cat(drawn, dim=2)
 
 
-def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
+def _samples(run: Run, device: str, part: Part) -> Iterator[Sample]:
     """Draw one after another until the run is finished."""
     chance = random.Random(run.samples)
     generator = torch.Generator().manual_seed(run.samples)
@@ -154,7 +128,7 @@ def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
     weights = [OFTEN.get(item.motion, 1) * OFTEN.get(item.shape, 1) for item in choices]
     while not run.finished:
         picked = [scenes([item], generator) for item in chance.choices(choices, weights, k=BATCH)]
-        clips = [piece for scene in picked for piece in _pieces(scene, run.progress, chance, course)]
+        clips = [piece for scene in picked for piece in _pieces(scene, run.progress, chance, part)]
         yield Sample(
             pixels=torch.cat([clip.pixels for clip in clips]).to(device),
             fields=torch.cat([clip.fields for clip in clips]).to(device),
@@ -162,7 +136,7 @@ def _samples(run: Run, device: str, course: Course) -> Iterator[Sample]:
         )
 
 
-def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Course) -> list[Sample]:
+def _pieces(scene: Scenes, progress: float, chance: random.Random, part: Part) -> list[Sample]:
     """Cut the pieces of a clip that are learned from at this point of the run."""
     near = object_coordinates(scene, pixel_grid()).norm(dim=-1) < 1.5
     clip = Sample(
@@ -170,9 +144,9 @@ def _pieces(scene: Scenes, progress: float, chance: random.Random, course: Cours
         fields=latents.draw_latents(scene).transpose(1, 2),
         near=near.float()[:, None],
     )
-    if progress >= course.whole_from:
+    if progress >= WHOLE_FROM[part]:
         return [clip]
-    if progress < course.stills_until:
+    if progress < STILLS_UNTIL[part]:
         return [_window(scene, clip, chance, start=start, length=1) for start in range(latents.LATENT_FRAMES)]
     start = chance.randrange(0, latents.LATENT_FRAMES - WINDOW + 1, 2)  # even, or the clock ticks otherwise
     return [_window(scene, clip, chance, start=start, length=WINDOW)]
@@ -224,6 +198,6 @@ def _optimisers(half: nn.Module) -> list[torch.optim.Optimizer]:
     kept = {id(value) for value in large}
     rest = [value for value in half.parameters() if id(value) not in kept]
     return [
-        Muon(large, lr=0.01),
+        muon(large, lr=0.01),
         torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
     ]
