@@ -6,7 +6,7 @@ from functools import partial
 from django.db import transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, gettext_noop
 from telegram.error import BadRequest
 
 from accounts.models import CreditAccount, User
@@ -26,7 +26,7 @@ from telegram_bot.texts.parts import lines, prompt_line, row
 logger = logging.getLogger(__name__)
 
 LENGTH = 5
-REASON = "Canceled in Telegram"
+REASON = gettext_noop("Canceled in Telegram")  # stored in English, translated where it is shown
 
 
 @in_database

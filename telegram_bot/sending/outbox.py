@@ -74,8 +74,8 @@ def mark_sent(row: JobMessage, sent: Sent) -> int | None:
 
 @transaction.atomic
 def mark_failed(row: JobMessage | ChatNotice, *, error: str, blocked: bool = False) -> None:
-    """Settle a row that can never be delivered."""
-    update(row, state=row.State.FAILED, error=error[:500])
+    due = {"next_attempt_at": None} if isinstance(row, JobMessage) else {}
+    update(row, state=row.State.FAILED, error=error[:500], **due)
     if blocked:
         # A private chat has the id of the person.
         TelegramAccount.objects.filter(telegram_id=row.chat_id, blocked_at=None).update(blocked_at=Now())
