@@ -1,4 +1,4 @@
-"""How soon a task starts after its commit: our NotifiedBroker against django-q2's own ORM broker.
+"""The delay from a commit to the start of its task: our NotifiedBroker against django-q2's own ORM broker.
 
 Both clusters run at the same time on one embedded PostgreSQL in a temporary folder, and tasks go to them in turn, after
 pauses of random length, so that neither the machine nor the phase of the poll favours one. What each costs while there

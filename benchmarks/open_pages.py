@@ -1,4 +1,4 @@
-"""What open pages cost: a thousand event streams beside ten, on a whole platform with real clients.
+"""The cost of open pages: a thousand event streams beside ten, on a whole platform with real clients.
 
 Each page is a socket that reads `/events` as a signed-in browser does. For each number of pages: how many
 connections to the database LISTEN and how many there are in all, and the threads and the memory of the web processes.
@@ -91,7 +91,7 @@ def cost(platform: Instance) -> Cost:
 
 
 def measure(platform: Instance, sizes: list[int]) -> Iterator[tuple[int, Cost]]:
-    """What so many open pages cost, the numbers in ascending order."""
+    """Measure the cost of these numbers of open pages, in ascending order."""
     people = -(-sizes[-1] // PAGES_OF_ONE)
     cookies = json.loads(platform.manage("shell", "-c", PEOPLE.format(people=people)).splitlines()[-1])
     with ExitStack() as stack:

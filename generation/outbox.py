@@ -66,7 +66,7 @@ class TryLater(Exception):
 
 
 class Channel(ABC, Generic[R]):
-    """How the rows of one table are delivered."""
+    """The delivery of the rows of one table."""
 
     table: type[R]
     at_once = 1

@@ -1,4 +1,4 @@
-"""Links by which anybody may watch one clip: unguessable, made by its owner, and revoked for good.
+"""Links that let anyone watch one clip: unguessable, made by its owner, and revoked for good.
 
 A link shows the clip and its prompt, and nothing else of the owner.
 """

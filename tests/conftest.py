@@ -93,7 +93,7 @@ def _group_of(file: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """As --dist=loadfile shares the work out, but for what belongs together, and every second process begins at the end
+    """Share the work as --dist=loadfile does, but keep together what belongs together; every second process begins at the end
     of the list: whole platforms want more than their share of the machine, and most other tests wait for something.
     """
     from xdist.scheduler import LoadFileScheduling

@@ -1,4 +1,4 @@
-"""What the tests' settings are read from. Loaded by `-p tests.environment`, before Django's settings are."""
+"""The environment that the tests' settings are read from. Loaded by `-p tests.environment`, before Django's settings are."""
 
 import os
 import uuid

@@ -101,7 +101,7 @@ def make_clip(
 
 
 class Node:
-    """What the routes share: the key, the fault of the moment, the files, one GPU."""
+    """State that the routes share: the key, the fault of the moment, the files, one GPU."""
 
     def __init__(self, *, key: str, fault: str, folder: Path) -> None:
         self.key, self.fault, self.folder = key, fault, folder
@@ -289,7 +289,7 @@ class FieldRoutes(Quiet):
 
     @staticmethod
     def _breaking_point(size: int, start: int, fault: str, *, again: bool) -> int:
-        """Where the connection breaks; the whole size when it does not."""
+        """Return the byte at which the connection breaks; the whole size when it does not."""
         if fault == "flaky":
             return min(size, start + size // 3 + 1)
         breaks = fault in ("truncated", "download_hang") or (fault.startswith("flaky_") and not again)
@@ -393,7 +393,7 @@ class FieldNode:
         urllib.request.urlopen(request, timeout=10).close()
 
     def requests(self, path: str = "") -> list[dict[str, Any]]:
-        """What it was asked, in order; only what begins with `path`."""
+        """List the requests in order, only those whose path begins with `path`."""
         with urllib.request.urlopen(f"{self._control}/requests", timeout=10) as answer:
             return [entry for entry in json.load(answer) if entry["path"].startswith(path)]
 

@@ -172,7 +172,7 @@ def take(browser: Browser, site: str, furnished: Furnished, size: str, theme: st
 
 
 def take_error(page: Page, name: str, look: str) -> None:
-    """What nobody can be made to provoke is shown as Django would render it."""
+    """Render pages that cannot be provoked from outside, as Django would."""
     address = f"**/shown/{name}/"
     page.route(
         address, lambda route: route.fulfill(body=render_to_string(f"{name}.html"), content_type="text/html")

@@ -32,7 +32,7 @@ Host = Callable[[timedelta], Any]
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> Host:
-    """What runs inside `with host(HOUR)` runs on a host whose clock is an hour fast."""
+    """Run the block on a host whose clock is fast, by an hour with `host(HOUR)`."""
     right = timezone.now
 
     @contextmanager

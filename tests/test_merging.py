@@ -31,7 +31,7 @@ def made(user: Any, *, cost: int = 50) -> uuid.UUID:
 
 
 def problems() -> list[str]:
-    """What the audit says of the books, but for the jobs and payments, which there are none of here."""
+    """Run the ledger check without the parts about jobs and payments, which do not exist here."""
     nothing_here = ("which is no job", "of which no payment is known")
     return [sentence for sentence in audit().discrepancies if not sentence.endswith(nothing_here)]
 

@@ -1,4 +1,4 @@
-"""What is quoted before a submit: price and expected wait, from what clips really took."""
+"""The quote before a submit: price and expected wait, measured on real clips."""
 
 from typing import Any
 

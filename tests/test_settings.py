@@ -19,7 +19,7 @@ POOL = "from django.conf import settings; print('pool' in settings.DATABASES['de
 
 
 def has_a_pool(*, before: str = "", **environment: str) -> bool:
-    """Whether a process with this environment shares connections from a pool."""
+    """Ask a process with this environment whether it shares connections from a pool."""
     command = [sys.executable, "-c", f"{before}\n{POOL}"]
     settings = {**os.environ, "DJANGO_SETTINGS_MODULE": "videoplatform.settings"} | environment
     ran = subprocess.run(command, cwd=REPOSITORY, env=settings, capture_output=True, text=True, check=True)

@@ -272,7 +272,7 @@ class VideosServer:
         return self._process.pid
 
     def requests(self) -> list[dict[str, str]]:
-        """What it was asked, in order: method, path, content type."""
+        """The requests in order: method, path, content type."""
         with urllib.request.urlopen(f"{self.url}/_requests", timeout=10) as answer:
             entries: list[dict[str, str]] = json.load(answer)
         return entries

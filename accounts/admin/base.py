@@ -33,7 +33,7 @@ from accounts.staff.actor import Actor, DoneBefore, Refused
 
 # A page that names more rows than this is not read before it is confirmed.
 MOST_CHOSEN = 500
-# Nobody pages further than this, they filter; to count all of a large table takes longer than to show it.
+# Staff filter rather than page further than this; to count all of a large table takes longer than to show it.
 MOST_COUNTED = 1_000
 HIDDEN = "********"
 

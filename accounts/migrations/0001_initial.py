@@ -193,7 +193,7 @@ class Migration(migrations.Migration):
                 ("target", models.ForeignKey("accounts.creditaccount", on_delete=models.PROTECT, related_name="merges_in")),
                 ("after_entry", models.BigIntegerField(help_text="The newest entry of the ledger when it was made.")),
                 ("moved", models.PositiveBigIntegerField(help_text="Credits that changed wallets.")),
-                ("stayed", models.PositiveBigIntegerField(help_text="Unspent sign-up credits that stayed behind: everybody has them once.")),
+                ("stayed", models.PositiveBigIntegerField(help_text="Unspent sign-up credits that stayed behind: each user has them once.")),
                 ("brought_welcome", models.BooleanField(help_text="Whether the sign-up credits were among those moved.")),
                 ("actor", models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")),
                 ("reason", models.CharField(max_length=500)),

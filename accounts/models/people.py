@@ -233,7 +233,7 @@ class WalletMerge(models.Model):
     after_entry = models.BigIntegerField(help_text="The newest entry of the ledger when it was made.")
     moved = models.PositiveBigIntegerField(help_text="Credits that changed wallets.")
     stayed = models.PositiveBigIntegerField(
-        help_text="Unspent sign-up credits that stayed behind: everybody has them once."
+        help_text="Unspent sign-up credits that stayed behind: each user has them once."
     )
     brought_welcome = models.BooleanField(help_text="Whether the sign-up credits were among those moved.")
     actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")

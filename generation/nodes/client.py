@@ -54,7 +54,7 @@ class NodeClient(ABC):
 
     @classmethod
     async def is_spoken(cls, transport: Transport) -> bool:
-        """Whether the node has this protocol's route, asked with GET, which starts nothing."""
+        """Ask whether the node has this protocol's route, with GET, which starts nothing."""
         return _is_there(await transport.call("GET", cls.route, timeout=HEALTH_TIMEOUT))
 
     @abstractmethod

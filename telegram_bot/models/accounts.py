@@ -25,7 +25,7 @@ class TelegramAccount(models.Model):
         blank=True,
         on_delete=models.SET_NULL,
         related_name="+",
-        help_text="What they chose for their videos. Empty: the one that is everybody's.",
+        help_text="The preset of this user's videos. Empty: the default one.",
     )
     blocked_at = models.DateTimeField(
         null=True, blank=True, help_text="They blocked the bot, without a word since."
@@ -108,7 +108,7 @@ class JobMessage(OutboxRow):
     last_text = models.TextField(blank=True, help_text="What the status message shows.")
     state = models.CharField(max_length=10, choices=State, default=State.PENDING)
     upload_began_at = models.DateTimeField(
-        null=True, blank=True, help_text="An upload that nobody knows the end of: it may have arrived."
+        null=True, blank=True, help_text="Set when an upload begins: the video may have arrived."
     )
     file_id = models.CharField(
         max_length=250, blank=True, help_text="Sends the same file again without an upload."

@@ -339,7 +339,7 @@ def api_inputs() -> Iterator[Input]:
 
 
 def wire_inputs() -> Iterator[Input]:
-    """What is hardly HTTP. The server refuses most of it before any door of ours sees it."""
+    """Requests that are hardly HTTP. The server refuses most of them before our code sees them."""
     targets = (
         "*",
         "/v1/videos?" + "a" * 20_000,
@@ -552,7 +552,7 @@ ADMIN_IDS = ("%00", "x", "-1", "99999999999999999999", "_5F", "%ff", "..%2f..")
 
 
 def admin_inputs() -> Iterator[Input]:
-    """As a superuser: what staff can type into an address must not break anything either."""
+    """Addresses that staff may type, requested by a superuser: they must not break anything either."""
     admin.autodiscover()
     for model in admin.site._registry:
         place = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"

@@ -1,4 +1,4 @@
-"""How much, which seed, and the scorecard; and one whole platform for the tests that kill its parts.
+"""Extent, seed and scorecard; and one whole platform for the tests that kill its parts.
 
 CHAOS=full is what `make chaos` sets; anything else is the short round of `make test`. CHAOS_SEED replays a run.
 """

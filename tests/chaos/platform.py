@@ -126,7 +126,7 @@ class Platform(Stack):
         return wait_for(post, seconds=PATIENCE_SECONDS, message="no submit was accepted")
 
     def status(self, video_id: str, number: int = 0) -> str | None:
-        """What the API says of a video; None while it cannot be asked."""
+        """Read a video from the API; None while it cannot be asked."""
         headers = {"Authorization": f"Bearer {self.keys[number % len(self.keys)]}"}
         try:
             answer = web.get(f"{self.url}/v1/videos/{video_id}", headers=headers, timeout=5)

@@ -1,4 +1,4 @@
-"""What a run of the chaos suite measured, and docs/reliability.md written from the runs.
+"""The measurements of a run of the chaos suite, and docs/reliability.md written from the runs.
 
 python -m tests.chaos.scorecard docs/reliability   writes docs/reliability.md from the runs in that folder
 """
@@ -105,7 +105,7 @@ def join(parts: list[Run]) -> Run:
 
 
 def present_commit(repository: Path) -> str:
-    """What is under test: the commit that is checked out, and whether anything but documents differs from it."""
+    """Name the commit under test, and say whether anything but documents differs from it."""
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", *words], cwd=repository, capture_output=True, text=True, check=False)

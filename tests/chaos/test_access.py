@@ -285,7 +285,7 @@ def is_refused(answer: httpx.Response) -> bool:
 def complaints_about(
     visitor: Visitor, address: Address, method: str, answer: httpx.Response
 ) -> Iterator[str]:
-    """What an answer gives away, or lets somebody do."""
+    """Name what an answer gives away, or lets the visitor do."""
     told = f"{visitor.name} {method} {address.template}: {answer.status_code}"
     if answer.status_code >= 500:
         yield told

@@ -81,7 +81,7 @@ class Wire:
 
 
 def judge(asked: Input, answer: Answer) -> str | None:
-    """What is wrong with the answer; None when nothing is."""
+    """Name what is wrong with the answer; None when nothing is."""
     if answer.status >= 500:
         return f"{answer.status} {answer.body[:100]!r}"
     if answer.status < 400 or not asked.parsed or asked.method == "HEAD":

@@ -91,7 +91,7 @@ def _command(telegram: BotApiServer, number: int, *, update_id: int | None = Non
 
 
 def _prompts_with_videos(telegram: BotApiServer) -> int:
-    """How many prompts a video stands in a chat for now."""
+    """Count the prompts that are answered with a video in a chat now."""
     captions = {
         message.text.splitlines()[1] for message in telegram.messages if message.video and not message.deleted
     }
@@ -99,10 +99,10 @@ def _prompts_with_videos(telegram: BotApiServer) -> int:
 
 
 def _statuses(telegram: BotApiServer) -> int:
-    """How many messages were sent that said that a clip is being made."""
+    """Count the messages that said that a clip is being made."""
     return sum(STATUS in message.texts[0] for message in telegram.messages)
 
 
 def _videos(telegram: BotApiServer) -> int:
-    """How many messages were sent as videos; one whose text became a video is none of them."""
+    """Count the messages that were sent as videos, without those whose text became a video."""
     return sum(bool(message.video) and STATUS not in message.texts[0] for message in telegram.messages)

@@ -46,7 +46,7 @@ def telegram() -> Iterator[BotApiServer]:
 
 @pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory, telegram: BotApiServer) -> Iterator[Stack]:
-    """What `make run` starts, with the tiny model on its node and a bot. What a test does there is its own people's."""
+    """Start what `make run` starts, with a node and a bot. Each test acts there with users of its own."""
     settings = {
         **telegram.environment,
         "VIDEO_COOLDOWN_SECONDS": str(COOLDOWN_SECONDS),

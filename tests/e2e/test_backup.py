@@ -121,7 +121,7 @@ def attempts(stack: Stack, video: str) -> list[tuple[str]]:
 
 
 def refused(stack: Stack, *arguments: str) -> str:
-    """What `manage.py ARGUMENTS` says when it refuses."""
+    """Return the message of `manage.py ARGUMENTS`, which must refuse."""
     result = stack.command(*arguments)
     assert result.returncode == 1, result.stdout
     assert "Traceback" not in result.stderr
