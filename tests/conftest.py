@@ -93,8 +93,10 @@ def _group_of(file: str) -> str:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Share the work as --dist=loadfile does, but keep together what belongs together; every second process begins at the end
-    of the list: whole platforms want more than their share of the machine, and most other tests wait for something.
+    """Share the work as --dist=loadfile does, but keep together what belongs together.
+
+    Every second process begins at the end of the list: whole platforms want more than their share of the machine, and
+    most other tests wait for something.
     """
     from xdist.scheduler import LoadFileScheduling
 

@@ -1,4 +1,4 @@
-"""The environment that the tests' settings are read from. Loaded by `-p tests.environment`, before Django's settings are."""
+"""The environment of the tests' settings. Loaded by `-p tests.environment`, before Django's settings are."""
 
 import os
 import uuid
