@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psycopg
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 
 from generation import sharing
+from generation.database import listen_parameters
 from generation.jobs import submission
 from tests.processes import wait_for
 from tests.test_sse import Server, bearer, cookie, serving
@@ -121,3 +123,29 @@ def test_the_first_request_after_a_restart_of_the_server_is_answered_at_once(tmp
         begun = time.monotonic()
         assert ask() == 200
         assert time.monotonic() - begun < 1
+
+
+def test_requests_are_answered_soon_after_a_long_outage(tmp_path, user):
+    """The pool does not wait twice as long after each attempt to connect."""
+    key, name = bearer(user), connection.ops.quote_name(connection.settings_dict["NAME"])
+    # PostgreSQL refuses to close the database that the connection is in.
+    elsewhere = psycopg.connect(**listen_parameters() | {"dbname": "postgres"}, autocommit=True)
+    with serving(tmp_path, DATABASE_POOL_SIZE="1", DATABASE_POOL_SECONDS="0.5") as server, elsewhere:
+
+        def ask() -> int:
+            return httpx.get(f"{server.url}/v1/credits", headers=key, timeout=60).status_code
+
+        assert ask() == 200
+        elsewhere.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            outage_ends = time.monotonic() + 8
+            while time.monotonic() < outage_ends:
+                assert ask() == 503
+        finally:
+            elsewhere.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        wait_for(lambda: ask() == 200, seconds=4)

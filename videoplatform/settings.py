@@ -141,6 +141,8 @@ if DATABASE_POOL_SIZE:
         "min_size": 1,
         "max_size": DATABASE_POOL_SIZE,
         "timeout": env.float("DATABASE_POOL_SECONDS", 10.0, validate=POSITIVE),  # then the answer is 503
+        # The pauses between attempts to connect double. Then the pool gives up, and the next request makes an attempt.
+        "reconnect_timeout": 5.0,
     }
 
 # --- Accounts ---------------------------------------------------------------------------------------------------------
