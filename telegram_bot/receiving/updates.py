@@ -54,7 +54,7 @@ async def poll_for_ever(bot: BotClient, worker: inbox.Worker) -> None:
 
 def secret() -> str:
     """Derive the secret by which Telegram proves that it is Telegram; it needs no setting."""
-    # The salt must not follow the module's name: with another one, posts are refused until the bot sets the webhook anew.
+    # The salt stays whatever this module is called: with another one, posts are refused until the bot has restarted.
     return salted_hmac("telegram_bot.webhook", settings.TELEGRAM_BOT_TOKEN, algorithm="sha256").hexdigest()
 
 
