@@ -29,7 +29,7 @@ PEOPLE = """
 import json
 from django.contrib.auth import BACKEND_SESSION_KEY, HASH_SESSION_KEY, SESSION_KEY
 from accounts.models import User
-from accounts.sessions import SessionStore
+from accounts.auth import SessionStore
 cookies = []
 for number in range({people}):
     user = User.objects.create_user(f"reader-{{number}}")

@@ -91,12 +91,12 @@ async def notifications(channel: str) -> AsyncIterator[str | None]:
 
 
 def delay(failures: int, *, longest: float = 60.0) -> float:
-    """Seconds after the given number of failures (1 is the first): 1, 2, 4 … `longest`, a fifth of it by chance."""
+    """Return the seconds to wait after so many failures: 1, 2, 4 … `longest`, a fifth of it by chance."""
     return min(longest, 2.0 ** min(failures - 1, 16)) * random.uniform(0.9, 1.1)
 
 
 def delays(*, longest: float = 60.0) -> Iterator[float]:
-    """The delays one after the other, without end."""
+    """Yield the delays one after the other, without end."""
     for failures in count(1):
         yield delay(failures, longest=longest)
 

@@ -1,6 +1,6 @@
-"""Refusals: one family, one wording, for every door.
+"""Refusals: one family, one wording, for every channel.
 
-Each class's `words` are its message unless one is given. A message is in the language that is active where it is made:
+Each class's `text` is its message unless one is given. A message is in the language that is active where it is made:
 English for the API, the user's own on the site and in Telegram.
 """
 
@@ -14,32 +14,32 @@ NOTHING_DEDUCTED = gettext_noop("No credits were deducted.")
 
 
 class GenerationError(Exception):
-    """values: the gaps of the words, also kept as attributes."""
+    """values: for the placeholders of the text, also kept as attributes."""
 
-    words: ClassVar[Any] = _("The request could not be carried out.")
+    text: ClassVar[Any] = _("The request could not be carried out.")
     code: ClassVar[str] = "invalid_request"
     param: str | None = None
     status: ClassVar[int] = 400
 
     def __init__(self, message: str | None = None, **values: object) -> None:
-        self.message = message or str(self.words % values if values else self.words)
+        self.message = message or str(self.text % values if values else self.text)
         super().__init__(self.message)
         vars(self).update(values)
 
 
 class InvalidPrompt(GenerationError):
-    words = _("The prompt has characters that cannot be stored.")
+    text = _("The prompt has characters that cannot be stored.")
     code = "invalid_prompt"
     param = "prompt"
 
 
 class EmptyPrompt(InvalidPrompt):
-    words = _("Please write what the video should show.")
+    text = _("Please write what the video should show.")
     code = "empty_prompt"
 
 
 class PromptTooLong(InvalidPrompt):
-    words = ngettext_lazy(  # English says the same of one; other languages do not
+    text = ngettext_lazy(  # English says the same of one; other languages do not
         "Prompt too long. Maximum %(n)s characters.", "Prompt too long. Maximum %(n)s characters.", "n"
     )
     code = "prompt_too_long"
@@ -50,25 +50,25 @@ class InvalidSetting(GenerationError):
 
 
 class UnknownPreset(GenerationError):
-    words = _("There is no such preset.")
+    text = _("There is no such preset.")
     code = "unknown_preset"
     param = "preset"
 
 
 class UnknownModel(GenerationError):
-    words = _("There is no such model. On offer: %(names)s.")
+    text = _("There is no such model. On offer: %(names)s.")
     code = "model_not_found"
     param = "model"
 
 
 class AccountInactive(GenerationError):
-    words = _("This account is not active.")
+    text = _("This account is not active.")
     code = "account_inactive"
     status = 403
 
 
 class InsufficientCredits(GenerationError):
-    words = _(
+    text = _(
         "Insufficient credits. You need %(cost)s credits to generate a video. Your balance: %(balance)s credits"
     )
     code = "insufficient_credits"
@@ -76,7 +76,7 @@ class InsufficientCredits(GenerationError):
 
 
 class CooldownActive(GenerationError):
-    words = ngettext_lazy(
+    text = ngettext_lazy(
         "Please wait %(n)s seconds before generating another video.",
         "Please wait %(n)s seconds before generating another video.",
         "n",
@@ -90,7 +90,7 @@ class CooldownActive(GenerationError):
 
 
 class TooManyAtOnce(GenerationError):
-    words = ngettext_lazy(
+    text = ngettext_lazy(
         "You may have %(most)d video made at a time. Please wait until it is finished.",
         "You may have %(most)d videos made at the same time. Please wait until one is finished.",
         "most",
@@ -100,7 +100,7 @@ class TooManyAtOnce(GenerationError):
 
 
 class DailyLimitReached(GenerationError):
-    words = ngettext_lazy(
+    text = ngettext_lazy(
         "You may have %(most)d video made in 24 hours. The next one is possible in %(wait)s.",
         "You may have %(most)d videos made in 24 hours. The next one is possible in %(wait)s.",
         "most",
@@ -114,50 +114,50 @@ class DailyLimitReached(GenerationError):
 
 
 class PromptBlocked(GenerationError):
-    words = _("This prompt is against the rules of this service.")
+    text = _("This prompt is against the rules of this service.")
     code = "content_policy_violation"
     param = "prompt"
 
     def __init__(self, explanation: str = "") -> None:
-        super().__init__(f"{explanation or self.words} {gettext(NOTHING_DEDUCTED)}")
+        super().__init__(f"{explanation or self.text} {gettext(NOTHING_DEDUCTED)}")
 
 
 class IdempotencyConflict(GenerationError):
-    words = _("This Idempotency-Key was used before with another request.")
+    text = _("This Idempotency-Key was used before with another request.")
     code = "idempotency_conflict"
     status = 422
 
 
 class JobNotFound(GenerationError):
-    words = _("There is no such video.")
+    text = _("There is no such video.")
     code = "not_found"
     status = 404
 
 
 class CannotCancel(GenerationError):
-    words = _("This video can no longer be canceled: it is already finished.")
+    text = _("This video can no longer be canceled: it is already finished.")
     code = "cannot_cancel"
     status = 409
 
 
 class BeingStored(CannotCancel):
-    words = _("This video can no longer be canceled: it is being stored.")
+    text = _("This video can no longer be canceled: it is being stored.")
 
 
 class CannotDelete(GenerationError):
-    words = _("This video is still being made: cancel it first.")
+    text = _("This video is still being made: cancel it first.")
     code = "cannot_delete"
     status = 409
 
 
 class VideoNotReady(GenerationError):
-    words = _("This video is not ready.")
+    text = _("This video is not ready.")
     code = "video_not_ready"
     status = 409
 
 
 class VideoGone(GenerationError):
-    words = _("The file of this video is gone.")
+    text = _("The file of this video is gone.")
     code = "video_gone"
     status = 410
 

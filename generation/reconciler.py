@@ -79,10 +79,10 @@ class Reconciler:
         try:
             yield
         except Exception as error:
-            told, self._broken[what] = self._broken.get(what), repr(error)
-            if told != repr(error) and isinstance(error, DATABASE_AWAY):
+            known, self._broken[what] = self._broken.get(what), repr(error)
+            if known != repr(error) and isinstance(error, DATABASE_AWAY):
                 logger.warning("%s: the database is not there, trying again: %s", what, str(error).strip())
-            elif told != repr(error):
+            elif known != repr(error):
                 logger.exception("%s broke, trying again", what)
         else:
             if self._broken.pop(what, None):

@@ -332,7 +332,7 @@ class TestReports:
         answer = client.post(
             page("generation_report_remove", report.pk), sent(reason="A real person"), follow=True
         )
-        assert "is removed (A real person). Its owner is told." in said(answer)
+        assert "is removed (A real person). Its owner is notified." in said(answer)
         report.refresh_from_db()
         job.refresh_from_db()
         assert (report.outcome, job.deleted_at is not None) == ("removed", True)

@@ -96,8 +96,8 @@ class PlatformCollector(Collector):
         numbers = dict(unfinished.values_list("state").annotate(number=Count("pk")))
         for state in GenerationJob.LIVE:
             live.add_metric([state], numbers.get(state, 0))
-        says = "Jobs that have ended, by state and error code."
-        ended = CounterMetricFamily("videoplatform_jobs_ended", says, labels=["state", "code"])
+        meaning = "Jobs that have ended, by state and error code."
+        ended = CounterMetricFamily("videoplatform_jobs_ended", meaning, labels=["state", "code"])
         totals = catalog.add_up(
             "jobs_ended",
             GenerationJob.objects.filter(finished_at__isnull=False),
@@ -117,8 +117,8 @@ class PlatformCollector(Collector):
 
     def nodes(self) -> Iterator[Metric]:
         families = {
-            name: GaugeMetricFamily(f"videoplatform_node_{name}", says, labels=["node"])
-            for name, says in (
+            name: GaugeMetricFamily(f"videoplatform_node_{name}", meaning, labels=["node"])
+            for name, meaning in (
                 ("ready", "1: it answered lately and takes work."),
                 ("enabled", "1: staff have it switched on."),
                 ("set_aside", "1: it failed too often and gets no jobs."),
@@ -146,8 +146,8 @@ class PlatformCollector(Collector):
         yield from families.values()
 
     def credits(self) -> Iterator[Metric]:
-        says = "Credits in entries of the ledger, by kind."
-        moved = CounterMetricFamily("videoplatform_credits_moved", says, labels=["kind"])
+        meaning = "Credits in entries of the ledger, by kind."
+        moved = CounterMetricFamily("videoplatform_credits_moved", meaning, labels=["kind"])
         kinds = catalog.add_up(
             "credits_moved",
             CreditTransaction.objects.all(),
@@ -163,8 +163,8 @@ class PlatformCollector(Collector):
         yield _gauge("videoplatform_credits_held", "Credits held for live jobs.", totals["held"] or 0)
 
     def deliveries(self) -> Iterator[Metric]:
-        says = "Results for Telegram, by state."
-        messages = GaugeMetricFamily("videoplatform_telegram_messages", says, labels=["state"])
+        meaning = "Results for Telegram, by state."
+        messages = GaugeMetricFamily("videoplatform_telegram_messages", meaning, labels=["state"])
         numbers = dict(JobMessage.objects.order_by().values_list("state").annotate(number=Count("pk")))
         for state in JobMessage.State.values:
             messages.add_metric([state], numbers.get(state, 0))
@@ -182,8 +182,8 @@ class PlatformCollector(Collector):
     def bot(self) -> Iterator[Metric]:
         """Yield sums of seconds and numbers: their rates give the mean time of a request, and of an update's answer."""
         families = {
-            name: CounterMetricFamily(f"videoplatform_telegram_{name}", says, labels=["outcome", *more])
-            for name, says, more in (
+            name: CounterMetricFamily(f"videoplatform_telegram_{name}", meaning, labels=["outcome", *more])
+            for name, meaning, more in (
                 ("requests", "Requests to Telegram, by method.", ["method"]),
                 ("request_seconds", "What they took.", ["method"]),
                 ("updates", "Updates that were settled.", []),
@@ -208,12 +208,12 @@ class PlatformCollector(Collector):
         yield _gauge("videoplatform_files_to_remove", "Stored files that should be gone.", overdue)
         heard: timedelta | None = GpuNode.objects.aggregate(age=Now() - Max("last_seen_at"))["age"]
         if heard is not None:
-            says = "Since any node was heard of: when it grows, the reconciler or all nodes are down."
-            yield _gauge("videoplatform_reconciler_heard_seconds", says, heard.total_seconds())
+            meaning = "Since any node was heard of: when it grows, the reconciler or all nodes are down."
+            yield _gauge("videoplatform_reconciler_heard_seconds", meaning, heard.total_seconds())
 
 
-def _gauge(name: str, says: str, value: float) -> Metric:
-    return GaugeMetricFamily(name, says, value=value)
+def _gauge(name: str, meaning: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, meaning, value=value)
 
 
 def _oldest(rows: "QuerySet", moment: str) -> float:

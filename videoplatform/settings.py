@@ -126,9 +126,10 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
     raise ImproperlyConfigured(
         "DATABASE_URL must name a PostgreSQL server: the ledger's guards are PostgreSQL triggers."
     )
-# The web process serves many short requests on threads that come and go: it shares a pool. All others keep one
-# connection a process: a pool that is forked, as the worker forks, gives one connection to two processes. asgi.py names
-# the process, so that its children are not mistaken for it.
+# The web process serves many short requests on threads that come and go: it shares a pool. All others keep a
+# connection a thread (bot and reconciler have up to eight, generation/database.py): a pool that is forked, as the
+# worker forks, gives one connection to two processes. asgi.py names the process, so that its children are not mistaken
+# for it.
 WEB_PROCESS = env.str("VIDEOPLATFORM_WEB_PID", "") == str(os.getpid())
 DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 10, validate=NOT_NEGATIVE) if WEB_PROCESS else 0
 if DATABASE_POOL_SIZE:

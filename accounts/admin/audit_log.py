@@ -61,7 +61,7 @@ def related_to(model: type[Model]) -> Callable[[Callable[[Any], Q]], Callable[[A
 @display(description="Audit log")
 @once_a_row
 def history_field(page: Any, subject: Model) -> SafeString | str:
-    """A field of a row's own page: the latest entries about the row or related to it."""
+    """Show the latest entries about the row or related to it, as a field of its page."""
     kind = subject._meta.label_lower
     own = Q(subject_kind=kind, subject_id=str(subject.pk))
     entries = AuditEvent.objects.filter(reduce(or_, (find(subject) for find in _related[kind]), own))

@@ -76,12 +76,12 @@ def allowed(permission: str) -> Callable[..., bool]:
 
 
 def never(page: ModelAdmin, request: HttpRequest, obj: object = None) -> bool:
-    """A `has_…_permission` method for what the admin does not offer at all."""
+    """Refuse: a `has_…_permission` method for what the admin does not offer at all."""
     return False
 
 
 def _possible(obj: object) -> None:
-    """The WhyNot of what is always possible."""
+    """Be the WhyNot of what is always possible."""
 
 
 class ShortPaginator(Paginator):
@@ -265,7 +265,7 @@ def does(operation: Callable[..., object], subject: object, done: str) -> Act:
 
 
 def row(admin: ModelAdmin, request: HttpRequest, object_id: str) -> Any:
-    """The object of a page's address. Raises Http404 when there is none."""
+    """Find the object of a page's address. Raises Http404 when there is none."""
     found = admin.get_object(request, unquote(object_id))
     if found is None:
         raise Http404
@@ -346,7 +346,7 @@ def ask_about_each(
 
 
 def _answer(request: HttpRequest, form: forms.Form, act: Act, back: str) -> HttpResponseBase | None:
-    """The response to a valid form; None when it is refused, with the error in the form."""
+    """Answer a valid form; return None when it is refused, with the error in the form."""
     try:
         with transaction.atomic():
             done = act(Actor.of(request), form.cleaned_data)
@@ -373,7 +373,7 @@ def _back(admin: ModelAdmin, request: HttpRequest, subject: Model | QuerySet[Any
 
 
 def _carried(request: HttpRequest, subject: Model | QuerySet[Any]) -> list[tuple[str, str]]:
-    """The fields that a list sends again: the rows themselves, because others may match its filters by then."""
+    """Repeat the fields that a list sent: the rows themselves, because others may match its filters by then."""
     if not isinstance(subject, QuerySet) or "action" not in request.POST:
         return []
     chosen = [(ACTION_CHECKBOX_NAME, str(pk)) for pk in subject.values_list("pk", flat=True)]
@@ -384,7 +384,7 @@ def _carried(request: HttpRequest, subject: Model | QuerySet[Any]) -> list[tuple
 
 
 def link(model: str, pk: object, text: object) -> SafeString | str:
-    """A link to the page of a row, `model` as `app_model`; the text alone where the admin has no such page."""
+    """Link to the page of a row, `model` as `app_model`; the text alone where the admin has no such page."""
     try:
         page = reverse(f"admin:{model}_change", args=[pk])
     except NoReverseMatch:
@@ -393,7 +393,7 @@ def link(model: str, pk: object, text: object) -> SafeString | str:
 
 
 def bullets(lines: Iterable[object], empty: str = "-") -> SafeString | str:
-    """A list of lines; `empty` without any."""
+    """Render a list of lines; `empty` without any."""
     items = format_html_join("", "<li>{}</li>", ((line,) for line in lines))
     return format_html("<ul>{}</ul>", items) if items else empty
 
@@ -413,7 +413,7 @@ def once_a_row(field: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
 
 def state_now(words: str, *, moves: bool) -> SafeString:
-    """The state of a row; while it `moves`, the page reloads itself (admin_live.js)."""
+    """Render the state of a row; while it `moves`, the page reloads itself (admin_live.js)."""
     return format_html("<span data-live>{}</span>" if moves else "<span>{}</span>", words)
 
 

@@ -125,7 +125,7 @@ class CreditTransactionAdmin(ReadOnlyAdmin):
 
 
 def link_to_job(entry: CreditTransaction) -> SafeString | str:
-    """A link to the job that the reference names, which belongs to another app."""
+    """Link to the job that the reference names, which belongs to another app."""
     if entry.reference is None or entry.kind == CreditTransaction.Kind.TRANSFER:
         return "-"
     return link("generation_generationjob", entry.reference, f"{entry.reference.hex[:8]}…")
@@ -148,7 +148,7 @@ def _download(rows: "QuerySet[CreditTransaction]") -> StreamingHttpResponse:
 
 
 async def _csv_lines(rows: "QuerySet[CreditTransaction]") -> AsyncIterator[str]:
-    """A header and a line for each entry, read page by page, so that neither memory nor a cursor is held for long."""
+    """Write a header and a line for each entry, read page by page: neither memory nor a cursor is held for long."""
     yield _line(COLUMNS)
     last: int | None = None
     while page := await sync_to_async(_page_below)(rows, last):

@@ -277,7 +277,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     @row_action("Ban", "ban", operations.ban, icon="block", why_not=operations.why_not_ban)
     def ban(self, user: User) -> Question:
         explanation = (
-            f"{user} is signed out of every door. What is being made is canceled, its credits are released."
+            f"{user} is signed out everywhere. Live videos are canceled, their credits are released."
         )
         return explanation, f"{user} is banned ($reason)."
 

@@ -13,7 +13,7 @@ from django.db.models import F, Q
 
 
 class User(AbstractUser):
-    """A person who makes clips, by any door.
+    """A person who makes clips, by any channel.
 
     Never deleted but anonymised: ledger entries reference them.
     """

@@ -53,6 +53,6 @@ def refuse(why: str | None) -> None:
 
 
 def address_of(request: HttpRequest) -> str:
-    """The client's IP address: behind a proxy, the one that the proxy itself wrote, which is the last in the list."""
+    """Find the client's IP address: behind a proxy, the one that the proxy itself wrote, the last in the list."""
     forwarded = request.headers.get("X-Forwarded-For", "") if settings.BEHIND_PROXY else ""
     return (forwarded.rpartition(",")[2].strip() or request.META.get("REMOTE_ADDR") or "unknown")[:45]

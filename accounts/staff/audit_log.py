@@ -108,7 +108,7 @@ def carried_out(once: uuid.UUID) -> bool:
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The values as JSON holds them: rows by their names, sets of rows as lists of names, without NULs."""
+    """Make the values fit for JSON: rows by their names, sets of rows as lists of names, without NULs."""
     return {name: _plain(value) for name, value in values.items()}
 
 

@@ -18,7 +18,7 @@ LIMITS = ("daily_clips", "concurrent_jobs", "cooldown_seconds", "price_factor")
 
 @operation("accounts.ban_user", "user.ban")
 def ban(op: Operation, user: User) -> None:
-    """Sign `user` out of every door for good; their live jobs are canceled (generation.receivers).
+    """Sign `user` out of every channel for good; their live jobs are canceled (generation.receivers).
 
     Raises:
         NotPermitted: `user` is a member of the staff, and the actor may not manage staff.
@@ -106,7 +106,7 @@ def adjust(op: Operation, users: Sequence[User], amount: int) -> None:
 
 
 def _recorded(op: Operation, users: Sequence[User], amount: int) -> Iterator[User]:
-    """Each user, with the wallet locked and the change recorded.
+    """Yield each user, with the wallet locked and the change recorded.
 
     Wallets are locked in one order, so that two operations on the same users do not wait for each other.
     """

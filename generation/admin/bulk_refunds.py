@@ -142,7 +142,7 @@ class BulkRefundAdmin(ReadOnlyAdmin):
 def refund_chosen(
     page: ModelAdmin, request: HttpRequest, chosen: "QuerySet[GenerationJob]"
 ) -> HttpResponseBase:
-    """The second step for videos that were chosen in a list."""
+    """Show the second step for videos that were chosen in a list."""
     return _decide(page, request, bulk_refunds.not_refunded(chosen), "the chosen videos", chosen=chosen)
 
 
@@ -160,9 +160,7 @@ def _decide(
     def act(actor: Actor, values: dict[str, Any]) -> str:
         read = bulk_refunds.Total(**{name: values.pop(name) for name in ("jobs", "people", "credits")})
         batch = bulk_refunds.start(charged, read, actor=actor, **window, **values)
-        return (
-            f"{batch.jobs} videos are being refunded, {batch.credits} credits. Each user is told at the end."
-        )
+        return f"{batch.jobs} videos are being refunded, {batch.credits} credits. Each user is notified at the end."
 
     lines = [f"Charged and not refunded yet on {where}:", f"{total}."]
     if left is not None and total.credits > left:
@@ -191,6 +189,6 @@ def refunds_of_job(job: GenerationJob) -> Q:
 
 
 def _one_of(batches: "QuerySet[BulkRefund]") -> Q:
-    """Entries about the latest of these: no page shows more entries than that."""
+    """Select entries about the latest of these: no page shows more entries than that."""
     latest = batches.order_by("-created_at").values_list("pk", "created_at").distinct()[:LATEST]
     return Q(subject_kind=BulkRefund._meta.label_lower, subject_id__in=[str(pk) for pk, _ in latest])

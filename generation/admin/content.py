@@ -162,7 +162,7 @@ class ReportAdmin(ReadOnlyAdmin):
         job = report.job
         return (
             f"“{job.prompt}” of {job.user} is taken away for good, its link stops working.",
-            f"{job.public_id} is removed ($reason). Its owner is told.",
+            f"{job.public_id} is removed ($reason). Its owner is notified.",
         )
 
     @row_action("Dismiss", "settle", moderation.dismiss, icon="check", why_not=moderation.why_not_dismiss)

@@ -35,7 +35,7 @@ FARTHEST = 10_000
 
 
 def with_words(jobs: "QuerySet[GenerationJob]", text: str) -> "QuerySet[GenerationJob]":
-    """Those of `jobs` that have every word of `text`, or words that begin so, in prompt or error."""
+    """Select those of `jobs` that have every word of `text`, or words that begin so, in prompt or error."""
     words = WORD.findall(text.lower())
     if not words:
         return jobs.none()
@@ -55,7 +55,7 @@ class FoundJobs(ShortPaginator):
 
     @cached_property
     def count(self) -> int:
-        """The number that fit, up to MOST_COUNTED as in every list."""
+        """Count those that fit, up to MOST_COUNTED as in every list."""
         if len(self._newest) <= FEW:
             return len(self._all)
         return MOST_COUNTED if len(self._newest) == MOST_COUNTED else super().count
@@ -69,7 +69,7 @@ class FoundJobs(ShortPaginator):
 
     @cached_property
     def _newest(self) -> list[UUID]:
-        """Those that fit among the sample of the newest jobs, and where that leaves it open, among the farthest."""
+        """Find what fits among the sample of the newest jobs and, where that leaves it open, among the farthest."""
         moments = GenerationJob.objects.order_by(*ORDER).values_list("created_at", flat=True)
         found: list[UUID] = []
         with _without("bitmapscan"):
@@ -83,7 +83,7 @@ class FoundJobs(ShortPaginator):
 
     @cached_property
     def _all(self) -> list[UUID]:
-        """All that fit, up to MOST_COUNTED, from the index of words, which is read whole for it."""
+        """Find all that fit, up to MOST_COUNTED, from the index of words, which is read whole for it."""
         with _without("indexscan"):
             return list(self.object_list.values_list("pk", flat=True)[:MOST_COUNTED])
 

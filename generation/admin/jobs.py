@@ -182,7 +182,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         return [*files, *super().get_urls()]
 
     def file(self, request: HttpRequest, job_id: uuid.UUID, variant: str) -> HttpResponseBase:
-        """The clip or its poster, for the player on a job's page."""
+        """Serve the clip or its poster for the player on a job's page."""
         job: GenerationJob = row(self, request, str(job_id))
         if not self.has_view_permission(request, job):
             raise PermissionDenied
@@ -220,7 +220,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @display(description="One after the other")
     def timeline(self, job: GenerationJob) -> SafeString | str:
-        """Every attempt, with its node, state, times and error."""
+        """List every attempt, with its node, state, times and error."""
         attempts = job.attempts.select_related("node").order_by("opened_at")
         item = '<li class="mb-3">{} · {}<br>{}<br>{}</li>'
         items = format_html_join("", item, (_described(attempt) for attempt in attempts))
@@ -288,8 +288,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     )
     def remove_video(self, job: GenerationJob) -> Question:
         return (
-            f"“{job.prompt}” is taken away from {job.user} for good, who is told why. Nothing is refunded.",
-            f"{job.public_id} is removed ($reason). Its owner is told.",
+            f"“{job.prompt}” is taken away from {job.user} for good, who reads the reason. Nothing is refunded.",
+            f"{job.public_id} is removed ($reason). Its owner is notified.",
         )
 
     @admin.action(description="Cancel what is live of these", permissions=["cancel"])
@@ -316,7 +316,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
 
 def _described(attempt: JobAttempt) -> tuple[SafeString | str, str, str, str]:
-    """An attempt in words: node, state and step, times, error."""
+    """Describe an attempt: node, state and step, times, error."""
     state = f"{attempt.get_state_display()}, step {attempt.step}"
     if attempt.stopped_at_step is not None:
         state += f", stopped at step {attempt.stopped_at_step}"

@@ -26,7 +26,7 @@ from accounts.admin.base import (
 from generation.models import CanaryRun, GpuNode, GpuNodeQuerySet
 from generation.staff import nodes, stats
 
-TRIALS = 5
+CANARIES = 5
 # The form of a new node; nothing else is known of it.
 NEW = (None, {"fields": ("name", "base_url", "api_key", "forget_api_key", "protocol", "cost_per_hour")})
 MARKS = {"passed": "✓", "failed": "✗", "running": "…", "waiting": "·"}
@@ -177,10 +177,10 @@ class GpuNodeAdmin(LoggedAdmin):
         words = f"{last.began_at:%Y-%m-%d %H:%M} by {last.asked_by}"
         return format_html("<p>{}</p>{}", state_now(words, moves=last.passed is None), steps)
 
-    @display(description="Trial clips while it was set aside")
+    @display(description="Canary clips while it was set aside")
     @once_a_row
     def canaries(self, node: GpuNode) -> SafeString | str:
-        latest = node.canary_runs.filter(kind=CanaryRun.Kind.CANARY)[:TRIALS]
+        latest = node.canary_runs.filter(kind=CanaryRun.Kind.CANARY)[:CANARIES]
         lines = (
             f"{each.began_at:%Y-%m-%d %H:%M} {MARKS['passed' if each.passed else 'failed']} {each.steps[0]['words']}"
             for each in latest
@@ -190,7 +190,7 @@ class GpuNodeAdmin(LoggedAdmin):
     @display(description="What it did and cost")
     @once_a_row
     def account(self, node: GpuNode) -> SafeString | str:
-        """Clips, hours, cost and refunds. A clip costs the hours that the node worked, failed attempts included."""
+        """Show clips, hours, cost and refunds. A clip costs the hours that the node worked, also on failed attempts."""
         found = stats.of_node(node)
         worked = f"{found.hours:.1f} hours" if found.hours >= 1 else f"{60 * found.hours:.1f} minutes"
         cost, rate = "Cost per finished clip: give the cost per hour", "Refund rate: no clip was charged"

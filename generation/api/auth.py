@@ -60,7 +60,7 @@ class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-c
 class AnyAccept(BaseContentNegotiation):
     """The body decides the parser; `Accept` decides nothing.
 
-    A client that downloads a clip asks for `application/binary` or `video/mp4`, and is told of an error in JSON.
+    A client that downloads a clip asks for `application/binary` or `video/mp4`, and gets an error in JSON.
     """
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:

@@ -1,6 +1,6 @@
 """The offer: presets, prices and expected waits, the models and sizes of the nodes, and the queue before them.
 
-The same figures are shown in every door, before submit.
+Every channel shows the same figures before submit.
 """
 
 import math

@@ -19,7 +19,7 @@ from generation.models import GenerationJob
 logger = logging.getLogger(__name__)
 
 CHANNEL = "generation_job"
-# A subscriber that does not read loses its oldest events, never the newest, and is told to look again.
+# A subscriber that does not read loses its oldest events, never the newest, and then gets a None: look again.
 BACKLOG = 1000
 
 # Sent with `job` inside the transaction that ends a job: a receiver that only inserts rows commits or falls with it.

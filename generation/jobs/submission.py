@@ -255,10 +255,10 @@ def compiled(pattern: str) -> "re2._Regexp[str]":
     try:
         return re2.compile(pattern, options)
     except re2.error as error:
-        said = error.args[0] if error.args else "it is not understood"
-        raise BadPattern(said.decode() if isinstance(said, bytes) else str(said)) from error
+        message = error.args[0] if error.args else "it is not understood"
+        raise BadPattern(message.decode() if isinstance(message, bytes) else str(message)) from error
 
 
 def _spaced_words(text: str) -> str:
-    """The words with one space around each, so that whole words are found by `in`."""
+    """Put one space around each word, so that whole words are found by `in`."""
     return f" {' '.join(WORD.findall(text))} "

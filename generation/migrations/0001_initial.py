@@ -99,7 +99,7 @@ class Migration(migrations.Migration):
                 ("attempt_count", models.PositiveSmallIntegerField(default=0, help_text="Attempts that count towards JOB_MAX_ATTEMPTS.")),
                 ("step", models.PositiveIntegerField(default=0, help_text="Denoising steps done, of num_inference_steps.")),
                 ("error_code", models.CharField(max_length=40, blank=True)),
-                ("error_message", models.CharField(max_length=500, blank=True, help_text="What the person is told.")),
+                ("error_message", models.CharField(max_length=500, blank=True, help_text="The reason, as the user reads it.")),
                 ("created_at", models.DateTimeField(db_default=Now(), editable=False)),
                 ("started_at", models.DateTimeField(null=True, help_text="When the attempt that counts was opened.")),
                 ("finished_at", models.DateTimeField(null=True)),
@@ -333,7 +333,7 @@ class Migration(migrations.Migration):
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
                 ("kind", models.CharField(max_length=10, choices=[("words", "Words, as they stand"), ("pattern", "Pattern (RE2)")], default="words")),
                 ("text", models.CharField(max_length=500, unique=True)),
-                ("explanation", models.CharField(max_length=200, blank=True, help_text="What the person is told. Empty: that it is against the rules.")),
+                ("explanation", models.CharField(max_length=200, blank=True, help_text="The reason, as the user reads it. Empty: it is against the rules.")),
                 ("enabled", models.BooleanField(default=True)),
             ],
             options={

@@ -247,7 +247,9 @@ class GenerationJob(models.Model):
     )
     step = models.PositiveIntegerField(default=0, help_text="Denoising steps done, of num_inference_steps.")
     error_code = models.CharField(max_length=40, blank=True)
-    error_message = models.CharField(max_length=500, blank=True, help_text="What the person is told.")
+    error_message = models.CharField(
+        max_length=500, blank=True, help_text="The reason, as the user reads it."
+    )
 
     created_at = models.DateTimeField(db_default=Now(), editable=False)
     started_at = models.DateTimeField(null=True, help_text="When the attempt that counts was opened.")

@@ -149,7 +149,9 @@ class BlockedPrompt(models.Model):
     kind = models.CharField(max_length=10, choices=Kind, default=Kind.WORDS)
     text = models.CharField(max_length=500, unique=True)
     explanation = models.CharField(
-        max_length=200, blank=True, help_text="What the person is told. Empty: that it is against the rules."
+        max_length=200,
+        blank=True,
+        help_text="The reason, as the user reads it. Empty: it is against the rules.",
     )
     enabled = models.BooleanField(default=True)
 

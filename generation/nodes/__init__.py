@@ -38,7 +38,7 @@ CLIENTS: tuple[type[NodeClient], ...] = (VideosClient, GenerateVideoClient)
 
 
 def client_class(protocol: str) -> type[NodeClient]:
-    """The client of this protocol; the first one while the node's is not known."""
+    """Find the client of this protocol; the first one while the node's is not known."""
     return next((client for client in CLIENTS if client.protocol == protocol), CLIENTS[0])
 
 
@@ -68,7 +68,7 @@ async def detect_protocol(endpoint: NodeEndpoint) -> str:
 
 
 async def _protocols_in_health(transport: Transport) -> set[str]:
-    """The protocols of ours that the node names; none where it names none."""
+    """Read which of our protocols the node names; empty where it names none."""
     answer = await transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
     if answer.status >= 500 or answer.status in (401, 403, 429):
         raise transport.refuse(answer)

@@ -82,7 +82,7 @@ class NodeClient(ABC):
 
     @abstractmethod
     def content_path(self, job: RemoteJob) -> str:
-        """The path of the finished file on the node."""
+        """Build the path of the finished file on the node."""
 
     async def download(
         self,
@@ -102,7 +102,7 @@ class NodeClient(ABC):
 
 
 def _is_there(answer: Answer) -> bool:
-    """A list, a complaint about the key or the request, or a route that takes POST."""
+    """Accept a list, a complaint about the key or the request, or a route that takes POST."""
     if answer.status == 405:
         return "POST" in answer.headers.get("allow", "").upper()
     if answer.status == 200:

@@ -17,7 +17,7 @@ class GenerateVideoClient(NodeClient):
 
     @classmethod
     async def is_spoken(cls, transport: Transport) -> bool:
-        """A node of the field may answer 404 to a GET of its only POST route; its health is what is left."""
+        """Ask for the route, then for the health: a node may answer 404 to a GET of its only POST route."""
         if await super().is_spoken(transport):
             return True
         answer = await transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)

@@ -102,7 +102,7 @@ class Transport:
 
     def refuse(self, answer: Answer) -> protocol.NodeError:
         """Return the error for an answer with a status other than 2xx."""
-        return error_for_status(answer, said=self.clean(message_of(answer)))
+        return error_for_status(answer, detail=self.clean(message_of(answer)))
 
     def clean(self, text: str) -> str:
         """Make a node's own message fit to show: one line, bounded, without our key."""
@@ -157,9 +157,9 @@ def storable(value: Any) -> Any:
     return value
 
 
-def error_for_status(answer: Answer, *, said: str) -> protocol.NodeError:
-    """Return the error for a status other than 2xx; `said` is the node's own message, already cleaned."""
-    status, suffix = answer.status, f": {said}" if said else "."
+def error_for_status(answer: Answer, *, detail: str) -> protocol.NodeError:
+    """Return the error for a status other than 2xx; `detail` is the node's own message, already cleaned."""
+    status, suffix = answer.status, f": {detail}" if detail else "."
     if status in (401, 403):
         return protocol.NodeUnauthorized("The node does not accept the key.")
     if status in (404, 410):
@@ -175,7 +175,7 @@ def error_for_status(answer: Answer, *, said: str) -> protocol.NodeError:
     if status in (405, 501):
         return protocol.NodeAnsweredNonsense("The node does not speak this protocol.")
     if status >= 400:
-        return protocol.NodeRejected(said or f"The node refused the request ({status}).")
+        return protocol.NodeRejected(detail or f"The node refused the request ({status}).")
     return protocol.NodeAnsweredNonsense(f"The node answered with status {status}.")
 
 
@@ -200,8 +200,8 @@ def _validation_line(item: object) -> str:
     """Describe one entry of FastAPI's list of validation errors."""
     if not isinstance(item, dict):
         return str(item)[:MAX_MESSAGE]
-    place, said = item.get("loc"), str(item.get("msg", ""))[:MAX_MESSAGE]
-    return f"{place[-1]}: {said}" if isinstance(place, list) and place else said
+    place, text = item.get("loc"), str(item.get("msg", ""))[:MAX_MESSAGE]
+    return f"{place[-1]}: {text}" if isinstance(place, list) and place else text
 
 
 def retry_after(headers: httpx.Headers) -> float:

@@ -48,18 +48,18 @@ class Total:
 
 
 def charged_on(*, node: GpuNode, since: datetime, until: datetime) -> "QuerySet[GenerationJob]":
-    """Videos that `node` finished in that time and that are charged and not refunded."""
+    """Select videos that `node` finished in that time and that are charged and not refunded."""
     ended = GenerationJob.objects.filter(finished_at__gte=since, finished_at__lt=until)
     return not_refunded(ended.filter(current_attempt__node=node))
 
 
 def not_refunded(jobs: "QuerySet[GenerationJob]") -> "QuerySet[GenerationJob]":
-    """Those of `jobs` that are charged and not refunded."""
+    """Select those of `jobs` that are charged and not refunded."""
     return jobs.filter(state=GenerationJob.State.COMPLETED, cost__gt=0).exclude(refunded())
 
 
 def total_of(jobs: "QuerySet[GenerationJob]") -> Total:
-    """The total that `start` would refund now."""
+    """Compute the total that `start` would refund now."""
     found = jobs.order_by().aggregate(
         jobs=Count("pk"), people=Count("user", distinct=True), credits=Sum("cost")
     )
@@ -106,7 +106,7 @@ def start(
 
 
 def carry_on(batch_id: str) -> None:
-    """A task: refund what still waits, for SECONDS_A_TASK. Safe to repeat, and to run twice at the same time."""
+    """Refund what still waits, as a task, for SECONDS_A_TASK. Safe to repeat, and to run twice at the same time."""
     running = BulkRefund.objects.select_related("actor").filter(state=BulkRefund.State.RUNNING)
     batch = running.filter(pk=batch_id).first()
     if batch is None:
@@ -164,6 +164,6 @@ def _finish(batch: BulkRefund) -> None:
 
 
 def progress(batch: BulkRefund) -> dict[str, int]:
-    """The number of jobs in each state."""
+    """Count the jobs in each state."""
     counts = dict(batch.items.order_by().values_list("state").annotate(number=Count("pk")))
     return {state: counts.get(state, 0) for state in BulkRefundItem.State.values}

@@ -123,9 +123,9 @@ def _credits(days: Sequence[DailyStats]) -> list[Stat]:
     ]
 
 
-def _month(days: Sequence[DailyStats], words: str) -> str:
-    """The words about 30 days, once all of them are added up."""
-    return words if len(days) == stats.DAYS else "30 days: being added up"
+def _month(days: Sequence[DailyStats], text: str) -> str:
+    """Show the text about 30 days once all of them are added up."""
+    return text if len(days) == stats.DAYS else "30 days: being added up"
 
 
 def _books() -> Stat:
@@ -143,7 +143,7 @@ def _failed_tasks() -> Stat:
 
 
 def _nodes() -> list[dict[str, Any]]:
-    """The table of nodes. Attempts are counted by themselves: joined to the nodes, all of them would be read."""
+    """Make the table of nodes. Attempts are counted by themselves: joined to the nodes, all of them would be read."""
     nodes = list(GpuNode.objects.with_health().annotate(age=Now() - F("last_seen_at")))
     attempts = JobAttempt.objects.filter(node__in=[node.pk for node in nodes]).order_by()
     held = attempts.filter(state=JobAttempt.State.OPEN).values_list("node").annotate(number=Count("pk"))
@@ -169,7 +169,7 @@ def _node(node: Any, load: int, counts: Counter[tuple[int, str]]) -> dict[str, A
 
 
 def _chart(days: Sequence[DailyStats]) -> dict[str, Any]:
-    """Data for Chart.js: clips of each day as stacked bars; days that are not added up yet are gaps."""
+    """Make the data for Chart.js: clips of each day as stacked bars; days that are not added up yet are gaps."""
     rows = {row.day: row for row in days}
     labels = [days[-1].day - timedelta(days=ago) for ago in reversed(range(stats.DAYS))]
     colours = {

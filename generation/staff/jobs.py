@@ -44,7 +44,7 @@ def cancel(op: Operation, job: GenerationJob) -> GenerationJob:
 
 
 def why_not_cancel(job: GenerationJob) -> str | None:
-    """The reason why a job cannot be canceled; None when it can."""
+    """Explain why a job cannot be canceled; None when it can."""
     if job.state == State.STORING:
         return BeingStored().message
     return None if job.is_live else f"This video is {job.state} already, so there is nothing to cancel."
@@ -67,7 +67,7 @@ def refund(op: Operation, job: GenerationJob) -> int:
 
 
 def why_not_refund(job: GenerationJob) -> str | None:
-    """The reason why a job's credits cannot be given back; None when they can."""
+    """Explain why a job's credits cannot be given back; None when they can."""
     if job.is_live:
         return "This video is still being made: cancel it, and its credits are given back."
     receipt = lifecycle.receipt(job)
@@ -77,13 +77,13 @@ def why_not_refund(job: GenerationJob) -> str | None:
 
 
 def refunded() -> Exists:
-    """A condition for queries of jobs: the credits were given back."""
+    """Make a condition for queries of jobs: the credits were given back."""
     refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
     return Exists(refunds)
 
 
 def lock(job: GenerationJob) -> GenerationJob:
-    """The job read afresh, with its owner, locked against other refunds and against a merge of accounts.
+    """Read the job afresh, with its owner, locked against other refunds and against a merge of accounts.
 
     Wallets come after jobs (generation/jobs/locks.py), and which of them are moved the ledger knows.
     """
@@ -150,7 +150,7 @@ def move(op: Operation, job: GenerationJob, target: GpuNode) -> JobAttempt:
 
 
 def why_not_move(job: GenerationJob) -> str | None:
-    """The reason why a job cannot be moved; None when it can."""
+    """Explain why a job cannot be moved; None when it can."""
     if job.state == State.QUEUED:
         return "This video still waits: it goes to whichever node is free first."
     if job.state == State.STORING:
@@ -159,7 +159,7 @@ def why_not_move(job: GenerationJob) -> str | None:
 
 
 def stop_on_node(attempt_id: str) -> None:
-    """A task: cancel an attempt on its node. A node that does not answer works on, and its result is discarded."""
+    """Cancel an attempt on its node, as a task. A node that does not answer works on, and its result is discarded."""
     attempt = JobAttempt.objects.select_related("node").filter(pk=attempt_id).first()
     if attempt is None or not attempt.remote_id:
         return
@@ -190,7 +190,7 @@ def retry(op: Operation, job: GenerationJob) -> GenerationJob:
 
 
 def why_not_retry(job: GenerationJob) -> str | None:
-    """The reason why a job cannot be made again; None when it can."""
+    """Explain why a job cannot be made again; None when it can."""
     if job.state != State.FAILED:
         return f"This video is {job.state}: only what failed is made again."
     if job.deleted_at is not None or not job.user.is_active:
@@ -201,5 +201,5 @@ def why_not_retry(job: GenerationJob) -> str | None:
 
 
 def _retry_key(job: GenerationJob) -> str:
-    """The same for every retry of a job, so that there is one."""
+    """Make the key that every retry of a job has, so that there is one."""
     return f"staff-retry:{job.id.hex}"

@@ -48,7 +48,7 @@ def dismiss(op: Operation, report: Report) -> None:
 
 
 def why_not_remove(job: GenerationJob) -> str | None:
-    """The reason why a video cannot be removed; None when it can."""
+    """Explain why a video cannot be removed; None when it can."""
     if job.is_live:
         return "This video is still being made: cancel it instead."
     if job.deleted_at is not None:

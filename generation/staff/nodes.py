@@ -85,7 +85,7 @@ def start_test(op: Operation, node: GpuNode) -> CanaryRun:
 
 
 def run_test(run_id: int) -> None:
-    """A task: carry a test out. A repeated one begins again."""
+    """Carry a test out, as a task. A repeated one begins again."""
     run = CanaryRun.objects.select_related("node").filter(pk=run_id, passed=None).first()
     if run is not None:
         async_to_sync(_Test(run).carry_out)()

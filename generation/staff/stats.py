@@ -39,14 +39,14 @@ class NodeStats:
 
 
 def latest() -> list[DailyStats]:
-    """The last 30 days, the running one included, oldest first; without those that `keep` has yet to add up."""
+    """Read the last 30 days, the running one included, oldest first; without those that `keep` has yet to add up."""
     now, over = today(), settled()
     rows = DailyStats.objects.filter(day__gt=now - timedelta(days=DAYS), day__lt=over)
     return [*rows.defer("nodes").order_by("day"), *_add_up(over, now + timedelta(days=1))]
 
 
 def keep() -> None:
-    """A task: add up the days that are over and not kept yet. Safe to repeat."""
+    """Add up, as a task, the days that are over and not kept yet. Safe to repeat."""
     over = settled()
     wanted = _days(today() - timedelta(days=DAYS - 1), over)
     kept = set(DailyStats.objects.filter(day__in=wanted).values_list("day", flat=True))
@@ -83,7 +83,7 @@ def success_rate(days: Iterable[DailyStats]) -> float | None:
 
 
 def median_seconds(days: Iterable[DailyStats]) -> float | None:
-    """The median time from submit to the finished clip, to within 3 %; None without any."""
+    """Estimate the median time from submit to the finished clip, to within 3 %; None without any."""
     counts: Counter[int] = Counter()
     for row in days:
         counts.update({int(name): number for name, number in row.times.items()})
@@ -100,17 +100,17 @@ def today() -> date:
 
 
 def settled() -> date:
-    """The first day that is not over for good: transactions of it may still be open."""
+    """Find the first day that is not over for good: transactions of it may still be open."""
     return (datetime.now(UTC) - SETTLED).date()
 
 
 def _days(first: date, end: date) -> list[date]:
-    """The days from `first` up to `end` without it."""
+    """List the days from `first` up to `end` without it."""
     return [first + timedelta(days=number) for number in range((end - first).days)]
 
 
 def _add_up(first: date, end: date) -> list[DailyStats]:
-    """Each day from `first` up to `end` without it, from jobs and entries themselves."""
+    """Add up each day from `first` up to `end` without it, from jobs and entries themselves."""
     rows = {day: DailyStats(day=day) for day in _days(first, end)}
     times: dict[date, Counter[str]] = {day: Counter() for day in rows}
     for day, state, duration, number in _query(ENDED, first, end):
@@ -138,7 +138,7 @@ def _keep_work_of_nodes(days: list[DailyStats]) -> None:
 
 
 def _work_since(first: date, node: GpuNode) -> list[int]:
-    """Clips, milliseconds and charged clips of a node, from the kept days and, after these, from the attempts."""
+    """Sum up clips, milliseconds and charged clips of a node: of the kept days and, after these, of the attempts."""
     rows = DailyStats.objects.filter(day__gte=first, day__lt=settled(), nodes__isnull=False)
     kept = {row.day: (row.nodes or {}).get(str(node.pk), [0, 0, 0]) for row in rows}
     end = today() + timedelta(days=1)
@@ -149,7 +149,7 @@ def _work_since(first: date, node: GpuNode) -> list[int]:
 
 
 def _query(statement: str, first: date, end: date, node: GpuNode | None = None) -> list[tuple[Any, ...]]:
-    """Rows of a statement about the days from `first` up to `end` without it, of all nodes or one."""
+    """Read the rows of a statement about the days from `first` up to `end` without it, of all nodes or one."""
     parameters = {
         "first": datetime.combine(first, time.min, UTC),
         "end": datetime.combine(end, time.min, UTC),

@@ -96,7 +96,7 @@ def submit(request: SiteRequest) -> HttpResponse:
     job = form.submit(user=request.user)
     if job is None and not request.htmx:
         return _dashboard(request, form, status=422)
-    if job is None:  # 422 is what htmx is told to show
+    if job is None:  # base.html lets htmx show 422
         return render(request, "generation/_composer.html", _composer(request, form), status=422)
     if not request.htmx:
         return redirect("video", job.pk)

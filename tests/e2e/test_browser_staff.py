@@ -279,7 +279,7 @@ def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, n
     job_page(page, clips[1])
     act(page, "Remove the video").click()
     confirm(page, "Remove the video", reason="A real person")
-    message(page, "Its owner is told.")
+    message(page, "Its owner is notified.")
     expect(page.locator("video")).to_have_count(0)
     refused(at_work("finance"), re.sub(r"change/.*", "remove-video", page.url))
     carla.goto("/")
