@@ -849,9 +849,10 @@ def test_a_server_that_takes_only_posts_is_recognised_by_its_allow_header() -> N
         assert detect(url) == "videos"
 
 
-def test_a_web_site_speaks_neither_protocol() -> None:
+def test_a_web_site_speaks_no_protocol() -> None:
     page = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: 6\r\n\r\n<html>"
     )
-    with canned(page, page, page, page) as url, pytest.raises(nodes.NodeAnsweredNonsense, match="Nothing at"):
+    pages = [page] * (2 + len(nodes.CLIENTS))
+    with canned(*pages) as url, pytest.raises(nodes.NodeAnsweredNonsense, match="Nothing at"):
         detect(url)
