@@ -8,6 +8,7 @@ balance.
 
 import uuid
 from contextlib import nullcontext
+from itertools import pairwise
 
 from django.db import transaction
 
@@ -101,14 +102,14 @@ def purchase_refund(
     Raises:
         InsufficientBalance: some of them were spent or are held.
     """
-    account, holder = _lock_with_holder(purchase)
+    path = _lock_path(purchase)
     if earlier := standing_refund(purchase):
         return earlier
     amount = purchase.posted_delta
-    _require_free(holder, amount)
-    _move_between(holder, account, amount, reason=reason, actor=actor)
+    _require_free(path[-1], amount)
+    _move_along(path[::-1], amount, reason=reason, actor=actor)
     return _enter(
-        account, Kind.PURCHASE_REFUND, posted=-amount, resolves=purchase, reason=reason, actor=actor
+        path[0], Kind.PURCHASE_REFUND, posted=-amount, resolves=purchase, reason=reason, actor=actor
     )
 
 
@@ -123,12 +124,12 @@ def compensate(*, refund: CreditTransaction, reason: str, actor: User | None = N
     """Give the credits of a purchase refund back, once, because the money did not go back after all."""
     assert refund.resolves is not None
     # The refund may have been taken from the wallet that this one was merged into.
-    account, holder = _lock_with_holder(refund.resolves)
+    path = _lock_path(refund.resolves)
     if earlier := _find(kind=Kind.ADJUST, resolves=refund):
         return earlier
     amount = -refund.posted_delta
-    entry = _enter(account, Kind.ADJUST, posted=amount, resolves=refund, reason=reason, actor=actor)
-    _move_between(account, holder, amount, reason=reason, actor=actor)
+    entry = _enter(path[0], Kind.ADJUST, posted=amount, resolves=refund, reason=reason, actor=actor)
+    _move_along(path, amount, reason=reason, actor=actor)
     return entry
 
 
@@ -182,12 +183,12 @@ def refund(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> C
     ).first()
     if captured is None:
         raise NotFound("This job was not charged, so there is nothing to refund.")
-    account, holder = _lock_with_holder(captured)
+    path = _lock_path(captured)
     if earlier := _find(kind=Kind.REFUND, resolves=captured):
         return earlier
     amount = -captured.posted_delta
     entry = _enter(
-        account,
+        path[0],
         Kind.REFUND,
         posted=amount,
         reference=reference,
@@ -195,7 +196,7 @@ def refund(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> C
         reason=reason,
         actor=actor,
     )
-    _move_between(account, holder, amount, reason=reason, actor=actor)
+    _move_along(path, amount, reason=reason, actor=actor)
     return entry
 
 
@@ -225,7 +226,7 @@ def transfer(*, source: User, target: User, amount: int, reason: str, actor: Use
         raise InvalidAmount("Credits cannot be transferred to the same account.")
     giver, taker = lock_both(source, target)
     _require_free(giver, amount)
-    _move_between(giver, taker, amount, reason=reason, actor=actor)
+    _move_along([giver, taker], amount, reason=reason, actor=actor)
 
 
 def lock_both(one: User, other: User) -> tuple[CreditAccount, CreditAccount]:
@@ -236,29 +237,34 @@ def lock_both(one: User, other: User) -> tuple[CreditAccount, CreditAccount]:
 
 
 def holder_of(entry: CreditTransaction) -> int:
-    """Find the id of the wallet that has what this entry moved: its own, or the one it was merged into since.
+    """Find the id of the wallet that has what this entry moved: its own, or the one it was merged into since."""
+    return _path(entry)[-1]
+
+
+def _path(entry: CreditTransaction) -> list[int]:
+    """List the wallets that what this entry moved went through, from its own to the one that has it now.
 
     After a merge was undone, new entries of the old wallet belong to it again, so the entry decides, not the wallet.
     """
     merges = WalletMerge.objects.filter(undone_at=None).order_by("pk")
-    holder: int = entry.account_id
-    merge = merges.filter(source=holder, after_entry__gte=entry.pk).first()
+    path: list[int] = [entry.account_id]
+    merge = merges.filter(source=path[-1], after_entry__gte=entry.pk).first()
     while merge is not None:
-        holder = merge.target_id
-        merge = merges.filter(source=holder, pk__gt=merge.pk).first()
-    return holder
+        path.append(merge.target_id)
+        merge = merges.filter(source=path[-1], pk__gt=merge.pk).first()
+    return path
 
 
-def _lock_with_holder(entry: CreditTransaction) -> tuple[CreditAccount, CreditAccount]:
-    """Lock the entry's wallet and the one that has its credits now; often they are the same one.
+def _lock_path(entry: CreditTransaction) -> list[CreditAccount]:
+    """Lock the wallets from the entry's own to the one that has its credits now; often they are the same one.
 
     A merge locks its wallets, so the answer stays true until the transaction ends.
     """
     while True:
-        holder = holder_of(entry)
-        locked = _lock(entry.account_id, holder)
-        if holder_of(entry) == holder:
-            return locked[entry.account_id], locked[holder]
+        path = _path(entry)
+        locked = _lock(*path)
+        if _path(entry) == path:
+            return [locked[wallet] for wallet in path]
 
 
 def _lock(*ids: int) -> dict[int, CreditAccount]:
@@ -293,23 +299,23 @@ def _resolve(
     )
 
 
-def _move_between(
-    giver: CreditAccount, taker: CreditAccount, amount: int, *, reason: str, actor: User | None
-) -> None:
-    """Move credits between two locked wallets, unless they are one: two entries, one reference."""
-    if giver == taker:
-        return
-    pair = uuid.uuid4()
-    for account, counterpart, change in ((giver, taker, -amount), (taker, giver, amount)):
-        _enter(
-            account,
-            Kind.TRANSFER,
-            posted=change,
-            counterpart=counterpart,
-            reference=pair,
-            reason=reason,
-            actor=actor,
-        )
+def _move_along(path: list[CreditAccount], amount: int, *, reason: str, actor: User | None) -> None:
+    """Move credits from wallet to wallet, all locked; each transfer is two entries with one reference.
+
+    No step is left out: the undo of a merge brings back what went between its own two wallets.
+    """
+    for giver, taker in pairwise(path):
+        pair = uuid.uuid4()
+        for account, counterpart, change in ((giver, taker, -amount), (taker, giver, amount)):
+            _enter(
+                account,
+                Kind.TRANSFER,
+                posted=change,
+                counterpart=counterpart,
+                reference=pair,
+                reason=reason,
+                actor=actor,
+            )
 
 
 def _enter(

@@ -136,16 +136,26 @@ LEFT JOIN LATERAL (
 WHERE merge.moved > 0 AND merge.moved IS DISTINCT FROM coalesce(entry.posted_delta, 0)
 """,
 )
-# Of the newest merge of a wallet only: an older one's credits may have moved again.
+# Merges of the same two wallets are undone newest first. So all that were made before the oldest one that stands were
+# undone before it was made, and are judged together, by the order of the entries. A merge undone while an older one
+# stands is judged by the time of its undo, because refunds follow the older one later.
 register(
     "merge {} was undone, but {} credits have not come back",
     """
-SELECT merge.id, sum(entry.posted_delta) FROM accounts_walletmerge merge
+WITH merge AS (
+    SELECT *, least(source_id, target_id) AS low, greatest(source_id, target_id) AS high FROM accounts_walletmerge
+), pair AS (
+    SELECT low, high, min(id) AS oldest, min(id) FILTER (WHERE undone_at IS NULL) AS standing,
+           min(after_entry) FILTER (WHERE undone_at IS NULL) AS standing_after
+    FROM merge GROUP BY low, high
+)
+SELECT merge.id, sum(entry.posted_delta) FROM merge JOIN pair USING (low, high)
 JOIN accounts_credittransaction entry ON entry.kind = 'transfer' AND entry.account_id = merge.target_id
  AND entry.counterpart_id = merge.source_id AND entry.id > merge.after_entry
-WHERE merge.undone_at IS NOT NULL AND NOT EXISTS (
-    SELECT 1 FROM accounts_walletmerge newer WHERE newer.source_id = merge.source_id AND newer.id > merge.id
-)
+WHERE merge.undone_at IS NOT NULL AND CASE
+    WHEN merge.id > pair.standing THEN entry.created_at <= merge.undone_at
+    ELSE merge.id = pair.oldest AND entry.id <= coalesce(pair.standing_after, entry.id)
+END
 GROUP BY merge.id HAVING sum(entry.posted_delta) <> 0
 """,
 )

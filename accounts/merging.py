@@ -93,6 +93,8 @@ def net_moved(row: WalletMerge) -> int:
 
 def unspent_welcome(account: CreditAccount) -> int:
     """Count the sign-up credits left in a wallet: they count as spent first, and are never more than is in it."""
+    if account.merges_away.filter(brought_welcome=True, undone_at=None).exists():
+        return 0
     entries = account.transactions
     given = entries.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
     spent = entries.filter(kind__in=[Kind.CAPTURE, Kind.REFUND])

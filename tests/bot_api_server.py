@@ -52,7 +52,7 @@ class BotApiServer(People):
         self.calls: list[Call] = []
         self.menus: dict[str, list[dict[str, str]]] = {}  # by language code
         self.bytes_a_second: float | None = None  # how fast one upload is taken; None: at once
-        self._held: set[str] = set()
+        self._held: dict[str, bool] = {}
         self._faults: list[Fault] = []
         self._server = ThreadingHTTPServer(("127.0.0.1", port), handler_of(self))
         self._server.daemon_threads = True
@@ -104,10 +104,10 @@ class BotApiServer(People):
         with self.changed:
             self._faults.append(Fault(method, None, times, after_doing))
 
-    def hold(self, method: str) -> None:
-        """Calls of `method` are carried out, but not answered before `release`."""
+    def hold(self, method: str, *, undone: bool = False) -> None:
+        """Answer calls of `method` only after `release`. They are carried out at once, or after it with `undone`."""
         with self.changed:
-            self._held.add(method)
+            self._held[method] = undone
 
     def release(self) -> None:
         """Answer what was held back, and go on."""
@@ -144,6 +144,8 @@ class BotApiServer(People):
         if method == "getUpdates":
             return operation(parameters)
         with self.changed:
+            while self._held.get(method):
+                self.changed.wait(0.5)
             result = operation(parameters)
             self.changed.notify_all()
             while method in self._held:

@@ -1,22 +1,25 @@
-"""More requests than the database has connections for: a 503 that says when to come again."""
+"""The web process's pool of connections: a 503 while it has none to spare, and a restart of the server."""
 
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import psycopg
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 
 from generation import sharing
+from generation.database import listen_parameters
 from generation.jobs import submission
 from tests.processes import wait_for
 from tests.test_sse import Server, bearer, cookie, serving
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-WAITERS = """SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+# Not from pg_stat_activity, which does not change within a transaction.
+WAITERS = """SELECT pid FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
              WHERE NOT granted AND datname = current_database()"""
 
 
@@ -38,10 +41,11 @@ def site(server: Server) -> Iterator[httpx.Client]:
         yield client
 
 
-def a_query_waits() -> bool:
+def waiters() -> list[int]:
+    """The server's processes whose query waits for a lock."""
     with connection.cursor() as cursor:
         cursor.execute(WAITERS)
-        return bool(cursor.fetchone()[0])
+        return [pid for (pid,) in cursor.fetchall()]
 
 
 def test_a_request_without_a_connection_is_503_with_retry_after(server, site, user, finish_job):
@@ -70,7 +74,7 @@ def test_a_request_without_a_connection_is_503_with_retry_after(server, site, us
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f"LOCK TABLE {table}")
             stuck = threads.submit(httpx.get, f"{server.url}/v1/credits", headers=key, timeout=60)
-            wait_for(a_query_waits)
+            wait_for(waiters)
             answers = list(threads.map(site.send, [*pages, *api, *plain]))
         assert stuck.result().status_code == 200
     said = {f"{answer.request.method} {answer.request.url.path}": answer for answer in answers}
@@ -93,7 +97,55 @@ def test_a_request_whose_client_has_left_gives_its_connection_back_when_it_is_do
         cursor.execute(f"LOCK TABLE {table}")
         with pytest.raises(httpx.ReadTimeout):
             httpx.get(f"{server.url}{door}", headers=key | session, timeout=1)
-        assert a_query_waits()
+        assert waiters()
         time.sleep(GRACE_SECONDS + 2)
         assert site.get("/healthz").status_code == 503, "the one connection is in use"
     wait_for(lambda: site.get("/v1/credits", headers=key).status_code == 200, seconds=10)
+
+
+def test_the_first_request_after_a_restart_of_the_server_is_answered_at_once(tmp_path, user):
+    """A restart kills every connection of the pool, the idle ones too."""
+    size, key, table = 6, bearer(user), get_user_model()._meta.db_table
+    with serving(tmp_path, DATABASE_POOL_SIZE=str(size)) as server, ThreadPoolExecutor() as threads:
+
+        def ask() -> int:
+            return httpx.get(f"{server.url}/v1/credits", headers=key, timeout=60).status_code
+
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute(f"LOCK TABLE {table}")
+            answers = [threads.submit(ask) for _ in range(size)]
+            wait_for(lambda: len(waiters()) == size)
+            pool = waiters()
+        assert [answer.result() for answer in answers] == [200] * size
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pid, 5000) FROM unnest(%s) AS pid", [pool])
+            assert cursor.fetchall() == [(True,)] * size
+        begun = time.monotonic()
+        assert ask() == 200
+        assert time.monotonic() - begun < 1
+
+
+def test_requests_are_answered_soon_after_a_long_outage(tmp_path, user):
+    """The pool does not wait twice as long after each attempt to connect."""
+    key, name = bearer(user), connection.ops.quote_name(connection.settings_dict["NAME"])
+    # PostgreSQL refuses to close the database that the connection is in.
+    elsewhere = psycopg.connect(**listen_parameters() | {"dbname": "postgres"}, autocommit=True)
+    with serving(tmp_path, DATABASE_POOL_SIZE="1", DATABASE_POOL_SECONDS="0.5") as server, elsewhere:
+
+        def ask() -> int:
+            return httpx.get(f"{server.url}/v1/credits", headers=key, timeout=60).status_code
+
+        assert ask() == 200
+        elsewhere.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+                    " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            outage_ends = time.monotonic() + 8
+            while time.monotonic() < outage_ends:
+                assert ask() == 503
+        finally:
+            elsewhere.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        wait_for(lambda: ask() == 200, seconds=4)

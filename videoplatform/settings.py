@@ -133,11 +133,17 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
 WEB_PROCESS = env.str("VIDEOPLATFORM_WEB_PID", "") == str(os.getpid())
 DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 10, validate=NOT_NEGATIVE) if WEB_PROCESS else 0
 if DATABASE_POOL_SIZE:
-    DATABASES["default"]["CONN_MAX_AGE"] = 0
+    DATABASES["default"] |= {
+        "ENGINE": "videoplatform.postgresql",
+        "CONN_MAX_AGE": 0,
+        "CONN_HEALTH_CHECKS": False,
+    }
     DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {
         "min_size": 1,
         "max_size": DATABASE_POOL_SIZE,
         "timeout": env.float("DATABASE_POOL_SECONDS", 10.0, validate=POSITIVE),  # then the answer is 503
+        # The pauses between attempts to connect double. Then the pool gives up, and the next request makes an attempt.
+        "reconnect_timeout": 5.0,
     }
 
 # --- Accounts ---------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ urlpatterns = [
     path("metrics", metrics.metrics, name="metrics"),
     path("manifest.webmanifest", metrics.manifest, name="manifest"),
     path("v1/", include("generation.api.views")),
-    re_path(rf"^admin/(?P<page>{'|'.join(RENAMED)})/(?P<rest>.*)$", renamed),
+    re_path(rf"^admin/(?P<page>{'|'.join(RENAMED)})/(?P<rest>.*)$", admin.site.admin_view(renamed)),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
     path("telegram/", include("telegram_bot.urls")),

@@ -283,7 +283,7 @@ def test_staff_give_stars_back_and_the_credits_go_first(bot, ada, pack, staff):
     admin.force_login(staff)
     page = f"/admin/telegram_bot/starpayment/{payment.pk}/refund/"
     form = admin.get(page).context["form"]
-    bot.telegram.hold("refundStarPayment")
+    bot.telegram.hold("refundStarPayment", undone=True)
     answers = [
         admin.post(page, {"reason": "Asked for", "once": form["once"].value()}).status_code for _ in range(2)
     ]

@@ -83,7 +83,7 @@ class Address:
 
     @property
     def is_admin(self) -> bool:
-        return self.name.startswith("admin:")
+        return self.template.startswith("/admin/")
 
     @property
     def is_about_a_job(self) -> bool:
@@ -114,6 +114,8 @@ class Address:
             "shown": "waiting",
             "request_id": "1",
             "notice_id": "1",
+            "page": "accounts/staffact",
+            "rest": "",
         }
         return values[name]
 

@@ -446,7 +446,7 @@ def test_nobody_edits_the_log(at_work, staffed):
     confirm(page, "Grant credits", amount="1", reason="Something to be logged")
     message(page, "501 credits free")
     page.goto("/admin/accounts/auditevent/")
-    expect(act(page, "Add staff act")).to_have_count(0)
+    expect(act(page, "Add audit event")).to_have_count(0)
     page.locator("#result_list tbody a[href*='/auditevent/']").first.click()
     message(page, "Before")
     expect(page.get_by_role("button", name="Save")).to_have_count(0)
