@@ -74,8 +74,8 @@ def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
         return True, f"downloaded already, in {cache}"
     nearest = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     free = shutil.disk_usage(nearest).free / GB
-    words = f"{traits.download_gb:.0f} GB to download into {cache}, where {free:.0f} GB are free"
-    return free > traits.download_gb + 1, words
+    text = f"{traits.download_gb:.0f} GB to download into {cache}, where {free:.0f} GB are free"
+    return free > traits.download_gb + 1, text
 
 
 def is_downloaded(traits: Traits) -> bool:
@@ -97,12 +97,12 @@ def report(settings: NodeSettings, found: list[Card]) -> tuple[bool, list[str]]:
     if model in EMBEDDED:
         return True, [*lines, f"{model}: runs anywhere, on the CPU; nothing is downloaded"]
     if traits is None:
-        works, words = _unknown_verdict(model)
-        return works, [*lines, f"{model}: {words}"]
+        works, text = _unknown_verdict(model)
+        return works, [*lines, f"{model}: {text}"]
     length = f"{traits.frames} frames of {traits.width}x{traits.height}"
     lines.append(f"{traits.name}: {length}" + (", from a picture" if traits.takes_image else ""))
-    disk_ok, words = disk_verdict(traits, model)
-    lines.append(f"disk: {'yes' if disk_ok else 'no'}: {words}")
+    disk_ok, text = disk_verdict(traits, model)
+    lines.append(f"disk: {'yes' if disk_ok else 'no'}: {text}")
     works, about_cards = _cards_verdict(traits, settings, found)
     return works and disk_ok, [*lines, *about_cards]
 
@@ -110,8 +110,8 @@ def report(settings: NodeSettings, found: list[Card]) -> tuple[bool, list[str]]:
 def _unknown_verdict(model: str) -> tuple[bool, str]:
     """Judge a name that is no published CogVideoX: another model's hub id or folder may be one all the same."""
     if Path(model).is_dir():
-        works, words = _folder_verdict(Path(model))
-        return works, f"{words}; whether it fits is seen when it is loaded" if works else words
+        works, text = _folder_verdict(Path(model))
+        return works, f"{text}; whether it fits is seen when it is loaded" if works else text
     if "/" in model and not Path(model).is_absolute():
         return True, "not a published CogVideoX; whether it is one, and fits, is seen when it is loaded"
     names = [*EMBEDDED, *(known.name.removeprefix("CogVideoX").lstrip("-") for known in catalog.PUBLISHED)]

@@ -50,7 +50,7 @@ def video_behind(signed: str) -> uuid.UUID:
     """Read the job's id from such a link.
 
     Raises:
-        signing.SignatureExpired: it is too old. signing.BadSignature: it is none of ours.
+        signing.SignatureExpired: it is too old. signing.BadSignature: it was not signed here.
     """
     return uuid.UUID(_videos.unsign(signed, max_age=VIDEO_LIFE))
 

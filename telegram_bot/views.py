@@ -78,8 +78,8 @@ def confirm(request: SiteRequest, request_id: int) -> HttpResponse:
     account = TelegramAccount.objects.filter(user=user).first()
     if account is not None:
         with translation.override(users.language_of(account)):
-            words = texts.joined(user, balance=CreditAccount.objects.get(user=user).balance)
-            outbox.tell(chat_id=account.telegram_id, text=words)
+            text = texts.joined(user, balance=CreditAccount.objects.get(user=user).balance)
+            outbox.tell(chat_id=account.telegram_id, text=text)
     messages.success(request, _("Telegram is connected: one wallet, one history."))
     return redirect("account")
 
@@ -112,9 +112,9 @@ def _answer(request: SiteRequest, row: LinkRequest, token: str) -> HttpResponse:
     account, user = answered.account, answered.user
     if row.answered_at is None and account is not None and user is not None:
         with translation.override(users.language_of(account)):
-            words = texts.asks_to_join(user, linking.what_moves(account, user))
+            text = texts.asks_to_join(user, linking.what_moves(account, user))
             outbox.tell(
-                chat_id=account.telegram_id, text=words, markup=texts.yes_or_no("join", "joinno", row.pk)
+                chat_id=account.telegram_id, text=text, markup=texts.yes_or_no("join", "joinno", row.pk)
             )
     return redirect("telegram_connect")
 

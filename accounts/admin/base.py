@@ -81,7 +81,7 @@ def never(page: ModelAdmin, request: HttpRequest, obj: object = None) -> bool:
 
 
 def _possible(obj: object) -> None:
-    """Be the WhyNot of what is always possible."""
+    """Return None: the WhyNot of what is always possible."""
 
 
 class ShortPaginator(Paginator):

@@ -174,8 +174,8 @@ class GpuNodeAdmin(LoggedAdmin):
         if last is None:
             return "never tested from here"
         steps = bullets(f"{MARKS[step['state']]} {step['name']} {step['words']}" for step in last.steps)
-        words = f"{last.began_at:%Y-%m-%d %H:%M} by {last.asked_by}"
-        return format_html("<p>{}</p>{}", state_now(words, moves=last.passed is None), steps)
+        text = f"{last.began_at:%Y-%m-%d %H:%M} by {last.asked_by}"
+        return format_html("<p>{}</p>{}", state_now(text, moves=last.passed is None), steps)
 
     @display(description="Canary clips while it was set aside")
     @once_a_row

@@ -36,9 +36,9 @@ async def make_clip(
 ) -> tuple[media.VideoFacts, int | None]:
     """Have the node make a clip that no job asked for and that costs nothing, and check that it plays.
 
-    Returns what the clip is, and the node's own milliseconds for it, where it tells them.
+    Returns what the clip is, and the node's own milliseconds for it, where it reports them.
 
-    on_step: called with the denoising steps done, where the node tells them. on_made: called with those milliseconds
+    on_step: called with the denoising steps done, where the node reports them. on_made: called with those milliseconds
     before the clip is fetched. keep_as: where the clip is copied to.
 
     Raises:

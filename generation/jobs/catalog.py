@@ -45,7 +45,7 @@ class Quote:
 
 
 def price(preset: Preset, factor: Decimal) -> int:
-    """Price one clip in credits. Rounded up, so that a small price is never none."""
+    """Price one clip in credits. Rounded up, so that a small price is never 0."""
     usual: int = settings.VIDEO_COST if preset.cost is None else preset.cost
     return math.ceil(usual * factor)
 
@@ -106,7 +106,7 @@ def find_preset(name: str | None) -> Preset:
     """Find the enabled preset of that name; the default one for an empty name.
 
     Raises:
-        UnknownPreset: there is none; the message names those on offer.
+        UnknownPreset: it is not on offer; the message names those that are.
     """
     if not name:
         return default_preset()
@@ -125,7 +125,7 @@ def choose_preset(*, preset: str | None, seconds: str | None) -> Preset:
     """Choose the preset of that name, or the one whose clips have that length; of two as long, the one staff put first.
 
     Raises:
-        UnknownPreset, InvalidSetting: there is none, or the two contradict each other; the message names the choices.
+        UnknownPreset, InvalidSetting: no preset fits, or the two contradict each other; the message names the choices.
     """
     if seconds is None:
         return find_preset(preset)

@@ -68,7 +68,7 @@ def take(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
 
 
 def until(seconds: float | None = None) -> Combinable:
-    """Add that many seconds to PostgreSQL's clock; LEASE_SECONDS when none are named."""
+    """Add that many seconds to PostgreSQL's clock; LEASE_SECONDS by default."""
     return Now() + timedelta(seconds=settings.LEASE_SECONDS if seconds is None else seconds)
 
 

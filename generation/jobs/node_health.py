@@ -24,7 +24,7 @@ LONGEST_PAUSE = 16
 
 
 def sync_environment_node() -> GpuNode | None:
-    """Make the node that VIDEO_API_URL names a row, or follow a changed address; None when none is named."""
+    """Make the node that VIDEO_API_URL names a row, or follow a changed address; None when it is not set."""
     if not settings.VIDEO_API_URL:
         return None
     named = {"base_url": settings.VIDEO_API_URL, "api_key": settings.VIDEO_API_KEY, "from_environment": True}

@@ -175,8 +175,8 @@ def check_prompt(prompt: str) -> str:
 def check_seed(seed: int) -> int:
     """Raises InvalidSetting unless it is from 0 to MAX_SEED."""
     if not 0 <= seed <= MAX_SEED:
-        words = gettext("seed must be between 0 and %(maximum)s.")
-        raise errors.InvalidSetting(words % {"maximum": MAX_SEED}, param="seed")
+        message = gettext("seed must be between 0 and %(maximum)s.")
+        raise errors.InvalidSetting(message % {"maximum": MAX_SEED}, param="seed")
     return seed
 
 
@@ -199,12 +199,12 @@ def _check_idempotency_key(key: str | None) -> str | None:
 def _check_negative_prompt(text: str) -> str:
     text = _storable(text).strip()
     if len(text) > settings.MAX_PROMPT_LENGTH:
-        words = ngettext(  # English says the same of one; other languages do not
+        message = ngettext(  # English says the same of one; other languages do not
             "Negative prompt too long. Maximum %(n)s characters.",
             "Negative prompt too long. Maximum %(n)s characters.",
             settings.MAX_PROMPT_LENGTH,
         )
-        raise errors.InvalidSetting(words % {"n": settings.MAX_PROMPT_LENGTH}, param="negative_prompt")
+        raise errors.InvalidSetting(message % {"n": settings.MAX_PROMPT_LENGTH}, param="negative_prompt")
     return text
 
 

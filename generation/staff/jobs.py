@@ -94,7 +94,7 @@ def lock(job: GenerationJob) -> GenerationJob:
 def refund_limit_left(actor: Actor) -> int | None:
     """Credits that the actor may still refund; None: any number.
 
-    The limit is for all refunds of a day: one for each refund would be none, as refunds can be repeated.
+    The limit is for all refunds of a day: one for each refund would limit nothing, as refunds can be repeated.
     """
     if actor.may("generation.refund_any_amount"):
         return None

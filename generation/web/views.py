@@ -135,7 +135,7 @@ def _composer(
 def _gallery(request: SiteRequest) -> dict[str, Any]:
     """Build the gallery's context: a page of clips behind the one that `?after=` names, if any."""
     search = gallery.Filter.from_query(request.GET)
-    # The clip may have been deleted meanwhile; an unknown one is none.
+    # The clip may have been deleted meanwhile; with an unknown one the gallery begins at its start.
     after = GenerationJob.objects.filter(user=request.user).named(request.GET.get("after", "")).first()
     found = search.apply(own_jobs(request))
     jobs, has_more = gallery.paginate(found, after=after, limit=gallery.PAGE_SIZE, order="desc")

@@ -23,7 +23,7 @@ from gpu_node.demo_model.renderer import (
 from gpu_node.demo_model.vocabulary import BACKGROUNDS, COLOURS, SHAPES
 
 VISIBLE = 0.13  # how far a pixel's colour must be from the background's to belong to the object
-SMALLEST = 120  # pixels; an object of fewer is none
+SMALLEST = 120  # pixels; fewer are no object
 MOVED = 25.0  # pixels
 GREW = 2.0  # times the area
 TURNED_OVERLAP = 0.88  # a shape that turned overlaps with itself less than this

@@ -41,8 +41,8 @@ async def opened(request: Request) -> None:
 async def agreed(press: Press) -> None:
     """Agree to the account on the web, which confirms next."""
     await in_database(linking.answer_in_telegram)(token=press.argument, account=press.account)
-    words = _("Now confirm it in your browser, where you began:")
-    await press.show(f"{words}\n{parts.escaped(links.page('telegram_connect'))}")
+    text = _("Now confirm it in your browser, where you began:")
+    await press.show(f"{text}\n{parts.escaped(links.page('telegram_connect'))}")
 
 
 @button("linkno")

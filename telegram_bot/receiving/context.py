@@ -20,7 +20,7 @@ from telegram_bot.texts.parts import escaped, only_in_private, shortened
 
 logger = logging.getLogger(__name__)
 
-# Telegram's limit for the words that appear over the chat when a button was pressed.
+# Telegram's limit for the text that appears over the chat when a button was pressed.
 MAX_ANSWER = 200
 
 
@@ -66,9 +66,9 @@ class Asked:
     async def acknowledge(self) -> None:
         """Answer a press; called before anything is sent."""
 
-    async def refuse(self, words: str) -> None:
-        """Say why not; `words` are plain text."""
-        await self.reply(escaped(words))
+    async def refuse(self, text: str) -> None:
+        """Say why not; `text` is plain text."""
+        await self.reply(escaped(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,19 +100,19 @@ class Press(Asked):
         carried = self.argument
         return int(carried) if carried.isascii() and carried.isdigit() and len(carried) < 19 else 0
 
-    async def answer(self, words: str = "", *, alert: bool = False) -> None:
-        """Show words over the chat for a moment, as plain text; with `alert` until they are tapped away. Only once."""
+    async def answer(self, text: str = "", *, alert: bool = False) -> None:
+        """Show a text over the chat for a moment, as plain text; with `alert` until it is tapped away. Only once."""
         if self._answers:
             return
-        self._answers.append(words)
-        shown = shortened(words, MAX_ANSWER)
+        self._answers.append(text)
+        shown = shortened(text, MAX_ANSWER)
         try:
             await self.bot.answer_callback_query(self.query.id, text=shown or None, show_alert=alert)
         except BadRequest as error:
             # It is minutes old, or was answered before a crash.
             logger.info("a press can no longer be answered: %s", error)
             if alert:
-                await self.reply(escaped(words))
+                await self.reply(escaped(text))
 
     async def acknowledge(self) -> None:
         await self.answer()
@@ -126,6 +126,6 @@ class Press(Asked):
             if not is_unmodified(error):
                 await self.reply(text, **how)  # it was deleted, or is no text
 
-    async def refuse(self, words: str) -> None:
+    async def refuse(self, text: str) -> None:
         """Say why not, to the person who pressed alone."""
-        await self.answer(words, alert=True)
+        await self.answer(text, alert=True)

@@ -61,7 +61,7 @@ def secret() -> str:
 @csrf_exempt
 @require_POST
 def receive(request: HttpRequest) -> HttpResponse:
-    """Store one update. 403 without the secret, 400 for what is none, 404 while updates are fetched instead."""
+    """Store one update. 403 without the secret, 400 for anything else, 404 while updates are fetched instead."""
     if not (settings.TELEGRAM_WEBHOOK_URL and settings.TELEGRAM_BOT_TOKEN):
         raise Http404
     if not constant_time_compare(request.headers.get(HEADER, ""), secret()):

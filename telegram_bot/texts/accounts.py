@@ -86,10 +86,10 @@ def login(url: str, *, account: TelegramAccount, life: timedelta) -> str:
 
 def _valid_for(life: timedelta) -> str:
     minutes = round(life.total_seconds() / 60)
-    words = ngettext(
+    text = ngettext(
         "The link works for %(number)d minute.", "The link works for %(number)d minutes.", minutes
     )
-    return words % {"number": minutes}
+    return text % {"number": minutes}
 
 
 # --- Presets and settings -------------------------------------------------------------------------------------------

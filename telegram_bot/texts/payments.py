@@ -46,8 +46,8 @@ def nothing_for_sale() -> str:
     contact = settings.CREDITS_URL.removeprefix("mailto:") or settings.SUPPORT_CONTACT
     if not contact:
         return _("Credits are not for sale here at the moment. For more, ask whoever runs this bot.")
-    words = _("Credits are not for sale here at the moment. For more, turn to %(contact)s")
-    return words % {"contact": escaped(contact)}
+    text = _("Credits are not for sale here at the moment. For more, turn to %(contact)s")
+    return text % {"contact": escaped(contact)}
 
 
 def title_of(invoice: StarInvoice) -> str:
