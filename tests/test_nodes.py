@@ -783,7 +783,7 @@ def test_retry_after_is_read_within_reason(value: str, seconds: float) -> None:
     ],
 )
 def test_each_status_is_one_kind_of_error(status: int, kind: type[nodes.NodeError]) -> None:
-    error = error_for_status(Answer(status, httpx.Headers(), b""), said="")
+    error = error_for_status(Answer(status, httpx.Headers(), b""), detail="")
     assert type(error) is kind
     assert str(error).endswith(".") or status == 429
 
