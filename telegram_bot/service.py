@@ -148,9 +148,11 @@ async def _serve(client: BotClient, lock: psycopg.AsyncConnection) -> None:
                 await asyncio.wait(loops)
             except asyncio.CancelledError:
                 for loop in loops:
-                    loop.cancel()
-                if jobs:
-                    await asyncio.wait(jobs, timeout=GRACE_SECONDS)
+                    # When one failed, the group has cancelled all. Cancelled again, a request would break off its own
+                    # clean-up, and httpx would count its connection as in use for ever.
+                    if not loop.cancelling():
+                        loop.cancel()
+                await asyncio.wait([*loops, *jobs], timeout=GRACE_SECONDS)
                 raise
     except BaseExceptionGroup as failures:
         if (task := asyncio.current_task()) and task.cancelling():  # by a signal, which must not be lost

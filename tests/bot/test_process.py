@@ -1,5 +1,7 @@
 """The process: kills, stops, a second instance, a wrong token."""
 
+import asyncio
+import gc
 import os
 import re
 import signal
@@ -11,13 +13,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
+from asgiref.sync import async_to_sync
 from django.core.management import CommandError, call_command
 from django.db import connection
 from django.utils import timezone
 
+from generation.database import listen_parameters
 from generation.models import GenerationJob
+from telegram_bot import service
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
+from telegram_bot.receiving import updates
+from telegram_bot.sending.client import connect_to
 from tests.bot.bot_process import NASTY, Bot, inbox_is_empty, job_of, people, the_status, the_video, user_of
 from tests.bot_api_server import BotApiServer
 from tests.environment import REPOSITORY
@@ -205,6 +213,41 @@ def test_it_goes_on_after_its_database_connections_are_cut(
     finish_job(job_of(ada))
     the_video(own_bot, ada)
     assert own_bot.process.poll() is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_request_is_not_disturbed_in_its_clean_up_when_the_lock_is_lost(monkeypatch: pytest.MonkeyPatch):
+    """httpx counts the connection of a request that is cancelled twice as in use for ever."""
+    steps: list[str] = []
+
+    @async_to_sync  # with the connection of this thread
+    async def work(telegram: BotApiServer) -> None:
+        polling = asyncio.Event()
+
+        async def poll(*_: object) -> None:
+            polling.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                steps.append("cut off")
+                await asyncio.sleep(0.05)
+                steps.append("cleaned up")
+
+        async def lose_the_lock(*_: object) -> None:
+            await polling.wait()
+            raise psycopg.OperationalError("the connection is lost")
+
+        monkeypatch.setattr(updates, "poll_for_ever", poll)
+        monkeypatch.setattr(service, "_watch", lose_the_lock)
+        client = connect_to(token=telegram.token, base_url=telegram.base_url)
+        async with client, await psycopg.AsyncConnection.connect(**listen_parameters()) as lock:
+            with pytest.raises(psycopg.OperationalError, match="the connection is lost"):
+                await service._serve(client, lock)
+
+    with BotApiServer() as telegram:
+        work(telegram)
+    gc.collect()  # listeners that were cut off while they connected
+    assert steps == ["cut off", "cleaned up"]
 
 
 def test_telegram_may_be_away_when_the_bot_starts(own_bot: Bot, ada: int):
