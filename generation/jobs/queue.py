@@ -14,7 +14,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
 from multiprocessing import connection
@@ -112,7 +112,8 @@ def run() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, partial(_stop_in_time, main))
     main.start()
-    _wait_for_sentinel(main.sentinel)
+    # In the main thread: from another one, the process could end as if all were well before the code is read.
+    _watch(main.sentinel, (0,))
 
 
 def _stop_in_time(main: Cluster, number: int, frame: FrameType | None) -> None:
@@ -124,33 +125,33 @@ def _stop_in_time(main: Cluster, number: int, frame: FrameType | None) -> None:
 
 
 class FailFastSentinel(Sentinel):
-    """A sentinel whose children and parent are watched from a thread of its own.
+    """A sentinel whose children and parent are each watched from a thread.
 
     The guard loop cannot do it: it takes the timer lock of each worker, which a killed worker may have held.
     """
 
     def start(self) -> None:
-        self._children: dict[int, BaseProcess] = {}
         # A SIGTERM for the whole group must not end the sentinel before it has stopped its children in order.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _die_with_parent(self.parent_pid)
-        threading.Thread(target=self._watch_children, daemon=True, name="watch-children").start()
         super().start()
 
     def spawn_process(self, target: Callable[..., Any], *args: Any) -> BaseProcess:
         # Workers are recognised by their target and have a hook of their own (post_spawn), so they are not wrapped.
         wrapped = target if target is django_q_cluster.worker else partial(_watched, target)
         process: BaseProcess = super().spawn_process(wrapped, *args)
-        self._children[process.sentinel] = process
+        # From the first moment: until a dead cluster is ended it takes tasks, which then wait for their retry.
+        threading.Thread(
+            target=_watch, args=[process, EXPECTED_EXITS], daemon=True, name="watch-child"
+        ).start()
         return process
 
-    def _watch_children(self) -> None:
-        while True:
-            for handle in connection.wait(list(self._children), timeout=WATCH_SECONDS):
-                process = self._children.pop(handle)  # type: ignore[arg-type]
-                exitcode = _exitcode(process)
-                if exitcode not in EXPECTED_EXITS:
-                    _fail_fast(f"{process.name} (pid {process.pid}) died with {exitcode}")
+
+def _watch(process: BaseProcess, expected: Collection[int]) -> None:
+    connection.wait([process.sentinel])
+    exitcode = _exitcode(process)
+    if exitcode not in expected:
+        _fail_fast(f"{process.name} (pid {process.pid}) died with {exitcode}")
 
 
 def _exitcode(process: BaseProcess) -> int | None:
@@ -172,14 +173,6 @@ def _begin_child(**_: Any) -> None:
     # The sentinel ends a worker with it whose task is over its time.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with_parent(os.getppid())
-
-
-def _wait_for_sentinel(sentinel: BaseProcess) -> None:
-    """Wait in the main thread: elsewhere, the main process could end as if all were well before the code is read."""
-    connection.wait([sentinel.sentinel])
-    exitcode = _exitcode(sentinel)
-    if exitcode != 0:
-        _fail_fast(f"the sentinel (pid {sentinel.pid}) died with {exitcode}")
 
 
 def _die_with_parent(parent: int) -> None:

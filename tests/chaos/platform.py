@@ -94,6 +94,11 @@ class Platform(Stack):
         process.send_signal(signal.SIGKILL)
         wait_for(lambda: is_gone(process), message=f"{role} survived a SIGKILL")
 
+    def age_of(self, role: str, rng: random.Random) -> float:
+        """Return the seconds since the process in this role was started; 0 while there is none."""
+        process = self._victim_or_none(role, rng)
+        return time.time() - process.create_time() if process else 0.0
+
     def _victim_or_none(self, role: str, rng: random.Random) -> psutil.Process | None:
         try:
             return self.victim(role, rng)

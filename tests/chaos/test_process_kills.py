@@ -110,6 +110,8 @@ print(OrmQ.objects.latest("id").pk)
 
 def _task_after_a_kill(platform: Platform, rng: random.Random) -> float:
     """Seconds from the kill until a task that was queued after it is done, the queueing itself included."""
+    # The supervisor takes a start that ends within a second for one that failed, and waits longer before each next one.
+    wait_for(lambda: platform.age_of("worker sentinel", rng) > 1.5)
     platform.kill("worker child", rng)
     begun = time.monotonic()
     task = int(platform.manage("shell", "-v", "0", "-c", ENQUEUE).split()[-1])
