@@ -39,6 +39,8 @@ def known_read(self: ipc.Inbox) -> None:
 def faulty_denoise(
     self: VideoPipeline, clip: Any, prompts: Any, on_step: Callable[[int], None], picture: Any
 ) -> torch.Tensor:
+    canceled_before = set(inboxes[0]._canceled)
+
     def step(number: int) -> None:
         on_step(number)
         if number == 2 and happens("out_of_memory_while_denoising"):
@@ -46,7 +48,7 @@ def faulty_denoise(
         if number == 2 and happens("cuda_error"):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if number == 3 and happens("cancel_in_this_step"):
-            while not inboxes[0]._canceled:
+            while inboxes[0]._canceled <= canceled_before:
                 time.sleep(0.01)
 
     latents = denoise(self, clip, prompts, step, picture)
