@@ -91,11 +91,11 @@ def _sabotage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             cursor.execute("DROP INDEX one_resolution_per_hold")
 
 
-def _complete_unfenced(*, attempt_id: Any, stored: Any) -> bool:
+def _complete_unfenced(*, attempt_id: Any, files: tuple[str, str], facts: Any) -> bool:
     """Complete the job without the conditions of `lifecycle.complete`: any file is believed."""
     job = GenerationJob.objects.get(attempts=attempt_id)
     GenerationJob.objects.filter(pk=job.pk).update(
-        state="completed", video=stored.video, finished_at=timezone.now()
+        state="completed", video=files[0], finished_at=timezone.now()
     )
     ledger.capture(reference=job.pk, reason="Video completed")
     return True
