@@ -72,14 +72,13 @@ class Platform(Stack):
             program = {"worker main": "worker", "web main": "web", "node front": "gpu_node"}.get(role, role)
             return psutil.Process(self.pid_of(program))
         if role == "web worker":
-            return rng.choice(psutil.Process(self.pid_of("web")).children())
+            return rng.choice(self.family_of(psutil.Process(self.pid_of("web")), recursive=False))
         if role == "node worker":
             return self.node_worker()
-        children = psutil.Process(self.pid_of("worker")).children()
-        # The database server is among them where the worker was the first to start it again.
-        sentinel = next((child for child in children if not child.name().startswith("postgres")), None)
-        if sentinel is None:
+        below = self.family_of(psutil.Process(self.pid_of("worker")), recursive=False)
+        if not below:
             raise LookupError("the worker is starting")
+        sentinel = below[0]
         if role == "worker sentinel":
             return sentinel
         # Forked in this order: the pool, then the monitor and the pusher.
