@@ -18,7 +18,7 @@ from generation.nodes.transport import Transport, is_compressed, plain_pieces, r
 
 logger = logging.getLogger(__name__)
 
-# The one retry policy of a download, within the time-out of the whole: so many requests in a row without a further byte,
+# The one retry policy of a download, within the time-out of the whole: so many requests in a row without another byte,
 # with about 25 s of pauses between them in all. The worker repeats it until DOWNLOAD_TIMEOUT_SECONDS are over.
 ATTEMPTS = 10
 # So many answers that are no file, of which any but the last may be another's or come too early; 6 s of pauses.
