@@ -28,7 +28,10 @@ from generation.staff import nodes, stats
 
 CANARIES = 5
 # The form of a new node; nothing else is known of it.
-NEW = (None, {"fields": ("name", "base_url", "api_key", "forget_api_key", "protocol", "cost_per_hour")})
+NEW = (
+    None,
+    {"fields": ("name", "base_url", "api_key", "forget_api_key", "protocol", "file_hosts", "cost_per_hour")},
+)
 MARKS = {"passed": "✓", "failed": "✗", "running": "…", "waiting": "·"}
 
 
@@ -47,7 +50,7 @@ class NodeForm(forms.ModelForm):
 
     class Meta:
         model = GpuNode
-        fields = ("name", "base_url", "api_key", "protocol", "cost_per_hour")
+        fields = ("name", "base_url", "api_key", "protocol", "file_hosts", "cost_per_hour")
 
     def clean_base_url(self) -> str:
         address: str = self.cleaned_data["base_url"].rstrip("/")
@@ -124,6 +127,7 @@ class GpuNodeAdmin(LoggedAdmin):
                     "api_key",
                     "forget_api_key",
                     "protocol",
+                    "file_hosts",
                     "cost_per_hour",
                     "enabled",
                 )

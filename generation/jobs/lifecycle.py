@@ -145,10 +145,17 @@ def complete(*, attempt_id: uuid.UUID, files: tuple[str, str], facts: VideoFacts
 
 
 @transaction.atomic
-def attempt_refused(*, attempt_id: uuid.UUID, token: uuid.UUID, retry_after: float, why: str) -> None:
-    """Queue the job again, uncounted: the node surely did not take it. It is left alone for `retry_after` seconds."""
+def attempt_refused(
+    *, attempt_id: uuid.UUID, token: uuid.UUID, retry_after: float, why: str, certain: bool = False
+) -> None:
+    """Queue the job again, uncounted: the node surely did not take it. It is left alone for `retry_after` seconds.
+
+    certain: it would refuse every other job, too, so it is set aside.
+    """
     held = locks.held(attempt_id=attempt_id, token=token)
     _leave_alone(held, seconds=retry_after, why=why)
+    if certain:
+        node_health.count_failure(held, error=why, certain=True)
     if not _close(held, JobAttempt.State.CANCELED, error=why):
         return
     running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
@@ -166,17 +173,21 @@ def attempt_lost(
     code: str = "node_lost",
     message: str = NODE_LOST,
     pause: float = 0.0,
-) -> None:
+    blame_node: bool = True,
+    certain: bool = False,
+) -> bool:
     """Close an attempt that is no verdict on the job: it queues again while attempts are left, else it fails.
 
-    With `pause` its node is left alone for that many seconds.
+    With `pause` its node is left alone for that many seconds. certain: it would come to the same with every job there.
+    False when the lease is lost.
     """
     held = locks.held(attempt_id=attempt_id, token=token)
     if pause:
         _leave_alone(held, seconds=pause, why=error)
-    node_health.count_failure(held, error=error)
+    if blame_node:
+        node_health.count_failure(held, error=error, certain=certain)
     if not _close(held, JobAttempt.State.LOST, error=error):
-        return
+        return False
     held_up = GenerationJob.objects.filter(
         current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]
     )
@@ -188,6 +199,7 @@ def attempt_lost(
     elif job is not None:
         _fail(held_up, code=code, message=message)
     enqueue.dispatch()
+    return True
 
 
 @transaction.atomic

@@ -44,7 +44,10 @@ def sync_environment_node() -> GpuNode | None:
 
 def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
     return NodeEndpoint(
-        base_url=node.base_url, api_key=node.api_key, protocol=protocol or node.effective_protocol
+        base_url=node.base_url,
+        api_key=node.api_key,
+        protocol=protocol or node.effective_protocol,
+        file_hosts=tuple(node.file_hosts.replace(",", " ").split()),
     )
 
 
@@ -90,18 +93,21 @@ def _log_change(node: GpuNode, status: str, why: str = "") -> None:
 # --- The circuit breaker ----------------------------------------------------------------------------------------------
 
 
-def count_failure(held: "QuerySet[JobAttempt]", *, error: str) -> None:
+def count_failure(held: "QuerySet[JobAttempt]", *, error: str, certain: bool = False) -> None:
     """Count an attempt that came to nothing by its node's fault. held: the attempt, while its lease is the caller's.
 
-    Call it before the attempt is closed, in the same transaction.
+    certain: the next would come to nothing, too, so the node is set aside by this one. Call it before the attempt is
+    closed, in the same transaction.
     """
     blamed = GpuNode.objects.filter(attempts__in=held)
     if not blamed.update(consecutive_failures=F("consecutive_failures") + 1):
         return
-    worn_out = blamed.filter(set_aside_at=None, consecutive_failures__gte=settings.NODE_FAILURES_TO_SET_ASIDE)
+    enough = 1 if certain else settings.NODE_FAILURES_TO_SET_ASIDE
+    worn_out = blamed.filter(set_aside_at=None, consecutive_failures__gte=enough)
+    reason = error if certain else f"{enough} failures in a row, the last: {error}"
     if worn_out.update(
         set_aside_at=Now(),
-        set_aside_reason=f"{settings.NODE_FAILURES_TO_SET_ASIDE} failures in a row, the last: {error}"[:300],
+        set_aside_reason=reason[:300],
         failed_canaries=0,
         next_canary_at=locks.until(settings.NODE_TRIAL_SECONDS),
     ):

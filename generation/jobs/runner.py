@@ -5,6 +5,7 @@ by the same id, until it was silent for NODE_LOST_SECONDS, or for NODE_MOVE_SECO
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
@@ -28,12 +29,27 @@ R = TypeVar("R")
 UNREACHABLE_PAUSE = 10.0
 BROKEN_PAUSE = 30.0
 # Failures of a node that say nothing about the job: its worker died, its model is away, or it was stopped.
-NO_VERDICT = frozenset({"worker_died", "gpu_error", "disk_full", "model_unavailable", "node_shutdown"})
+NO_VERDICT = frozenset(
+    [
+        "worker_died",
+        "gpu_error",
+        "disk_full",
+        "model_unavailable",
+        "node_shutdown",
+        "expired",
+        "timeout",
+        "timed_out",
+    ]
+)
 # A node that answers at every step is asked no more often than this, in seconds.
 PACE_SECONDS = 0.05
 # Between two questions to a node that answers at once, in seconds.
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 2.0
+# Before a node is asked again whose answer may be a proxy's or another replica's; after the last it counts.
+DOUBT_PAUSES = (0.5, 1.0, 2.0, 4.0, 4.0)
+# How long a node is asked to stop what was taken from it.
+STOP_SECONDS = 5.0
 
 
 class AttemptRunner:
@@ -46,12 +62,19 @@ class AttemptRunner:
         if attempt.cancel_requested_at is not None:
             self.stop_requested.set()
         self._silent = False
+        # The attempt was taken from a node that may still be at it.
+        self._stop_there = False
 
     async def run(self) -> None:
         """Run until the attempt is closed, its file is being stored, or the lease is another's."""
         try:
             async with self._client() as client:
                 await (self._follow if client.background else self._hold_request)(client)
+                if self._stop_there:
+                    # Best effort: a node that answers nothing is asked again when it is back.
+                    with contextlib.suppress(nodes.NodeError, TimeoutError):
+                        async with asyncio.timeout(STOP_SECONDS):
+                            await client.cancel(self.attempt.remote_id)
         except nodes.PermanentNodeError as error:
             await self._give_up(error)
 
@@ -60,11 +83,18 @@ class AttemptRunner:
         try:
             async with self._client() as client:
                 await self._post(client, hand_over=True)
-        except nodes.TransientNodeError as error:
-            logger.info("job %s: no answer to the post yet: %s", self._job, error)
-            await self._record(locks.drop)
         except nodes.PermanentNodeError as error:
-            await self._give_up(error)
+            if isinstance(error, nodes.DOUBTFUL):
+                await self._ask_later(error)
+            else:
+                await self._give_up(error)
+        except nodes.TransientNodeError as error:
+            await self._ask_later(error)
+
+    async def _ask_later(self, error: nodes.NodeError) -> None:
+        """Leave the attempt to a reconciler, which posts it again with the same key."""
+        logger.info("job %s: no answer to the post yet: %s", self._job, error)
+        await self._record(locks.drop)
 
     def _client(self) -> nodes.NodeClient:
         return nodes.open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol))
@@ -72,6 +102,7 @@ class AttemptRunner:
     # --- Nodes that run jobs in the background ---
 
     async def _follow(self, client: nodes.NodeClient) -> None:
+        doubts = iter(DOUBT_PAUSES)
         while await self._record(locks.take):
             asked_at = time.monotonic()
             try:
@@ -81,11 +112,26 @@ class AttemptRunner:
                     return
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
+            except nodes.PermanentNodeError as error:
+                pause = None if self._is_certain(error) else next(doubts, None)
+                if pause is None:
+                    await self._give_up(error)
+                    return
+                logger.info("job %s: asking %s again: %s", self._job, self.attempt.node, error)
+                await asyncio.sleep(pause)
+                continue
+            doubts = iter(DOUBT_PAUSES)
             if self._silent:
                 self._silent = False
                 logger.info("job %s: %s answers again", self._job, self.attempt.node)
             if over:
                 return
+
+    def _is_certain(self, error: nodes.PermanentNodeError) -> bool:
+        """Tell whether asking again brings no other answer. Only the answer to a post is about the request itself."""
+        if self.attempt.remote_id:
+            return self.stop_requested.is_set() and isinstance(error, nodes.RemoteJobLost)
+        return not isinstance(error, nodes.DOUBTFUL)
 
     async def _silent_too_long(self, error: nodes.TransientNodeError, waited: float) -> bool:
         """Weigh a missing answer, which is no verdict; True when it lasted so long that the job was given up here.
@@ -99,10 +145,10 @@ class AttemptRunner:
             self._silent = True
             logger.warning("job %s: no answer from %s: %s", self._job, self.attempt.node, error)
         if seconds > settings.NODE_LOST_SECONDS:
-            await self._lost(f"silent for {seconds:.0f} s: {error}")
+            await self._lost(f"silent for {seconds:.0f} s: {error}", stop=True)
             return True
         if seconds > settings.NODE_MOVE_SECONDS and await in_database(scheduling.could_move)(self.attempt):
-            await self._lost(f"silent for {seconds:.0f} s, and another node is idle: {error}")
+            await self._lost(f"silent for {seconds:.0f} s, and another node is idle: {error}", stop=True)
             return True
         return False
 
@@ -164,7 +210,7 @@ class AttemptRunner:
     async def _hold_request(self, client: nodes.NodeClient) -> None:
         """Hold the one long request that makes the clip; if this process dies meanwhile, its answer is lost."""
         if self.attempt.posted_at is not None:
-            await self._lost("the request was cut off when its process ended")
+            await self._lost("the request was cut off when a process of the service ended", blame_node=False)
             return
         if not await self._record(lifecycle.request_sent):
             return
@@ -236,22 +282,31 @@ class AttemptRunner:
 
     async def _give_up(self, error: nodes.PermanentNodeError) -> None:
         """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
-        if isinstance(error, nodes.NodeRejected):
+        if self.attempt.remote_id:
+            pause = 0.0 if isinstance(error, nodes.RemoteJobLost) else BROKEN_PAUSE
+            await self._lost(str(error), pause=pause, stop=True)
+        elif isinstance(error, nodes.NodeRejected):
             await self._failed(code="rejected", message=str(error), error=str(error), blame_node=False)
+        elif isinstance(error, nodes.NodeUnauthorized | nodes.NodeMisconfigured):
+            await self._refused(error)
         else:
-            await self._lost(
-                str(error), pause=0.0 if isinstance(error, nodes.RemoteJobLost) else BROKEN_PAUSE
-            )
+            await self._lost(str(error), pause=BROKEN_PAUSE)
 
-    async def _refused(self, error: nodes.NodeBusy | nodes.NodeNotReached) -> None:
+    async def _refused(self, error: nodes.NodeError) -> None:
+        """Queue the job again: the node surely did not take it. One that would refuse every other is set aside."""
         pause = error.retry_after if isinstance(error, nodes.NodeBusy) else UNREACHABLE_PAUSE
-        await self._record(lifecycle.attempt_refused, retry_after=pause, why=str(error))
+        certain = isinstance(error, nodes.PermanentNodeError)
+        await self._record(lifecycle.attempt_refused, retry_after=pause, why=str(error), certain=certain)
 
-    async def _lost(self, error: str, *, pause: float = 0.0) -> None:
+    async def _lost(
+        self, error: str, *, pause: float = 0.0, blame_node: bool = True, stop: bool = False
+    ) -> None:
+        """Take the attempt from its node. stop: the node may still be at it."""
         logger.warning(
             "job %s: attempt %s on %s is lost: %s", self._job, self.attempt.pk.hex, self.attempt.node, error
         )
-        await self._record(lifecycle.attempt_lost, error=error, pause=pause)
+        lost = await self._record(lifecycle.attempt_lost, error=error, pause=pause, blame_node=blame_node)
+        self._stop_there = stop and lost
 
     async def _failed(self, *, code: str, message: str, error: str, blame_node: bool = True) -> None:
         await self._record(

@@ -13,7 +13,7 @@ from django.conf import settings
 from django.utils.translation import gettext_noop
 
 from generation import media, nodes
-from generation.jobs import lifecycle, locks, scheduling, stored_files
+from generation.jobs import enqueue, lifecycle, locks, scheduling, stored_files
 from generation.jobs.node_health import endpoint_of
 from generation.jobs.runner import AttemptRunner
 from generation.media.folders import work_folder
@@ -54,7 +54,11 @@ def store(attempt_id: str) -> None:
         try:
             async_to_sync(_download)(attempt, raw)
             facts = media.prepare(raw, clip, poster)
-        except (nodes.NodeError, media.UnplayableVideo) as error:
+        except nodes.TransientNodeError as error:
+            if not _repeat_later(attempt, error):
+                _nothing_to_store(attempt, token, error)
+            return
+        except (nodes.PermanentNodeError, media.UnplayableVideo) as error:
             _nothing_to_store(attempt, token, error)
             return
         files = stored_files.new_names(attempt.job_id)
@@ -86,6 +90,16 @@ async def _download(attempt: JobAttempt, destination: Path) -> None:
         )
 
 
+def _repeat_later(attempt: JobAttempt, error: nodes.TransientNodeError) -> bool:
+    """Queue the task again behind others, while DOWNLOAD_TIMEOUT_SECONDS since the clip was made are not over."""
+    lately = locks.until(-settings.DOWNLOAD_TIMEOUT_SECONDS)
+    if not JobAttempt.objects.filter(pk=attempt.pk, heard_at__gt=lately).exists():
+        return False
+    logger.info("job %s: the file of %s does not arrive yet: %s", attempt.job_id.hex, attempt.node, error)
+    enqueue.store(attempt_id=attempt.pk)
+    return True
+
+
 def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -> None:
     """Close an attempt without a playable file. Another one may do better, while there are any left."""
     logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
@@ -93,8 +107,9 @@ def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -
     if isinstance(error, nodes.ResultTooLarge):
         message = gettext_noop("The video is too large.")
         lifecycle.attempt_failed(code="result_too_large", message=message, **held)
-    elif isinstance(error, nodes.RemoteJobLost | nodes.TransientNodeError):
-        lifecycle.attempt_lost(code="download_failed", message=DOWNLOAD_FAILED, **held)
+    elif isinstance(error, nodes.NodeError) and not isinstance(error, nodes.NodeAnsweredNonsense):
+        certain = isinstance(error, nodes.ResultElsewhere)
+        lifecycle.attempt_lost(code="download_failed", message=DOWNLOAD_FAILED, certain=certain, **held)
     else:
         message = gettext_noop("The video could not be played.")
         lifecycle.attempt_lost(code="unplayable", message=message, **held)

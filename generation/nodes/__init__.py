@@ -10,6 +10,7 @@ async with open_client(NodeEndpoint(base_url=…, api_key=…, protocol="videos"
 from generation.nodes.client import HEALTH_TIMEOUT, NodeClient
 from generation.nodes.generate_video import GenerateVideoClient
 from generation.nodes.protocol import (
+    DOUBTFUL,
     GenerationRequest,
     NodeAnsweredNonsense,
     NodeBusy,
@@ -27,6 +28,7 @@ from generation.nodes.protocol import (
     RemoteJob,
     RemoteJobLost,
     RemoteState,
+    ResultElsewhere,
     ResultTooLarge,
     TransientNodeError,
 )
