@@ -34,6 +34,7 @@ WAYS = {
     "forbids": "answers each request 403, in JSON",
     "misses_model": "answers each request 404 in JSON: its model is not there",
     "refuses_with_200": "answers each request 200 with an error and no job",
+    "picky": "refuses a request with a negative prompt, and does everything else right",
     # --- One answer is not its own
     "page_at_post": "the first answer to POST is a web page with 200",
     "page_once": "the first answer about a job is a web page with 200",
@@ -66,6 +67,7 @@ WAYS = {
     "hangs": "healthy, but never answers POST",
     "silent": "takes connections and answers nothing at all",
     "stops": "takes a job, and answers nothing about it",
+    "hanging_file": "makes a clip, and never answers for its file",
 }
 LATE_SECONDS = 2.0
 # For longer than anything waits here.
@@ -248,6 +250,8 @@ class Routes(BaseHTTPRequestHandler):
         job = self.machine.find(name)
         if job is None or job.done_for < 0 or self.machine.way in ("signed_path", "elsewhere"):
             return self.answer(404, {"detail": "Video is not ready"})
+        if self.machine.way == "hanging_file":
+            self.servers.stopping.wait(FOR_EVER)
         job.file_asked += 1
         if job.done_for < LATE_SECONDS and self.machine.way in ("late_file", "early_file"):
             return self.answer(404 if self.machine.way == "late_file" else 400, {"detail": "Not ready"})
@@ -306,6 +310,8 @@ class Routes(BaseHTTPRequestHandler):
             ),
             "refuses_with_200": (200, {"error": {"message": "Insufficient balance"}}),
         }
+        if self.machine.way == "picky" and fields.get("negative_prompt"):
+            return 400, {"error": {"message": "No such negative prompt", "param": "negative_prompt"}}
         if (
             self.machine.way.startswith("wants_")
             and self.machine.way != "wants_payment"

@@ -141,6 +141,11 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(fields=["created_at"], condition=Q(state="queued"), name="job_queue"),
                     models.Index(
+                        fields=["model", "size", "created_at"],
+                        condition=Q(state="queued"),
+                        name="job_queue_of_kind",
+                    ),
+                    models.Index(
                         fields=["state", "deadline_at"], condition=Q(finished_at=None), name="job_live"
                     ),
                     models.Index(fields=["user", "-created_at"], name="job_gallery"),

@@ -304,6 +304,10 @@ class GenerationJob(models.Model):
         ]
         indexes = [
             models.Index(fields=["created_at"], condition=Q(state="queued"), name="job_queue"),
+            # So that a claim passes over jobs that no node serves.
+            models.Index(
+                fields=["model", "size", "created_at"], condition=Q(state="queued"), name="job_queue_of_kind"
+            ),
             models.Index(fields=["state", "deadline_at"], condition=Q(finished_at=None), name="job_live"),
             models.Index(fields=["user", "-created_at"], name="job_gallery"),
             models.Index(fields=["-created_at", "-id"], name="job_listed"),
