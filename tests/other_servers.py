@@ -5,7 +5,8 @@
         servers.url("fine", 17)        # another such machine
         servers.requests("refuses")    # ["POST /v1/videos", …]
 
-WAYS lists them. It imports the standard library and PyAV (for the clip), and nothing of the service.
+WAYS lists them; each lists its name, as `fine-17`, as its one model. It imports the standard library and PyAV (for the
+clip), and nothing of the service.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ WAYS = {
     "late_file": "a finished file is there two seconds later; until then it is 404",
     "early_file": "a finished file is there two seconds later; until then it is 400",
     "page_for_file": "the first answer for the file is a web page with 200",
+    "broken_file": "the first twelve answers for the file are 500",
     "forgets": "knows no job once it has taken it, but goes on with it",
     # --- It speaks another dialect
     "unknown": "a job that waits has the status unknown",
@@ -86,6 +88,7 @@ class Job:
     seconds: float
     born: float = field(default_factory=time.monotonic)
     stopped: bool = False
+    asked_to_stop: bool = False
     asked: int = 0
     file_asked: int = 0
 
@@ -99,7 +102,7 @@ class Job:
 class Machine:
     """One of the servers: its way, its jobs, and the requests it was sent."""
 
-    way: str
+    name: str
     seconds: float
     jobs: dict[str, Job] = field(default_factory=dict)
     keys: dict[str, Job] = field(default_factory=dict)
@@ -107,6 +110,14 @@ class Machine:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys_seen: list[str] = field(default_factory=list)
     posts: int = 0
+
+    @property
+    def way(self) -> str:
+        return self.name.rpartition("-")[0]
+
+    @property
+    def prompts(self) -> list[str]:
+        return [body.get("prompt", "") for body in self.bodies]
 
     def create(self, fields: dict[str, Any], key: str) -> Job:
         if key and key in self.keys and self.way == "fine":
@@ -188,7 +199,7 @@ class Routes(BaseHTTPRequestHandler):
         if path == "/health":
             return self._health()
         if path == "/v1/models":
-            names = ["wan", "other"] if self.machine.way == "wants_one_of_many" else ["wan"]
+            names = [self.machine.name, *(["other"] if self.machine.way == "wants_one_of_many" else [])]
             models = [{"id": name, "object": "model"} for name in names]
             return self.answer(200, {"object": "list", "data": models})
         if path == "/v1/videos":
@@ -253,6 +264,8 @@ class Routes(BaseHTTPRequestHandler):
             return self.answer(404 if self.machine.way == "late_file" else 400, {"detail": "Not ready"})
         if job.file_asked == 1 and self.machine.way == "page_for_file":
             return self.page()
+        if job.file_asked <= 12 and self.machine.way == "broken_file":
+            return self.answer(500, b"oops", "text/plain")
         if self.machine.way in ("signed_redirect", "elsewhere_redirect"):
             return self.answer(302, Location=self._signed(job, self.machine.way))
         return self._clip(job)
@@ -318,6 +331,7 @@ class Routes(BaseHTTPRequestHandler):
         job = self.machine.find(name)
         if job is None:
             return self.answer(404, {"detail": "Video not found"})
+        job.asked_to_stop = True
         job.stopped = job.stopped or job.done_for < 0
         return self.answer(200, self.machine.shown(job))
 
@@ -338,10 +352,9 @@ class OtherServers:
         return f"http://127.0.0.1:{self._server.server_address[1]}/{way}-{number}"
 
     def machine(self, name: str) -> Machine:
-        """Return a server by its name, `WAY-NUMBER`, which is made when it is first asked for."""
-        way = name.rpartition("-")[0]
+        """Return a server by its name, `WAY-NUMBER`; it is made when it is first asked for."""
         with self._lock:
-            return self._machines.setdefault(name, Machine(way, self.seconds))
+            return self._machines.setdefault(name, Machine(name, self.seconds))
 
     def __getitem__(self, way: str) -> Machine:
         return self.machine(f"{way}-0")
