@@ -41,8 +41,8 @@ WAYS = {
     "replica": "the first answer about a job is the 404 of another replica",
     "proxy_refusal": "the first answer about a job is a proxy's 403, a web page",
     "conflict_once": "the first answer about a job is 409",
-    "late_file": "a finished file is there two seconds later; until then it is 404",
-    "early_file": "a finished file is there two seconds later; until then it is 400",
+    "late_file": "a finished file is there two seconds after it is first asked for; until then it is 404",
+    "early_file": "a finished file is there two seconds after it is first asked for; until then it is 400",
     "page_for_file": "the first answer for the file is a web page with 200",
     "broken_file": "the first twelve answers for the file are 500",
     "forgets": "knows no job once it has taken it, but goes on with it",
@@ -91,6 +91,7 @@ class Job:
     asked_to_stop: bool = False
     asked: int = 0
     file_asked: int = 0
+    file_asked_at: float = 0.0
 
     @property
     def done_for(self) -> float:
@@ -260,7 +261,11 @@ class Routes(BaseHTTPRequestHandler):
         if job is None or job.done_for < 0 or self.machine.way in ("signed_path", "elsewhere"):
             return self.answer(404, {"detail": "Video is not ready"})
         job.file_asked += 1
-        if job.done_for < LATE_SECONDS and self.machine.way in ("late_file", "early_file"):
+        job.file_asked_at = job.file_asked_at or time.monotonic()
+        if time.monotonic() - job.file_asked_at < LATE_SECONDS and self.machine.way in (
+            "late_file",
+            "early_file",
+        ):
             return self.answer(404 if self.machine.way == "late_file" else 400, {"detail": "Not ready"})
         if job.file_asked == 1 and self.machine.way == "page_for_file":
             return self.page()
