@@ -1,10 +1,15 @@
 """The environment of the tests' settings. Loaded by `-p tests.environment`, before Django's settings are."""
 
 import os
+import sys
 import uuid
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A run starts some hundred processes; each would compile the product and the tests again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Nothing of the machine's own configuration, and nothing of `make run`'s data, may reach the tests.
 os.environ["SECRET_KEY"] = "for-tests-only"

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,6 +79,18 @@ class Stack(Instance):
             if COMMANDS[program] in process.cmdline():
                 return process.pid
         raise LookupError(f"{program} is not running")
+
+    @staticmethod
+    def family_of(leader: psutil.Process, *, recursive: bool = True) -> list[psutil.Process]:
+        """Return the processes below this one, without the database server: the program that came first started it, and
+        it stays while any program uses it.
+        """
+        family = []
+        for process in leader.children(recursive=recursive):
+            with suppress(psutil.NoSuchProcess):
+                if not process.name().startswith("postgres"):
+                    family.append(process)
+        return family
 
     @contextmanager
     def node_held_up(self) -> Iterator[None]:

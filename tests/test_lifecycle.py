@@ -394,7 +394,6 @@ def test_a_node_that_cannot_take_work_gets_none(user, node, change):
     submit(user)
     GpuNode.objects.update(**change)
     assert scheduling.claim_next() is None
-    assert not scheduling.work_is_waiting()
 
 
 def test_a_job_that_names_a_model_or_a_size_runs_only_where_it_is_served(no_cooldown, user, node):

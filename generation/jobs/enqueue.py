@@ -1,4 +1,8 @@
-"""Tasks for the worker, queued when the current transaction commits. A lost one is healed by the reconciler."""
+"""Tasks for the worker, queued when the current transaction commits. A lost one is healed by what the rows say.
+
+Dispatches and stores have no row of their own in the queue, so that they cannot pile up there: a NOTIFY has the worker
+look at the job table at once (`jobs/queue.py`), which it does once a second in any case.
+"""
 
 import uuid
 
@@ -6,24 +10,20 @@ from django.conf import settings
 from django.db import transaction
 from django_q.tasks import async_task
 
-from generation.jobs import locks
+from generation import database
+from generation.jobs import locks, queue
 from generation.models import GpuNode, JobAttempt
-
-# A task that no worker took up is queued again this much later, not with every sweep of the reconciler.
-REPEAT_SECONDS = 5.0
 
 
 @transaction.atomic
-def store(*, attempt_id: uuid.UUID) -> None:
-    """Have the file fetched and stored. The attempt's lease is free until a worker takes it."""
-    JobAttempt.objects.filter(pk=attempt_id).update(
-        lease_token=None, lease_expires_at=locks.until(REPEAT_SECONDS)
-    )
-    async_task("generation.jobs.tasks.store", str(attempt_id))
+def store(*, attempt_id: uuid.UUID, pause: float = 0.0) -> None:
+    """Have the file fetched and stored, after `pause` seconds. The attempt's lease is free until a worker takes it."""
+    JobAttempt.objects.filter(pk=attempt_id).update(lease_token=None, lease_expires_at=locks.until(pause))
+    database.notify(queue.CHANNEL, queue.STORE)
 
 
 def dispatch() -> None:
-    async_task("generation.jobs.tasks.dispatch")
+    database.notify(queue.CHANNEL, queue.DISPATCH)
 
 
 def remove_files() -> None:

@@ -7,6 +7,7 @@ by the same id, until it was silent for NODE_LOST_SECONDS, or for NODE_MOVE_SECO
 import asyncio
 import contextlib
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 from django.conf import settings
 
 from generation import nodes
-from generation.database import DATABASE_AWAY, in_database, written
+from generation.database import DATABASE_AWAY, delays, in_database, written
 from generation.jobs import lifecycle, locks, scheduling
 from generation.jobs.node_health import endpoint_of
 from generation.models import JobAttempt
@@ -46,6 +47,9 @@ PACE_SECONDS = 0.05
 # Between two questions to a node that answers at once, in seconds.
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 2.0
+LONGEST_RETRY_SECONDS = 30.0
+# Silence after which a job that its node never said to have moves to an idle one: two posts without an answer.
+NEVER_TAKEN_SECONDS = 10.0
 # Before a node is asked again whose answer may be a proxy's or another replica's; after the last it counts.
 DOUBT_PAUSES = (0.5, 1.0, 2.0, 4.0, 4.0)
 # An answer that comes sooner than this to the request for a clip is none that a clip was made for.
@@ -80,31 +84,13 @@ class AttemptRunner:
         except nodes.PermanentNodeError as error:
             await self._give_up(error)
 
-    async def post_once(self) -> None:
-        """Hand the job over, once, and act on the answer. The dispatcher's part."""
-        try:
-            async with self._client() as client:
-                await self._post(client, hand_over=True)
-        except nodes.PermanentNodeError as error:
-            if isinstance(error, nodes.DOUBTFUL):
-                await self._ask_later(error)
-            else:
-                await self._give_up(error)
-        except nodes.TransientNodeError as error:
-            await self._ask_later(error)
-
-    async def _ask_later(self, error: nodes.NodeError) -> None:
-        """Leave the attempt to a reconciler, which posts it again with the same key."""
-        logger.info("job %s: no answer to the post yet: %s", self._job, error)
-        await self._record(locks.drop)
-
     def _client(self) -> nodes.NodeClient:
         return nodes.open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol))
 
     # --- Nodes that run jobs in the background ---
 
     async def _follow(self, client: nodes.NodeClient) -> None:
-        doubts = iter(DOUBT_PAUSES)
+        doubts, pauses = iter(DOUBT_PAUSES), delays(longest=LONGEST_RETRY_SECONDS)
         while await self._record(locks.take):
             asked_at = time.monotonic()
             try:
@@ -112,7 +98,8 @@ class AttemptRunner:
             except nodes.TransientNodeError as error:
                 if await self._silent_too_long(error, time.monotonic() - asked_at):
                     return
-                await asyncio.sleep(RETRY_SECONDS)
+                # A server without idempotency makes a clip for each post that it took, answered or not.
+                await asyncio.sleep(RETRY_SECONDS if self.attempt.remote_id else next(pauses))
                 continue
             except nodes.PermanentNodeError as error:
                 pause = None if self._is_certain(error) else next(doubts, None)
@@ -147,10 +134,15 @@ class AttemptRunner:
             self._silent = True
             logger.warning("job %s: no answer from %s: %s", self._job, self.attempt.node, error)
         if seconds > settings.NODE_LOST_SECONDS:
-            await self._lost(f"silent for {seconds:.0f} s: {error}", stop=True)
+            await self._lost(f"silent for {seconds:.0f} s: {error}", pause=BROKEN_PAUSE, stop=True)
             return True
-        if seconds > settings.NODE_MOVE_SECONDS and await in_database(scheduling.could_move)(self.attempt):
-            await self._lost(f"silent for {seconds:.0f} s, and another node is idle: {error}", stop=True)
+        # Of a clip that no node has said to have, nothing is lost that was made.
+        patience = min(
+            settings.NODE_MOVE_SECONDS, math.inf if self.attempt.remote_id else NEVER_TAKEN_SECONDS
+        )
+        if seconds > patience and await in_database(scheduling.could_move)(self.attempt):
+            why = f"silent for {seconds:.0f} s, and another node is idle: {error}"
+            await self._lost(why, pause=BROKEN_PAUSE, stop=True)
             return True
         return False
 
@@ -179,7 +171,7 @@ class AttemptRunner:
         await asyncio.sleep(max(0.0, pause - (time.monotonic() - asked_at)))
         return False
 
-    async def _post(self, client: nodes.NodeClient, *, hand_over: bool = False) -> bool:
+    async def _post(self, client: nodes.NodeClient) -> bool:
         """Hand the job over; True when the node has it. Repeating is harmless where it knows Idempotency-Key."""
         try:
             remote = await client.submit(_request_of(self.attempt))
@@ -190,7 +182,7 @@ class AttemptRunner:
             await self._lost("the node gave its job no id")
             return False
         self.attempt.remote_id = remote.remote_id
-        return await self._record(lifecycle.attempt_posted, remote_id=remote.remote_id, hand_over=hand_over)
+        return await self._record(lifecycle.attempt_posted, remote_id=remote.remote_id)
 
     async def _ask(self, client: nodes.NodeClient) -> nodes.RemoteJob | None:
         """Ask for the job's state on the node; None when a cancel came in meanwhile."""
@@ -296,12 +288,12 @@ class AttemptRunner:
         return min(total, remote.step if remote.step is not None else self.attempt.step)
 
     async def _give_up(self, error: nodes.PermanentNodeError) -> None:
-        """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
+        """Asking the same again cannot help; another node may still make it."""
         if self.attempt.remote_id:
             pause = 0.0 if isinstance(error, nodes.RemoteJobLost) else BROKEN_PAUSE
             await self._lost(str(error), pause=pause, stop=True)
         elif isinstance(error, nodes.NodeRejected):
-            await self._failed(code="rejected", message=str(error), error=str(error), blame_node=False)
+            await self._record(lifecycle.attempt_rejected, why=str(error))
         elif isinstance(error, nodes.NodeUnauthorized | nodes.NodeMisconfigured):
             await self._refused(error)
         else:
@@ -323,10 +315,8 @@ class AttemptRunner:
         lost = await self._record(lifecycle.attempt_lost, error=error, pause=pause, blame_node=blame_node)
         self._stop_there = stop and lost
 
-    async def _failed(self, *, code: str, message: str, error: str, blame_node: bool = True) -> None:
-        await self._record(
-            lifecycle.attempt_failed, code=code, message=message, error=error, blame_node=blame_node
-        )
+    async def _failed(self, *, code: str, message: str, error: str) -> None:
+        await self._record(lifecycle.attempt_failed, code=code, message=message, error=error)
 
     async def _record(self, write: Callable[..., R], **values: Any) -> R:
         """Write about the attempt, fenced by the lease."""

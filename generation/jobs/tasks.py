@@ -15,26 +15,26 @@ from django.utils.translation import gettext_noop
 from generation import media, nodes
 from generation.jobs import enqueue, lifecycle, locks, scheduling, stored_files
 from generation.jobs.node_health import endpoint_of
-from generation.jobs.runner import AttemptRunner
 from generation.media.folders import work_folder
 from generation.models import GenerationJob, JobAttempt
 
 logger = logging.getLogger(__name__)
 
+# Until a file that does not arrive is asked for again.
+REPEAT_SECONDS = 2.0
 DOWNLOAD_FAILED = gettext_noop(
     "Video generated but download failed. No credits were deducted. Please try again."
 )
 
 
 def dispatch() -> None:
-    """Claim queued jobs while nodes have free slots, and hand each to its node.
+    """Give queued jobs to nodes while these have free slots.
 
-    A node that makes the clip within one request is left to the reconciler, which can hold that long.
+    The requests to the nodes are the reconciler's, which can wait for many at once: one that hangs holds up no other.
     """
-    while (attempt := scheduling.claim_next()) is not None:
-        logger.info("job %s: attempt %s on %s", attempt.job_id.hex, attempt.pk.hex, attempt.node)
-        if attempt.runs_in_background:
-            async_to_sync(AttemptRunner(attempt, token=attempt.pk).post_once)()
+    while attempts := scheduling.claim():
+        for attempt in attempts:
+            logger.info("job %s: attempt %s on %s", attempt.job_id.hex, attempt.pk.hex, attempt.node)
 
 
 def store(attempt_id: str) -> None:
@@ -96,7 +96,7 @@ def _repeat_later(attempt: JobAttempt, error: nodes.TransientNodeError) -> bool:
     if not JobAttempt.objects.filter(pk=attempt.pk, heard_at__gt=lately).exists():
         return False
     logger.info("job %s: the file of %s does not arrive yet: %s", attempt.job_id.hex, attempt.node, error)
-    enqueue.store(attempt_id=attempt.pk)
+    enqueue.store(attempt_id=attempt.pk, pause=REPEAT_SECONDS)
     return True
 
 

@@ -360,12 +360,14 @@ class JobAttempt(models.Model):
         FAILED = "failed", "Failed"  # the node said so, or its file is no playable video
         LOST = "lost", "Lost"  # the node does not know it any more, or stayed silent
         CANCELED = "canceled", "Canceled"  # the person canceled, or the node was too busy to take it
+        REFUSED = "refused", "Refused"  # the node refused the request, which was no verdict yet
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     job = models.ForeignKey(GenerationJob, on_delete=models.PROTECT, related_name="attempts")
     node = models.ForeignKey(GpuNode, on_delete=models.PROTECT, related_name="attempts")
     protocol = models.CharField(max_length=16, choices=PROTOCOLS)
     state = models.CharField(max_length=10, choices=State, default=State.OPEN)
+    counts = models.BooleanField(default=True, help_text="Towards JOB_MAX_ATTEMPTS; not when staff moved it.")
     remote_id = models.CharField(max_length=2000, blank=True, help_text="The node's own id of it.")
     file_name = models.CharField(
         max_length=300, blank=True, help_text="What the node calls the finished file."

@@ -19,7 +19,7 @@ from generation.nodes.protocol import (
 from generation.nodes.transport import Answer, Transport
 
 HEALTH_TIMEOUT = 5.0
-SUBMIT_TIMEOUT = 30.0
+SUBMIT_TIMEOUT = 5.0
 CANCEL_TIMEOUT = 30.0
 MAX_CLIP_BYTES = 512 * 1024 * 1024
 DOWNLOAD_TIMEOUT = 120.0

@@ -14,7 +14,7 @@ from accounts.models import AuditEvent, CreditTransaction, Notice, User
 from accounts.staff.actor import Actor, Refused, refuse
 from accounts.staff.audit_log import Operation, operation
 from generation.errors import BeingStored, GenerationError
-from generation.jobs import events, lifecycle, locks, scheduling, submission
+from generation.jobs import events, lifecycle, scheduling, submission
 from generation.jobs.events import job_retried
 from generation.jobs.node_health import endpoint_of
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -141,8 +141,7 @@ def move(op: Operation, job: GenerationJob, target: GpuNode) -> JobAttempt:
     JobAttempt.objects.filter(pk=old.pk).update(
         state=JobAttempt.State.CANCELED, closed_at=Now(), error=f"moved to {node} by staff: {op.reason}"[:500]
     )
-    attempt = scheduling.open_attempt(job, node)
-    locks.drop(attempt_id=attempt.pk, token=attempt.pk)  # a reconciler hands it over, and follows it
+    attempt = scheduling.open_attempt(job, node, counts=False)
     GenerationJob.objects.filter(pk=job.pk).update(current_attempt=attempt, started_at=Now(), step=0)
     events.publish(GenerationJob.objects.get(pk=job.pk))
     async_task("generation.staff.jobs.stop_on_node", str(old.pk))

@@ -72,21 +72,20 @@ class Platform(Stack):
             program = {"worker main": "worker", "web main": "web", "node front": "gpu_node"}.get(role, role)
             return psutil.Process(self.pid_of(program))
         if role == "web worker":
-            return rng.choice(psutil.Process(self.pid_of("web")).children())
+            return rng.choice(self.family_of(psutil.Process(self.pid_of("web")), recursive=False))
         if role == "node worker":
             return self.node_worker()
-        children = psutil.Process(self.pid_of("worker")).children()
-        # The database server is among them where the worker was the first to start it again.
-        sentinel = next((child for child in children if not child.name().startswith("postgres")), None)
-        if sentinel is None:
+        below = self.family_of(psutil.Process(self.pid_of("worker")), recursive=False)
+        if not below:
             raise LookupError("the worker is starting")
+        sentinel = below[0]
         if role == "worker sentinel":
             return sentinel
-        # Forked in this order: the pool, then the monitor and the pusher.
+        # Forked in this order: the dispatcher, two workers, the monitor and the pusher.
         children = sorted(sentinel.children(), key=lambda child: child.pid)
-        if len(children) < 4:
+        if len(children) < 5:
             raise LookupError("the worker is starting")
-        return rng.choice(children[:2]) if role == "worker child" else rng.choice(children[2:])
+        return rng.choice(children[:3]) if role == "worker child" else rng.choice(children[3:])
 
     def kill(self, role: str, rng: random.Random) -> None:
         """Send SIGKILL to the process in this role, once there is one, and see that it is gone."""

@@ -50,7 +50,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, telegram: BotApiServer) -> I
     settings = {
         **telegram.environment,
         "VIDEO_COOLDOWN_SECONDS": str(COOLDOWN_SECONDS),
-        "NODE_HEALTH_SECONDS": "0.5",
+        "NODE_HEALTH_SECONDS": "1",
         "STAFF_REQUIRE_MFA": "true",
         # Its clips are noise, and made in a tenth of the time of the demonstration model's.
         "GPU_NODE_MODEL": "tiny-random",

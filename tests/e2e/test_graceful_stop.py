@@ -71,13 +71,9 @@ def leader(stack: Stack, program: str) -> psutil.Process | None:
 
 
 def terminate(stack: Stack, program: str) -> float:
-    """SIGTERM to a program's leader; how many seconds it and all its children took to be gone.
-
-    The database server is nobody's child: it stays while any program uses it.
-    """
+    """SIGTERM to a program's leader; how many seconds it and all its children took to be gone."""
     process = wait_for(lambda: leader(stack, program), message=f"{program} does not run")
-    children = process.children(recursive=True)
-    family = [process, *(child for child in children if not child.name().startswith("postgres"))]
+    family = [process, *stack.family_of(process)]
     begun = time.monotonic()
     process.terminate()
     assert still_alive(family, seconds=3 * STOP_SECONDS) == []

@@ -128,7 +128,7 @@ def test_what_is_killed_is_started_again_and_its_group_does_not_outlive_it(
 ) -> None:
     eventually(f"{program} runs", lambda: running_pid(stack, program) is not None)
     first = stack.pid_of(program)
-    family = psutil.Process(first).children(recursive=True)
+    family = stack.family_of(psutil.Process(first))
     os.kill(first, signal.SIGKILL)
     eventually(f"{program} runs again", lambda: running_pid(stack, program) not in {None, first})
     assert still_alive(family, seconds=30) == []
