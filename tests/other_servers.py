@@ -63,6 +63,9 @@ WAYS = {
     "signed_redirect": "/content is a redirect to a signed address of the same host",
     "elsewhere": "the file is at another host (localhost) that the job names; /content is 404",
     "elsewhere_redirect": "/content is a redirect to another host (localhost)",
+    "content_json": "/content is JSON that names a signed address of the same host",
+    "wrapped": "the job is the one of a list under data, and its id is a number beside a task_id",
+    "moves": "is a redirect to another host, whatever is asked",
     "gzip": "compresses every answer, the file too",
     # --- It hangs
     "hangs": "healthy, but never answers POST",
@@ -155,8 +158,9 @@ class Machine:
         status = "canceled" if job.stopped else words[job.done_for >= 0]
         if self.way == "expires" and len(self.jobs) > 1 and job.done_for >= 0:
             status = "Finished"
-        name = "task_id" if self.way == "task_id" else "id"
-        return {name: self.shown_id(job, created=created), "object": "video", "status": status}
+        name = "task_id" if self.way in ("task_id", "wrapped") else "id"
+        shown = {name: self.shown_id(job, created=created), "object": "video", "status": status}
+        return {"code": 0, "data": [{"id": 17} | shown]} if self.way == "wrapped" else shown
 
 
 def _base64(text: str) -> str:
@@ -193,10 +197,15 @@ class Routes(BaseHTTPRequestHandler):
         self.machine.keys_seen.append(self.headers.get("Authorization") or "")
         if self.machine.way == "silent":
             self.servers.stopping.wait(FOR_EVER)
+        if self.machine.way == "moves":
+            self.answer(308, Location=f"https://elsewhere.example/api/{path}?key=secret")
+            return ""
         return f"/{path}"
 
     def do_GET(self) -> None:
         path = self._route()
+        if not path:
+            return None
         if path == "/health":
             return self._health()
         if path == "/v1/models":
@@ -271,6 +280,8 @@ class Routes(BaseHTTPRequestHandler):
             return self.page()
         if job.file_asked <= 12 and self.machine.way == "broken_file":
             return self.answer(500, b"oops", "text/plain")
+        if self.machine.way == "content_json":
+            return self.answer(200, {"url": self._signed(job, self.machine.way)})
         if self.machine.way in ("signed_redirect", "elsewhere_redirect"):
             return self.answer(302, Location=self._signed(job, self.machine.way))
         return self._clip(job)
@@ -288,6 +299,8 @@ class Routes(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path = self._route()
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not path:
+            return None
         if path.startswith("/v1/videos/") and path.endswith("/cancel"):
             return self._cancel(path.removeprefix("/v1/videos/").removesuffix("/cancel"))
         if path != "/v1/videos":

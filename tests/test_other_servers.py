@@ -30,7 +30,7 @@ AT_ONCE = (
     *("late_file", "early_file", "page_for_file", "broken_file"),
     *("unknown", "shouts", "prefixed", "long_id", "recoded_id", "quoted_id", "task_id"),
     *("health_page", "health_word", "health_shape", "health_missing"),
-    *("signed_path", "signed_redirect", "elsewhere", "elsewhere_redirect", "gzip"),
+    *("signed_path", "signed_redirect", "elsewhere", "elsewhere_redirect", "gzip", "content_json", "wrapped"),
 )
 # These make it, too: the number of attempts and of posts.
 WITH_MORE = {"wants_model": (1, 2), "page_at_post": (1, 2), "expires": (2, 2)}
@@ -286,6 +286,7 @@ def test_check_gpu_node_names_the_cure(servers: OtherServers, settings: Any, tmp
         "wants_one_of_many": "if it listed exactly one, that would be named",
         "forbids": "Its key is set in the admin",
         "forgets": "If several machines share this address, enter each of them by its own",
+        "moves": "It leads to https://elsewhere.example/: if that is the node, enter it as the address",
         "elsewhere": "if you trust it, add it to the file hosts of this node in the admin",
     }
     for way in cures:
