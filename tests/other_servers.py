@@ -5,7 +5,8 @@
         servers.url("fine", 17)        # another such machine
         servers.requests("refuses")    # ["POST /v1/videos", …]
 
-WAYS lists them. It imports the standard library and PyAV (for the clip), and nothing of the service.
+WAYS lists them; each lists its name, as `fine-17`, as its one model. It imports the standard library and PyAV (for the
+clip), and nothing of the service.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ WAYS = {
     "replica": "the first answer about a job is the 404 of another replica",
     "proxy_refusal": "the first answer about a job is a proxy's 403, a web page",
     "conflict_once": "the first answer about a job is 409",
-    "late_file": "a finished file is there two seconds later; until then it is 404",
-    "early_file": "a finished file is there two seconds later; until then it is 400",
+    "late_file": "a finished file is there two seconds after it is first asked for; until then it is 404",
+    "early_file": "a finished file is there two seconds after it is first asked for; until then it is 400",
     "page_for_file": "the first answer for the file is a web page with 200",
+    "broken_file": "the first twelve answers for the file are 500",
     "forgets": "knows no job once it has taken it, but goes on with it",
     # --- It speaks another dialect
     "unknown": "a job that waits has the status unknown",
@@ -62,6 +64,9 @@ WAYS = {
     "signed_redirect": "/content is a redirect to a signed address of the same host",
     "elsewhere": "the file is at another host (localhost) that the job names; /content is 404",
     "elsewhere_redirect": "/content is a redirect to another host (localhost)",
+    "content_json": "/content is JSON that names a signed address of the same host",
+    "wrapped": "the job is the one of a list under data, and its id is a number beside a task_id",
+    "moves": "is a redirect to another host, whatever is asked",
     "gzip": "compresses every answer, the file too",
     # --- It hangs
     "hangs": "healthy, but never answers POST",
@@ -88,8 +93,10 @@ class Job:
     seconds: float
     born: float = field(default_factory=time.monotonic)
     stopped: bool = False
+    asked_to_stop: bool = False
     asked: int = 0
     file_asked: int = 0
+    file_asked_at: float = 0.0
 
     @property
     def done_for(self) -> float:
@@ -101,7 +108,7 @@ class Job:
 class Machine:
     """One of the servers: its way, its jobs, and the requests it was sent."""
 
-    way: str
+    name: str
     seconds: float
     jobs: dict[str, Job] = field(default_factory=dict)
     keys: dict[str, Job] = field(default_factory=dict)
@@ -109,6 +116,14 @@ class Machine:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys_seen: list[str] = field(default_factory=list)
     posts: int = 0
+
+    @property
+    def way(self) -> str:
+        return self.name.rpartition("-")[0]
+
+    @property
+    def prompts(self) -> list[str]:
+        return [body.get("prompt", "") for body in self.bodies]
 
     def create(self, fields: dict[str, Any], key: str) -> Job:
         if key and key in self.keys and self.way == "fine":
@@ -145,8 +160,9 @@ class Machine:
         status = "canceled" if job.stopped else words[job.done_for >= 0]
         if self.way == "expires" and len(self.jobs) > 1 and job.done_for >= 0:
             status = "Finished"
-        name = "task_id" if self.way == "task_id" else "id"
-        return {name: self.shown_id(job, created=created), "object": "video", "status": status}
+        name = "task_id" if self.way in ("task_id", "wrapped") else "id"
+        shown = {name: self.shown_id(job, created=created), "object": "video", "status": status}
+        return {"code": 0, "data": [{"id": 17} | shown]} if self.way == "wrapped" else shown
 
 
 def _base64(text: str) -> str:
@@ -183,14 +199,19 @@ class Routes(BaseHTTPRequestHandler):
         self.machine.keys_seen.append(self.headers.get("Authorization") or "")
         if self.machine.way == "silent":
             self.servers.stopping.wait(FOR_EVER)
+        if self.machine.way == "moves":
+            self.answer(308, Location=f"https://elsewhere.example/api/{path}?key=secret")
+            return ""
         return f"/{path}"
 
     def do_GET(self) -> None:
         path = self._route()
+        if not path:
+            return None
         if path == "/health":
             return self._health()
         if path == "/v1/models":
-            names = ["wan", "other"] if self.machine.way == "wants_one_of_many" else ["wan"]
+            names = [self.machine.name, *(["other"] if self.machine.way == "wants_one_of_many" else [])]
             models = [{"id": name, "object": "model"} for name in names]
             return self.answer(200, {"object": "list", "data": models})
         if path == "/v1/videos":
@@ -253,10 +274,18 @@ class Routes(BaseHTTPRequestHandler):
         if self.machine.way == "hanging_file":
             self.servers.stopping.wait(FOR_EVER)
         job.file_asked += 1
-        if job.done_for < LATE_SECONDS and self.machine.way in ("late_file", "early_file"):
+        job.file_asked_at = job.file_asked_at or time.monotonic()
+        if time.monotonic() - job.file_asked_at < LATE_SECONDS and self.machine.way in (
+            "late_file",
+            "early_file",
+        ):
             return self.answer(404 if self.machine.way == "late_file" else 400, {"detail": "Not ready"})
         if job.file_asked == 1 and self.machine.way == "page_for_file":
             return self.page()
+        if job.file_asked <= 12 and self.machine.way == "broken_file":
+            return self.answer(500, b"oops", "text/plain")
+        if self.machine.way == "content_json":
+            return self.answer(200, {"url": self._signed(job, self.machine.way)})
         if self.machine.way in ("signed_redirect", "elsewhere_redirect"):
             return self.answer(302, Location=self._signed(job, self.machine.way))
         return self._clip(job)
@@ -274,6 +303,8 @@ class Routes(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         path = self._route()
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if not path:
+            return None
         if path.startswith("/v1/videos/") and path.endswith("/cancel"):
             return self._cancel(path.removeprefix("/v1/videos/").removesuffix("/cancel"))
         if path != "/v1/videos":
@@ -324,6 +355,7 @@ class Routes(BaseHTTPRequestHandler):
         job = self.machine.find(name)
         if job is None:
             return self.answer(404, {"detail": "Video not found"})
+        job.asked_to_stop = True
         job.stopped = job.stopped or job.done_for < 0
         return self.answer(200, self.machine.shown(job))
 
@@ -344,10 +376,9 @@ class OtherServers:
         return f"http://127.0.0.1:{self._server.server_address[1]}/{way}-{number}"
 
     def machine(self, name: str) -> Machine:
-        """Return a server by its name, `WAY-NUMBER`, which is made when it is first asked for."""
-        way = name.rpartition("-")[0]
+        """Return a server by its name, `WAY-NUMBER`; it is made when it is first asked for."""
         with self._lock:
-            return self._machines.setdefault(name, Machine(way, self.seconds))
+            return self._machines.setdefault(name, Machine(name, self.seconds))
 
     def __getitem__(self, way: str) -> Machine:
         return self.machine(f"{way}-0")

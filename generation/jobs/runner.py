@@ -52,6 +52,8 @@ LONGEST_RETRY_SECONDS = 30.0
 NEVER_TAKEN_SECONDS = 10.0
 # Before a node is asked again whose answer may be a proxy's or another replica's; after the last it counts.
 DOUBT_PAUSES = (0.5, 1.0, 2.0, 4.0, 4.0)
+# An answer that comes sooner than this to the request for a clip is none that a clip was made for.
+QUICK_SECONDS = 5.0
 # How long a node is asked to stop what was taken from it.
 STOP_SECONDS = 5.0
 
@@ -217,7 +219,7 @@ class AttemptRunner:
         """Make the long request; returns what is to be written down of its answer."""
         seconds = settings.FIELD_NODE_TIMEOUT_SECONDS
         try:
-            remote = await client.generate(_request_of(self.attempt), timeout=seconds)
+            remote = await self._generate_undoubted(client, seconds)
         except nodes.NodeTimeout as error:
             message = f"Video generation timed out (>{seconds}s)"
             return partial(self._failed, code="timed_out", message=message, error=str(error))
@@ -226,6 +228,19 @@ class AttemptRunner:
         except nodes.TransientNodeError as error:
             return partial(self._lost, str(error), pause=UNREACHABLE_PAUSE)
         return partial(self._apply, remote)
+
+    async def _generate_undoubted(self, client: nodes.NodeClient, seconds: float) -> nodes.RemoteJob:
+        """Make the request again where the answer came so soon that it may be a proxy's."""
+        for pause in DOUBT_PAUSES:
+            asked_at = time.monotonic()
+            try:
+                return await client.generate(_request_of(self.attempt), timeout=seconds)
+            except nodes.DOUBTFUL as error:
+                if time.monotonic() - asked_at > QUICK_SECONDS or self.stop_requested.is_set():
+                    raise
+                logger.info("job %s: asking %s again: %s", self._job, self.attempt.node, error)
+                await asyncio.sleep(pause)
+        return await client.generate(_request_of(self.attempt), timeout=seconds)
 
     async def _keep_lease(self) -> None:
         held = True

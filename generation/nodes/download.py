@@ -85,11 +85,20 @@ async def _receive_all(
                 raise
             logger.info("download of %s: %s Trying again.", path, error)
             asked = error.retry_after if isinstance(error, protocol.NodeBusy) else 0.0
-        if doubtful and (other := await _ask_for(elsewhere) or path) != place:
+            named = error.address if isinstance(error, _FileNamed) else None
+        if doubtful and (other := named or await _ask_for(elsewhere) or path) != place:
             progress.start_over()
             place = other
         await asyncio.sleep(min(max(pause, asked), LONGEST_PAUSE))
         pause *= 2
+
+
+class _FileNamed(protocol.NodeAnsweredNonsense):
+    """JSON in place of the file, which names its address."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__("The node names another address of the file.")
+        self.address = address
 
 
 async def _ask_for(elsewhere: Callable[[], Awaitable[str | None]]) -> str | None:
@@ -148,6 +157,10 @@ async def _receive(transport: Transport, place: str, progress: _Progress, max_by
             return
         if response.status_code not in (200, 206):
             raise transport.refuse(await read_answer(response))
+        if "json" in response.headers.get("content-type", ""):
+            if address := protocol.file_url((await read_answer(response)).json_value()):
+                raise _FileNamed(transport.absolute(address))
+            raise protocol.NodeAnsweredNonsense("The node sent JSON in place of the clip.")
         _check_part(response, progress)
         _check_whole(response, progress, max_bytes)
         async for piece in plain_pieces(response):

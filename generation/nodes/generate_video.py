@@ -53,10 +53,11 @@ class GenerateVideoClient(NodeClient):
 
     def _outcome(self, answer: Answer) -> RemoteJob:
         body = answer.json_object()
-        if body.get("status") == "error":
+        status = protocol.word(body.get("status"))
+        if status == "error":
             said = protocol.text(body.get("error")) or "The node gave no reason."
             return RemoteJob(state="failed", error=self.transport.clean(said))
-        if body.get("status") != "ok":
+        if status != "ok":
             raise protocol.NodeAnsweredNonsense("The node answered with neither ok nor error.")
         return RemoteJob(
             state="completed",

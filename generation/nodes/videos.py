@@ -205,8 +205,10 @@ class VideosClient(NodeClient):
 
         expected_id: of the job that was asked for; None where it has just been made.
         """
-        if isinstance(body.get("data"), dict) and not {*_ID_NAMES, "status"} & body.keys():
-            body = body["data"]
+        inner = body.get("data")
+        inner = inner[0] if isinstance(inner, list) and len(inner) == 1 else inner
+        if isinstance(inner, dict) and not {*_ID_NAMES, "status"} & body.keys():
+            body = inner
         state, word = self._state(body, new=expected_id is None)
         code, said = self._failure(body) if state == "failed" or body.get("error") else (None, None)
         if state == "failed" and code in ("canceled", "cancelled"):
@@ -247,13 +249,12 @@ class VideosClient(NodeClient):
 
     def _id(self, body: Mapping[str, Any], expected_id: str | None) -> str:
         """Read a new job's id; of one that was asked for, check that the answer is about it, however it is spelt."""
-        ids = [body[name] for name in _ID_NAMES if body.get(name) is not None]
-        if not all(isinstance(known, str) and _JOB_ID.fullmatch(known) for known in ids) or not (
-            ids or expected_id
-        ):
+        named = [body[name] for name in _ID_NAMES if body.get(name) is not None]
+        ids = [known for known in named if isinstance(known, str) and _JOB_ID.fullmatch(known)]
+        if not ids and (named or expected_id is None):
             raise protocol.NodeAnsweredNonsense("The node answered something that is no video job.")
         if expected_id is None:
-            return str(ids[0])
+            return ids[0]
         if ids and not any(_spellings(expected_id) & _spellings(known) for known in ids):
             raise protocol.NodeAnsweredNonsense("The node answered with another job than was asked for.")
         return expected_id
