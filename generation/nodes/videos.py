@@ -124,7 +124,7 @@ class VideosClient(NodeClient):
             said = message_of(answer)
             if said and not _NO_ROUTE.fullmatch(said):
                 raise protocol.NodeRejected(self.transport.clean(said))
-            raise protocol.NodeAnsweredNonsense("The node has no /v1/videos.")
+            raise protocol.NodeHasNoRoute("The node has no /v1/videos.")
         return self._job(self._accepted(answer))
 
     async def _only_model(self, refusal: Answer) -> str:
