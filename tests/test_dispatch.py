@@ -167,20 +167,15 @@ def test_files_that_hang_hold_up_no_dispatch(user: User, servers: OtherServers, 
 # --- Wake-ups, and what lies in the queue -----------------------------------------------------------------------------
 
 
-def test_without_any_wake_up_the_worker_finds_what_is_due(
-    user: User, servers: OtherServers, running: Processes
+def test_a_job_whose_wake_up_was_lost_is_found_by_a_look_at_the_rows(
+    user: User, servers: OtherServers, running: Processes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(servers, "fine")
-    family = running.running["run_worker"]
-    assert family.poll() is None
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT 1")
-    [job] = submit(user)
+    submit(user)
     all_end(1)
-    # As after a crash in the middle of a store: nothing in the queue, and no wake-up.
-    GenerationJob.objects.update(state="queued", finished_at=None, current_attempt=None, video="")
-    wait_for(lambda: GenerationJob.objects.get(pk=job.pk).state == "completed")
-    assert job.attempts.count() == 2
+    monkeypatch.setattr("generation.database.notify", lambda *_: None)
+    submit(user)
+    all_end(2)
 
 
 def test_jobs_leave_no_rows_in_the_queue_however_often_they_are_asked_for(user: User, node: GpuNode) -> None:
@@ -288,18 +283,22 @@ def test_two_hundred_clips_of_as_many_nodes_are_stored_soon_after_they_are_made(
     processes.environment |= {"NODE_HEALTH_SECONDS": "30"}
     with OtherServers(seconds=2) as servers:
         add(servers, *["fine"] * 200)
-        queue_up(user, 200)
+        submit(user, 200)
+        GpuNode.objects.update(last_seen_at=timezone.now())
         processes.start("run_reconciler")
         processes.start("run_worker")
-        begun = time.monotonic()
-        most = 0
+        most, made_at = 0, 0.0
 
         def done() -> bool:
-            nonlocal most
-            most = max(most, OrmQ.objects.count())
-            return states()["completed"] == 200
+            nonlocal most, made_at
+            most, now = max(most, OrmQ.objects.count()), states()
+            if not made_at and not now["queued"] + now["running"]:
+                made_at = time.monotonic()
+            return now["completed"] == 200
 
         wait_for(done, seconds=300, every=0.5, message="not all are stored")
-        print(f"200 clips in {time.monotonic() - begun:.1f} s")
+        print(
+            f"all stored {time.monotonic() - made_at:.1f} s after the last was made"
+        )  # the machine may be busy
     assert most < 20, "tasks piled up"
     assert Counter(JobAttempt.objects.values_list("state", flat=True)) == {"succeeded": 200}

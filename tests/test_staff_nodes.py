@@ -31,6 +31,7 @@ from generation.models import (
 )
 from generation.staff import jobs, nodes, stats
 from telegram_bot.models import CreditPack
+from tests.other_servers import OtherServers
 from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
@@ -257,6 +258,22 @@ class TestTrials:
         assert row.passed is False
         nodes.run_test(row.pk)
         assert "✗" in admin.get(page("generation_gpunode_change", node.pk)).content.decode()
+
+    @pytest.mark.django_db(transaction=True)
+    @pytest.mark.parametrize("way", ["hangs", "stops", "silent"])
+    def test_a_test_of_a_node_that_hangs_ends_before_its_task_is_ended_and_says_why(
+        self, admin: Client, node: GpuNode, settings: Any, way: str
+    ) -> None:
+        settings.Q_CLUSTER = settings.Q_CLUSTER | {"timeout": nodes.SPARE_SECONDS + 2}
+        admin.post(page("generation_gpunode_test", node.pk), sent(reason="x"))
+        with OtherServers() as servers:
+            GpuNode.objects.update(base_url=servers.url(way))
+            nodes.run_test(CanaryRun.objects.get().pk)
+        row = CanaryRun.objects.get()
+        assert (row.passed, row.ended_at is not None) == (False, True)
+        html = admin.get(page("generation_gpunode_change", node.pk)).content.decode()
+        assert "It took longer than 2 s. The node may be busy with other videos." in html
+        assert "running" not in [step["state"] for step in row.steps]
 
     def test_what_became_of_trial_clips_stays_on_the_page(self, admin: Client, node: GpuNode) -> None:
         nodes.note_canary(node, ValueError("CUDA error"))
