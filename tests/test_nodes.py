@@ -347,6 +347,12 @@ def test_the_client_remembers_that_a_server_takes_forms() -> None:
     assert kinds == ["application/json", "multipart/form-data", "multipart/form-data"]
 
 
+def test_a_server_that_takes_forms_and_wants_its_model_named_is_given_both() -> None:
+    with VideosServer.start(fault="wants_model") as server:
+        job = with_client(videos(server), lambda client: client.submit(request()))
+    assert job.state in ("queued", "in_progress")
+
+
 def test_a_server_with_an_empty_health_is_known_by_its_models(videos_server: VideosServer) -> None:
     health = with_client(videos(videos_server), lambda client: client.health())
     assert health.ready
@@ -629,7 +635,7 @@ def test_the_address_of_a_file_is_found_in_a_jobs_record(names: str, address: st
         )
 
 
-@pytest.mark.parametrize("size", [1000, 50_000_000])
+@pytest.mark.parametrize("size", [1000, 900_000, 50_000_000])
 def test_a_compressed_answer_is_unpacked_and_does_not_unfold_without_end(size: int) -> None:
     data = gzip.compress(b'{"id": "v1", "status": "queued", "x": "' + b" " * size + b'"}')
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(data)}\r\n\r\n".encode()
@@ -921,10 +927,12 @@ def test_a_server_that_takes_only_posts_is_recognised_by_its_allow_header() -> N
         assert detect(url) == "videos"
 
 
-def test_a_web_site_speaks_no_protocol() -> None:
+def test_a_web_site_is_never_ready_and_speaks_no_protocol() -> None:
     page = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: 6\r\n\r\n<html>"
     )
+    with canned(page, page) as url, pytest.raises(nodes.NodeAnsweredNonsense, match="web page"):
+        ask(url, lambda client: client.health())
     pages = [page] * (2 + len(nodes.CLIENTS))
     with canned(*pages) as url, pytest.raises(nodes.NodeAnsweredNonsense, match="Nothing at"):
         detect(url)
