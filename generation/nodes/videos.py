@@ -112,8 +112,6 @@ class VideosClient(NodeClient):
         # A value that is not set is left to the server.
         fields = {name: value for name, value in values.items() if value is not None}
         answer = await self._post(fields, key=request.id)
-        if answer.status in (400, 422) and _wants_model(answer):
-            answer = await self._post(fields | {"model": await self._only_model(answer)}, key=request.id)
         if answer.status in (404, 405):
             said = message_of(answer)
             if said and not _NO_ROUTE.fullmatch(said):
@@ -139,6 +137,12 @@ class VideosClient(NodeClient):
         return answer
 
     async def _post_once(self, fields: Mapping[str, Any], *, key: str) -> Answer:
+        answer = await self._send(fields, key=key)
+        if answer.status in (400, 422) and _wants_model(answer):
+            return await self._send({**fields, "model": await self._only_model(answer)}, key=key)
+        return answer
+
+    async def _send(self, fields: Mapping[str, Any], *, key: str) -> Answer:
         headers = {"Idempotency-Key": key}
         if self._wants_form:
             form = {name: str(value) for name, value in fields.items()}
