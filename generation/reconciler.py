@@ -22,12 +22,13 @@ from generation.jobs import canary, enqueue, lifecycle, locks, node_health, stor
 from generation.jobs.events import JobEvent, hub
 from generation.jobs.runner import AttemptRunner
 from generation.models import GenerationJob, GpuNode, JobAttempt
-from generation.nodes import NodeError
-from generation.staff import bulk_refunds, nodes
+from generation.nodes import NodeError, TransientNodeError
+from generation.staff import bulk_refunds, jobs, nodes
 
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
+FOLLOWED_AT_ONCE = 100
 # Between two looks for stored files and for remains of closed accounts that are to be removed.
 REMOVAL_SECONDS = 60.0
 # Between two times that the figures of staff are added up, which is nothing where nothing is new.
@@ -118,7 +119,10 @@ class Reconciler:
                 await in_database(lifecycle.expire)(job_id=job_id)
 
     async def _follow_free(self) -> None:
-        for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
+        found = await in_database(_unfollowed_attempts)(list(self._tasks))
+        if len(found) == FOLLOWED_AT_ONCE:
+            self._wake.set()  # there may be more
+        for attempt in found:
             if await in_database(locks.take)(attempt_id=attempt.pk, token=self._token):
                 runner = AttemptRunner(attempt, token=self._token)
                 self._runners[attempt.pk] = runner
@@ -193,11 +197,21 @@ class Reconciler:
             return
         if await in_database(node_health.record_health)(node, health):
             await in_database(enqueue.dispatch)()
-            await in_database(enqueue.stop_what_was_lost)(node)
+            await self._stop_what_was_lost(node)
         if node.next_canary_at and health.ready and node.pk not in self._canaries:
             self._canaries[node.pk] = asyncio.create_task(
                 self._make_canary(node, health.protocol), name=f"canary-{node.name}"
             )
+
+    async def _stop_what_was_lost(self, node: GpuNode) -> None:
+        """Have a node that is back after a silence stop what was taken from it meanwhile."""
+        for attempt in await in_database(_lost_on)(node):
+            try:
+                await jobs.stop(attempt)
+            except NodeError as error:
+                logger.info("attempt %s could not be stopped on %s: %s", attempt.pk.hex, node, error)
+                if isinstance(error, TransientNodeError):
+                    return  # it would not answer for the others either
 
     async def _make_canary(self, node: GpuNode, protocol: str) -> None:
         """Bring a node back that makes a clip that plays; set one aside that does not."""
@@ -227,8 +241,16 @@ def _overdue_jobs() -> list[uuid.UUID]:
 def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
     free = JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_expires_at__lt=Now())
     return list(
-        free.exclude(job__state=State.STORING).exclude(pk__in=followed).select_related("job", "node")[:100]
+        free.exclude(job__state=State.STORING)
+        .exclude(pk__in=followed)
+        .select_related("job", "node")[:FOLLOWED_AT_ONCE]
     )
+
+
+def _lost_on(node: GpuNode) -> list[JobAttempt]:
+    lately = locks.until(-settings.JOB_DEADLINE_SECONDS)
+    lost = JobAttempt.objects.filter(node=node, state=JobAttempt.State.LOST, closed_at__gt=lately)
+    return list(lost.exclude(remote_id="").exclude(silent_since=None).select_related("node")[:50])
 
 
 def _remove_files() -> None:

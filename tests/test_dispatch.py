@@ -154,14 +154,22 @@ def test_two_hung_nodes_of_five_do_not_delay_the_others_and_lose_what_they_were_
     all_end(16)
 
 
-def test_files_that_hang_hold_up_no_dispatch(user: User, servers: OtherServers, running: Processes) -> None:
+def test_files_that_hang_hold_up_no_dispatch_and_no_other_file_for_long(
+    user: User, servers: OtherServers, running: Processes
+) -> None:
     add(servers, "hanging_file")
     submit(user, 4)
     wait_for(lambda: states()["storing"] >= 3)
     add(servers, "fine")
     [job] = submit(user)
     wait_for(lambda: job.attempts.exclude(remote_id="").exists(), seconds=30)
-    assert states()["storing"] >= 3
+    assert states()["storing"] >= 3, "it went to its node while the workers waited for files"
+    wait_for(lambda: GenerationJob.objects.get(pk=job.pk).state == "completed")
+    assert states()["storing"] >= 3, "and was stored before these were given up"
+    given = servers["hanging_file"].posts
+    submit(user, 3)
+    wait_for(lambda: states()["completed"] == 4)
+    assert servers["hanging_file"].posts == given, "a node whose files hang is given nothing more"
 
 
 # --- Wake-ups, and what lies in the queue -----------------------------------------------------------------------------

@@ -182,7 +182,6 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         lambda w, job: lifecycle.refund(job=job, reason="ugly", actor=w.user),
     ),
     "enqueue.dispatch": (lambda w: None, lambda w, _: enqueue.dispatch()),
-    "enqueue.stop_what_was_lost": (lambda w: None, lambda w, _: enqueue.stop_what_was_lost(w.node)),
     "enqueue.remove_files": (lambda w: None, lambda w, _: enqueue.remove_files()),
     "enqueue.add_up": (lambda w: None, lambda w, _: enqueue.add_up()),
     "scheduling.claim": (lambda w: [w.submit(), w.submit()], lambda w, _: scheduling.claim()),

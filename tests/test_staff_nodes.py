@@ -13,6 +13,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django_q.conf import Conf
 
 from accounts.models import AuditEvent, CreditAccount, Notice, User
 from generation import sharing
@@ -262,9 +263,9 @@ class TestTrials:
     @pytest.mark.django_db(transaction=True)
     @pytest.mark.parametrize("way", ["hangs", "stops", "silent"])
     def test_a_test_of_a_node_that_hangs_ends_before_its_task_is_ended_and_says_why(
-        self, admin: Client, node: GpuNode, settings: Any, way: str
+        self, admin: Client, node: GpuNode, monkeypatch: pytest.MonkeyPatch, way: str
     ) -> None:
-        settings.Q_CLUSTER = settings.Q_CLUSTER | {"timeout": nodes.SPARE_SECONDS + 2}
+        monkeypatch.setattr(Conf, "TIMEOUT", nodes.SPARE_SECONDS + 2)
         admin.post(page("generation_gpunode_test", node.pk), sent(reason="x"))
         with OtherServers() as servers:
             GpuNode.objects.update(base_url=servers.url(way))

@@ -33,6 +33,7 @@ from typing import Any
 
 import psycopg
 from django.db import connections
+from django.db.models import F
 from django.db.models.functions import Now
 from django.dispatch import receiver
 from django.utils import timezone
@@ -99,6 +100,7 @@ class NotifiedBroker(ORM):
     _listener: psycopg.Connection[Any] | None = None
     _listener_pid = 0
     _dispatch_due = False
+    _store_next = False
     _looked_at = -math.inf
 
     def enqueue(self, task: str) -> int:
@@ -126,7 +128,12 @@ class NotifiedBroker(ORM):
             self._dispatch_due = False
             due.append((None, _package(DISPATCH)))
         if not self._is_busy():
-            due += self._take() or self._take_store()
+            # In turns: staff's tasks do not wait for all files, nor files for all of theirs.
+            self._store_next = not self._store_next
+            first, second = (
+                (self._take_store, self._take) if self._store_next else (self._take, self._take_store)
+            )
+            due += first() or second()
         return due
 
     def _is_late(self) -> bool:
@@ -146,11 +153,12 @@ class NotifiedBroker(ORM):
         return []
 
     def _take_store(self) -> list[tuple[int | None, str]]:
-        """Claim the file that has waited longest, by the lease of its attempt."""
+        """Claim the file that has waited longest, by the lease of its attempt; those that hung before come last."""
         free = JobAttempt.objects.filter(
             state=JobAttempt.State.OPEN, job__state=GenerationJob.State.STORING, lease_expires_at__lt=Now()
         )
-        for attempt_id in free.order_by("lease_expires_at").values_list("pk", flat=True)[:CANDIDATES]:
+        waiting = free.order_by(F("silent_since").asc(nulls_first=True), "lease_expires_at")
+        for attempt_id in waiting.values_list("pk", flat=True)[:CANDIDATES]:
             mine = JobAttempt.objects.filter(pk=attempt_id, lease_expires_at__lt=Now())
             if mine.update(lease_token=None, lease_expires_at=locks.until(HANDED_OVER_SECONDS)):
                 return [(None, _package(STORE, str(attempt_id)))]

@@ -277,7 +277,7 @@ def _open(chosen: list[tuple[GenerationJob, GpuNode]]) -> list[JobAttempt]:
         return []
     # Staff may have drained a node, or moved a job to it: its row is locked while its slots are counted.
     used = {node.pk for _, node in chosen}
-    list(GpuNode.objects.filter(pk__in=used).order_by("pk").select_for_update(no_key=True).values_list("pk"))
+    nodes = GpuNode.objects.filter(pk__in=used).order_by("pk").select_for_update(no_key=True).in_bulk()
     free = {
         place.node.pk: place.node.slots - place.taken
         for place in _places(_usable_nodes().filter(pk__in=used))
@@ -290,7 +290,7 @@ def _open(chosen: list[tuple[GenerationJob, GpuNode]]) -> list[JobAttempt]:
     for job, node in chosen:
         if job.pk in locked and used_up[node.pk] < free.get(node.pk, 0):
             used_up[node.pk] += 1
-            attempts.append(_attempt(locked[job.pk], node))
+            attempts.append(_attempt(locked[job.pk], nodes[node.pk]))
     JobAttempt.objects.bulk_create(attempts)
     opened = {attempt.job_id: attempt for attempt in attempts}
     current = JobAttempt.objects.filter(job=OuterRef("pk"), state=JobAttempt.State.OPEN).values("pk")

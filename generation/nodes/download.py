@@ -26,7 +26,7 @@ DOUBTFUL_ATTEMPTS = 6
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 # A node that sends nothing for this long is taken for gone, and the rest is asked for again.
-READ_TIMEOUT = 20.0
+READ_TIMEOUT = 15.0
 MAGIC_BYTES = 12
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
 CHANGED = "The clip changed on the node while it was fetched."
@@ -81,7 +81,9 @@ async def _receive_all(
             left, pause = (ATTEMPTS, FIRST_PAUSE) if progress.received > known else (left - 1, pause)
             doubtful = not isinstance(error, protocol.TransientNodeError)
             doubts -= doubtful
-            if not left or not doubts:
+            # Where not a byte came in all that time, the caller may have other files to fetch meanwhile.
+            hangs = isinstance(error, protocol.NodeTimeout) and not progress.received
+            if not left or not doubts or hangs:
                 raise
             logger.info("download of %s: %s Trying again.", path, error)
             asked = error.retry_after if isinstance(error, protocol.NodeBusy) else 0.0

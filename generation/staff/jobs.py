@@ -163,12 +163,13 @@ def stop_on_node(attempt_id: str) -> None:
     if attempt is None or not attempt.remote_id:
         return
     try:
-        async_to_sync(_stop)(attempt)
+        async_to_sync(stop)(attempt)
     except NodeError as error:
         logger.info("attempt %s could not be stopped on %s: %s", attempt_id, attempt.node, error)
 
 
-async def _stop(attempt: JobAttempt) -> None:
+async def stop(attempt: JobAttempt) -> None:
+    """Cancel an attempt on its node. Raises NodeError."""
     async with open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
         await client.cancel(attempt.remote_id)
 

@@ -3,8 +3,8 @@
 import asyncio
 
 from asgiref.sync import async_to_sync
-from django.conf import settings
 from django.db.models.functions import Coalesce, Now
+from django_q.conf import Conf
 from django_q.tasks import async_task
 
 from accounts.staff.actor import refuse
@@ -113,7 +113,7 @@ class _Test:
 
     async def carry_out(self) -> None:
         """Make the test, which ends in any case, and before its task is ended from outside."""
-        patience = settings.Q_CLUSTER["timeout"] - SPARE_SECONDS
+        patience = Conf.TIMEOUT - SPARE_SECONDS
         try:
             async with asyncio.timeout(patience):
                 await self._make()
