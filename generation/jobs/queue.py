@@ -26,14 +26,14 @@ import uuid
 from collections.abc import Callable, Collection
 from datetime import timedelta
 from functools import partial
-from multiprocessing import Value, connection
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
 import psycopg
 from django.db import connections
-from django.db.models import F
+from django.db.models import F, QuerySet, Value
 from django.db.models.functions import Now
 from django.dispatch import receiver
 from django.utils import timezone
@@ -41,7 +41,7 @@ from django_q import cluster as django_q_cluster
 from django_q.brokers.orm import ORM
 from django_q.cluster import Cluster, Sentinel
 from django_q.conf import Conf
-from django_q.models import Failure
+from django_q.models import Failure, OrmQ
 from django_q.queues import Queue
 from django_q.signals import post_spawn
 from django_q.signing import SignedPackage
@@ -142,7 +142,7 @@ class NotifiedBroker(ORM):
             return False
         self._looked_at = time.monotonic()
         self.get_connection()  # drops a dead connection
-        return GenerationJob.objects.filter(state=GenerationJob.State.QUEUED).exists()
+        return _jobs_waiting().exists()
 
     def _take(self) -> list[tuple[int | None, str]]:
         """Claim the oldest task by moving its lock; one whose lock has moved is another's."""
@@ -154,10 +154,7 @@ class NotifiedBroker(ORM):
 
     def _take_store(self) -> list[tuple[int | None, str]]:
         """Claim the file that has waited longest, by the lease of its attempt; those that hung before come last."""
-        free = JobAttempt.objects.filter(
-            state=JobAttempt.State.OPEN, job__state=GenerationJob.State.STORING, lease_expires_at__lt=Now()
-        )
-        waiting = free.order_by(F("silent_since").asc(nulls_first=True), "lease_expires_at")
+        waiting = _files_to_store().order_by(F("silent_since").asc(nulls_first=True), "lease_expires_at")
         for attempt_id in waiting.values_list("pk", flat=True)[:CANDIDATES]:
             mine = JobAttempt.objects.filter(pk=attempt_id, lease_expires_at__lt=Now())
             if mine.update(lease_token=None, lease_expires_at=locks.until(HANDED_OVER_SECONDS)):
@@ -182,6 +179,23 @@ class NotifiedBroker(ORM):
             self._listener_pid = os.getpid()
             self._listener.execute(f"LISTEN {CHANNEL}")
         return self._listener
+
+
+def waiting() -> int:
+    """Count the tasks that no worker has done: rows, files to store, and a dispatch while jobs are queued."""
+    parts = (OrmQ.objects.order_by(), _files_to_store().order_by(), _jobs_waiting().order_by()[:1])
+    rows, *others = (part.annotate(one=Value(1)).values("one") for part in parts)
+    number: int = rows.union(*others, all=True).count()
+    return number
+
+
+def _jobs_waiting() -> "QuerySet[GenerationJob]":
+    return GenerationJob.objects.filter(state=GenerationJob.State.QUEUED)
+
+
+def _files_to_store() -> "QuerySet[JobAttempt]":
+    free = JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_expires_at__lt=Now())
+    return free.filter(job__state=GenerationJob.State.STORING)
 
 
 def _package(function: str, *arguments: str) -> str:
@@ -244,7 +258,7 @@ class FailFastSentinel(Sentinel):
         missing = self._dispatcher not in self.pool
         tasks = self._dispatches if missing else self.task_queue
         process = self.spawn_process(
-            django_q_cluster.worker, tasks, self.result_queue, Value("f", -1), self.timeout
+            django_q_cluster.worker, tasks, self.result_queue, django_q_cluster.Value("f", -1), self.timeout
         )
         if missing:
             self._dispatcher = process

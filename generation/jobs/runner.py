@@ -136,12 +136,12 @@ class AttemptRunner:
         if seconds > settings.NODE_LOST_SECONDS:
             await self._lost(f"silent for {seconds:.0f} s: {error}", pause=BROKEN_PAUSE, stop=True)
             return True
-        # Of a clip that no node has said to have, nothing is lost that was made.
-        patience = min(
-            settings.NODE_MOVE_SECONDS, math.inf if self.attempt.remote_id else NEVER_TAKEN_SECONDS
-        )
-        if seconds > patience and await in_database(scheduling.could_move)(self.attempt):
-            why = f"silent for {seconds:.0f} s, and another node is idle: {error}"
+        # With a job that its node never said to have, nothing is lost that was made.
+        taken = bool(self.attempt.remote_id)
+        patience = min(settings.NODE_MOVE_SECONDS, math.inf if taken else NEVER_TAKEN_SECONDS)
+        if seconds > patience and await in_database(scheduling.could_move)(self.attempt, idle=taken):
+            another = "another node is idle" if taken else "another node takes jobs"
+            why = f"silent for {seconds:.0f} s, and {another}: {error}"
             await self._lost(why, pause=BROKEN_PAUSE, stop=True)
             return True
         return False

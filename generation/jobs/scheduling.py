@@ -65,6 +65,10 @@ class _Place:
         )
 
     @property
+    def is_free(self) -> bool:
+        return self.taken < self.node.slots
+
+    @property
     def load(self) -> float:
         return self.taken / self.node.slots
 
@@ -95,14 +99,19 @@ def claim(most: int = CLAIMED_AT_ONCE) -> list[JobAttempt]:
     return _open(_choose(_places(_with_a_free_slot()), most))
 
 
-def could_move(attempt: JobAttempt) -> bool:
-    """Look whether another node that can make this clip has an idle GPU, and the job may be tried once more."""
+def could_move(attempt: JobAttempt, *, idle: bool = True) -> bool:
+    """Look whether another node that takes jobs can make this clip, and the job may be tried once more.
+
+    idle: the other node's GPU must have nothing to do.
+    """
     running = GenerationJob.objects.filter(
         current_attempt=attempt, state=State.RUNNING, attempt_count__lt=settings.JOB_MAX_ATTEMPTS
     )
     job = running.first()
-    idle = _with_a_free_slot().filter(taken__lt=F("capacity")).exclude(pk=attempt.node_id)
-    return job is not None and any(place.makes(job) for place in _places(idle))
+    others = _usable_nodes().exclude(pk=attempt.node_id)
+    if idle:
+        others = others.filter(taken__lt=F("capacity"))
+    return job is not None and any(place.makes(job) for place in _places(others))
 
 
 def others_for(job: GenerationJob, *, asked: Iterable[int]) -> bool:
@@ -203,7 +212,10 @@ def _choose(places: list[_Place], most: int) -> list[tuple[GenerationJob, GpuNod
         jobs = list(_fairest(places).exclude(pk__in=seen)[:wanted])
         past = _past_of(jobs)
         for job in jobs:
-            able = [each for each in places if each.node.pk not in past[job.pk].barred and each.makes(job)]
+            barred = past[job.pk].barred
+            able = [
+                each for each in places if each.is_free and each.node.pk not in barred and each.makes(job)
+            ]
             if not able or len(chosen) == most:
                 continue
             bad = past[job.pk].disappointed
@@ -212,7 +224,7 @@ def _choose(places: list[_Place], most: int) -> list[tuple[GenerationJob, GpuNod
             )
             chosen.append((job, place.node))
             place.taken += 1
-        places = [place for place in places if place.taken < place.node.slots]
+        places = [place for place in places if place.is_free]
         seen += [job.pk for job in jobs]
         if len(jobs) < wanted:
             break

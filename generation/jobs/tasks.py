@@ -93,13 +93,14 @@ async def _download(attempt: JobAttempt, destination: Path) -> None:
 def _repeat_later(attempt: JobAttempt, token: uuid.UUID, error: nodes.TransientNodeError) -> bool:
     """Queue the task again behind others, while DOWNLOAD_TIMEOUT_SECONDS since the clip was made are not over.
 
-    Its node gets no further jobs meanwhile: their files would hang as well, and hold up those of other nodes.
+    A node that hangs gets no further jobs meanwhile: their files would hang as well, and hold up those of other nodes.
     """
     lately = locks.until(-settings.DOWNLOAD_TIMEOUT_SECONDS)
     if not JobAttempt.objects.filter(pk=attempt.pk, heard_at__gt=lately).exists():
         return False
     logger.info("job %s: the file of %s does not arrive yet: %s", attempt.job_id.hex, attempt.node, error)
-    lifecycle.note_silence(attempt_id=attempt.pk, token=token, seconds=0)
+    if isinstance(error, nodes.NodeTimeout):
+        lifecycle.note_silence(attempt_id=attempt.pk, token=token, seconds=0)
     enqueue.store(attempt_id=attempt.pk, pause=REPEAT_SECONDS)
     return True
 
