@@ -62,10 +62,12 @@ def listen_parameters() -> dict[str, Any]:
     return parameters | {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 
 
-def notify(channel: str, payload: str) -> None:
-    """Call every listener of the channel when the current transaction commits."""
+def notify(channel: str, *payloads: str) -> None:
+    """Call every listener of the channel, once for each payload, when the current transaction commits."""
     with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+        cursor.execute(
+            "SELECT pg_notify(%s, payload) FROM unnest(%s::text[]) payload", [channel, list(payloads)]
+        )
 
 
 async def notifications(channel: str) -> AsyncIterator[str | None]:

@@ -1,8 +1,8 @@
 """The level-triggered loop that heals the loss of a task, a worker, a reconciler or a node from what the rows say.
 
-Each sweep follows attempts with a free lease, stops those whose job has ended, has files stored, ends overdue jobs,
-and wakes the dispatch when jobs wait and slots are free. NOTIFY only makes it come sooner. Two reconcilers may run: the
-leases divide the attempts between them.
+Each sweep follows attempts with a free lease, and hands new ones over to their nodes, stops those whose job has ended,
+and ends overdue jobs. NOTIFY only makes it come sooner. Two reconcilers may run: the leases divide the attempts between
+them.
 """
 
 import asyncio
@@ -18,16 +18,17 @@ from django.db.models.functions import Now
 
 from generation import media, privacy
 from generation.database import DATABASE_AWAY, in_database
-from generation.jobs import canary, enqueue, lifecycle, locks, node_health, scheduling, stored_files
+from generation.jobs import canary, enqueue, lifecycle, locks, node_health, stored_files
 from generation.jobs.events import JobEvent, hub
 from generation.jobs.runner import AttemptRunner
 from generation.models import GenerationJob, GpuNode, JobAttempt
-from generation.nodes import NodeError
-from generation.staff import bulk_refunds, nodes
+from generation.nodes import NodeError, TransientNodeError
+from generation.staff import bulk_refunds, jobs, nodes
 
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 1.0
+FOLLOWED_AT_ONCE = 100
 # Between two looks for stored files and for remains of closed accounts that are to be removed.
 REMOVAL_SECONDS = 60.0
 # Between two times that the figures of staff are added up, which is nothing where nothing is new.
@@ -42,10 +43,10 @@ class Reconciler:
         self._token = uuid.uuid4()
         self._runners: dict[uuid.UUID, AttemptRunner] = {}
         self._tasks: dict[uuid.UUID, asyncio.Task[None]] = {}
+        self._looks: dict[int, asyncio.Task[None]] = {}
         self._canaries: dict[int, asyncio.Task[None]] = {}
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._woken_at = -math.inf
         self._broken: dict[str, str] = {}
 
     def stop(self) -> None:
@@ -63,7 +64,9 @@ class Reconciler:
             for task in done - {stopping}:
                 task.result()  # these loops never end by themselves: the error that ended one must be heard
         finally:
-            begun = [*loops, stopping, *self._tasks.values(), *self._canaries.values()]
+            begun = [*loops, stopping]
+            for tasks in (self._tasks, self._looks, self._canaries):
+                begun += tasks.values()
             for task in begun:
                 task.cancel()
             await asyncio.gather(*begun, return_exceptions=True)
@@ -89,17 +92,15 @@ class Reconciler:
                 logger.info("%s works again", what)
 
     async def _sweep_for_ever(self) -> None:
-        """Do each part as often as its seconds say; one that failed is due at once."""
+        """Do each part as often as its seconds say, and follow new attempts at once; one that failed is due again."""
         parts: dict[str, tuple[float, Callable[[], Awaitable[object]]]] = {
-            "ending what is overdue": (0, self._end_overdue),
-            "having files stored": (0, in_database(_repeat_stores)),
             "following free attempts": (0, self._follow_free),
-            "stopping ended jobs": (0, self._stop_ended),
-            "waking the dispatch": (0, self._wake_dispatch),
+            "ending what is overdue": (SWEEP_SECONDS, self._end_overdue),
+            "stopping ended jobs": (SWEEP_SECONDS, self._stop_ended),
             "having files removed": (REMOVAL_SECONDS, in_database(_remove_files)),
             "forgetting closed accounts": (REMOVAL_SECONDS, in_database(privacy.forget_closed_accounts)),
             "having figures added up": (ADDING_UP_SECONDS, in_database(enqueue.add_up)),
-            "going on with refunds": (0, in_database(bulk_refunds.wake_stalled)),
+            "going on with refunds": (SWEEP_SECONDS, in_database(bulk_refunds.wake_stalled)),
         }
         done_at = dict.fromkeys(parts, -math.inf)
         while True:
@@ -118,7 +119,10 @@ class Reconciler:
                 await in_database(lifecycle.expire)(job_id=job_id)
 
     async def _follow_free(self) -> None:
-        for attempt in await in_database(_unfollowed_attempts)(list(self._tasks)):
+        found = await in_database(_unfollowed_attempts)(list(self._tasks))
+        if len(found) == FOLLOWED_AT_ONCE:
+            self._wake.set()  # there may be more
+        for attempt in found:
             if await in_database(locks.take)(attempt_id=attempt.pk, token=self._token):
                 runner = AttemptRunner(attempt, token=self._token)
                 self._runners[attempt.pk] = runner
@@ -135,12 +139,6 @@ class Reconciler:
         for attempt_id in await in_database(list)(ended.values_list("pk", flat=True)):
             if runner := self._runners.get(attempt_id):
                 runner.stop_requested.set()
-
-    async def _wake_dispatch(self) -> None:
-        lately = time.monotonic() - self._woken_at < enqueue.REPEAT_SECONDS
-        if not lately and await in_database(scheduling.work_is_waiting)():
-            await in_database(enqueue.dispatch)()
-            self._woken_at = time.monotonic()
 
     async def _run(self, attempt: JobAttempt, runner: AttemptRunner) -> None:
         """Run one attempt. Its trouble stops no other; its lease runs out and the next sweep tries again."""
@@ -178,35 +176,52 @@ class Reconciler:
     async def _watch_nodes(self) -> None:
         while True:
             with self._survived("looking at the nodes"):
-                nodes = await in_database(_nodes_to_watch)()
-                await asyncio.gather(*(self._examine(node) for node in nodes))
+                for node in await in_database(_nodes_to_watch)():
+                    # One that hangs must not keep the others from being asked.
+                    if node.pk not in self._looks:
+                        self._looks[node.pk] = asyncio.create_task(self._examine(node))
             await asyncio.sleep(settings.NODE_HEALTH_SECONDS)
 
     async def _examine(self, node: GpuNode) -> None:
-        # One node, whatever it answers, must not keep the others from being asked.
-        with self._survived(f"looking at node {node.name}"):
+        try:
+            with self._survived(f"looking at node {node.name}"):
+                await self._look_at(node)
+        finally:
+            self._looks.pop(node.pk, None)
+
+    async def _look_at(self, node: GpuNode) -> None:
+        try:
+            health = await node_health.examine(node)
+        except NodeError as error:
+            await in_database(node_health.record_failure)(node, error)
+            return
+        if await in_database(node_health.record_health)(node, health):
+            await in_database(enqueue.dispatch)()
+            await self._stop_what_was_lost(node)
+        if node.next_canary_at and health.ready and node.pk not in self._canaries:
+            self._canaries[node.pk] = asyncio.create_task(
+                self._make_canary(node, health.protocol), name=f"canary-{node.name}"
+            )
+
+    async def _stop_what_was_lost(self, node: GpuNode) -> None:
+        """Have a node that is back after a silence stop what was taken from it meanwhile."""
+        for attempt in await in_database(_lost_on)(node):
             try:
-                health = await node_health.examine(node)
+                await jobs.stop(attempt)
             except NodeError as error:
-                await in_database(node_health.record_failure)(node, error)
-                return
-            if await in_database(node_health.record_health)(node, health):
-                self._look_again()
-                await in_database(enqueue.stop_what_was_lost)(node)
-            if node.set_aside_at and health.ready and node.pk not in self._canaries:
-                self._canaries[node.pk] = asyncio.create_task(
-                    self._make_canary(node, health.protocol), name=f"canary-{node.name}"
-                )
+                logger.info("attempt %s could not be stopped on %s: %s", attempt.pk.hex, node, error)
+                if isinstance(error, TransientNodeError):
+                    return  # it would not answer for the others either
 
     async def _make_canary(self, node: GpuNode, protocol: str) -> None:
-        """Bring a set-aside node back when it makes a clip that plays."""
+        """Bring a node back that makes a clip that plays; set one aside that does not."""
         try:
             if not await in_database(node_health.claim_canary)(node):
                 return
             await canary.make_clip(node, protocol=protocol)
             await in_database(node_health.bring_back)(node)
             await in_database(nodes.note_canary)(node, None)
-            self._look_again()
+            await in_database(enqueue.dispatch)()
         except (NodeError, media.UnplayableVideo) as error:
             await in_database(node_health.note_failed_canary)(node, error)
             await in_database(nodes.note_canary)(node, error)
@@ -217,11 +232,6 @@ class Reconciler:
         finally:
             self._canaries.pop(node.pk, None)
 
-    def _look_again(self) -> None:
-        """Wake the dispatch: a node can take work that could not before."""
-        self._woken_at = -math.inf
-        self._wake.set()
-
 
 def _overdue_jobs() -> list[uuid.UUID]:
     live = GenerationJob.objects.filter(state__in=GenerationJob.LIVE, deadline_at__lt=Now())
@@ -231,21 +241,16 @@ def _overdue_jobs() -> list[uuid.UUID]:
 def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
     free = JobAttempt.objects.filter(state=JobAttempt.State.OPEN, lease_expires_at__lt=Now())
     return list(
-        free.exclude(job__state=State.STORING).exclude(pk__in=followed).select_related("job", "node")[:100]
+        free.exclude(job__state=State.STORING)
+        .exclude(pk__in=followed)
+        .select_related("job", "node")[:FOLLOWED_AT_ONCE]
     )
 
 
-def _unstored_attempts() -> list[uuid.UUID]:
-    """Find those whose file is not being stored: its task was lost with its worker."""
-    free = JobAttempt.objects.filter(
-        state=JobAttempt.State.OPEN, job__state=State.STORING, lease_expires_at__lt=Now()
-    )
-    return list(free.values_list("pk", flat=True)[:100])
-
-
-def _repeat_stores() -> None:
-    for attempt_id in _unstored_attempts():
-        enqueue.store(attempt_id=attempt_id)
+def _lost_on(node: GpuNode) -> list[JobAttempt]:
+    lately = locks.until(-settings.JOB_DEADLINE_SECONDS)
+    lost = JobAttempt.objects.filter(node=node, state=JobAttempt.State.LOST, closed_at__gt=lately)
+    return list(lost.exclude(remote_id="").exclude(silent_since=None).select_related("node")[:50])
 
 
 def _remove_files() -> None:

@@ -249,7 +249,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start_job(node: Any) -> Callable[[Any], Any]:
     """Bring a queued job onto the node; returns its open attempt, whose lease is held by the attempt's own id."""
-    from generation.jobs import scheduling
+    from generation.jobs import locks, scheduling
     from generation.models import GpuNode
 
     def start(job: Any) -> Any:
@@ -258,6 +258,7 @@ def start_job(node: Any) -> Callable[[Any], Any]:
         attempt = scheduling.claim_next()
         assert attempt is not None
         assert attempt.job_id == job.pk, "another job was queued before this one"
+        assert locks.take(attempt_id=attempt.pk, token=attempt.pk)
         return attempt
 
     return start

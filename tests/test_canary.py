@@ -46,6 +46,7 @@ def test_a_node_that_never_ends_it_is_given_up_as_a_job_would_be(
     settings.JOB_DEADLINE_SECONDS = 1
     with pytest.raises(NodeTimeout, match="within 1 s"):
         make(server, settings, tmp_path)
+    assert any(asked["path"].endswith("/cancel") for asked in server.requests()), "it goes on for nobody"
 
 
 @pytest.mark.django_db

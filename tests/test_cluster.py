@@ -18,17 +18,17 @@ from tests.processes import Processes, still_alive, wait_for
 pytestmark = pytest.mark.django_db(transaction=True)
 
 # Workers are forked first, then the monitor and the pusher (django_q.cluster.Sentinel.spawn_cluster).
-ROLES = ("idle worker", "monitor", "pusher")
+ROLES = ("dispatcher", "idle worker", "monitor", "pusher")
 
 
 def family(main_pid: int) -> tuple[psutil.Process, list[psutil.Process]]:
-    """The sentinel and its children, oldest first, once all four are there."""
+    """The sentinel and its children, oldest first, once all five are there."""
     main = psutil.Process(main_pid)
 
     def look() -> tuple[psutil.Process, list[psutil.Process]] | None:
         for sentinel in main.children():
             children = sorted(sentinel.children(), key=lambda child: child.pid)
-            if len(children) == 4:
+            if len(children) == 5:
                 return sentinel, children
         return None
 
@@ -41,7 +41,7 @@ def pick(role: str, main_pid: int) -> psutil.Process:
         return psutil.Process(main_pid)
     if role == "sentinel":
         return sentinel
-    return {"idle worker": children[0], "monitor": children[2], "pusher": children[3]}[role]
+    return children[{"dispatcher": 0, "idle worker": 1, "monitor": 3, "pusher": 4}[role]]
 
 
 def done(user: Any) -> Any:

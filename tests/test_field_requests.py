@@ -1,5 +1,6 @@
 """The one long request to a field node: its answer comes once, and must not be lost to a database that is away."""
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import OperationalError
+from django.utils import timezone
 
 from generation.jobs import lifecycle, locks, scheduling, submission
 from generation.jobs.runner import AttemptRunner
@@ -28,9 +30,8 @@ def attempt(user: Any, node: GpuNode, field_node: FieldNode) -> JobAttempt:
         base_url=field_node.url, api_key=field_node.key, detected_protocol="generate_video"
     )
     submission.submit(user=user, prompt="a red ball", source="api")
-    opened = scheduling.claim_next()
-    assert opened is not None
-    return opened
+    assert scheduling.claim_next() is not None
+    return JobAttempt.objects.select_related("job", "node").get()
 
 
 class Away:
@@ -64,3 +65,28 @@ def test_the_answer_waits_for_the_database_and_the_lease_is_renewed_after_it(
     job = GenerationJob.objects.get()
     assert (job.state, job.attempt_count, write.calls) == ("storing", 1, 4)
     assert renew.calls > 2
+
+
+def test_a_node_is_not_blamed_for_a_request_that_our_own_end_cut_off(attempt: JobAttempt) -> None:
+    token = uuid.uuid4()
+    assert locks.take(attempt_id=attempt.pk, token=token)
+    assert lifecycle.request_sent(attempt_id=attempt.pk, token=token)
+    attempt.posted_at = timezone.now()
+    async_to_sync(AttemptRunner(attempt, token=token).run)()
+    attempt.refresh_from_db()
+    job, node = GenerationJob.objects.get(), GpuNode.objects.get()
+    assert (attempt.state, job.state, job.current_attempt) == ("lost", "queued", None)
+    assert (node.consecutive_failures, node.leave_alone_until, node.set_aside_at) == (0, None, None)
+
+
+def test_a_page_in_the_nodes_place_costs_no_attempt(attempt: JobAttempt, field_node: FieldNode) -> None:
+    """A proxy answers for a second; then the node itself does."""
+    token = uuid.uuid4()
+    assert locks.take(attempt_id=attempt.pk, token=token)
+    field_node.set_fault("html200")
+    healing = threading.Timer(1.0, field_node.set_fault, ["none"])
+    healing.start()
+    async_to_sync(AttemptRunner(attempt, token=token).run)()
+    healing.join()
+    job, node = GenerationJob.objects.get(), GpuNode.objects.get()
+    assert (job.state, job.attempt_count, node.consecutive_failures) == ("storing", 1, 0)

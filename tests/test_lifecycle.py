@@ -30,7 +30,9 @@ from generation.errors import (
 from generation.jobs import catalog, lifecycle, locks, scheduling, stored_files, submission
 from generation.jobs.events import job_finished
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
+from generation.staff import jobs
 from tests.clips import FACTS, FILES
+from tests.staff import in_role
 
 pytestmark = pytest.mark.django_db
 
@@ -244,6 +246,20 @@ def test_a_busy_node_does_not_count_as_an_attempt_and_is_left_alone(user, start_
     assert scheduling.claim_next() is not None
 
 
+def test_a_moved_attempt_that_is_refused_leaves_the_number_of_attempts_as_it_was(
+    user, start_job, node, second_node, make_user
+):
+    GpuNode.objects.filter(pk=second_node.pk).update(enabled=False)
+    attempt = start_job(submit(user))
+    GpuNode.objects.filter(pk=second_node.pk).update(enabled=True)
+    moved = jobs.move(
+        actor=in_role(make_user, "operator"), job=attempt.job, target=second_node, reason="Slow"
+    )
+    lifecycle.attempt_refused(attempt_id=moved.pk, token=moved.pk, retry_after=7, why="429")
+    job = GenerationJob.objects.get()
+    assert (job.state, job.attempt_count) == ("queued", 1)
+
+
 def test_a_definite_failure_ends_the_job_and_tells_why(user, start_job):
     attempt = start_job(submit(user))
     lifecycle.attempt_failed(
@@ -394,7 +410,6 @@ def test_a_node_that_cannot_take_work_gets_none(user, node, change):
     submit(user)
     GpuNode.objects.update(**change)
     assert scheduling.claim_next() is None
-    assert not scheduling.work_is_waiting()
 
 
 def test_a_job_that_names_a_model_or_a_size_runs_only_where_it_is_served(no_cooldown, user, node):

@@ -93,6 +93,20 @@ class World:
         stored_files.announce(FILES)
         return attempt
 
+    def refused_elsewhere(self) -> JobAttempt:
+        """A job on this node that another one has refused."""
+        self.node.pk, known = None, self.node.pk
+        self.node.name, self.node.base_url = "refuses", "http://127.0.0.1:11"
+        self.node.save(force_insert=True)
+        refused = self.running()
+        JobAttempt.objects.filter(pk=refused.pk).update(node=self.node)
+        lifecycle.attempt_rejected(attempt_id=refused.pk, token=refused.pk, why="no such field")
+        GpuNode.objects.filter(pk=self.node.pk).update(enabled=False)
+        attempt = scheduling.claim_next()
+        assert attempt is not None
+        assert attempt.node_id == known
+        return attempt
+
     def finished(self) -> GenerationJob:
         return self.finish_job(self.submit())  # type: ignore[no-any-return]
 
@@ -114,7 +128,7 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "enqueue.store": (World.storing, lambda w, a: enqueue.store(attempt_id=a.pk)),
     "lifecycle.attempt_posted": (
         World.running,
-        lambda w, a: lifecycle.attempt_posted(attempt_id=a.pk, token=a.pk, remote_id="r", hand_over=True),
+        lambda w, a: lifecycle.attempt_posted(attempt_id=a.pk, token=a.pk, remote_id="r"),
     ),
     "lifecycle.request_sent": (
         World.running,
@@ -140,6 +154,10 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         World.running,
         lambda w, a: lifecycle.attempt_refused(attempt_id=a.pk, token=a.pk, retry_after=1, why="busy"),
     ),
+    "lifecycle.attempt_rejected": (
+        World.running,
+        lambda w, a: lifecycle.attempt_rejected(attempt_id=a.pk, token=a.pk, why="no such field"),
+    ),
     "lifecycle.attempt_lost": (
         World.running,
         lambda w, a: lifecycle.attempt_lost(attempt_id=a.pk, token=a.pk, error="gone", pause=1),
@@ -164,10 +182,9 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
         lambda w, job: lifecycle.refund(job=job, reason="ugly", actor=w.user),
     ),
     "enqueue.dispatch": (lambda w: None, lambda w, _: enqueue.dispatch()),
-    "enqueue.stop_what_was_lost": (lambda w: None, lambda w, _: enqueue.stop_what_was_lost(w.node)),
     "enqueue.remove_files": (lambda w: None, lambda w, _: enqueue.remove_files()),
     "enqueue.add_up": (lambda w: None, lambda w, _: enqueue.add_up()),
-    "scheduling.claim_next": (World.submit, lambda w, _: scheduling.claim_next()),
+    "scheduling.claim": (lambda w: [w.submit(), w.submit()], lambda w, _: scheduling.claim()),
     "node_health.sync_environment_node": (
         lambda w: None,
         lambda w, _: node_health.sync_environment_node(),
@@ -185,6 +202,14 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "node_health.count_failure": (
         World.running,
         lambda w, a: node_health.count_failure(locks.held(attempt_id=a.pk, token=a.pk), error="e"),
+    ),
+    "node_health.blame_refusers": (
+        World.refused_elsewhere,
+        lambda w, a: node_health.blame_refusers(locks.held(attempt_id=a.pk, token=a.pk)),
+    ),
+    "node_health.have_canaries_made": (
+        lambda w: None,
+        lambda w, _: node_health.have_canaries_made([w.node.pk]),
     ),
     "node_health.count_success": (World.running, lambda w, a: node_health.count_success(attempt_id=a.pk)),
     "node_health.claim_canary": (World.set_aside, lambda w, node: node_health.claim_canary(node)),
@@ -211,9 +236,12 @@ PARTS = {
     "submission.normal",
     "node_health.endpoint_of",
     "node_health.examine",
+    "node_health.are_proven",
+    "node_health.last_good",
     "lifecycle.entries_of",
     "lifecycle.receipt",
-    "scheduling.work_is_waiting",
+    "scheduling.others_for",
+    "scheduling.claim_next",
     "scheduling.could_move",
     "scheduling.open_attempt",
     "scheduling.queue_positions",

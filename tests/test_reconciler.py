@@ -76,8 +76,7 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
 
     overdue = submission.submit(user=user, prompt="overdue", source="api")
     GenerationJob.objects.filter(pk=overdue.pk).update(deadline_at=Now() - timedelta(seconds=1))
-    running, made = attempt("running"), attempt("made")
-    assert lifecycle.begin_storing(attempt_id=made.pk, token=made.pk)
+    running = attempt("running")
     JobAttempt.objects.update(lease_expires_at=Now() - timedelta(seconds=1))
     submission.submit(user=user, prompt="queued", source="api")
     stored_files.let_go(["videos/left.mp4"])
@@ -89,12 +88,10 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
             lambda: GenerationJob.objects.get(pk=overdue.pk).state == "failed",
             named=overdue.id.hex,
         ),
-        "stores": Duty("generation.reconciler._unstored_attempts", lambda: queued("store", made.pk)),
         "followers": Duty(
             "generation.reconciler._unfollowed_attempts",
             lambda: JobAttempt.objects.get(pk=running.pk).lease_token != running.pk,
         ),
-        "dispatch": Duty("generation.jobs.scheduling.work_is_waiting", lambda: queued("dispatch")),
         "files": Duty("generation.jobs.stored_files.due", lambda: queued("remove_files")),
         "nodes": Duty(
             "generation.reconciler.node_health.examine",
@@ -135,9 +132,7 @@ def broken_function(error: Exception) -> tuple[Callable[..., Any], Callable[[], 
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize(
-    "victim", ["deadlines", "stores", "followers", "dispatch", "files", "nodes", "the list of nodes"]
-)
+@pytest.mark.parametrize("victim", ["deadlines", "followers", "files", "nodes", "the list of nodes"])
 def test_one_part_that_fails_stops_no_other_and_is_made_up_for(
     duties: dict[str, Duty], victim: str, fault: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
@@ -191,7 +186,7 @@ def test_an_attempt_that_cannot_be_followed_is_named_with_its_job_and_stops_no_o
         running = asyncio.create_task(reconciler.run())
         try:
             await until(lambda: bad.pk.hex in caplog.text, running, "it was told")
-            for name in ("deadlines", "stores", "dispatch", "nodes"):
+            for name in ("deadlines", "files", "nodes"):
                 await until(duties[name].done, running, name)
         finally:
             reconciler.stop()

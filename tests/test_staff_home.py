@@ -53,6 +53,29 @@ def test_it_shows_the_state_of_the_service_and_each_number_leads_to_its_rows(
         assert admin.get(link.replace("&amp;", "&")).status_code == 200, link
 
 
+@pytest.mark.parametrize("end", ["still silent", "canceled by its user", "past its deadline", "refused"])
+def test_a_node_that_hung_or_refused_is_no_full_success(
+    admin: Client, user: User, finish_job: Callable[[Any], Any], start_job: Any, settings: Any, end: str
+) -> None:
+    settings.VIDEO_COOLDOWN_SECONDS = 0
+    finish_job(submission.submit(user=user, prompt="One", source="web"))
+    assert "100.0 % of 1" in admin.get(page("index")).content.decode()
+    attempt = start_job(submission.submit(user=user, prompt="Two", source="web"))
+    mine = {"attempt_id": attempt.pk, "token": attempt.pk}
+    if end == "refused":
+        lifecycle.attempt_rejected(**mine, why="No such field")
+    elif end == "past its deadline":
+        GenerationJob.objects.filter(pk=attempt.job_id).update(deadline_at=datetime.now(UTC) - timedelta(1))
+        assert lifecycle.expire(job_id=attempt.job_id)
+        lifecycle.attempt_stopped(**mine, stopped_at_step=3)
+    else:
+        assert lifecycle.note_silence(**mine, seconds=9)
+    if end == "canceled by its user":
+        lifecycle.cancel(job=attempt.job)
+        lifecycle.attempt_stopped(**mine, stopped_at_step=None)
+    assert "50.0 % of 2" in admin.get(page("index")).content.decode()
+
+
 def test_it_takes_few_queries_and_the_same_for_many_nodes(admin: Client, node: GpuNode) -> None:
     def queries() -> int:
         with CaptureQueriesContext(connection) as made:

@@ -13,6 +13,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from django_q.conf import Conf
 
 from accounts.models import AuditEvent, CreditAccount, Notice, User
 from generation import sharing
@@ -31,6 +32,7 @@ from generation.models import (
 )
 from generation.staff import jobs, nodes, stats
 from telegram_bot.models import CreditPack
+from tests.other_servers import OtherServers
 from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
@@ -76,6 +78,37 @@ class TestKeysAtRest:
         assert admin.get(page("generation_gpunode_changelist")).status_code == 200
         assert "Type the key in again" in caplog.text
         assert fields.decrypted("plain, from before") == "plain, from before"
+
+
+class TestCures:
+    """What check_gpu_node and the admin tell staff to do is done on the node's own page."""
+
+    def test_a_file_host_is_allowed_and_the_canary_comes_at_once(self, admin: Client, node: GpuNode) -> None:
+        later = timezone.now() + timedelta(minutes=8)
+        GpuNode.objects.update(set_aside_at=timezone.now(), next_canary_at=later, failed_canaries=4)
+        values = {
+            "name": node.name,
+            "base_url": node.base_url,
+            "protocol": "auto",
+            "api_key": "",
+            "reason": "CDN",
+        }
+        wrong = admin.post(page("generation_gpunode_change", node.pk), values | {"file_hosts": "http://cdn"})
+        assert "http://cdn is no name of a host." in wrong.content.decode()
+        admin.post(page("generation_gpunode_change", node.pk), values | {"file_hosts": "*.example.com"})
+        node.refresh_from_db()
+        assert (node.file_hosts, node.failed_canaries, node.detected_protocol) == (
+            "*.example.com",
+            0,
+            "videos",
+        )
+        assert node_health.claim_canary(node)
+
+    def test_another_address_may_be_of_another_protocol(self, admin: Client, node: GpuNode) -> None:
+        values = {"name": node.name, "base_url": "http://10.0.0.9", "protocol": "auto", "reason": "moved"}
+        admin.post(page("generation_gpunode_change", node.pk), values)
+        node.refresh_from_db()
+        assert (node.base_url, node.detected_protocol, node.status) == ("http://10.0.0.9", "", "unknown")
 
 
 class TestSwitches:
@@ -226,6 +259,22 @@ class TestTrials:
         assert row.passed is False
         nodes.run_test(row.pk)
         assert "✗" in admin.get(page("generation_gpunode_change", node.pk)).content.decode()
+
+    @pytest.mark.django_db(transaction=True)
+    @pytest.mark.parametrize("way", ["hangs", "stops", "silent"])
+    def test_a_test_of_a_node_that_hangs_ends_before_its_task_is_ended_and_says_why(
+        self, admin: Client, node: GpuNode, monkeypatch: pytest.MonkeyPatch, way: str
+    ) -> None:
+        monkeypatch.setattr(Conf, "TIMEOUT", nodes.SPARE_SECONDS + 2)
+        admin.post(page("generation_gpunode_test", node.pk), sent(reason="x"))
+        with OtherServers() as servers:
+            GpuNode.objects.update(base_url=servers.url(way))
+            nodes.run_test(CanaryRun.objects.get().pk)
+        row = CanaryRun.objects.get()
+        assert (row.passed, row.ended_at is not None) == (False, True)
+        html = admin.get(page("generation_gpunode_change", node.pk)).content.decode()
+        assert "It took longer than 2 s. The node may be busy with other videos." in html
+        assert "running" not in [step["state"] for step in row.steps]
 
     def test_what_became_of_trial_clips_stays_on_the_page(self, admin: Client, node: GpuNode) -> None:
         nodes.note_canary(node, ValueError("CUDA error"))

@@ -21,14 +21,13 @@ from django.utils.crypto import constant_time_compare
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
-from django_q.models import OrmQ
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from accounts.models import CreditAccount, CreditTransaction
 from generation.database import DATABASE_AWAY, RETRY_AFTER
-from generation.jobs import catalog
+from generation.jobs import catalog, queue
 from generation.models import GenerationJob, GpuNode, JobAttempt, UnclaimedFile
 from telegram_bot.models import BotTraffic, JobMessage, TelegramUpdate
 from telegram_bot.sending.client import UPDATE
@@ -203,7 +202,7 @@ class PlatformCollector(Collector):
         )
 
     def background(self) -> Iterator[Metric]:
-        yield _gauge("videoplatform_tasks", "Tasks that a worker has not done.", OrmQ.objects.count())
+        yield _gauge("videoplatform_tasks", "Tasks that a worker has not done.", queue.waiting())
         overdue = UnclaimedFile.objects.filter(remove_after__lt=Now()).count()
         yield _gauge("videoplatform_files_to_remove", "Stored files that should be gone.", overdue)
         heard: timedelta | None = GpuNode.objects.aggregate(age=Now() - Max("last_seen_at"))["age"]

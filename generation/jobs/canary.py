@@ -1,6 +1,7 @@
 """A clip that a node makes outside of any job: for the circuit breaker, for staff and for `check_gpu_node`."""
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,13 +12,28 @@ from generation import media
 from generation.jobs.node_health import endpoint_of
 from generation.media.folders import work_folder
 from generation.models import GpuNode
-from generation.nodes import GenerationRequest, NodeClient, NodeError, NodeTimeout, RemoteJob, open_client
+from generation.nodes import (
+    DOUBTFUL,
+    GenerationRequest,
+    NodeClient,
+    NodeError,
+    NodeTimeout,
+    RemoteJob,
+    TransientNodeError,
+    open_client,
+)
 
 PROMPT = "a red ball moving right on a white background"
 # The cheapest clip that shows that a node works: nine frames are the least above one that the model makes.
 FRAMES, FPS, STEPS = 9, 8, 4
 # Between two questions: a server without long polling answers each at once.
 PAUSE_SECONDS = 0.2
+# Before a question is put again that had no answer, or one that may be another's; after the last it counts.
+DOUBT_PAUSES = (0.5, 1.0, 2.0, 4.0)
+# How long a node is asked to stop a clip that was given up.
+STOP_SECONDS = 2.0
+# Every job has one, so a node that refuses it is found out.
+SEED = 20
 
 OnStep = Callable[[int], None]
 
@@ -50,6 +66,7 @@ async def make_clip(
         num_frames=num_frames,
         fps=fps,
         num_inference_steps=num_inference_steps,
+        seed=SEED,
     )
     with work_folder() as folder:
         raw, clip, poster = (folder / name for name in ("raw.mp4", "clip.mp4", "poster.jpg"))
@@ -76,13 +93,29 @@ async def make_clip(
 async def _make(client: NodeClient, request: GenerationRequest, on_step: OnStep | None) -> RemoteJob:
     if client.background:
         made = await client.submit(request)
-        while not made.finished and made.remote_id:
-            made = await client.retrieve(made.remote_id, wait=10)
-            if on_step:
-                on_step(made.step or 0)
-            await asyncio.sleep(PAUSE_SECONDS)
+        try:
+            while not made.finished and made.remote_id:
+                made = await _ask(client, made.remote_id)
+                if on_step:
+                    on_step(made.step or 0)
+                await asyncio.sleep(PAUSE_SECONDS)
+        except (asyncio.CancelledError, NodeError):
+            # It is given up, so the node need not go on with it.
+            with contextlib.suppress(NodeError, TimeoutError):
+                async with asyncio.timeout(STOP_SECONDS):
+                    await client.cancel(made.remote_id or "")
+            raise
     else:
         made = await client.generate(request, timeout=settings.FIELD_NODE_TIMEOUT_SECONDS)
     if made.state != "completed":
         raise NodeError(made.error or f"The node ended it as {made.state}.")
     return made
+
+
+async def _ask(client: NodeClient, remote_id: str) -> RemoteJob:
+    for pause in DOUBT_PAUSES:
+        try:
+            return await client.retrieve(remote_id, wait=10)
+        except (TransientNodeError, *DOUBTFUL):
+            await asyncio.sleep(pause)
+    return await client.retrieve(remote_id, wait=10)

@@ -51,9 +51,9 @@ def event_of(job: GenerationJob) -> JobEvent:
     )
 
 
-def publish(job: GenerationJob) -> None:
-    """Tell every listener how the job stands, once the current transaction commits."""
-    database.notify(CHANNEL, json.dumps(asdict(event_of(job))))
+def publish(*jobs: GenerationJob) -> None:
+    """Tell every listener how these jobs stand, once the current transaction commits."""
+    database.notify(CHANNEL, *(json.dumps(asdict(event_of(job))) for job in jobs))
 
 
 class Hub:

@@ -15,7 +15,7 @@ from django.utils.translation import gettext_noop
 from accounts import ledger
 from accounts.models import CreditTransaction, User
 from generation.errors import BeingStored, CannotCancel, CannotDelete
-from generation.jobs import enqueue, events, locks, node_health, stored_files
+from generation.jobs import enqueue, events, locks, node_health, scheduling, stored_files
 from generation.media import VideoFacts
 from generation.models import GenerationJob, GpuNode, JobAttempt
 
@@ -40,17 +40,11 @@ gettext_noop("Video generation timed out (>90s)")
 
 
 @transaction.atomic
-def attempt_posted(
-    *, attempt_id: uuid.UUID, token: uuid.UUID, remote_id: str, hand_over: bool = False
-) -> bool:
-    """Record that the node took it.
-
-    With `hand_over` the lease is dropped, and the event has a reconciler follow it from here.
-    """
-    values: dict[str, object] = {"remote_id": remote_id, "posted_at": Now(), **HEARD}
-    if hand_over:
-        values["lease_expires_at"] = Now()
-    if not locks.held(attempt_id=attempt_id, token=token).update(**values):
+def attempt_posted(*, attempt_id: uuid.UUID, token: uuid.UUID, remote_id: str) -> bool:
+    """Record that the node took it."""
+    held = locks.held(attempt_id=attempt_id, token=token)
+    node_health.blame_refusers(held)
+    if not held.update(remote_id=remote_id, posted_at=Now(), **HEARD):
         return False
     events.publish(GenerationJob.objects.get(attempts=attempt_id))
     return True
@@ -94,14 +88,13 @@ def begin_storing(
     profile: str = "",
 ) -> bool:
     """Record that the node has made the file, and have it fetched. The node's slot is free from here on."""
-    if not locks.held(attempt_id=attempt_id, token=token).update(
-        file_name=file_name, generation_ms=generation_ms, profile=profile, **HEARD
-    ):
+    held = locks.held(attempt_id=attempt_id, token=token)
+    node_health.blame_refusers(held)
+    if not held.update(file_name=file_name, generation_ms=generation_ms, profile=profile, **HEARD):
         return False
     running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
     if not running.update(state=State.STORING, step=F("num_inference_steps"), generation_ms=generation_ms):
         # Canceled or past its deadline meanwhile: the late result is discarded and never charged.
-        held = locks.held(attempt_id=attempt_id, token=token)
         _close(held, JobAttempt.State.CANCELED, error="finished after the job had ended; discarded")
         enqueue.dispatch()
         return False
@@ -145,15 +138,55 @@ def complete(*, attempt_id: uuid.UUID, files: tuple[str, str], facts: VideoFacts
 
 
 @transaction.atomic
-def attempt_refused(*, attempt_id: uuid.UUID, token: uuid.UUID, retry_after: float, why: str) -> None:
-    """Queue the job again, uncounted: the node surely did not take it. It is left alone for `retry_after` seconds."""
+def attempt_refused(
+    *, attempt_id: uuid.UUID, token: uuid.UUID, retry_after: float, why: str, certain: bool = False
+) -> None:
+    """Queue the job again, uncounted: the node surely did not take it. It is left alone for `retry_after` seconds.
+
+    certain: it would refuse every other job, too, so it is set aside.
+    """
     held = locks.held(attempt_id=attempt_id, token=token)
     _leave_alone(held, seconds=retry_after, why=why)
-    if not _close(held, JobAttempt.State.CANCELED, error=why):
+    if certain:
+        node_health.count_failure(held, error=why, certain=True)
+    if _close(held, JobAttempt.State.CANCELED, error=why):
+        _queue_uncounted(attempt_id)
+
+
+@transaction.atomic
+def attempt_rejected(*, attempt_id: uuid.UUID, token: uuid.UUID, why: str) -> None:
+    """Weigh a node's refusal of the request itself, which may be the node's own fault.
+
+    It ends the job when a second node says the same, or the same node once it has taken another job or made a canary
+    clip. Until then the job queues again, for another node if there is one. `why` is for its owner.
+    """
+    held = locks.held(attempt_id=attempt_id, token=token)
+    attempt = held.select_related("job", "node").first()
+    if attempt is None:
         return
-    running = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING)
-    if running.update(state=State.QUEUED, current_attempt=None, step=0, attempt_count=F("attempt_count") - 1):
-        events.publish(GenerationJob.objects.get(attempts=attempt_id))
+    before = set(attempt.job.attempts.filter(state=JobAttempt.State.REFUSED).values_list("node", flat=True))
+    asked = before | {attempt.node_id}
+    others = scheduling.others_for(attempt.job, asked=asked)
+    certain = attempt.node_id in before or (len(asked) > 1 and node_health.are_proven(asked, attempt.job))
+    if not others and not certain:
+        node_health.have_canaries_made(asked)
+    may_go_on = others or (len(asked) == 1 and attempt.job.attempt_count < settings.JOB_MAX_ATTEMPTS)
+    if certain or not may_go_on:
+        verdict = {"code": "rejected", "message": why, "error": why}
+        attempt_failed(attempt_id=attempt_id, token=token, blame_node=False, **verdict)
+        return
+    logger.warning("job %s: %s refuses it: %s", attempt.job_id.hex, attempt.node, why)
+    if _close(held, JobAttempt.State.REFUSED, error=why):
+        _queue_uncounted(attempt_id)
+
+
+def _queue_uncounted(attempt_id: uuid.UUID) -> None:
+    """Queue the job again as if this attempt, which its node did not take, had never been opened."""
+    attempt = JobAttempt.objects.get(pk=attempt_id)
+    running = GenerationJob.objects.filter(current_attempt=attempt, state=State.RUNNING)
+    count = F("attempt_count") - int(attempt.counts)
+    if running.update(state=State.QUEUED, current_attempt=None, step=0, attempt_count=count):
+        events.publish(GenerationJob.objects.get(pk=attempt.job_id))
         enqueue.dispatch()
 
 
@@ -166,17 +199,21 @@ def attempt_lost(
     code: str = "node_lost",
     message: str = NODE_LOST,
     pause: float = 0.0,
-) -> None:
+    blame_node: bool = True,
+    certain: bool = False,
+) -> bool:
     """Close an attempt that is no verdict on the job: it queues again while attempts are left, else it fails.
 
-    With `pause` its node is left alone for that many seconds.
+    With `pause` its node is left alone for that many seconds. certain: it would come to the same with every job there.
+    False when the lease is lost.
     """
     held = locks.held(attempt_id=attempt_id, token=token)
     if pause:
         _leave_alone(held, seconds=pause, why=error)
-    node_health.count_failure(held, error=error)
+    if blame_node:
+        node_health.count_failure(held, error=error, certain=certain)
     if not _close(held, JobAttempt.State.LOST, error=error):
-        return
+        return False
     held_up = GenerationJob.objects.filter(
         current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]
     )
@@ -188,6 +225,7 @@ def attempt_lost(
     elif job is not None:
         _fail(held_up, code=code, message=message)
     enqueue.dispatch()
+    return True
 
 
 @transaction.atomic

@@ -6,14 +6,16 @@ fails fast would win every job, because it is always the least loaded.
 
 import logging
 import uuid
+from collections.abc import Collection
+from datetime import UTC, datetime
 from itertools import chain, count
 
 from django.conf import settings
-from django.db.models import F, QuerySet
-from django.db.models.functions import Now
+from django.db.models import F, Max, OuterRef, QuerySet, Subquery
+from django.db.models.functions import Coalesce, Greatest, Now
 
 from generation.jobs import locks
-from generation.models import GpuNode, JobAttempt
+from generation.models import CanaryRun, GenerationJob, GpuNode, JobAttempt
 from generation.nodes import NodeEndpoint, NodeError, NodeHealth, detect_protocol, open_client
 
 logger = logging.getLogger(__name__)
@@ -21,6 +23,9 @@ logger = logging.getLogger(__name__)
 ENVIRONMENT_NODE = "default"
 # Each failed canary doubles the pause, up to this many times NODE_TRIAL_SECONDS.
 LONGEST_PAUSE = 16
+# How long a node's refusals are held against it.
+REFUSALS_SECONDS = 24 * 3600.0
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def sync_environment_node() -> GpuNode | None:
@@ -44,7 +49,10 @@ def sync_environment_node() -> GpuNode | None:
 
 def endpoint_of(node: GpuNode, *, protocol: str | None = None) -> NodeEndpoint:
     return NodeEndpoint(
-        base_url=node.base_url, api_key=node.api_key, protocol=protocol or node.effective_protocol
+        base_url=node.base_url,
+        api_key=node.api_key,
+        protocol=protocol or node.effective_protocol,
+        file_hosts=tuple(node.file_hosts.replace(",", " ").split()),
     )
 
 
@@ -90,18 +98,21 @@ def _log_change(node: GpuNode, status: str, why: str = "") -> None:
 # --- The circuit breaker ----------------------------------------------------------------------------------------------
 
 
-def count_failure(held: "QuerySet[JobAttempt]", *, error: str) -> None:
+def count_failure(held: "QuerySet[JobAttempt]", *, error: str, certain: bool = False) -> None:
     """Count an attempt that came to nothing by its node's fault. held: the attempt, while its lease is the caller's.
 
-    Call it before the attempt is closed, in the same transaction.
+    certain: the next would come to nothing, too, so the node is set aside by this one. Call it before the attempt is
+    closed, in the same transaction.
     """
     blamed = GpuNode.objects.filter(attempts__in=held)
     if not blamed.update(consecutive_failures=F("consecutive_failures") + 1):
         return
-    worn_out = blamed.filter(set_aside_at=None, consecutive_failures__gte=settings.NODE_FAILURES_TO_SET_ASIDE)
+    enough = 1 if certain else settings.NODE_FAILURES_TO_SET_ASIDE
+    worn_out = blamed.filter(set_aside_at=None, consecutive_failures__gte=enough)
+    reason = error if certain else f"{enough} failures in a row, the last: {error}"
     if worn_out.update(
         set_aside_at=Now(),
-        set_aside_reason=f"{settings.NODE_FAILURES_TO_SET_ASIDE} failures in a row, the last: {error}"[:300],
+        set_aside_reason=reason[:300],
         failed_canaries=0,
         next_canary_at=locks.until(settings.NODE_TRIAL_SECONDS),
     ):
@@ -113,11 +124,57 @@ def count_success(*, attempt_id: uuid.UUID) -> None:
     GpuNode.objects.filter(attempts=attempt_id, consecutive_failures__gt=0).update(consecutive_failures=0)
 
 
+# --- Refusals: the job's fault or the node's --------------------------------------------------------------------------
+
+
+def last_good(nodes: Collection[int]) -> dict[int, datetime | None]:
+    """Look up when each of these nodes last took a job, made a clip or passed a test, by its id."""
+    of_node = JobAttempt.objects.filter(node=OuterRef("pk"))
+    made = of_node.filter(state=JobAttempt.State.SUCCEEDED).order_by("-closed_at").values("closed_at")
+    taken = of_node.filter(state=JobAttempt.State.OPEN).exclude(remote_id="").order_by("-posted_at")
+    passed = CanaryRun.objects.filter(node=OuterRef("pk"), passed=True).order_by("-id").values("ended_at")
+    latest = Greatest(*(Subquery(moments[:1]) for moments in (made, taken.values("posted_at"), passed)))
+    return dict(GpuNode.objects.filter(pk__in=nodes).order_by().values_list("pk", latest)) if nodes else {}
+
+
+def are_proven(nodes: Collection[int], job: GenerationJob) -> bool:
+    """Tell whether each of these nodes has shown that it works, since it last refused another job than this one."""
+    lately = JobAttempt.objects.filter(
+        closed_at__gt=locks.until(-REFUSALS_SECONDS), node__in=nodes
+    ).order_by()
+    others = lately.filter(state=JobAttempt.State.REFUSED).exclude(job=job)
+    refused = dict(others.values_list("node").annotate(latest=Max("closed_at")))
+    good = last_good(nodes)
+    return all((moment := good.get(node)) and moment > refused.get(node, NEVER) for node in nodes)
+
+
+def blame_refusers(taker: "QuerySet[JobAttempt]") -> None:
+    """Blame the nodes that refused what the node of this attempt takes, unless they have taken others since.
+
+    One that has shown before that it works may have refused this job alone; any other is set aside. Call it before the
+    attempt is changed, in the same transaction.
+    """
+    same_job = JobAttempt.objects.filter(job__in=taker.filter(remote_id="").values("job"))
+    for refusal in same_job.filter(state=JobAttempt.State.REFUSED).select_related("job").order_by("node"):
+        good = last_good([refusal.node_id])[refusal.node_id]
+        if good is None or refusal.closed_at is None or good <= refusal.closed_at:
+            certain = not are_proven([refusal.node_id], refusal.job)
+            error = f"It refused what another node takes: {refusal.error}"
+            count_failure(JobAttempt.objects.filter(pk=refusal.pk), error=error, certain=certain)
+
+
+def have_canaries_made(nodes: Collection[int]) -> None:
+    """Have these nodes show with a canary clip whether they work. One that fails sets its node aside."""
+    doubtful = GpuNode.objects.filter(pk__in=nodes, set_aside_at=None, next_canary_at=None)
+    doubtful.update(next_canary_at=Now())
+
+
+# --- Canary clips -----------------------------------------------------------------------------------------------------
+
+
 def claim_canary(node: GpuNode) -> bool:
-    """Claim the canary of a set-aside node; the next one is due after a pause that doubles with each."""
-    due = GpuNode.objects.filter(
-        pk=node.pk, enabled=True, set_aside_at__isnull=False, next_canary_at__lt=Now()
-    )
+    """Claim the canary of a node; the next one is due after a pause that doubles with each."""
+    due = GpuNode.objects.filter(pk=node.pk, enabled=True, next_canary_at__lt=Now())
     pause = settings.NODE_TRIAL_SECONDS * min(LONGEST_PAUSE, 2 ** min(node.failed_canaries, 16))
     return bool(due.update(failed_canaries=F("failed_canaries") + 1, next_canary_at=locks.until(pause)))
 
@@ -131,8 +188,9 @@ def bring_back(node: GpuNode) -> None:
 
 
 def note_failed_canary(node: GpuNode, error: Exception) -> None:
-    """Show staff why the node is still set aside."""
-    GpuNode.objects.filter(pk=node.pk, set_aside_at__isnull=False).update(
-        set_aside_reason=f"The canary clip failed: {error}"[:300]
+    """Set the node aside, if it is not, and show staff why."""
+    GpuNode.objects.filter(pk=node.pk, next_canary_at__isnull=False).update(
+        set_aside_at=Coalesce("set_aside_at", Now()),
+        set_aside_reason=f"The canary clip failed: {error}"[:300],
     )
     logger.warning("node %s: canary clip failed: %s", node.name, error)

@@ -5,7 +5,9 @@ by the same id, until it was silent for NODE_LOST_SECONDS, or for NODE_MOVE_SECO
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -16,7 +18,7 @@ from typing import Any, TypeVar
 from django.conf import settings
 
 from generation import nodes
-from generation.database import DATABASE_AWAY, in_database, written
+from generation.database import DATABASE_AWAY, delays, in_database, written
 from generation.jobs import lifecycle, locks, scheduling
 from generation.jobs.node_health import endpoint_of
 from generation.models import JobAttempt
@@ -28,12 +30,32 @@ R = TypeVar("R")
 UNREACHABLE_PAUSE = 10.0
 BROKEN_PAUSE = 30.0
 # Failures of a node that say nothing about the job: its worker died, its model is away, or it was stopped.
-NO_VERDICT = frozenset({"worker_died", "gpu_error", "disk_full", "model_unavailable", "node_shutdown"})
+NO_VERDICT = frozenset(
+    [
+        "worker_died",
+        "gpu_error",
+        "disk_full",
+        "model_unavailable",
+        "node_shutdown",
+        "expired",
+        "timeout",
+        "timed_out",
+    ]
+)
 # A node that answers at every step is asked no more often than this, in seconds.
 PACE_SECONDS = 0.05
 # Between two questions to a node that answers at once, in seconds.
 POLL_SECONDS = 1.0
 RETRY_SECONDS = 2.0
+LONGEST_RETRY_SECONDS = 30.0
+# Silence after which a job that its node never said to have moves to an idle one: two posts without an answer.
+NEVER_TAKEN_SECONDS = 10.0
+# Before a node is asked again whose answer may be a proxy's or another replica's; after the last it counts.
+DOUBT_PAUSES = (0.5, 1.0, 2.0, 4.0, 4.0)
+# An answer that comes sooner than this to the request for a clip is none that a clip was made for.
+QUICK_SECONDS = 5.0
+# How long a node is asked to stop what was taken from it.
+STOP_SECONDS = 5.0
 
 
 class AttemptRunner:
@@ -46,23 +68,19 @@ class AttemptRunner:
         if attempt.cancel_requested_at is not None:
             self.stop_requested.set()
         self._silent = False
+        # The attempt was taken from a node that may still be at it.
+        self._stop_there = False
 
     async def run(self) -> None:
         """Run until the attempt is closed, its file is being stored, or the lease is another's."""
         try:
             async with self._client() as client:
                 await (self._follow if client.background else self._hold_request)(client)
-        except nodes.PermanentNodeError as error:
-            await self._give_up(error)
-
-    async def post_once(self) -> None:
-        """Hand the job over, once, and act on the answer. The dispatcher's part."""
-        try:
-            async with self._client() as client:
-                await self._post(client, hand_over=True)
-        except nodes.TransientNodeError as error:
-            logger.info("job %s: no answer to the post yet: %s", self._job, error)
-            await self._record(locks.drop)
+                if self._stop_there:
+                    # Best effort: a node that answers nothing is asked again when it is back.
+                    with contextlib.suppress(nodes.NodeError, TimeoutError):
+                        async with asyncio.timeout(STOP_SECONDS):
+                            await client.cancel(self.attempt.remote_id)
         except nodes.PermanentNodeError as error:
             await self._give_up(error)
 
@@ -72,6 +90,7 @@ class AttemptRunner:
     # --- Nodes that run jobs in the background ---
 
     async def _follow(self, client: nodes.NodeClient) -> None:
+        doubts, pauses = iter(DOUBT_PAUSES), delays(longest=LONGEST_RETRY_SECONDS)
         while await self._record(locks.take):
             asked_at = time.monotonic()
             try:
@@ -79,13 +98,29 @@ class AttemptRunner:
             except nodes.TransientNodeError as error:
                 if await self._silent_too_long(error, time.monotonic() - asked_at):
                     return
-                await asyncio.sleep(RETRY_SECONDS)
+                # A server without idempotency makes a clip for each post that it took, answered or not.
+                await asyncio.sleep(RETRY_SECONDS if self.attempt.remote_id else next(pauses))
                 continue
+            except nodes.PermanentNodeError as error:
+                pause = None if self._is_certain(error) else next(doubts, None)
+                if pause is None:
+                    await self._give_up(error)
+                    return
+                logger.info("job %s: asking %s again: %s", self._job, self.attempt.node, error)
+                await asyncio.sleep(pause)
+                continue
+            doubts = iter(DOUBT_PAUSES)
             if self._silent:
                 self._silent = False
                 logger.info("job %s: %s answers again", self._job, self.attempt.node)
             if over:
                 return
+
+    def _is_certain(self, error: nodes.PermanentNodeError) -> bool:
+        """Tell whether asking again brings no other answer. Only the answer to a post is about the request itself."""
+        if self.attempt.remote_id:
+            return self.stop_requested.is_set() and isinstance(error, nodes.RemoteJobLost)
+        return not isinstance(error, nodes.DOUBTFUL)
 
     async def _silent_too_long(self, error: nodes.TransientNodeError, waited: float) -> bool:
         """Weigh a missing answer, which is no verdict; True when it lasted so long that the job was given up here.
@@ -99,10 +134,15 @@ class AttemptRunner:
             self._silent = True
             logger.warning("job %s: no answer from %s: %s", self._job, self.attempt.node, error)
         if seconds > settings.NODE_LOST_SECONDS:
-            await self._lost(f"silent for {seconds:.0f} s: {error}")
+            await self._lost(f"silent for {seconds:.0f} s: {error}", pause=BROKEN_PAUSE, stop=True)
             return True
-        if seconds > settings.NODE_MOVE_SECONDS and await in_database(scheduling.could_move)(self.attempt):
-            await self._lost(f"silent for {seconds:.0f} s, and another node is idle: {error}")
+        # With a job that its node never said to have, nothing is lost that was made.
+        taken = bool(self.attempt.remote_id)
+        patience = min(settings.NODE_MOVE_SECONDS, math.inf if taken else NEVER_TAKEN_SECONDS)
+        if seconds > patience and await in_database(scheduling.could_move)(self.attempt, idle=taken):
+            another = "another node is idle" if taken else "another node takes jobs"
+            why = f"silent for {seconds:.0f} s, and {another}: {error}"
+            await self._lost(why, pause=BROKEN_PAUSE, stop=True)
             return True
         return False
 
@@ -131,7 +171,7 @@ class AttemptRunner:
         await asyncio.sleep(max(0.0, pause - (time.monotonic() - asked_at)))
         return False
 
-    async def _post(self, client: nodes.NodeClient, *, hand_over: bool = False) -> bool:
+    async def _post(self, client: nodes.NodeClient) -> bool:
         """Hand the job over; True when the node has it. Repeating is harmless where it knows Idempotency-Key."""
         try:
             remote = await client.submit(_request_of(self.attempt))
@@ -142,7 +182,7 @@ class AttemptRunner:
             await self._lost("the node gave its job no id")
             return False
         self.attempt.remote_id = remote.remote_id
-        return await self._record(lifecycle.attempt_posted, remote_id=remote.remote_id, hand_over=hand_over)
+        return await self._record(lifecycle.attempt_posted, remote_id=remote.remote_id)
 
     async def _ask(self, client: nodes.NodeClient) -> nodes.RemoteJob | None:
         """Ask for the job's state on the node; None when a cancel came in meanwhile."""
@@ -164,7 +204,7 @@ class AttemptRunner:
     async def _hold_request(self, client: nodes.NodeClient) -> None:
         """Hold the one long request that makes the clip; if this process dies meanwhile, its answer is lost."""
         if self.attempt.posted_at is not None:
-            await self._lost("the request was cut off when its process ended")
+            await self._lost("the request was cut off when a process of the service ended", blame_node=False)
             return
         if not await self._record(lifecycle.request_sent):
             return
@@ -179,7 +219,7 @@ class AttemptRunner:
         """Make the long request; returns what is to be written down of its answer."""
         seconds = settings.FIELD_NODE_TIMEOUT_SECONDS
         try:
-            remote = await client.generate(_request_of(self.attempt), timeout=seconds)
+            remote = await self._generate_undoubted(client, seconds)
         except nodes.NodeTimeout as error:
             message = f"Video generation timed out (>{seconds}s)"
             return partial(self._failed, code="timed_out", message=message, error=str(error))
@@ -188,6 +228,19 @@ class AttemptRunner:
         except nodes.TransientNodeError as error:
             return partial(self._lost, str(error), pause=UNREACHABLE_PAUSE)
         return partial(self._apply, remote)
+
+    async def _generate_undoubted(self, client: nodes.NodeClient, seconds: float) -> nodes.RemoteJob:
+        """Make the request again where the answer came so soon that it may be a proxy's."""
+        for pause in DOUBT_PAUSES:
+            asked_at = time.monotonic()
+            try:
+                return await client.generate(_request_of(self.attempt), timeout=seconds)
+            except nodes.DOUBTFUL as error:
+                if time.monotonic() - asked_at > QUICK_SECONDS or self.stop_requested.is_set():
+                    raise
+                logger.info("job %s: asking %s again: %s", self._job, self.attempt.node, error)
+                await asyncio.sleep(pause)
+        return await client.generate(_request_of(self.attempt), timeout=seconds)
 
     async def _keep_lease(self) -> None:
         held = True
@@ -235,28 +288,35 @@ class AttemptRunner:
         return min(total, remote.step if remote.step is not None else self.attempt.step)
 
     async def _give_up(self, error: nodes.PermanentNodeError) -> None:
-        """Asking the same again cannot help: the job's own fault ends it, any other node may still make it."""
-        if isinstance(error, nodes.NodeRejected):
-            await self._failed(code="rejected", message=str(error), error=str(error), blame_node=False)
+        """Asking the same again cannot help; another node may still make it."""
+        if self.attempt.remote_id:
+            pause = 0.0 if isinstance(error, nodes.RemoteJobLost) else BROKEN_PAUSE
+            await self._lost(str(error), pause=pause, stop=True)
+        elif isinstance(error, nodes.NodeRejected):
+            await self._record(lifecycle.attempt_rejected, why=str(error))
+        elif isinstance(error, nodes.NodeUnauthorized | nodes.NodeMisconfigured | nodes.NodeHasNoRoute):
+            await self._refused(error)
         else:
-            await self._lost(
-                str(error), pause=0.0 if isinstance(error, nodes.RemoteJobLost) else BROKEN_PAUSE
-            )
+            await self._lost(str(error), pause=BROKEN_PAUSE)
 
-    async def _refused(self, error: nodes.NodeBusy | nodes.NodeNotReached) -> None:
+    async def _refused(self, error: nodes.NodeError) -> None:
+        """Queue the job again: the node surely did not take it. One that would refuse every other is set aside."""
         pause = error.retry_after if isinstance(error, nodes.NodeBusy) else UNREACHABLE_PAUSE
-        await self._record(lifecycle.attempt_refused, retry_after=pause, why=str(error))
+        certain = isinstance(error, nodes.PermanentNodeError)
+        await self._record(lifecycle.attempt_refused, retry_after=pause, why=str(error), certain=certain)
 
-    async def _lost(self, error: str, *, pause: float = 0.0) -> None:
+    async def _lost(
+        self, error: str, *, pause: float = 0.0, blame_node: bool = True, stop: bool = False
+    ) -> None:
+        """Take the attempt from its node. stop: the node may still be at it."""
         logger.warning(
             "job %s: attempt %s on %s is lost: %s", self._job, self.attempt.pk.hex, self.attempt.node, error
         )
-        await self._record(lifecycle.attempt_lost, error=error, pause=pause)
+        lost = await self._record(lifecycle.attempt_lost, error=error, pause=pause, blame_node=blame_node)
+        self._stop_there = stop and lost
 
-    async def _failed(self, *, code: str, message: str, error: str, blame_node: bool = True) -> None:
-        await self._record(
-            lifecycle.attempt_failed, code=code, message=message, error=error, blame_node=blame_node
-        )
+    async def _failed(self, *, code: str, message: str, error: str) -> None:
+        await self._record(lifecycle.attempt_failed, code=code, message=message, error=error)
 
     async def _record(self, write: Callable[..., R], **values: Any) -> R:
         """Write about the attempt, fenced by the lease."""

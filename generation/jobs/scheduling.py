@@ -1,60 +1,134 @@
-"""The choice of the next job and its node: a queued job is claimed together with a free slot on a healthy node."""
+"""The choice of the next jobs and their nodes: queued jobs are claimed together with free slots on healthy nodes.
+
+The jobs come first, so that an empty queue costs one look, however many nodes there are; and only those that a node
+with a free slot can make, so that a claim takes no longer beside any number of others.
+"""
 
 import uuid
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 from django.conf import settings
-from django.db import transaction
-from django.db.models import Case, Count, F, IntegerField, OuterRef, Q, QuerySet, Subquery, Value, When
-from django.db.models.functions import Coalesce, Now
+from django.contrib.postgres.expressions import ArraySubquery
+from django.db import connection, transaction
+from django.db.models import (
+    Case,
+    Count,
+    Exists,
+    F,
+    Func,
+    IntegerField,
+    JSONField,
+    OuterRef,
+    Q,
+    QuerySet,
+    Subquery,
+    TextField,
+    Value,
+    When,
+    Window,
+)
+from django.db.models.functions import Cast, Coalesce, Now, RowNumber
 
-from generation.jobs import events, locks
+from generation.jobs import events, node_health
 from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.nodes import CLIENTS
 
 State = GenerationJob.State
 
 # The pace of a node that makes clips within one request, until it has made one here: 28 s for 16 frames of 20 steps.
 USUAL_SECONDS_PER_FRAME_STEP = 28 / (16 * 20)
+CLAIMED_AT_ONCE = 100
+# Jobs that are looked at beyond those that are claimed, so that a few that must wait cost no further look.
+SPARE = 20
+# The advisory lock of a claim: dispatchers take turns, so that each decides by what the one before has committed.
+CLAIMING = 0x4449_5350
+# Attempts after which a job tries another node first.
+DISAPPOINTED = (JobAttempt.State.REFUSED, JobAttempt.State.LOST, JobAttempt.State.FAILED)
+
+
+@dataclass
+class _Place:
+    """A node with free slots: the attempts that take them, and the most work that it finishes in time (any: None)."""
+
+    node: GpuNode
+    taken: int
+    most_work: float | None
+
+    def makes(self, job: GenerationJob) -> bool:
+        return (
+            job.model in ("", self.node.backend)
+            and (not job.size or job.size in self.node.sizes)
+            and (self.most_work is None or job.num_frames * job.num_inference_steps <= self.most_work)
+        )
+
+    @property
+    def is_free(self) -> bool:
+        return self.taken < self.node.slots
+
+    @property
+    def load(self) -> float:
+        return self.taken / self.node.slots
+
+
+@dataclass
+class _Past:
+    """A job's earlier attempts: nodes that came to nothing with it, and those that are not to be asked again yet."""
+
+    disappointed: set[int] = field(default_factory=set)
+    barred: set[int] = field(default_factory=set)
 
 
 def claim_next() -> JobAttempt | None:
-    """Give the fairest queued job to the least loaded healthy node with a free slot.
+    """Claim one job."""
+    return next(iter(claim(1)), None)
 
-    The node's row is locked while its slots are counted, the job's row while it is claimed, skipping jobs that others
-    have locked, so any number of dispatchers may run. Returns the opened attempt, which holds its own lease, or None.
+
+@transaction.atomic
+def claim(most: int = CLAIMED_AT_ONCE) -> list[JobAttempt]:
+    """Give the fairest queued jobs to the least loaded healthy nodes with free slots.
+
+    Any number of dispatchers may run. Returns the opened attempts; a reconciler hands them over to their nodes.
     """
-    for node in _nodes_with_a_free_slot():
-        attempt = _claim_for(node)
-        if attempt is not None:
-            return attempt
-    return None
+    if not GenerationJob.objects.filter(state=State.QUEUED).exists():
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_xact_lock(%s)", [CLAIMING])
+    return _open(_choose(_places(_with_a_free_slot()), most))
 
 
-def work_is_waiting() -> bool:
-    return GenerationJob.objects.filter(state=State.QUEUED).exists() and bool(_nodes_with_a_free_slot())
+def could_move(attempt: JobAttempt, *, idle: bool = True) -> bool:
+    """Look whether another node that takes jobs can make this clip, and the job may be tried once more.
 
-
-def could_move(attempt: JobAttempt) -> bool:
-    """Look whether another node that can make this clip has an idle GPU, and the job may be tried once more."""
+    idle: the other node's GPU must have nothing to do.
+    """
     running = GenerationJob.objects.filter(
         current_attempt=attempt, state=State.RUNNING, attempt_count__lt=settings.JOB_MAX_ATTEMPTS
     )
-    others = [node for node in _usable_nodes() if node.pk != attempt.node_id]
-    taken = _slots_taken(others)
-    idle = [node for node in others if taken[node.pk] < node.capacity]
-    return any(_it_can_run(node, running).exists() for node in idle)
+    job = running.first()
+    others = _usable_nodes().exclude(pk=attempt.node_id)
+    if idle:
+        others = others.filter(taken__lt=F("capacity"))
+    return job is not None and any(place.makes(job) for place in _places(others))
+
+
+def others_for(job: GenerationJob, *, asked: Iterable[int]) -> bool:
+    """Look whether a node that takes work and can make this clip, now or later, was not asked. asked: ids of nodes."""
+    return any(place.makes(job) for place in _places(_usable_nodes().exclude(pk__in=asked)))
 
 
 def why_not_on(node: GpuNode, job: GenerationJob) -> str | None:
     """Say why `node` cannot take a job now, to be read after its name; None when it can. Exact while it is locked."""
     if not node.enabled or node.set_aside_at is not None:
         return "is switched off or set aside"
-    if node.pk not in {usable.pk for usable in _usable_nodes()}:
+    places = _places(_usable_nodes().filter(pk=node.pk))
+    if not places:
         return "does not answer or is busy just now"
-    if not _it_can_run(node, GenerationJob.objects.filter(pk=job.pk)).exists():
+    if not places[0].makes(job):
         return "cannot make this video: it has another model or size, or is too slow for it"
-    if _slots_taken([node])[node.pk] >= node.slots:
+    if places[0].taken >= node.slots:
         return "has no free slot"
     return None
 
@@ -73,95 +147,186 @@ def queue_positions(jobs: Iterable[GenerationJob]) -> dict[uuid.UUID, int]:
     return {pk: number + 1 for pk, number in rows.values_list("pk", Coalesce(Subquery(count), 0))}
 
 
-def _nodes_with_a_free_slot() -> list[GpuNode]:
-    nodes = _usable_nodes()
-    taken = _slots_taken(nodes)
-    return sorted(
-        (node for node in nodes if taken[node.pk] < node.slots), key=lambda node: taken[node.pk] / node.slots
+def _usable_nodes() -> "QuerySet[Any]":
+    """Select the nodes that take work now, whether or not a slot is free, with the attempts that take their slots.
+
+    A node that answers no question about an attempt is left alone until it does.
+    """
+    on_it = JobAttempt.objects.filter(node=OuterRef("pk"), state=JobAttempt.State.OPEN).order_by()
+    # The GPU is done with a clip whose file is being stored.
+    taken = (
+        on_it.exclude(job__state=State.STORING).values("node").annotate(number=Count("pk")).values("number")
     )
-
-
-def _usable_nodes() -> list[GpuNode]:
-    """List the nodes that take work now, whether or not a slot is free."""
     welcome = GpuNode.objects.healthy().filter(enabled=True, set_aside_at=None)
-    left_alone = Q(leave_alone_until__gte=Now())
-    return [node for node in welcome.exclude(left_alone) if node.effective_protocol]
+    rested = welcome.exclude(leave_alone_until__gte=Now()).exclude(protocol="auto", detected_protocol="")
+    heard = rested.exclude(Exists(on_it.filter(silent_since__isnull=False)))
+    return heard.annotate(taken=Coalesce(Subquery(taken), 0)).order_by("pk")
 
 
-def _slots_taken(nodes: list[GpuNode]) -> Counter[int]:
-    """Count the attempts on each node, by its id, without those whose file is being stored: their GPU is done."""
-    open_attempts = JobAttempt.objects.filter(node__in=nodes, state=JobAttempt.State.OPEN)
-    return Counter(open_attempts.exclude(job__state=State.STORING).values_list("node_id", flat=True))
+def _with_a_free_slot() -> "QuerySet[Any]":
+    """Do in SQL as `GpuNode.slots` does: of many nodes, few have a free slot while jobs wait."""
+    background = [client.protocol for client in CLIENTS if client.background]
+    queues = Q(protocol__in=background) | Q(protocol="auto", detected_protocol__in=background)
+    return _usable_nodes().filter(taken__lt=Case(When(queues, then=F("capacity") + 1), default=Value(1)))
 
 
-@transaction.atomic
-def _claim_for(node: GpuNode) -> JobAttempt | None:
-    # Waits for others that claim here: skipping would leave a job lying until the reconciler wakes the dispatch.
-    unlocked = GpuNode.objects.filter(pk=node.pk, enabled=True, set_aside_at=None)
-    locked = unlocked.select_for_update(no_key=True).first()
-    if locked is None or _slots_taken([locked])[locked.pk] >= locked.slots:
-        return None
-    job = _fairest_job(locked)
-    if job is None:
-        return None
-    attempt = open_attempt(job, locked)
-    claimed = GenerationJob.objects.filter(pk=job.pk, state=State.QUEUED).update(
+def _places(nodes: "QuerySet[Any]") -> list[_Place]:
+    """Read nodes (`_usable_nodes`), each with what it can finish in time.
+
+    One request makes the whole clip on a node without a queue, so it is given only clips that it can finish before the
+    client gives up, measured by the slowest of its last ones.
+    """
+    done = JobAttempt.objects.filter(
+        node=OuterRef("pk"),
+        state=JobAttempt.State.SUCCEEDED,
+        generation_ms__isnull=False,
+        closed_at__isnull=False,
+    )
+    rate = F("generation_ms") / 1000.0 / (F("job__num_frames") * F("job__num_inference_steps"))
+    rates = ArraySubquery(done.order_by("-closed_at").values_list(rate, flat=True)[:10])
+    at_once = [client.protocol for client in CLIENTS if not client.background]
+    found = nodes.defer("api_key").annotate(
+        rates=Case(
+            When(Q(protocol__in=at_once) | Q(protocol="auto", detected_protocol__in=at_once), then=rates),
+            default=None,
+        )
+    )
+    return [
+        _Place(node, node.taken, None if node.runs_in_background else _most_work(node.rates or []))
+        for node in found
+    ]
+
+
+def _most_work(rates: list[float]) -> float:
+    """Frames times steps that a node finishes within one request, by its seconds for each."""
+    slowest: float = max(filter(None, rates), default=USUAL_SECONDS_PER_FRAME_STEP)
+    return float(settings.FIELD_NODE_TIMEOUT_SECONDS / slowest)
+
+
+def _choose(places: list[_Place], most: int) -> list[tuple[GenerationJob, GpuNode]]:
+    """Pair jobs, the fairest first, with nodes: one that has not failed with it before, then the least loaded."""
+    chosen: list[tuple[GenerationJob, GpuNode]] = []
+    seen: list[uuid.UUID] = []
+    while places and len(chosen) < most:
+        wanted = min(most - len(chosen), sum(place.node.slots - place.taken for place in places)) + SPARE
+        jobs = list(_fairest(places).exclude(pk__in=seen)[:wanted])
+        past = _past_of(jobs)
+        for job in jobs:
+            barred = past[job.pk].barred
+            able = [
+                each for each in places if each.is_free and each.node.pk not in barred and each.makes(job)
+            ]
+            if not able or len(chosen) == most:
+                continue
+            bad = past[job.pk].disappointed
+            place = min(
+                able, key=lambda each: (each.node.pk in bad, each.load, each.node.consecutive_failures)
+            )
+            chosen.append((job, place.node))
+            place.taken += 1
+        places = [place for place in places if place.is_free]
+        seen += [job.pk for job in jobs]
+        if len(jobs) < wanted:
+            break
+    return chosen
+
+
+def _fairest(places: list[_Place]) -> "QuerySet[GenerationJob]":
+    """Select queued jobs that these nodes can make: fewest running clips of the user first, then the oldest.
+
+    A user's second job waits as if the first ran already, so the order holds for as many as are claimed at once.
+    """
+    running = GenerationJob.objects.filter(state__in=[State.RUNNING, State.STORING]).order_by()
+    busy = {str(user): clips for user, clips in running.values_list("user").annotate(clips=Count("pk"))}
+    # One look into a table of the busy users for each job; a CASE over them would be as long as they are many.
+    clips = Func(
+        Value(busy, output_field=JSONField()),
+        Cast("user_id", TextField()),
+        template="(%(expressions)s)",
+        arg_joiner=" ->> ",
+        output_field=TextField(),
+    )
+    place = Window(RowNumber(), partition_by=F("user"), order_by="created_at")
+    turn = place + Coalesce(Cast(clips, IntegerField()), 0)
+    waiting = GenerationJob.objects.filter(_wanted(places), state=State.QUEUED, deadline_at__gt=Now())
+    fields = ("model", "size", "num_frames", "num_inference_steps")
+    return waiting.annotate(turn=turn).only(*fields).order_by("turn", "created_at")
+
+
+def _wanted(places: list[_Place]) -> Q:
+    """Describe the jobs that at least one of these nodes can make; nodes of one kind are one condition."""
+    most: dict[tuple[str, tuple[str, ...]], float | None] = {}
+    for place in places:
+        kind = (place.node.backend, tuple(place.node.sizes))
+        known = most.get(kind, 0.0)
+        most[kind] = None if known is None or place.most_work is None else max(known, place.most_work)
+    wanted = Q(pk__in=[])
+    for (backend, sizes), work in most.items():
+        kind_wanted = Q(model__in=["", backend], size__in=["", *sizes])
+        if work is not None:
+            kind_wanted &= Q(num_frames__lte=work / F("num_inference_steps"))
+        wanted |= kind_wanted
+    return wanted
+
+
+def _past_of(jobs: list[GenerationJob]) -> dict[uuid.UUID, _Past]:
+    """Look up where these jobs came to nothing. A node that refused one is barred until it has taken another job."""
+    past = {job.pk: _Past() for job in jobs}
+    tried = JobAttempt.objects.filter(job__in=jobs, state__in=DISAPPOINTED).order_by()
+    rows = list(tried.values_list("job", "node", "state", "closed_at"))
+    good = node_health.last_good({node for _, node, state, _ in rows if state == JobAttempt.State.REFUSED})
+    for job, node, state, closed_at in rows:
+        past[job].disappointed.add(node)
+        since = good.get(node)
+        if state == JobAttempt.State.REFUSED and not (since and closed_at and since > closed_at):
+            past[job].barred.add(node)
+    return past
+
+
+def _open(chosen: list[tuple[GenerationJob, GpuNode]]) -> list[JobAttempt]:
+    """Open the attempts, as far as nodes and jobs are still as they were when they were chosen."""
+    if not chosen:
+        return []
+    # Staff may have drained a node, or moved a job to it: its row is locked while its slots are counted.
+    used = {node.pk for _, node in chosen}
+    nodes = GpuNode.objects.filter(pk__in=used).order_by("pk").select_for_update(no_key=True).in_bulk()
+    free = {
+        place.node.pk: place.node.slots - place.taken
+        for place in _places(_usable_nodes().filter(pk__in=used))
+    }
+    # no_key: a row that only references the job, being inserted just now, must not make it look taken.
+    queued = GenerationJob.objects.filter(pk__in=[job.pk for job, _ in chosen], state=State.QUEUED)
+    locked = queued.order_by("pk").select_for_update(skip_locked=True, no_key=True, of=("self",)).in_bulk()
+    attempts: list[JobAttempt] = []
+    used_up: Counter[int] = Counter()
+    for job, node in chosen:
+        if job.pk in locked and used_up[node.pk] < free.get(node.pk, 0):
+            used_up[node.pk] += 1
+            attempts.append(_attempt(locked[job.pk], nodes[node.pk]))
+    JobAttempt.objects.bulk_create(attempts)
+    opened = {attempt.job_id: attempt for attempt in attempts}
+    current = JobAttempt.objects.filter(job=OuterRef("pk"), state=JobAttempt.State.OPEN).values("pk")
+    GenerationJob.objects.filter(pk__in=opened).update(
         state=State.RUNNING,
-        current_attempt=attempt,
+        current_attempt=Subquery(current),
         attempt_count=F("attempt_count") + 1,
         started_at=Now(),
         step=0,
     )
-    if not claimed:
-        raise RuntimeError(f"job {job.pk.hex} changed while its row was locked")
-    job.refresh_from_db()
-    events.publish(job)
+    for job in GenerationJob.objects.filter(pk__in=opened):
+        opened[job.pk].job = job
+    events.publish(*(attempt.job for attempt in attempts))
+    return attempts
+
+
+def open_attempt(job: GenerationJob, node: GpuNode, *, counts: bool = True) -> JobAttempt:
+    """Open an attempt, whose lease is free for a reconciler. counts: towards JOB_MAX_ATTEMPTS."""
+    attempt = _attempt(job, node, counts=counts)
+    attempt.save(force_insert=True)
     return attempt
 
 
-def open_attempt(job: GenerationJob, node: GpuNode) -> JobAttempt:
-    """Open an attempt. The dispatcher holds its lease until it is posted; one long request is the reconciler's."""
+def _attempt(job: GenerationJob, node: GpuNode, *, counts: bool = True) -> JobAttempt:
     identity = uuid.uuid4()
-    attempt = JobAttempt.objects.create(
-        id=identity,
-        job=job,
-        node=node,
-        protocol=node.effective_protocol,
-        lease_token=identity if node.runs_in_background else None,
-        lease_expires_at=locks.until() if node.runs_in_background else Now(),
-    )
-    attempt.refresh_from_db(fields=["lease_expires_at"])  # set by PostgreSQL's clock
-    return attempt
-
-
-def _fairest_job(node: GpuNode) -> GenerationJob | None:
-    """Find the job with the fewest running clips of its user, then the oldest. Only busy users need a count."""
-    running = GenerationJob.objects.filter(state__in=[State.RUNNING, State.STORING])
-    busy = list(running.order_by().values("user").annotate(clips=Count("pk")))
-    waiting = GenerationJob.objects.filter(state=State.QUEUED, deadline_at__gt=Now())
-    # no_key: a row that only references the job, being inserted just now, must not make it look taken.
-    queued = _it_can_run(node, waiting).select_for_update(skip_locked=True, no_key=True, of=("self",))
-    if busy:
-        clips = [When(user=row["user"], then=Value(row["clips"])) for row in busy]
-        queued = queued.annotate(running=Case(*clips, default=Value(0), output_field=IntegerField()))
-        return queued.order_by("running", "created_at").first()
-    return queued.order_by("created_at").first()
-
-
-def _it_can_run(node: GpuNode, jobs: QuerySet[GenerationJob]) -> QuerySet[GenerationJob]:
-    served = jobs.filter(Q(model="") | Q(model=node.backend), Q(size="") | Q(size__in=node.sizes))
-    if node.runs_in_background:
-        return served
-    # One request makes the whole clip there, so it is given only clips that it can finish before the client gives up.
-    affordable = settings.FIELD_NODE_TIMEOUT_SECONDS / _seconds_per_frame_step(node)
-    return served.annotate(work=F("num_frames") * F("num_inference_steps")).filter(work__lte=affordable)
-
-
-def _seconds_per_frame_step(node: GpuNode) -> float:
-    """Measure the slowest of the node's last clips."""
-    done = JobAttempt.objects.filter(
-        node=node, state=JobAttempt.State.SUCCEEDED, generation_ms__isnull=False, closed_at__isnull=False
-    )
-    rate = F("generation_ms") / 1000.0 / (F("job__num_frames") * F("job__num_inference_steps"))
-    rates = done.order_by("-closed_at").values_list(rate, flat=True)[:10]
-    return max(filter(None, rates), default=USUAL_SECONDS_PER_FRAME_STEP)
+    protocol = node.effective_protocol
+    return JobAttempt(id=identity, job=job, node=node, protocol=protocol, counts=counts, lease_token=identity)

@@ -13,28 +13,28 @@ from django.conf import settings
 from django.utils.translation import gettext_noop
 
 from generation import media, nodes
-from generation.jobs import lifecycle, locks, scheduling, stored_files
+from generation.jobs import enqueue, lifecycle, locks, scheduling, stored_files
 from generation.jobs.node_health import endpoint_of
-from generation.jobs.runner import AttemptRunner
 from generation.media.folders import work_folder
 from generation.models import GenerationJob, JobAttempt
 
 logger = logging.getLogger(__name__)
 
+# Until a file that does not arrive is asked for again.
+REPEAT_SECONDS = 2.0
 DOWNLOAD_FAILED = gettext_noop(
     "Video generated but download failed. No credits were deducted. Please try again."
 )
 
 
 def dispatch() -> None:
-    """Claim queued jobs while nodes have free slots, and hand each to its node.
+    """Give queued jobs to nodes while these have free slots.
 
-    A node that makes the clip within one request is left to the reconciler, which can hold that long.
+    The requests to the nodes are the reconciler's, which can wait for many at once: one that hangs holds up no other.
     """
-    while (attempt := scheduling.claim_next()) is not None:
-        logger.info("job %s: attempt %s on %s", attempt.job_id.hex, attempt.pk.hex, attempt.node)
-        if attempt.runs_in_background:
-            async_to_sync(AttemptRunner(attempt, token=attempt.pk).post_once)()
+    while attempts := scheduling.claim():
+        for attempt in attempts:
+            logger.info("job %s: attempt %s on %s", attempt.job_id.hex, attempt.pk.hex, attempt.node)
 
 
 def store(attempt_id: str) -> None:
@@ -54,7 +54,11 @@ def store(attempt_id: str) -> None:
         try:
             async_to_sync(_download)(attempt, raw)
             facts = media.prepare(raw, clip, poster)
-        except (nodes.NodeError, media.UnplayableVideo) as error:
+        except nodes.TransientNodeError as error:
+            if not _repeat_later(attempt, token, error):
+                _nothing_to_store(attempt, token, error)
+            return
+        except (nodes.PermanentNodeError, media.UnplayableVideo) as error:
             _nothing_to_store(attempt, token, error)
             return
         files = stored_files.new_names(attempt.job_id)
@@ -86,6 +90,21 @@ async def _download(attempt: JobAttempt, destination: Path) -> None:
         )
 
 
+def _repeat_later(attempt: JobAttempt, token: uuid.UUID, error: nodes.TransientNodeError) -> bool:
+    """Queue the task again behind others, while DOWNLOAD_TIMEOUT_SECONDS since the clip was made are not over.
+
+    A node that hangs gets no further jobs meanwhile: their files would hang as well, and hold up those of other nodes.
+    """
+    lately = locks.until(-settings.DOWNLOAD_TIMEOUT_SECONDS)
+    if not JobAttempt.objects.filter(pk=attempt.pk, heard_at__gt=lately).exists():
+        return False
+    logger.info("job %s: the file of %s does not arrive yet: %s", attempt.job_id.hex, attempt.node, error)
+    if isinstance(error, nodes.NodeTimeout):
+        lifecycle.note_silence(attempt_id=attempt.pk, token=token, seconds=0)
+    enqueue.store(attempt_id=attempt.pk, pause=REPEAT_SECONDS)
+    return True
+
+
 def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -> None:
     """Close an attempt without a playable file. Another one may do better, while there are any left."""
     logger.warning("job %s: nothing to store from %s: %s", attempt.job_id.hex, attempt.node, error)
@@ -93,8 +112,9 @@ def _nothing_to_store(attempt: JobAttempt, token: uuid.UUID, error: Exception) -
     if isinstance(error, nodes.ResultTooLarge):
         message = gettext_noop("The video is too large.")
         lifecycle.attempt_failed(code="result_too_large", message=message, **held)
-    elif isinstance(error, nodes.RemoteJobLost | nodes.TransientNodeError):
-        lifecycle.attempt_lost(code="download_failed", message=DOWNLOAD_FAILED, **held)
+    elif isinstance(error, nodes.NodeError) and not isinstance(error, nodes.NodeAnsweredNonsense):
+        certain = isinstance(error, nodes.ResultElsewhere)
+        lifecycle.attempt_lost(code="download_failed", message=DOWNLOAD_FAILED, certain=certain, **held)
     else:
         message = gettext_noop("The video could not be played.")
         lifecycle.attempt_lost(code="unplayable", message=message, **held)

@@ -12,7 +12,13 @@ from django.db.models import Q
 from django.db.models.functions import Lower, Now
 
 from generation.models.fields import SecretField
-from generation.models.jobs import check_node_address, new_deadline, new_seed, new_share_token
+from generation.models.jobs import (
+    check_file_hosts,
+    check_node_address,
+    new_deadline,
+    new_seed,
+    new_share_token,
+)
 
 
 class Migration(migrations.Migration):
@@ -50,6 +56,7 @@ class Migration(migrations.Migration):
                 ("name", models.CharField(max_length=60, unique=True)),
                 ("base_url", models.CharField(max_length=200, unique=True, validators=[check_node_address], help_text="Scheme, host and port; only staff can name a node.")),
                 ("api_key", SecretField(blank=True)),
+                ("file_hosts", models.CharField(max_length=300, blank=True, validators=[check_file_hosts], help_text="Other hosts that its finished files may be fetched from, separated by spaces; *.example.com stands for all below. Its own host always may be.")),
                 ("protocol", models.CharField(max_length=16, choices=[("auto", "Find out from the node"), ("videos", "/v1/videos"), ("generate_video", "/generate_video")], default="auto")),
                 ("enabled", models.BooleanField(default=True, help_text="Off: it finishes what it runs and gets nothing new.")),
                 ("cost_per_hour", models.DecimalField(max_digits=10, decimal_places=4, null=True, blank=True, validators=[MinValueValidator(Decimal("0"))], help_text="What an hour of it costs, in whichever money you count: shows what a clip costs.")),
@@ -134,6 +141,11 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(fields=["created_at"], condition=Q(state="queued"), name="job_queue"),
                     models.Index(
+                        fields=["model", "size", "created_at"],
+                        condition=Q(state="queued"),
+                        name="job_queue_of_kind",
+                    ),
+                    models.Index(
                         fields=["state", "deadline_at"], condition=Q(finished_at=None), name="job_live"
                     ),
                     models.Index(fields=["user", "-created_at"], name="job_gallery"),
@@ -170,8 +182,9 @@ class Migration(migrations.Migration):
                 ("job", models.ForeignKey("generation.generationjob", on_delete=models.PROTECT, related_name="attempts")),
                 ("node", models.ForeignKey("generation.gpunode", on_delete=models.PROTECT, related_name="attempts")),
                 ("protocol", models.CharField(max_length=16, choices=[("auto", "Find out from the node"), ("videos", "/v1/videos"), ("generate_video", "/generate_video")])),
-                ("state", models.CharField(max_length=10, choices=[("open", "Open"), ("succeeded", "Succeeded"), ("failed", "Failed"), ("lost", "Lost"), ("canceled", "Canceled")], default="open")),
-                ("remote_id", models.CharField(max_length=200, blank=True, help_text="The node's own id of it.")),
+                ("state", models.CharField(max_length=10, choices=[("open", "Open"), ("succeeded", "Succeeded"), ("failed", "Failed"), ("lost", "Lost"), ("canceled", "Canceled"), ("refused", "Refused")], default="open")),
+                ("counts", models.BooleanField(default=True, help_text="Towards JOB_MAX_ATTEMPTS; not when staff moved it.")),
+                ("remote_id", models.CharField(max_length=2000, blank=True, help_text="The node's own id of it.")),
                 ("file_name", models.CharField(max_length=300, blank=True, help_text="What the node calls the finished file.")),
                 ("profile", models.CharField(max_length=40, blank=True, help_text="How the node made the clip, in its own word.")),
                 ("step", models.PositiveIntegerField(default=0)),

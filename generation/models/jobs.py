@@ -3,6 +3,7 @@
 `jobs.lifecycle` and `jobs.scheduling` are the only writers of states.
 """
 
+import re
 import secrets
 import uuid
 from datetime import timedelta
@@ -92,6 +93,13 @@ def check_node_address(address: str) -> None:
         raise ValidationError(str(error)) from None
 
 
+def check_file_hosts(hosts: str) -> None:
+    """Validate the hosts that a node's files may be on; raises ValidationError for anything but names."""
+    for host in hosts.replace(",", " ").split():
+        if not re.fullmatch(r"(\*\.[A-Za-z0-9-]+\.)?[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", host):
+            raise ValidationError(f"{host} is no name of a host.")
+
+
 class GpuNode(models.Model):
     """A server that makes clips, and its last answer about itself."""
 
@@ -104,6 +112,13 @@ class GpuNode(models.Model):
         help_text="Scheme, host and port; only staff can name a node.",
     )
     api_key = SecretField(blank=True)
+    file_hosts = models.CharField(
+        max_length=300,
+        blank=True,
+        validators=[check_file_hosts],
+        help_text="Other hosts that its finished files may be fetched from, separated by spaces; *.example.com stands "
+        "for all below. Its own host always may be.",
+    )
     protocol = models.CharField(max_length=16, choices=PROTOCOLS, default=AUTO)
     enabled = models.BooleanField(
         default=True, help_text="Off: it finishes what it runs and gets nothing new."
@@ -289,6 +304,10 @@ class GenerationJob(models.Model):
         ]
         indexes = [
             models.Index(fields=["created_at"], condition=Q(state="queued"), name="job_queue"),
+            # So that a claim passes over jobs that no node serves.
+            models.Index(
+                fields=["model", "size", "created_at"], condition=Q(state="queued"), name="job_queue_of_kind"
+            ),
             models.Index(fields=["state", "deadline_at"], condition=Q(finished_at=None), name="job_live"),
             models.Index(fields=["user", "-created_at"], name="job_gallery"),
             models.Index(fields=["-created_at", "-id"], name="job_listed"),
@@ -345,13 +364,15 @@ class JobAttempt(models.Model):
         FAILED = "failed", "Failed"  # the node said so, or its file is no playable video
         LOST = "lost", "Lost"  # the node does not know it any more, or stayed silent
         CANCELED = "canceled", "Canceled"  # the person canceled, or the node was too busy to take it
+        REFUSED = "refused", "Refused"  # the node refused the request, which was no verdict yet
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     job = models.ForeignKey(GenerationJob, on_delete=models.PROTECT, related_name="attempts")
     node = models.ForeignKey(GpuNode, on_delete=models.PROTECT, related_name="attempts")
     protocol = models.CharField(max_length=16, choices=PROTOCOLS)
     state = models.CharField(max_length=10, choices=State, default=State.OPEN)
-    remote_id = models.CharField(max_length=200, blank=True, help_text="The node's own id of it.")
+    counts = models.BooleanField(default=True, help_text="Towards JOB_MAX_ATTEMPTS; not when staff moved it.")
+    remote_id = models.CharField(max_length=2000, blank=True, help_text="The node's own id of it.")
     file_name = models.CharField(
         max_length=300, blank=True, help_text="What the node calls the finished file."
     )

@@ -10,11 +10,13 @@ async with open_client(NodeEndpoint(base_url=…, api_key=…, protocol="videos"
 from generation.nodes.client import HEALTH_TIMEOUT, NodeClient
 from generation.nodes.generate_video import GenerateVideoClient
 from generation.nodes.protocol import (
+    DOUBTFUL,
     GenerationRequest,
     NodeAnsweredNonsense,
     NodeBusy,
     NodeEndpoint,
     NodeError,
+    NodeHasNoRoute,
     NodeHealth,
     NodeMisconfigured,
     NodeNotReached,
@@ -27,10 +29,11 @@ from generation.nodes.protocol import (
     RemoteJob,
     RemoteJobLost,
     RemoteState,
+    ResultElsewhere,
     ResultTooLarge,
     TransientNodeError,
 )
-from generation.nodes.transport import Transport, checked_url
+from generation.nodes.transport import Answer, Transport, checked_url
 from generation.nodes.videos import VideosClient
 
 # Every protocol there is; a node that speaks several is asked in the first one.
@@ -57,23 +60,25 @@ async def detect_protocol(endpoint: NodeEndpoint) -> str:
     """
     transport = Transport(endpoint)
     try:
-        named = await _protocols_in_health(transport)
+        health = await transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
+        if health.status >= 500 or health.status in (401, 403, 429):
+            raise transport.refuse(health)
+        named = _protocols_in(health)
         for client in CLIENTS:
             if client.protocol in named or (not named and await client.is_spoken(transport)):
                 return client.protocol
     finally:
         await transport.aclose()
+    if 300 <= health.status < 400:
+        raise transport.refuse(health)
     routes = " or ".join(client.route for client in CLIENTS)
     raise NodeAnsweredNonsense(f"Nothing at this address speaks {routes}.")
 
 
-async def _protocols_in_health(transport: Transport) -> set[str]:
+def _protocols_in(health: Answer) -> set[str]:
     """Read which of our protocols the node names; empty where it names none."""
-    answer = await transport.call("GET", "/health", timeout=HEALTH_TIMEOUT)
-    if answer.status >= 500 or answer.status in (401, 403, 429):
-        raise transport.refuse(answer)
     try:
-        named = answer.json_object().get("protocols")
+        named = health.json_object().get("protocols")
     except NodeAnsweredNonsense:
         return set()
     return {client.protocol for client in CLIENTS if isinstance(named, list) and client.protocol in named}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self
@@ -18,7 +19,7 @@ from generation.nodes.protocol import (
 from generation.nodes.transport import Answer, Transport
 
 HEALTH_TIMEOUT = 5.0
-SUBMIT_TIMEOUT = 30.0
+SUBMIT_TIMEOUT = 5.0
 CANCEL_TIMEOUT = 30.0
 MAX_CLIP_BYTES = 512 * 1024 * 1024
 DOWNLOAD_TIMEOUT = 120.0
@@ -55,7 +56,7 @@ class NodeClient(ABC):
     @classmethod
     async def is_spoken(cls, transport: Transport) -> bool:
         """Ask whether the node has this protocol's route, with GET, which starts nothing."""
-        return _is_there(await transport.call("GET", cls.route, timeout=HEALTH_TIMEOUT))
+        return is_there(await transport.call("GET", cls.route, timeout=HEALTH_TIMEOUT))
 
     @abstractmethod
     async def health(self) -> NodeHealth:
@@ -84,6 +85,10 @@ class NodeClient(ABC):
     def content_path(self, job: RemoteJob) -> str:
         """Build the path of the finished file on the node."""
 
+    async def file_url(self, job: RemoteJob) -> str | None:
+        """Ask the node where else the finished file is; None when it names no other place."""
+        return None
+
     async def download(
         self,
         job: RemoteJob,
@@ -97,11 +102,17 @@ class NodeClient(ABC):
         A connection that breaks is resumed where it broke, within `timeout` seconds for the whole. OSError when the
         parent folder does not exist or the disk is full.
         """
-        path = self.content_path(job)
-        return await download_file(self.transport, path, destination, max_bytes=max_bytes, timeout=timeout)
+        return await download_file(
+            self.transport,
+            self.content_path(job),
+            destination,
+            elsewhere=partial(self.file_url, job),
+            max_bytes=max_bytes,
+            timeout=timeout,
+        )
 
 
-def _is_there(answer: Answer) -> bool:
+def is_there(answer: Answer) -> bool:
     """Accept a list, a complaint about the key or the request, or a route that takes POST."""
     if answer.status == 405:
         return "POST" in answer.headers.get("allow", "").upper()

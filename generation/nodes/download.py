@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -13,55 +14,100 @@ import httpx
 
 from generation.media.folders import atomic_write
 from generation.nodes import protocol
-from generation.nodes.transport import Answer, Transport
+from generation.nodes.transport import Transport, is_compressed, plain_pieces, read_answer
 
 logger = logging.getLogger(__name__)
 
-# The one retry policy of a download: about 25 s of pauses in all, within the time-out of the whole.
+# The one retry policy of a download, within the time-out of the whole: so many requests in a row without another byte,
+# with about 25 s of pauses between them in all. The worker repeats it until DOWNLOAD_TIMEOUT_SECONDS are over.
 ATTEMPTS = 10
+# So many answers that are no file, of which any but the last may be another's or come too early; 6 s of pauses.
+DOUBTFUL_ATTEMPTS = 6
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 # A node that sends nothing for this long is taken for gone, and the rest is asked for again.
-READ_TIMEOUT = 20.0
+READ_TIMEOUT = 15.0
 MAGIC_BYTES = 12
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
 CHANGED = "The clip changed on the node while it was fetched."
 
 
 async def download_file(
-    transport: Transport, path: str, destination: Path, *, max_bytes: int, timeout: float
+    transport: Transport,
+    path: str,
+    destination: Path,
+    *,
+    elsewhere: Callable[[], Awaitable[str | None]],
+    max_bytes: int,
+    timeout: float,
 ) -> int:
     """Fetch `path` to `destination` by an atomic rename; returns the size in bytes.
 
+    elsewhere: asks the node for another address of the file, where `path` is not it.
     timeout: seconds for the whole download, repeated requests and pauses included.
 
-    Raises RemoteJobLost (404), ResultTooLarge, NodeAnsweredNonsense (no video), NodeTimeout, the last
-    transient error when ten requests broke off, and OSError when the local disk does not take the file.
+    Raises RemoteJobLost (404), ResultTooLarge, ResultElsewhere, NodeAnsweredNonsense (no video), NodeTimeout, the last
+    error when ten requests in a row brought nothing, and OSError when the local disk does not take the file.
     """
     with atomic_write(destination) as partial, partial.open("wb") as file:
         progress = _Progress(file)
         try:
             async with asyncio.timeout(timeout):
-                await _receive_all(transport, path, progress, max_bytes)
+                await _receive_all(transport, path, progress, elsewhere, max_bytes)
         except TimeoutError:
             raise protocol.NodeTimeout(f"The clip did not arrive within {timeout:g} s.") from None
     return progress.received
 
 
-async def _receive_all(transport: Transport, path: str, progress: _Progress, max_bytes: int) -> None:
-    """Ask again for what is missing until it is all there, or ATTEMPTS requests broke off."""
-    pause = FIRST_PAUSE
-    for left in reversed(range(ATTEMPTS)):
+async def _receive_all(
+    transport: Transport,
+    path: str,
+    progress: _Progress,
+    elsewhere: Callable[[], Awaitable[str | None]],
+    max_bytes: int,
+) -> None:
+    """Ask again for what is missing until it is all there, or too many requests in a row brought nothing.
+
+    A refusal or a page may be another's answer, or come before the file is ready: the node is asked for another address
+    of the file, and there again.
+    """
+    place, pause, left, doubts = path, FIRST_PAUSE, ATTEMPTS, DOUBTFUL_ATTEMPTS
+    while True:
+        known, asked = progress.received, 0.0
         try:
-            await _receive(transport, path, progress, max_bytes)
+            await _receive(transport, place, progress, max_bytes)
             return
-        except protocol.TransientNodeError as error:
-            if not left:
+        except (protocol.TransientNodeError, *protocol.DOUBTFUL, protocol.NodeRejected) as error:
+            left, pause = (ATTEMPTS, FIRST_PAUSE) if progress.received > known else (left - 1, pause)
+            doubtful = not isinstance(error, protocol.TransientNodeError)
+            doubts -= doubtful
+            # Where not a byte came in all that time, the caller may have other files to fetch meanwhile.
+            hangs = isinstance(error, protocol.NodeTimeout) and not progress.received
+            if not left or not doubts or hangs:
                 raise
             logger.info("download of %s: %s Trying again.", path, error)
             asked = error.retry_after if isinstance(error, protocol.NodeBusy) else 0.0
+            named = error.address if isinstance(error, _FileNamed) else None
+        if doubtful and (other := named or await _ask_for(elsewhere) or path) != place:
+            progress.start_over()
+            place = other
         await asyncio.sleep(min(max(pause, asked), LONGEST_PAUSE))
         pause *= 2
+
+
+class _FileNamed(protocol.NodeAnsweredNonsense):
+    """JSON in place of the file, which names its address."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__("The node names another address of the file.")
+        self.address = address
+
+
+async def _ask_for(elsewhere: Callable[[], Awaitable[str | None]]) -> str | None:
+    try:
+        return await elsewhere()
+    except protocol.NodeError:
+        return None
 
 
 @dataclass
@@ -73,11 +119,12 @@ class _Progress:
     total: int | None = None
     validator: str | None = None
     head: bytes = b""
+    resumable: bool = True
 
     def start_over(self) -> None:
         self.file.seek(0)
         self.file.truncate()
-        self.received, self.total, self.validator, self.head = 0, None, None, b""
+        self.received, self.total, self.validator, self.head, self.resumable = 0, None, None, b"", True
 
     def changed(self, message: str = CHANGED) -> protocol.NodeUnreachable:
         """Start over, and return the error to raise: the next request fetches the whole file anew."""
@@ -99,25 +146,29 @@ class _Progress:
 
     def headers(self) -> dict[str, str]:
         """Ask for the rest, and for all of it anew should the file have changed meanwhile."""
-        if not self.received:
+        if not self.received or not self.resumable:
             return {}
         rest = {"Range": f"bytes={self.received}-"}
         return rest | {"If-Range": self.validator} if self.validator else rest
 
 
-async def _receive(transport: Transport, path: str, progress: _Progress, max_bytes: int) -> None:
-    async with transport.stream(path, headers=progress.headers(), read_timeout=READ_TIMEOUT) as response:
+async def _receive(transport: Transport, place: str, progress: _Progress, max_bytes: int) -> None:
+    async with transport.stream(place, headers=progress.headers(), read_timeout=READ_TIMEOUT) as response:
         if response.status_code == 416 and progress.received:
             _settle_unsatisfiable(response, progress)
             return
         if response.status_code not in (200, 206):
-            raise await _refusal(transport, response)
+            raise transport.refuse(await read_answer(response))
+        if "json" in response.headers.get("content-type", ""):
+            if address := protocol.file_url((await read_answer(response)).json_value()):
+                raise _FileNamed(transport.absolute(address))
+            raise protocol.NodeAnsweredNonsense("The node sent JSON in place of the clip.")
         _check_part(response, progress)
         _check_whole(response, progress, max_bytes)
-        async for chunk in response.aiter_raw():
-            if progress.received + len(chunk) > max_bytes:
+        async for piece in plain_pieces(response):
+            if progress.received + len(piece) > max_bytes:
                 raise protocol.ResultTooLarge(f"The clip has more than {max_bytes} bytes.")
-            progress.add(chunk)
+            progress.add(piece)
     if progress.total is not None and progress.received < progress.total:
         raise protocol.NodeUnreachable(
             f"The clip broke off after {progress.received} of {progress.total} bytes."
@@ -135,15 +186,6 @@ def _settle_unsatisfiable(response: httpx.Response, progress: _Progress) -> None
         raise progress.changed()
 
 
-async def _refusal(transport: Transport, response: httpx.Response) -> protocol.NodeError:
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > 65536:
-            break
-    return transport.refuse(Answer(response.status_code, response.headers, bytes(body)))
-
-
 def _check_part(response: httpx.Response, progress: _Progress) -> None:
     """Check that the answer continues the part on disk; start over when it does not."""
     if response.status_code == 200:
@@ -158,8 +200,12 @@ def _check_part(response: httpx.Response, progress: _Progress) -> None:
 
 def _check_whole(response: httpx.Response, progress: _Progress, max_bytes: int) -> None:
     """Learn the whole size and the validator, and refuse by the declared size before a byte is read."""
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise protocol.NodeAnsweredNonsense("The node sent the clip compressed, which was not asked for.")
+    if is_compressed(response):
+        # Its length is not the clip's, and what is missing of it cannot be asked for.
+        if response.status_code == 206:
+            raise progress.changed()
+        progress.resumable = False
+        return
     length = response.headers.get("content-length", "")
     if length.isascii() and length.isdigit() and len(length) <= 18:
         progress.total = progress.received + int(length)

@@ -45,18 +45,19 @@ class GenerateVideoClient(NodeClient):
             "steps": request.num_inference_steps,
         }
         answer = await self.transport.call("POST", self.route, json_body=body, timeout=timeout)
-        if answer.status == 404:
-            raise protocol.NodeAnsweredNonsense(f"The node has no {self.route}.")
+        if answer.status in (404, 405):
+            raise protocol.NodeHasNoRoute(f"The node has no {self.route}.")
         if answer.status != 200:
             raise self.transport.refuse(answer)
         return self._outcome(answer)
 
     def _outcome(self, answer: Answer) -> RemoteJob:
         body = answer.json_object()
-        if body.get("status") == "error":
+        status = protocol.word(body.get("status"))
+        if status == "error":
             said = protocol.text(body.get("error")) or "The node gave no reason."
             return RemoteJob(state="failed", error=self.transport.clean(said))
-        if body.get("status") != "ok":
+        if status != "ok":
             raise protocol.NodeAnsweredNonsense("The node answered with neither ok nor error.")
         return RemoteJob(
             state="completed",

@@ -4,8 +4,9 @@ Nothing here knows of Django or of HTTP: the reconciler and the tasks fill a `Ge
 `RemoteJob` back.
 
 Errors: transient means that the same call may succeed later, here or elsewhere; permanent, that repeating it unchanged
-cannot help. Of these, `NodeRejected` is about the job and the others about the node. The text of each is one plain
-sentence for staff; it never has a key or a query string in it.
+cannot help. Of these, `NodeRejected` is about the job and the others about the node. `DOUBTFUL` ones may come from a
+proxy or another replica in the node's place, so the node is asked again before they count. The text of each is one or
+two plain sentences for staff, with the cure where there is one; it never has a key or a query string in it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,10 @@ class NodeAnsweredNonsense(PermanentNodeError):
     """The answer is not of the protocol: HTML, other JSON, wrong types, a redirect, a file that is not video."""
 
 
+class NodeHasNoRoute(NodeAnsweredNonsense):
+    """The node has no route that takes jobs, so it surely took nothing."""
+
+
 class RemoteJobLost(PermanentNodeError):
     """The node does not know the job or no longer has its file."""
 
@@ -77,6 +82,12 @@ class ResultTooLarge(PermanentNodeError):
     """The file is larger than is allowed."""
 
 
+class ResultElsewhere(PermanentNodeError):
+    """The file is on a host that staff have not allowed for this node."""
+
+
+# One such answer is no verdict: it may be another's, or come a moment too early.
+DOUBTFUL = (NodeAnsweredNonsense, RemoteJobLost)
 RemoteState = Literal["queued", "in_progress", "completed", "failed", "canceled"]
 
 
@@ -84,13 +95,15 @@ RemoteState = Literal["queued", "in_progress", "completed", "failed", "canceled"
 class NodeEndpoint:
     """The address, the key and the protocol of a node.
 
-    base_url: http(s) address without a path of ours, e.g. `http://10.0.0.7:8081`; a prefix is kept.
+    base_url: http(s) address, e.g. `http://10.0.0.7:8081`; a prefix is kept, a route of ours at its end is not.
     api_key: sent as `x-api-key` and as a bearer token; empty when the node wants none.
+    file_hosts: other hosts that finished files may be on, `*.example.com` for all below; the node's own always may.
     """
 
     base_url: str
     api_key: str = field(default="", repr=False)
     protocol: str = "videos"
+    file_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,8 +152,9 @@ class RemoteJob:
 
     remote_id: None on the field protocol, which has no ids. step: denoising steps that are done.
     progress: percent. error: one sentence of the node's, when failed; error_code: its word for it, where it
-    has one. file_name: what `/get_video/` wants. generation_ms: the node's own clock. stopped_at_step: set by a
-    confirmed cancel. profile: the node's word for how the clip is made, as `exact`.
+    has one. file_name: what `/get_video/` wants. file_url: where else the file is, as the node names it.
+    generation_ms: the node's own clock. stopped_at_step: set by a confirmed cancel. profile: the node's word for how
+    the clip is made, as `exact`.
     """
 
     state: RemoteState
@@ -150,6 +164,7 @@ class RemoteJob:
     error: str | None = None
     error_code: str | None = None
     file_name: str | None = None
+    file_url: str | None = field(default=None, repr=False)
     generation_ms: int | None = None
     stopped_at_step: int | None = None
     profile: str | None = None
@@ -168,7 +183,14 @@ _SIZE = re.compile(r"\d{1,5}x\d{1,5}")
 # More jobs at once than any one server runs: a slip or a lie.
 MOST_CAPACITY = 256
 # Other servers have other words for it.
-_READY_WORDS = frozenset({"ready", "ok", "healthy", "up"})
+_READY = re.compile(r"ready|ok|okay|healthy|up|alive|pass|passing|success|running|serving|online")
+_NOT_READY = re.compile(
+    r"starting|loading|initializing|warming_up|busy|draining|stopping|stopped|fail(ed|ing)?|error|unhealthy|not_ready"
+    r"|unready|down|offline|unavailable|degraded|maintenance"
+)
+# Where a job's record names its file, or holds the object or the list that does; in this order.
+_FILE_KEY = re.compile(r"((video|download|output|result|file|content)_)?url|(unsigned_)?urls")
+_FILE_PARENT = re.compile(r"outputs?|results?|videos?|data|metadata|content")
 
 
 def whole_number(value: object) -> int | None:
@@ -217,12 +239,36 @@ def known_file_name(path: object) -> str | None:
         return None
 
 
+def word(value: object) -> str:
+    """Read a status word in one spelling: lower case, joined by `_`, without a prefix such as TASK_STATUS_."""
+    spelt = re.sub(r"[^a-z0-9]+", "_", value.lower()).strip("_") if isinstance(value, str) else ""
+    return re.sub(r"^((task|job|video|generation)_)?(status|state)_", "", spelt)
+
+
+def file_url(record: object, *, depth: int = 3) -> str | None:
+    """Find the address of the finished file in a job's record: absolute, or a path on the node."""
+    if isinstance(record, str):
+        return record if re.match(r"https?://|/(?!/)", record) else None
+    if isinstance(record, list):
+        return file_url(record[0], depth=depth) if len(record) == 1 else None
+    if not isinstance(record, dict) or not depth:
+        return None
+    keys = [key for known in (_FILE_KEY, _FILE_PARENT) for key in record if known.fullmatch(key)]
+    return next(filter(None, (file_url(record[key], depth=depth - 1) for key in keys)), None)
+
+
+def says_how_it_is(body: Mapping[str, Any]) -> bool:
+    """Tell whether the status in an answer of `/health` is a word whose meaning is known."""
+    said = word(body.get("status"))
+    return bool(_READY.fullmatch(said) or _NOT_READY.fullmatch(said))
+
+
 def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
     """Read the answer of `/health`, leniently: only `status` decides."""
     status = text(body.get("status"))
     if status is None:
         raise NodeAnsweredNonsense("The node's health has no status.")
-    ready = status.lower() in _READY_WORDS
+    ready = bool(_READY.fullmatch(word(status)))
     if ready and body.get("takes_image") is True:
         # It would refuse every job.
         why_not = "Its model makes videos from pictures; this service sends text."

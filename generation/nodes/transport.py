@@ -6,9 +6,13 @@ import asyncio
 import ipaddress
 import json
 import math
+import os
+import re
+import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import zlib
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +29,14 @@ MAX_MESSAGE = 400
 CONNECT_TIMEOUT = 5.0
 DEFAULT_RETRY_AFTER = 5.0
 MAX_RETRY_AFTER = 600.0
+MAX_REDIRECTS = 3
+REDIRECTS = (301, 302, 303, 307, 308)
+# Of an unpacked body, at once.
+PIECE_BYTES = 256 * 1024
+# OpenSSL's codes for a certificate that is signed by itself, or by one that is not known here.
+UNKNOWN_AUTHORITY = (18, 19, 20, 21)
+# What an address is often pasted with: a route of a protocol, or where OpenAI's clients expect their base.
+_ROUTE = re.compile(r"(/v1(/videos|/models)?|/health|/generate_video)?/*$")
 
 
 @dataclass(frozen=True)
@@ -35,14 +47,22 @@ class Answer:
     headers: httpx.Headers
     body: bytes
 
+    @property
+    def is_page(self) -> bool:
+        """True for HTML and XML: a proxy's words, not those of a node."""
+        return self.body.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<"
+
+    def json_value(self) -> Any:
+        """Return the body as JSON; else raise NodeAnsweredNonsense."""
+        try:
+            return storable(json.loads(self.body))
+        except (ValueError, RecursionError):
+            found = "nothing" if not self.body else "a web page" if self.is_page else "something else"
+            raise protocol.NodeAnsweredNonsense(f"The node answered {found} instead of JSON.") from None
+
     def json_object(self) -> dict[str, Any]:
         """Return the body as a JSON object; else raise NodeAnsweredNonsense."""
-        try:
-            value = storable(json.loads(self.body))
-        except (ValueError, RecursionError):
-            is_page = self.body.lstrip()[:1] == b"<"
-            found = "nothing" if not self.body else "a web page" if is_page else "something else"
-            raise protocol.NodeAnsweredNonsense(f"The node answered {found} instead of JSON.") from None
+        value = self.json_value()
         if not isinstance(value, dict):
             raise protocol.NodeAnsweredNonsense("The node answered JSON that is not an object.")
         return value
@@ -53,7 +73,8 @@ class Transport:
 
     def __init__(self, endpoint: NodeEndpoint) -> None:
         self._key = endpoint.api_key
-        url = checked_url(endpoint.base_url)
+        self._url = url = checked_url(endpoint.base_url)
+        self._file_hosts = endpoint.file_hosts
         self._client = httpx.AsyncClient(
             base_url=url,
             headers=_auth_headers(endpoint.api_key),
@@ -87,22 +108,58 @@ class Transport:
         except UnicodeEncodeError:
             raise protocol.NodeRejected("The request holds characters that cannot be sent.") from None
         async with self._guard(timeout), self._sent(request) as response:
-            return Answer(response.status_code, response.headers, await _bounded_body(response))
+            return await read_answer(response)
 
     @asynccontextmanager
     async def stream(
-        self, path: str, *, headers: Mapping[str, str], read_timeout: float
+        self, place: str, *, headers: Mapping[str, str], read_timeout: float
     ) -> AsyncIterator[httpx.Response]:
-        """Send a GET; the caller reads the body, and keeps the deadline."""
-        request = self._client.build_request(
-            "GET", path, headers=headers, timeout=self._timeout(read_timeout)
-        )
-        async with self._guard(None), self._sent(request) as response:
-            yield response
+        """Send a GET for a file, on the node or where it says, and follow redirects to where files may be.
+
+        The caller reads the body, and keeps the deadline.
+        """
+        async with self._guard(None), AsyncExitStack() as open_answers:
+            url = self._file_address(place) if place.startswith("http") else self._route_url(place)
+            for _ in range(MAX_REDIRECTS + 1):
+                request = self._client.build_request(
+                    "GET", url, headers=headers, timeout=self._timeout(read_timeout)
+                )
+                if _origin(url) != _origin(self._url):
+                    # The key is the node's alone; a signed address needs none.
+                    for name in ("x-api-key", "authorization"):
+                        request.headers.pop(name, None)
+                response = await open_answers.enter_async_context(self._sent(request))
+                if response.status_code not in REDIRECTS or not response.headers.get("location"):
+                    yield response
+                    return
+                url = self._file_address(response.headers["location"], base=url)
+            raise protocol.NodeAnsweredNonsense("The node answered with one redirect after another.")
+
+    def _route_url(self, path: str) -> httpx.URL:
+        return httpx.URL(str(self._url).rstrip("/") + path)
+
+    def _file_address(self, address: str, *, base: httpx.URL | None = None) -> httpx.URL:
+        """Return the address of a file; ResultElsewhere where its host is neither the node's nor allowed by staff."""
+        try:
+            url = _usable_url(str((base or self._url).join(address)))
+        except (protocol.NodeMisconfigured, httpx.InvalidURL):
+            raise protocol.NodeAnsweredNonsense("The node named no usable address for the file.") from None
+        host = url.host.lower().rstrip(".")
+        if host != self._url.host.lower() and not any(
+            _matches(host, allowed) for allowed in self._file_hosts
+        ):
+            raise protocol.ResultElsewhere(
+                f"The node's files are on another host, {host[:100]}: if you trust it, add it to the file hosts "
+                "of this node in the admin."
+            )
+        return url
 
     def refuse(self, answer: Answer) -> protocol.NodeError:
         """Return the error for an answer with a status other than 2xx."""
-        return error_for_status(answer, detail=self.clean(message_of(answer)))
+        detail = self.clean(message_of(answer))
+        if 300 <= answer.status < 400 and (address := self._moved_to(answer)):
+            detail = f"It leads to {address[:100]}: if that is the node, enter it as the address."
+        return error_for_status(answer, detail=detail)
 
     def clean(self, text: str) -> str:
         """Make a node's own message fit to show: one line, bounded, without our key."""
@@ -145,6 +202,22 @@ class Transport:
                 f"The connection to the node broke off ({_reason(error)})."
             ) from None
 
+    def absolute(self, address: str) -> str:
+        """Complete an address that a node names in an answer: a path is one of its host."""
+        try:
+            return str(self._url.join(address))
+        except httpx.InvalidURL:
+            raise protocol.NodeAnsweredNonsense("The node named no usable address for the file.") from None
+
+    def _moved_to(self, answer: Answer) -> str:
+        """Name where a redirect leads, without path and query; empty where it stays on the node's address."""
+        try:
+            url = self._url.join(answer.headers.get("location", ""))
+        except httpx.InvalidURL:
+            return ""
+        stays = _origin(url) == _origin(self._url)
+        return "" if stays else str(url.copy_with(path="/", query=None, fragment=None))
+
 
 def storable(value: Any) -> Any:
     """Drop the characters of JSON that PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold."""
@@ -160,10 +233,12 @@ def storable(value: Any) -> Any:
 def error_for_status(answer: Answer, *, detail: str) -> protocol.NodeError:
     """Return the error for a status other than 2xx; `detail` is the node's own message, already cleaned."""
     status, suffix = answer.status, f": {detail}" if detail else "."
-    if status in (401, 403):
-        return protocol.NodeUnauthorized("The node does not accept the key.")
     if status in (404, 410):
         return protocol.RemoteJobLost(f"The node answered {status}{suffix}")
+    if 400 <= status < 500 and status not in (401, 407, 408, 425, 429) and answer.is_page:
+        return protocol.NodeAnsweredNonsense(f"The node answered {status} with a web page.")
+    if status in (401, 403):
+        return protocol.NodeUnauthorized(f"The node does not accept the key{suffix}")
     if status == 429 or (status == 503 and "retry-after" in answer.headers):
         return protocol.NodeBusy(f"The node is busy{suffix}", retry_after=retry_after(answer.headers))
     if status in (408, 425):
@@ -171,7 +246,9 @@ def error_for_status(answer: Answer, *, detail: str) -> protocol.NodeError:
     if status >= 500:
         return protocol.NodeServerError(f"The node answered {status}{suffix}")
     if 300 <= status < 400:
-        return protocol.NodeAnsweredNonsense("The node answered with a redirect, which is not followed.")
+        return protocol.NodeAnsweredNonsense(
+            "The node answered with a redirect, which is not followed." + (f" {detail}" if detail else "")
+        )
     if status in (405, 501):
         return protocol.NodeAnsweredNonsense("The node does not speak this protocol.")
     if status >= 400:
@@ -220,21 +297,58 @@ def retry_after(headers: httpx.Headers) -> float:
     return min(max(seconds, 1.0), MAX_RETRY_AFTER)
 
 
-async def _bounded_body(response: httpx.Response) -> bytes:
-    """Read the body, at most MAX_JSON_BYTES of it: raw, so that a small compressed answer cannot unfold."""
+async def read_answer(response: httpx.Response) -> Answer:
+    """Read the whole answer, at most MAX_JSON_BYTES of it."""
     body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
+    async for piece in plain_pieces(response):
+        body += piece
         if len(body) > MAX_JSON_BYTES:
             raise protocol.NodeAnsweredNonsense("The node's answer is too long.")
-    return bytes(body)
+    return Answer(response.status_code, response.headers, bytes(body))
+
+
+def is_compressed(response: httpx.Response) -> bool:
+    return response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity")
+
+
+async def plain_pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Yield the body, unpacked where it comes as gzip or deflate all the same, though `identity` was asked for.
+
+    No piece is larger than PIECE_BYTES, so that the reader can stop before a small answer unfolds.
+    """
+    if not is_compressed(response):
+        async for chunk in response.aiter_raw():
+            yield chunk
+        return
+    encoding = response.headers["content-encoding"].strip().lower()
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise protocol.NodeAnsweredNonsense(
+            "The node's answer is compressed in a way that was not asked for."
+        )
+    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # by its head, gzip or zlib
+    try:
+        async for chunk in response.aiter_raw():
+            yield (piece := unpacker.decompress(chunk, PIECE_BYTES))
+            while unpacker.unconsumed_tail or len(piece) == PIECE_BYTES:
+                yield (piece := unpacker.decompress(unpacker.unconsumed_tail, PIECE_BYTES))
+    except zlib.error:
+        raise protocol.NodeAnsweredNonsense("The node's answer could not be unpacked.") from None
+    if not unpacker.eof:
+        raise protocol.NodeUnreachable("The connection to the node broke off (the answer ended early).")
 
 
 def _reason(error: Exception) -> str:
     """Describe the kind of an httpx error; its own text may hold the address and is left out."""
+    for cause in _causes(error):
+        if isinstance(cause, ssl.SSLError):
+            return _tls_reason(cause)
+        if isinstance(cause, socket.gaierror):
+            return "its name is not known here"
+        if isinstance(cause, ConnectionRefusedError):
+            return "refused: nothing listens at this address and port"
     names: dict[type[Exception], str] = {
         httpx.ConnectTimeout: "connecting took too long",
-        httpx.ConnectError: "refused or no route",
+        httpx.ConnectError: "no route",
         httpx.RemoteProtocolError: "the answer ended early",
         httpx.ReadError: "reading failed",
         httpx.WriteError: "sending failed",
@@ -242,10 +356,34 @@ def _reason(error: Exception) -> str:
     return names.get(type(error), type(error).__name__)
 
 
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _tls_reason(error: ssl.SSLError) -> str:
+    """Say why TLS was not agreed on, and what mends it."""
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        reason = (error.reason or "broken off").replace("_", " ").lower()
+        return f"no TLS there, {reason}: perhaps its address begins with http://"
+    said = error.verify_message.partition(",")[0]
+    if error.verify_code in UNKNOWN_AUTHORITY:
+        return f"{said}: if the certificate is yours, add it to the file that SSL_CERT_FILE names"
+    return f"its certificate does not hold: {said}"
+
+
 def checked_url(base_url: str) -> httpx.URL:
     """Return a node's address as a usable URL; else raise NodeMisconfigured, which explains the fault."""
+    url = _usable_url(base_url)
+    # Of a pasted address with a query or a fragment, or with a route, the part before it is meant.
+    path = _ROUTE.sub("", url.path) or "/"
+    return url.copy_with(path=path, query=None, fragment=None)
+
+
+def _usable_url(address: str) -> httpx.URL:
     try:
-        url = httpx.URL(base_url.strip())
+        url = httpx.URL(address.strip())
     except httpx.InvalidURL:
         raise protocol.NodeMisconfigured("The node's address is not a web address.") from None
     if url.port is not None and not 0 < url.port < 65536:
@@ -255,8 +393,17 @@ def checked_url(base_url: str) -> httpx.URL:
     # httpx has quoted a character that no host name has; in an IPv6 address the sign begins a zone.
     if "%" in url.host and ":" not in url.host:
         raise protocol.NodeMisconfigured("The node's address has characters that no host name has.")
-    # Of a pasted address with a query or a fragment, the part before it is meant.
-    return url.copy_with(query=None, fragment=None)
+    return url
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
+    return url.scheme, url.host, url.port
+
+
+def _matches(host: str, allowed: str) -> bool:
+    """Compare a host with one that staff allow; `*.example.com` stands for all below."""
+    allowed = allowed.lower()
+    return host.endswith(allowed[1:]) if allowed.startswith("*.") else host == allowed
 
 
 def _auth_headers(key: str) -> dict[bytes, bytes]:
@@ -278,5 +425,12 @@ def _is_loopback(host: str) -> bool:
 
 @cache
 def _tls_context() -> ssl.SSLContext:
-    """Load the certificate store once a process: it takes tens of milliseconds."""
-    return httpx.create_ssl_context()
+    """Load the known authorities and those of SSL_CERT_FILE, once a process: it takes tens of milliseconds."""
+    context = httpx.create_ssl_context(trust_env=False)
+    own, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    try:
+        if own or folder:
+            context.load_verify_locations(cafile=own or None, capath=folder or None)
+    except OSError:
+        raise protocol.NodeMisconfigured("SSL_CERT_FILE names no readable file of certificates.") from None
+    return context

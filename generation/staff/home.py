@@ -146,16 +146,22 @@ def _nodes() -> list[dict[str, Any]]:
     """Make the table of nodes. Attempts are counted by themselves: joined to the nodes, all of them would be read."""
     nodes = list(GpuNode.objects.with_health().annotate(age=Now() - F("last_seen_at")))
     attempts = JobAttempt.objects.filter(node__in=[node.pk for node in nodes]).order_by()
-    held = attempts.filter(state=JobAttempt.State.OPEN).values_list("node").annotate(number=Count("pk"))
-    load = Counter(dict(held))
-    closed = attempts.filter(closed_at__gt=Now() - RECENT).values_list("node", "state")
-    counts = Counter({(node, state): number for node, state, number in closed.annotate(number=Count("pk"))})
-    return [_node(node, load[node.pk], counts) for node in nodes]
+    state, silent = JobAttempt.State, Q(silent_since__isnull=False)
+    load = Counter(dict(attempts.filter(state=state.OPEN).values_list("node").annotate(number=Count("pk"))))
+    closed = attempts.filter(closed_at__gt=Now() - RECENT)
+    # What was taken from a node that hung was canceled, or is open still.
+    hung = attempts.filter(silent, state=state.OPEN) | closed.filter(
+        silent | Q(job__error_code="timed_out"), state=state.CANCELED
+    )
+    bad = closed.filter(state__in=[state.FAILED, state.LOST, state.REFUSED])
+    done, failed = Counter[int](), Counter[int]()
+    for counter, found in ((done, closed.filter(state=state.SUCCEEDED)), (failed, bad), (failed, hung)):
+        counter.update(dict(found.values_list("node").annotate(number=Count("pk"))))
+    return [_node(node, load[node.pk], done[node.pk], failed[node.pk]) for node in nodes]
 
 
-def _node(node: Any, load: int, counts: Counter[tuple[int, str]]) -> dict[str, Any]:
-    done = counts[node.pk, JobAttempt.State.SUCCEEDED]
-    ended = done + counts[node.pk, JobAttempt.State.FAILED] + counts[node.pk, JobAttempt.State.LOST]
+def _node(node: Any, load: int, done: int, failed: int) -> dict[str, Any]:
+    ended = done + failed
     return {
         "node": node,
         "state": "off" if not node.enabled else "set aside" if node.set_aside_at else node.status,

@@ -14,7 +14,7 @@ from accounts.models import AuditEvent, CreditTransaction, Notice, User
 from accounts.staff.actor import Actor, Refused, refuse
 from accounts.staff.audit_log import Operation, operation
 from generation.errors import BeingStored, GenerationError
-from generation.jobs import events, lifecycle, locks, scheduling, submission
+from generation.jobs import events, lifecycle, scheduling, submission
 from generation.jobs.events import job_retried
 from generation.jobs.node_health import endpoint_of
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -141,8 +141,7 @@ def move(op: Operation, job: GenerationJob, target: GpuNode) -> JobAttempt:
     JobAttempt.objects.filter(pk=old.pk).update(
         state=JobAttempt.State.CANCELED, closed_at=Now(), error=f"moved to {node} by staff: {op.reason}"[:500]
     )
-    attempt = scheduling.open_attempt(job, node)
-    locks.drop(attempt_id=attempt.pk, token=attempt.pk)  # a reconciler hands it over, and follows it
+    attempt = scheduling.open_attempt(job, node, counts=False)
     GenerationJob.objects.filter(pk=job.pk).update(current_attempt=attempt, started_at=Now(), step=0)
     events.publish(GenerationJob.objects.get(pk=job.pk))
     async_task("generation.staff.jobs.stop_on_node", str(old.pk))
@@ -164,12 +163,13 @@ def stop_on_node(attempt_id: str) -> None:
     if attempt is None or not attempt.remote_id:
         return
     try:
-        async_to_sync(_stop)(attempt)
+        async_to_sync(stop)(attempt)
     except NodeError as error:
         logger.info("attempt %s could not be stopped on %s: %s", attempt_id, attempt.node, error)
 
 
-async def _stop(attempt: JobAttempt) -> None:
+async def stop(attempt: JobAttempt) -> None:
+    """Cancel an attempt on its node. Raises NodeError."""
     async with open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
         await client.cancel(attempt.remote_id)
 

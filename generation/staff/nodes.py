@@ -1,7 +1,10 @@
 """Operations of the staff on nodes: drain, enable, set aside, bring back, and a test step by step in the background."""
 
+import asyncio
+
 from asgiref.sync import async_to_sync
 from django.db.models.functions import Coalesce, Now
+from django_q.conf import Conf
 from django_q.tasks import async_task
 
 from accounts.staff.actor import refuse
@@ -13,6 +16,8 @@ from generation.jobs.node_health import examine, record_health
 from generation.models import CanaryRun, GpuNode
 from generation.nodes import NodeError
 
+# Between the end of a test that takes too long and the end of its task.
+SPARE_SECONDS = 20
 HEALTH, GENERATE, PLAY = "It answers and takes our key", "It makes a clip", "The clip arrives and plays"
 
 
@@ -107,19 +112,33 @@ class _Test:
         self.run, self.at = run, 0
 
     async def carry_out(self) -> None:
-        node = self.run.node
+        """Make the test, which ends in any case, and before its task is ended from outside."""
+        patience = Conf.TIMEOUT - SPARE_SECONDS
         try:
-            await self._mark("running", "")
-            health = await examine(node)
-            await in_database(record_health)(node, health)
-            backend = health.backend or "backend not said"
-            await self._pass(f"{health.status}, {backend}, /{health.protocol}")
-            facts, _ = await canary.make_clip(node, protocol=health.protocol, on_made=self._made)
-            await self._mark("passed", f"{facts.frames} frames, {facts.width}×{facts.height}, {facts.codec}")
+            async with asyncio.timeout(patience):
+                await self._make()
             await self._store(passed=True, ended_at=Now())
+        except TimeoutError:
+            await self._fail(f"It took longer than {patience} s. The node may be busy with other videos.")
         except (NodeError, media.UnplayableVideo, media.MediaFailure, OSError) as error:
-            await self._mark("failed", str(error) or repr(error))
-            await self._store(passed=False, ended_at=Now())
+            await self._fail(str(error) or repr(error))
+        except Exception as error:
+            await self._fail(f"The test itself broke: {error!r}")
+            raise
+
+    async def _make(self) -> None:
+        node = self.run.node
+        await self._mark("running", "")
+        health = await examine(node)
+        await in_database(record_health)(node, health)
+        backend = health.backend or "backend not said"
+        await self._pass(f"{health.status}, {backend}, /{health.protocol}")
+        facts, _ = await canary.make_clip(node, protocol=health.protocol, on_made=self._made)
+        await self._mark("passed", f"{facts.frames} frames, {facts.width}×{facts.height}, {facts.codec}")
+
+    async def _fail(self, words: str) -> None:
+        await self._mark("failed", words)
+        await self._store(passed=False, ended_at=Now())
 
     async def _made(self, milliseconds: int | None) -> None:
         await self._pass(f"{milliseconds / 1000:.1f} s" if milliseconds else "")

@@ -81,11 +81,11 @@ class Platform(Stack):
         sentinel = below[0]
         if role == "worker sentinel":
             return sentinel
-        # Forked in this order: the pool, then the monitor and the pusher.
+        # Forked in this order: the dispatcher, two workers, the monitor and the pusher.
         children = sorted(sentinel.children(), key=lambda child: child.pid)
-        if len(children) < 4:
+        if len(children) < 5:
             raise LookupError("the worker is starting")
-        return rng.choice(children[:2]) if role == "worker child" else rng.choice(children[2:])
+        return rng.choice(children[:3]) if role == "worker child" else rng.choice(children[3:])
 
     def kill(self, role: str, rng: random.Random) -> None:
         """Send SIGKILL to the process in this role, once there is one, and see that it is gone."""

@@ -102,8 +102,8 @@ def test_after_the_kill_of_an_idle_worker_the_next_task_starts_soon(
 
 ENQUEUE = """
 from django_q.models import OrmQ
-from generation.jobs.enqueue import dispatch
-dispatch()
+from django_q.tasks import async_task
+async_task("generation.jobs.tasks.dispatch")
 print(OrmQ.objects.latest("id").pk)
 """
 

@@ -12,7 +12,26 @@ from generation import media
 from generation.jobs import canary, catalog
 from generation.jobs.node_health import examine, sync_environment_node
 from generation.models import GpuNode, Preset
-from generation.nodes import NodeError, NodeHealth
+from generation.nodes import (
+    NodeAnsweredNonsense,
+    NodeError,
+    NodeHealth,
+    NodeRejected,
+    NodeServerError,
+    NodeTimeout,
+    NodeUnauthorized,
+    RemoteJobLost,
+)
+
+# What staff do about it, where the error does not say so itself.
+CURES = {
+    NodeUnauthorized: "Its key is set in the admin, or by VIDEO_API_KEY for the node that VIDEO_API_URL names.",
+    NodeRejected: "It has to take prompt, num_frames, fps and num_inference_steps, as JSON or as a form.",
+    NodeAnsweredNonsense: "Enter the address up to /v1/videos or /generate_video, without it.",
+    RemoteJobLost: "If several machines share this address, enter each of them by its own: a job is known to one.",
+    NodeTimeout: "It takes connections and does not answer: its log says what it waits for.",
+    NodeServerError: "The fault is on the node: its log says more.",
+}
 
 
 class Command(BaseCommand):
@@ -42,12 +61,21 @@ class Command(BaseCommand):
             health = asyncio.run(examine(node))
             backend = health.backend or "not said"
             self.stdout.write(f"  status {health.status}, backend {backend}, speaks /{health.protocol}")
+            if not health.ready:
+                why = (
+                    health.detail.get("detail")
+                    or health.detail.get("error")
+                    or "it says that it is not ready"
+                )
+                self.stdout.write(self.style.WARNING(f"  takes no jobs: {why}"))
             if node.set_aside_at:
                 self.stdout.write(self.style.WARNING(f"  set aside: {node.set_aside_reason}"))
             if options["generate"]:
                 self._generate(node, health, preset, options)
         except (NodeError, media.UnplayableVideo, media.MediaFailure, OSError) as error:
             self.stdout.write(self.style.ERROR(f"  failed: {error}"))
+            if cure := next((cure for kind, cure in CURES.items() if isinstance(error, kind)), None):
+                self.stdout.write(f"  {cure}")
             return False
         return health.ready
 
