@@ -34,6 +34,7 @@ WAYS = {
     "wants_payment": "answers each request 402",
     "forbids": "answers each request 403, in JSON",
     "misses_model": "answers each request 404 in JSON: its model is not there",
+    "no_route": "has models, health and jobs, but no route that takes a job",
     "refuses_with_200": "answers each request 200 with an error and no job",
     "picky": "refuses a request with a negative prompt, and does everything else right",
     # --- One answer is not its own
@@ -339,6 +340,7 @@ class Routes(BaseHTTPRequestHandler):
                 404,
                 {"error": {"message": "The model does not exist", "code": "model_not_found"}},
             ),
+            "no_route": (404, {"detail": "Not Found"}),
             "refuses_with_200": (200, {"error": {"message": "Insufficient balance"}}),
         }
         if self.machine.way == "picky" and fields.get("negative_prompt"):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from asgiref.sync import async_to_sync
 from django.db import OperationalError
+from django.utils import timezone
 
 from generation.jobs import lifecycle, locks, scheduling, submission
 from generation.jobs.runner import AttemptRunner
@@ -29,9 +30,8 @@ def attempt(user: Any, node: GpuNode, field_node: FieldNode) -> JobAttempt:
         base_url=field_node.url, api_key=field_node.key, detected_protocol="generate_video"
     )
     submission.submit(user=user, prompt="a red ball", source="api")
-    opened = scheduling.claim_next()
-    assert opened is not None
-    return opened
+    assert scheduling.claim_next() is not None
+    return JobAttempt.objects.select_related("job", "node").get()
 
 
 class Away:
@@ -71,7 +71,7 @@ def test_a_node_is_not_blamed_for_a_request_that_our_own_end_cut_off(attempt: Jo
     token = uuid.uuid4()
     assert locks.take(attempt_id=attempt.pk, token=token)
     assert lifecycle.request_sent(attempt_id=attempt.pk, token=token)
-    attempt = JobAttempt.objects.select_related("job", "node").get()
+    attempt.posted_at = timezone.now()
     async_to_sync(AttemptRunner(attempt, token=token).run)()
     attempt.refresh_from_db()
     job, node = GenerationJob.objects.get(), GpuNode.objects.get()

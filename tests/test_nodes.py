@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import re
 import socket
 import threading
@@ -19,7 +20,7 @@ from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, Remote
 from generation.nodes.download import ATTEMPTS
 from generation.nodes.transport import Answer, Transport, error_for_status, message_of, retry_after
 from tests import web
-from tests.field_node import FieldNode
+from tests.field_node import FieldNode, make_clip
 from tests.videos_server import VideosServer
 
 T = TypeVar("T")
@@ -259,8 +260,6 @@ def test_a_download_that_breaks_comes_together_all_the_same(
     assert (got == whole) is (fault != "flaky_changed")
     assert got[4:8] == b"ftyp"
     if fault == "flaky_changed":
-        from tests.field_node import make_clip
-
         assert got == make_clip(seed="another file", frames=20)
 
 
@@ -346,6 +345,12 @@ def test_the_client_remembers_that_a_server_takes_forms() -> None:
         with_client(videos(server), act)
         kinds = [entry["type"].split(";")[0] for entry in server.requests() if entry["method"] == "POST"]
     assert kinds == ["application/json", "multipart/form-data", "multipart/form-data"]
+
+
+def test_a_server_that_takes_forms_and_wants_its_model_named_is_given_both() -> None:
+    with VideosServer.start(fault="wants_model") as server:
+        job = with_client(videos(server), lambda client: client.submit(request()))
+    assert job.state in ("queued", "in_progress")
 
 
 def test_a_server_with_an_empty_health_is_known_by_its_models(videos_server: VideosServer) -> None:
@@ -581,6 +586,77 @@ def test_extra_fields_of_wrong_types_are_left_out() -> None:
     with canned(json_answer(body)) as url:
         job = ask(url, lambda client: client.retrieve("v1"))
     assert job == RemoteJob(remote_id="v1", state="in_progress")
+
+
+WORDS = {
+    "queued": "queued Pending in_queue SUBMITTED created waiting not_start scheduled unknown",
+    "in_progress": "in_progress IN-PROGRESS processing Running generating STARTED rendering TASK_STATUS_PROCESSING",
+    "completed": "completed Complete SUCCEEDED succeed success done finished JOB_STATE_SUCCEEDED",
+    "failed": "failed FAILURE error Rejected moderated expired timed_out TASK_STATUS_FAILED",
+    "canceled": "canceled CANCELLED aborted terminated deleted",
+}
+
+
+@pytest.mark.parametrize(
+    ("state", "word"), [(state, word) for state in WORDS for word in WORDS[state].split()]
+)
+def test_the_status_words_of_the_field_are_understood(state: str, word: str) -> None:
+    with canned(json_answer(f'{{"id": "v1", "status": "{word}"}}')) as url:
+        assert ask(url, lambda client: client.retrieve("v1")).state == state
+
+
+def test_a_status_without_meaning_is_named() -> None:
+    with (
+        canned(json_answer('{"id": "v1", "status": "marinating"}')) as url,
+        pytest.raises(nodes.NodeAnsweredNonsense, match="no meaning here: marinating"),
+    ):
+        ask(url, lambda client: client.retrieve("v1"))
+
+
+@pytest.mark.parametrize(
+    ("names", "address"),
+    [
+        ('"url": "https://cdn.example.com/a.mp4?sig=b%2Fc"', "https://cdn.example.com/a.mp4?sig=b%2Fc"),
+        ('"video_url": "/files/a.mp4"', "{root}/files/a.mp4"),
+        ('"output": ["https://cdn.example.com/a.mp4"]', "https://cdn.example.com/a.mp4"),
+        ('"metadata": {"url": "https://cdn.example.com/a.mp4"}', "https://cdn.example.com/a.mp4"),
+        ('"result": {"videos": [{"url": "https://cdn.example.com/a.mp4"}]}', "https://cdn.example.com/a.mp4"),
+        ('"output": {"thumbnail": "https://cdn.example.com/a.jpg"}', None),
+        ('"url": "file:///etc/passwd"', None),
+        ('"url": "//cdn.example.com/a.mp4"', None),
+        ('"output": {"output": {"output": {"output": {"url": "https://a"}}}}', None),
+    ],
+)
+def test_the_address_of_a_file_is_found_in_a_jobs_record(names: str, address: str | None) -> None:
+    with canned(json_answer(f'{{"id": "v1", "status": "completed", {names}}}')) as url:
+        job = RemoteJob(state="completed", remote_id="v1")
+        assert ask(url + "/pod", lambda client: client.file_url(job)) == (
+            address and address.format(root=url)
+        )
+
+
+@pytest.mark.parametrize("size", [1000, 900_000, 50_000_000])
+def test_a_compressed_answer_is_unpacked_and_does_not_unfold_without_end(size: int) -> None:
+    data = gzip.compress(b'{"id": "v1", "status": "queued", "x": "' + b" " * size + b'"}')
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    with canned(head + data) as url:
+        if size < 1_000_000:
+            assert ask(url, lambda client: client.retrieve("v1")).state == "queued"
+            return
+        with pytest.raises(nodes.NodeAnsweredNonsense, match="too long"):
+            ask(url, lambda client: client.retrieve("v1"))
+
+
+def test_a_compressed_file_that_breaks_off_is_fetched_anew(tmp_path: Path, quick_retries: None) -> None:
+    clip = make_clip()
+    data = gzip.compress(clip)
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+    seen: list[bytes] = []
+    with canned(head + data[: len(data) // 2], head + data, seen=seen) as url:
+        job = RemoteJob(state="completed", remote_id="v1")
+        assert ask(url, lambda client: client.download(job, tmp_path / "clip.mp4")) == len(clip)
+    assert (tmp_path / "clip.mp4").read_bytes() == clip
+    assert not [asked for asked in seen if b"range:" in asked.lower()]
 
 
 @pytest.mark.parametrize(
@@ -851,10 +927,12 @@ def test_a_server_that_takes_only_posts_is_recognised_by_its_allow_header() -> N
         assert detect(url) == "videos"
 
 
-def test_a_web_site_speaks_no_protocol() -> None:
+def test_a_web_site_is_never_ready_and_speaks_no_protocol() -> None:
     page = (
         b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\nContent-Length: 6\r\n\r\n<html>"
     )
+    with canned(page, page) as url, pytest.raises(nodes.NodeAnsweredNonsense, match="web page"):
+        ask(url, lambda client: client.health())
     pages = [page] * (2 + len(nodes.CLIENTS))
     with canned(*pages) as url, pytest.raises(nodes.NodeAnsweredNonsense, match="Nothing at"):
         detect(url)

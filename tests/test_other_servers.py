@@ -34,6 +34,8 @@ AT_ONCE = (
 )
 # These make it, too: the number of attempts and of posts.
 WITH_MORE = {"wants_model": (1, 2), "page_at_post": (1, 2), "expires": (2, 2)}
+# These do not.
+GIVEN_UP = ("forbids", "no_route", "forgets", "stops")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +66,7 @@ def test_each_way_of_a_server_is_understood_and_none_costs_a_clip(
     """Each node has its own job, which names it by its model; all run at once."""
     with OtherServers() as servers:
         jobs = {}
-        for name in [f"{way}-0" for way in (*AT_ONCE, *WITH_MORE, "forbids", "forgets")] + ["elsewhere-1"]:
+        for name in [f"{way}-0" for way in (*AT_ONCE, *WITH_MORE, *GIVEN_UP)] + ["elsewhere-1"]:
             way, _, number = name.rpartition("-")
             GpuNode.objects.create(
                 name=name,
@@ -76,16 +78,24 @@ def test_each_way_of_a_server_is_understood_and_none_costs_a_clip(
             jobs[name] = submission.submit(user=user, prompt="a red ball", source="api")
         for name, job in jobs.items():
             GenerationJob.objects.filter(pk=job.pk).update(model=name)
-        processes.environment |= {"JOB_MAX_ATTEMPTS": "2", "DOWNLOAD_TIMEOUT_SECONDS": "60"}
+        processes.environment |= {
+            "JOB_MAX_ATTEMPTS": "2",
+            "DOWNLOAD_TIMEOUT_SECONDS": "60",
+            "NODE_ANSWER_SECONDS": "5",
+            "NODE_LOST_SECONDS": "12",
+        }
         processes.start("run_worker")
         processes.start("run_reconciler")
 
-        left = {"forbids-0", "elsewhere-1"}
+        left = {"forbids-0", "no_route-0", "elsewhere-1"}
 
         def live() -> list[str]:
             ended = GenerationJob.objects.exclude(finished_at=None).values_list("model", flat=True)
             aside = GpuNode.objects.exclude(set_aside_at=None).values_list("name", flat=True)
-            return sorted(jobs.keys() - set(ended) - (left & set(aside)))
+            stopped = (
+                {"stops-0"} if [1 for job in servers["stops"].jobs.values() if job.asked_to_stop] else set()
+            )
+            return sorted(jobs.keys() - set(ended) - (left & set(aside)) - stopped)
 
         wait_for(lambda: not live(), seconds=120, every=0.3, message="some are stuck")
         for way in AT_ONCE:
@@ -130,6 +140,9 @@ def check_what_is_given_up(servers: OtherServers, jobs: dict[str, GenerationJob]
     assert (jobs["forbids-0"].state, jobs["forbids-0"].attempt_count) == ("queued", 0)
     assert servers["forbids"].prompts.count("a red ball") == 1, "later ones are canaries"
     assert "Your plan has no videos" in GpuNode.objects.get(name="forbids-0").set_aside_reason
+
+    assert (jobs["no_route-0"].state, jobs["no_route-0"].attempt_count) == ("queued", 0)
+    assert "The node has no /v1/videos." in GpuNode.objects.get(name="no_route-0").set_aside_reason
 
     assert (jobs["elsewhere-1"].state, jobs["elsewhere-1"].attempt_count) == ("queued", 1)
     assert servers.machine("elsewhere-1").prompts.count("a red ball") == 1

@@ -80,6 +80,37 @@ class TestKeysAtRest:
         assert fields.decrypted("plain, from before") == "plain, from before"
 
 
+class TestCures:
+    """What check_gpu_node and the admin tell staff to do is done on the node's own page."""
+
+    def test_a_file_host_is_allowed_and_the_canary_comes_at_once(self, admin: Client, node: GpuNode) -> None:
+        later = timezone.now() + timedelta(minutes=8)
+        GpuNode.objects.update(set_aside_at=timezone.now(), next_canary_at=later, failed_canaries=4)
+        values = {
+            "name": node.name,
+            "base_url": node.base_url,
+            "protocol": "auto",
+            "api_key": "",
+            "reason": "CDN",
+        }
+        wrong = admin.post(page("generation_gpunode_change", node.pk), values | {"file_hosts": "http://cdn"})
+        assert "http://cdn is no name of a host." in wrong.content.decode()
+        admin.post(page("generation_gpunode_change", node.pk), values | {"file_hosts": "*.example.com"})
+        node.refresh_from_db()
+        assert (node.file_hosts, node.failed_canaries, node.detected_protocol) == (
+            "*.example.com",
+            0,
+            "videos",
+        )
+        assert node_health.claim_canary(node)
+
+    def test_another_address_may_be_of_another_protocol(self, admin: Client, node: GpuNode) -> None:
+        values = {"name": node.name, "base_url": "http://10.0.0.9", "protocol": "auto", "reason": "moved"}
+        admin.post(page("generation_gpunode_change", node.pk), values)
+        node.refresh_from_db()
+        assert (node.base_url, node.detected_protocol, node.status) == ("http://10.0.0.9", "", "unknown")
+
+
 class TestSwitches:
     @pytest.mark.parametrize("role", ["support", "finance"])
     def test_only_operators_and_owners_touch_nodes(

@@ -33,6 +33,7 @@ FAULTS = {
     "forgetful": "a job is accepted and then unknown",
     "other_job": "asked for a job, it answers with another",
     "odd_status": "jobs are in a state that is of no protocol",
+    "wants_model": "takes no form that names no model",
     "busy": "takes no further job: 503 with Retry-After",
 }
 
@@ -197,6 +198,9 @@ class Routes(BaseHTTPRequestHandler):
         fields = self._form(raw)
         if not fields.get("prompt"):
             problem = {"type": "missing", "loc": ["body", "prompt"], "msg": "Field required", "input": None}
+            return self._answer(422, {"detail": [problem]})
+        if self.server_state.fault == "wants_model" and not fields.get("model"):
+            problem = {"type": "missing", "loc": ["body", "model"], "msg": "Field required", "input": None}
             return self._answer(422, {"detail": [problem]})
         if not re.fullmatch(r"\d+x\d+", fields.get("size", "96x64")):
             problem = {"loc": ["body", "size"], "msg": "String should match pattern", "type": "pattern"}

@@ -4,6 +4,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
+from django.db.models.functions import Now
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.html import format_html
@@ -32,6 +33,8 @@ NEW = (
     None,
     {"fields": ("name", "base_url", "api_key", "forget_api_key", "protocol", "file_hosts", "cost_per_hour")},
 )
+# What a node is mended by here.
+MENDING = {"base_url", "api_key", "forget_api_key", "protocol", "file_hosts"}
 MARKS = {"passed": "✓", "failed": "✗", "running": "…", "waiting": "·"}
 
 
@@ -146,6 +149,15 @@ class GpuNodeAdmin(LoggedAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
         return super().get_fieldsets(request, obj) if obj is not None else [NEW, WHY]
+
+    def save_model(self, request: HttpRequest, obj: GpuNode, form: Any, change: bool) -> None:
+        """Store it; a node that is set aside is tried at once when something was changed that may have mended it."""
+        if obj.next_canary_at is not None and MENDING & set(form.changed_data):
+            obj.next_canary_at, obj.failed_canaries = Now(), 0
+        if "base_url" in form.changed_data:
+            # Another server, perhaps of another protocol.
+            obj.detected_protocol, obj.status, obj.last_seen_at = "", "unknown", None
+        super().save_model(request, obj, form, change)
 
     # --- Fields ---
 

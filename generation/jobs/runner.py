@@ -294,7 +294,7 @@ class AttemptRunner:
             await self._lost(str(error), pause=pause, stop=True)
         elif isinstance(error, nodes.NodeRejected):
             await self._record(lifecycle.attempt_rejected, why=str(error))
-        elif isinstance(error, nodes.NodeUnauthorized | nodes.NodeMisconfigured):
+        elif isinstance(error, nodes.NodeUnauthorized | nodes.NodeMisconfigured | nodes.NodeHasNoRoute):
             await self._refused(error)
         else:
             await self._lost(str(error), pause=BROKEN_PAUSE)

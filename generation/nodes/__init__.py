@@ -16,6 +16,7 @@ from generation.nodes.protocol import (
     NodeBusy,
     NodeEndpoint,
     NodeError,
+    NodeHasNoRoute,
     NodeHealth,
     NodeMisconfigured,
     NodeNotReached,

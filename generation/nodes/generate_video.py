@@ -45,8 +45,8 @@ class GenerateVideoClient(NodeClient):
             "steps": request.num_inference_steps,
         }
         answer = await self.transport.call("POST", self.route, json_body=body, timeout=timeout)
-        if answer.status == 404:
-            raise protocol.NodeAnsweredNonsense(f"The node has no {self.route}.")
+        if answer.status in (404, 405):
+            raise protocol.NodeHasNoRoute(f"The node has no {self.route}.")
         if answer.status != 200:
             raise self.transport.refuse(answer)
         return self._outcome(answer)

@@ -70,6 +70,10 @@ class NodeAnsweredNonsense(PermanentNodeError):
     """The answer is not of the protocol: HTML, other JSON, wrong types, a redirect, a file that is not video."""
 
 
+class NodeHasNoRoute(NodeAnsweredNonsense):
+    """The node has no route that takes jobs, so it surely took nothing."""
+
+
 class RemoteJobLost(PermanentNodeError):
     """The node does not know the job or no longer has its file."""
 

@@ -215,11 +215,8 @@ class Transport:
             url = self._url.join(answer.headers.get("location", ""))
         except httpx.InvalidURL:
             return ""
-        return (
-            ""
-            if _origin(url) == _origin(self._url)
-            else str(url.copy_with(path="/", query=None, fragment=None))
-        )
+        stays = _origin(url) == _origin(self._url)
+        return "" if stays else str(url.copy_with(path="/", query=None, fragment=None))
 
 
 def storable(value: Any) -> Any:
@@ -331,9 +328,9 @@ async def plain_pieces(response: httpx.Response) -> AsyncIterator[bytes]:
     unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # by its head, gzip or zlib
     try:
         async for chunk in response.aiter_raw():
-            while chunk:
-                yield unpacker.decompress(chunk, PIECE_BYTES)
-                chunk = unpacker.unconsumed_tail
+            yield (piece := unpacker.decompress(chunk, PIECE_BYTES))
+            while unpacker.unconsumed_tail or len(piece) == PIECE_BYTES:
+                yield (piece := unpacker.decompress(unpacker.unconsumed_tail, PIECE_BYTES))
     except zlib.error:
         raise protocol.NodeAnsweredNonsense("The node's answer could not be unpacked.") from None
     if not unpacker.eof:
@@ -368,7 +365,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 def _tls_reason(error: ssl.SSLError) -> str:
     """Say why TLS was not agreed on, and what mends it."""
     if not isinstance(error, ssl.SSLCertVerificationError):
-        return "no TLS there: perhaps its address begins with http://"
+        reason = (error.reason or "broken off").replace("_", " ").lower()
+        return f"no TLS there, {reason}: perhaps its address begins with http://"
     said = error.verify_message.partition(",")[0]
     if error.verify_code in UNKNOWN_AUTHORITY:
         return f"{said}: if the certificate is yours, add it to the file that SSL_CERT_FILE names"

@@ -84,21 +84,17 @@ class VideosClient(NodeClient):
         if listed is not None and not protocol.says_how_it_is(body):
             return listed
         health = protocol.node_health(body, self.protocol)
-        return (
-            health
-            if listed is None
-            else replace(health, model=listed.model, backend=health.backend or listed.backend)
-        )
+        if listed is None:
+            return health
+        return replace(health, model=listed.model, backend=health.backend or listed.backend)
 
     async def _health_by_models(self) -> NodeHealth:
         answer = await self.transport.call("GET", MODELS, timeout=HEALTH_TIMEOUT)
-        if answer.status in (404, 405) and await VideosClient.is_spoken(self.transport):
-            names = []
-        elif answer.status != 200:
+        if answer.status == 200:
+            answer.json_value()  # a page is no list of models
+        elif answer.status not in (404, 405) or not await self.is_spoken(self.transport):
             raise self.transport.refuse(answer)
-        else:
-            names = _models(answer)
-        name = names[0] if names else None
+        name = next(iter(_models(answer)), None)
         return NodeHealth(ready=True, status="ready", protocol=self.protocol, backend=name, model=name)
 
     async def submit(self, request: GenerationRequest) -> RemoteJob:
@@ -116,15 +112,11 @@ class VideosClient(NodeClient):
         # A value that is not set is left to the server.
         fields = {name: value for name, value in values.items() if value is not None}
         answer = await self._post(fields, key=request.id)
-        if answer.status in (415, 422) and not self._wants_form:
-            answer = await self._post_as_form(answer, fields, key=request.id)
-        if answer.status in (400, 422) and _wants_model(answer):
-            answer = await self._post(fields | {"model": await self._only_model(answer)}, key=request.id)
         if answer.status in (404, 405):
             said = message_of(answer)
             if said and not _NO_ROUTE.fullmatch(said):
                 raise protocol.NodeRejected(self.transport.clean(said))
-            raise protocol.NodeAnsweredNonsense("The node has no /v1/videos.")
+            raise protocol.NodeHasNoRoute("The node has no /v1/videos.")
         return self._job(self._accepted(answer))
 
     async def _only_model(self, refusal: Answer) -> str:
@@ -139,6 +131,18 @@ class VideosClient(NodeClient):
         )
 
     async def _post(self, fields: Mapping[str, Any], *, key: str) -> Answer:
+        answer = await self._post_once(fields, key=key)
+        if answer.status in (415, 422) and not self._wants_form:
+            return await self._post_as_form(answer, fields, key=key)
+        return answer
+
+    async def _post_once(self, fields: Mapping[str, Any], *, key: str) -> Answer:
+        answer = await self._send(fields, key=key)
+        if answer.status in (400, 422) and _wants_model(answer):
+            return await self._send({**fields, "model": await self._only_model(answer)}, key=key)
+        return answer
+
+    async def _send(self, fields: Mapping[str, Any], *, key: str) -> Answer:
         headers = {"Idempotency-Key": key}
         if self._wants_form:
             form = {name: str(value) for name, value in fields.items()}
@@ -152,7 +156,7 @@ class VideosClient(NodeClient):
     async def _post_as_form(self, refusal: Answer, fields: Mapping[str, Any], *, key: str) -> Answer:
         """Try a form once: servers that take only forms call JSON unsupported, or miss the prompt in it."""
         self._wants_form = True
-        answer = await self._post(fields, key=key)
+        answer = await self._post_once(fields, key=key)
         if answer.status in (415, 422):
             # The form is no better, so the request was at fault; the first refusal explains it.
             self._wants_form = False

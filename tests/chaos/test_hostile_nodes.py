@@ -94,7 +94,8 @@ def test_a_hostile_field_node_is_paid_only_for_what_plays(
         GpuNode.objects.create(name="hostile", base_url=field.url, api_key=field.key)
         for fault in faults:
             field.set_fault(fault)
-            GpuNode.objects.update(leave_alone_until=None)
+            # Whatever the fault before it led to, this one meets a node that is in use.
+            GpuNode.objects.update(leave_alone_until=None, set_aside_at=None, next_canary_at=None)
             job = ended(submission.submit(user=user, prompt=f"under {fault}", source="api"))
             assert job.state == FAULTS[fault], (fault, job.state, job.error_message)
             check_paid_iff_playable(job)
