@@ -33,7 +33,7 @@ from typing import Any
 
 import psycopg
 from django.db import connections
-from django.db.models import F, QuerySet, Value
+from django.db.models import Exists, F, Q, QuerySet, Value
 from django.db.models.functions import Now
 from django.dispatch import receiver
 from django.utils import timezone
@@ -153,8 +153,19 @@ class NotifiedBroker(ORM):
         return []
 
     def _take_store(self) -> list[tuple[int | None, str]]:
-        """Claim the file that has waited longest, by the lease of its attempt; those that hung before come last."""
-        waiting = _files_to_store().order_by(F("silent_since").asc(nulls_first=True), "lease_expires_at")
+        """Claim the file that has waited longest, by the lease of its attempt.
+
+        Of those that hung before, one at a time, and after all others: they may hang again.
+        """
+        storing = JobAttempt.objects.filter(
+            state=JobAttempt.State.OPEN, job__state=GenerationJob.State.STORING
+        )
+        in_hand = storing.filter(silent_since__isnull=False, lease_expires_at__gte=Now())
+        waiting = (
+            _files_to_store()
+            .filter(Q(silent_since=None) | ~Exists(in_hand))
+            .order_by(F("silent_since").asc(nulls_first=True), "lease_expires_at")
+        )
         for attempt_id in waiting.values_list("pk", flat=True)[:CANDIDATES]:
             mine = JobAttempt.objects.filter(pk=attempt_id, lease_expires_at__lt=Now())
             if mine.update(lease_token=None, lease_expires_at=locks.until(HANDED_OVER_SECONDS)):

@@ -26,7 +26,7 @@ DOUBTFUL_ATTEMPTS = 6
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
 # A node that sends nothing for this long is taken for gone, and the rest is asked for again.
-READ_TIMEOUT = 15.0
+READ_TIMEOUT = 10.0
 MAGIC_BYTES = 12
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
 CHANGED = "The clip changed on the node while it was fetched."
