@@ -45,7 +45,7 @@ def ago(moment: datetime) -> str:
         return _("just now")
     if seconds < 24 * 3600:
         return _("%(time)s ago") % {"time": duration(max(seconds, 100))}
-    return date_format(moment, "j M")
+    return date_format(moment, "MONTH_DAY_FORMAT")
 
 
 @register.filter
@@ -63,9 +63,21 @@ def price(amount: int) -> str:
 
 
 @register.filter
+def steps(number: int) -> str:
+    """Write a number of denoising steps: `20 steps`, `1 step`."""
+    return ngettext("%(number)d step", "%(number)d steps", number) % {"number": number}
+
+
+@register.filter
+def frames(number: int) -> str:
+    """Write a number of frames: `16 frames`, `1 frame`."""
+    return ngettext("%(number)d frame", "%(number)d frames", number) % {"number": number}
+
+
+@register.filter
 def signed(amount: int) -> str:
     """Write a change of balance, with a true minus sign."""
-    return f"+{amount:,}" if amount > 0 else f"−{-amount:,}" if amount else "0"
+    return f"{'+' if amount > 0 else '−' if amount else ''}{intcomma(abs(amount))}"
 
 
 @register.filter

@@ -197,7 +197,7 @@ def cancel(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
 
 @signed_in("POST")
 def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """Submit the same clip again; a second click finds the first one's."""
+    """Submit the same clip again; a second click finds the first one's, and says so where that has ended."""
     job = own_job(request, job_id)
     from_dashboard = comes_from_dashboard(request)
     try:
@@ -205,11 +205,15 @@ def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
             user=request.user,
             source=GenerationJob.Source.WEB,
             idempotency_key=f"retry-{job.id.hex}",
+            retry=True,
             **submission.same_again(job),
         )
     except GenerationError as error:
         messages.error(request, error.message)
         return _messages(request) if from_dashboard else redirect("video", job.pk)
+    if not again.is_live:
+        messages.info(request, _("You tried this one again already: here it is."))
+        return _redirect(request, reverse("video", args=[again.pk]))
     if not from_dashboard:
         return redirect("video", again.pk)
     response = render(request, "generation/_another.html", {"card": cards([again])[0]})
