@@ -138,11 +138,18 @@ def credit_history(request: SiteRequest) -> HttpResponse:
 
 @signed_in("GET", "HEAD", "POST")
 def api_keys_page(request: SiteRequest) -> HttpResponse:
-    """List the keys that work, and make a new one, which only this response shows."""
-    form, secret = ApiKeyForm(request.POST or None), None
+    """List the keys that work, and make a new one, which only this response shows; a reload makes no second one."""
+    fresh = ApiKeyForm(initial={"key_id": uuid.uuid4()})
+    form, secret = (ApiKeyForm(request.POST) if request.method == "POST" else fresh), None
     if request.method == "POST" and form.is_valid():
-        _, secret = api_keys.issue(user=request.user, name=form.cleaned_data["name"])
-        form = ApiKeyForm()
+        try:
+            _key, secret = api_keys.issue(user=request.user, **form.cleaned_data)
+        except api_keys.IssuedBefore:
+            text = _(
+                "This key was made already, and it is shown only once. If you did not copy it, revoke it."
+            )
+            messages.info(request, text)
+        form = fresh
     keys = ApiKey.objects.filter(user=request.user, revoked_at=None)
     context = {"form": form, "secret": secret, "keys": keys, "endpoint": request.build_absolute_uri("/v1")}
     return render(request, "accounts/api_keys.html", context, status=422 if form.errors else 200)

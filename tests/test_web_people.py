@@ -2,8 +2,10 @@
 
 import re
 from html import unescape
+from pathlib import Path
 
 import pytest
+from django.contrib.staticfiles import finders
 from django.core.cache import cache
 from django.test import Client
 from django.utils import translation
@@ -59,6 +61,10 @@ def fail(start_job):
 def text(response):
     words = re.sub(r"<[^>]+>", " ", response.content.decode())
     return re.sub(r"\s+", " ", unescape(words))
+
+
+def html(response):
+    return response.content.decode()
 
 
 def page_of(job):
@@ -161,3 +167,116 @@ def test_russian_counts_and_dates_as_russians_do(browser, user):
     browser.post("/language/", {"language": "ru", "next": "/"})
     assert "3 мая 2026" in text(browser.get("/account/"))
     assert "+12\xa0000" in browser.get("/credits/").content.decode()
+
+
+# --- Pages that were missing something --------------------------------------------------------------------------------
+
+
+def test_a_reload_makes_no_second_key(browser, user):
+    form = {
+        "name": "laptop",
+        "key_id": re.search(r'name="key_id" value="([^"]+)"', html(browser.get("/api-keys/")))[1],
+    }
+    assert "Copy it now" in text(browser.post("/api-keys/", form))
+    again = text(browser.post("/api-keys/", form))
+    assert "This key was made already" in again
+    assert "Copy it now" not in again
+    assert ApiKey.objects.filter(user=user).count() == 1
+
+
+def test_every_form_for_a_key_makes_one_of_its_own(browser, user):
+    for _ in range(2):
+        page = html(browser.get("/api-keys/"))
+        key_id = re.search(r'name="key_id" value="([^"]+)"', page)[1]
+        browser.post("/api-keys/", {"name": "laptop", "key_id": key_id})
+    assert ApiKey.objects.filter(user=user).count() == 2
+
+
+CONTACTS = [
+    ("help@example.org", 'href="mailto:help@example.org"'),
+    ("@clips_help", 'href="https://t.me/clips_help"'),
+    ("https://example.org/help", 'href="https://example.org/help"'),
+    ("Room 12, second floor", "Room 12, second floor"),
+]
+
+
+@pytest.mark.parametrize(("contact", "shown"), CONTACTS)
+def test_every_page_leads_to_contact_terms_and_privacy(client, browser, settings, contact, shown):
+    settings.SUPPORT_CONTACT = contact
+    settings.TERMS_URL = "https://example.org/terms"
+    settings.PRIVACY_URL = "https://example.org/privacy"
+    for page in (client.get("/"), client.get("/accounts/signup/"), browser.get("/"), client.get("/nowhere/")):
+        for link in (shown, 'href="https://example.org/terms"', 'href="https://example.org/privacy"'):
+            assert link in html(page)
+
+
+def test_without_pages_of_the_operator_there_are_our_own(client):
+    assert 'href="/about/#terms"' in html(client.get("/"))
+    page = text(client.get("/about/"))
+    for words in ("A video that fails costs nothing.", "delete the account", "Contact"):
+        assert words in page
+
+
+def test_the_front_page_unfurls_in_chats(client, settings):
+    settings.SITE_URL, settings.ALLOWED_HOSTS = "https://video.example.org", ["video.example.org"]
+    page = html(client.get("/", headers={"Host": "video.example.org"}))
+    tags = dict(re.findall(r'property="(og:[^"]+)" content="([^"]*)"', page))
+    assert (tags["og:type"], tags["og:url"]) == ("website", "https://video.example.org/")
+    assert "Text to video" in tags["og:title"]
+    assert tags["og:description"]
+    assert tags["og:image"].startswith("https://video.example.org/static/clips/")
+    assert client.get(
+        tags["og:image"].removeprefix("https://video.example.org"), headers={"Host": "video.example.org"}
+    )
+
+
+def test_the_report_page_has_a_style(client, submit, finish_job):
+    token = sharing.share(job=finish_job(submit())).token
+    page = html(client.get(f"/s/{token}/report/"))
+    assert "account.css" in page
+    assert 'class="panel stack"' in page
+    assert "Thank you" in text(client.post(f"/s/{token}/report/", {"about": "other"}, follow=True))
+    assert Report.objects.count() == 1
+
+
+def test_no_page_uses_a_class_that_its_style_sheets_do_not_know(client, browser, submit, finish_job):
+    """The pages that a person meets; a page without the sheet for its looks is one of these."""
+    job = finish_job(submit())
+    token = sharing.share(job=job).token
+    sheets = {path.name: path.read_text() for path in Path(finders.find("base.css")).parent.glob("*.css")}
+    paths = [
+        "/",
+        page_of(job),
+        f"{page_of(job)}delete/",
+        "/credits/",
+        "/api-keys/",
+        "/account/",
+        "/account/delete/",
+    ]
+    public = ["/", "/about/", f"/s/{token}/", f"/s/{token}/report/", "/nowhere/", "/accounts/login/"]
+    for visitor, path in [*((browser, path) for path in paths), *((client, path) for path in public)]:
+        page = html(visitor.get(path))
+        known = "".join(sheets[name] for name in re.findall(r'href="/static/(\w+\.css)"', page))
+        used = {name for names in re.findall(r'class="([^"]*)"', page) for name in names.split()}
+        assert not {name for name in used - HOOKS if f".{name}" not in known}, path
+
+
+# Classes for scripts and tests, or for sheets that style them by their element.
+HOOKS = {"messages", "info", "failure", "stage-column", "empty"}
+
+
+def test_out_of_credits_the_button_leads_to_credits(browser, user, staff):
+    assert re.search(r'<a class="button get-credits"[^>]* hidden>', html(browser.get("/")))
+    ledger.adjust(user=user, amount=-480, reason="test", actor=staff)
+    button = re.search(r'<a class="button get-credits"[^>]*>', html(browser.get("/")))[0]
+    assert 'href="/credits/#more"' in button
+    assert "hidden" not in button
+
+
+def test_the_question_before_deleting_has_its_focus_on_the_harmless_answer(browser, submit):
+    job = submit()
+    lifecycle.cancel(job=job)
+    for headers in ({}, FROM_DASHBOARD):
+        page = html(browser.get(f"{page_of(job)}delete/", headers=headers))
+        assert re.search(r"<a [^>]*data-close autofocus>Keep it</a>", page)
+        assert "<button autofocus" not in page

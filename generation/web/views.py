@@ -53,6 +53,7 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
         return _workspace(request)
     context = catalog.samples_context(catalog.current_offer())
     context |= {"quotes": catalog.quotes(), "signup_credits": settings.SIGNUP_CREDITS}
+    context["site"] = absolute(request, "/").removesuffix("/")
     return render(request, "front.html", context)
 
 

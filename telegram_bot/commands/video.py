@@ -56,9 +56,7 @@ def submit(
     request["preset"] = preset if preset is not None and (preset.enabled or retry) else None
     source = GenerationJob.Source.TELEGRAM
     with transaction.atomic():
-        job = submission.submit(
-            user=account.user, source=source, idempotency_key=key, retry=retry, **request
-        )
+        job = submission.submit(user=account.user, source=source, idempotency_key=key, retry=retry, **request)
         row, _ = JobMessage.objects.get_or_create(job=job, defaults=place)
     # A job that was there before may have ended without a row to be delivered by.
     missed = JobMessage.objects.filter(pk=row.pk, state=Pending, next_attempt_at=None)

@@ -35,6 +35,33 @@
   document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
   document.addEventListener("DOMContentLoaded", () => localTimes(document.body));
 
+  // A second press at the same place that meets another control was meant for the first one, which has moved or gone.
+  const PRESSED_TWICE_MS = 600;
+  const SAME_PLACE_PX = 12;
+  let pressed = { at: -Infinity };
+  function isMeantForAnother(event, control) {
+    const moved = Math.hypot(event.clientX - pressed.x, event.clientY - pressed.y);
+    return event.timeStamp - pressed.at < PRESSED_TWICE_MS && moved < SAME_PLACE_PX && control !== pressed.control;
+  }
+  document.addEventListener(
+    "click",
+    (event) => {
+      const control = event.target.closest?.("a, button, summary");
+      if (!control || !event.isTrusted || !event.detail) return; // by the keyboard
+      if (isMeantForAnother(event, control)) {
+        event.preventDefault();
+        event.stopImmediatePropagation();
+      }
+      pressed = { control, x: event.clientX, y: event.clientY, at: event.timeStamp };
+    },
+    { capture: true },
+  );
+
+  // A reload asks for this page again, instead of sending the form that it answers once more.
+  document.addEventListener("DOMContentLoaded", () => {
+    if (one("[data-shown-once]")) history.replaceState(history.state, "", location.href);
+  });
+
   // --- Errors --------------------------------------------------------------------------------------------------------
   function showError(text) {
     const place = one("#messages");
