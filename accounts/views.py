@@ -20,7 +20,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
 
-from accounts import api_keys, languages, notices, privacy
+from accounts import api_keys, languages, ledger, notices, privacy
 from accounts.auth import SiteRequest, signed_in
 from accounts.forms import ApiKeyForm, CloseAccountForm
 from accounts.models import ApiKey, CreditAccount, User
@@ -119,17 +119,15 @@ def close_account(request: SiteRequest) -> HttpResponse:
 
 @signed_in("GET", "HEAD")
 def credit_history(request: SiteRequest) -> HttpResponse:
-    """List the entries of the wallet, newest first; `?before=` an entry's id leads on."""
+    """List the wallet's history, one line a video, newest first; `?before=` the id of a line's last entry leads on."""
     account = CreditAccount.objects.get(user=request.user)
-    entries = account.transactions.order_by("-id")
     before = request.GET.get("before", "")
-    if before.isascii() and before.isdigit() and len(before) < 19:
-        entries = entries.filter(pk__lt=int(before))
-    found = list(entries[: HISTORY_PAGE_SIZE + 1])
+    known = int(before) if before.isascii() and before.isdigit() and len(before) < 19 else None
+    lines = ledger.history(account=account, before=known, limit=HISTORY_PAGE_SIZE + 1)
     context = {
         "account": account,
-        "entries": found[:HISTORY_PAGE_SIZE],
-        "older": found[HISTORY_PAGE_SIZE - 1].pk if len(found) > HISTORY_PAGE_SIZE else None,
+        "lines": lines[:HISTORY_PAGE_SIZE],
+        "older": lines[HISTORY_PAGE_SIZE - 1].latest.pk if len(lines) > HISTORY_PAGE_SIZE else None,
         "is_first_page": not before,
         "credits_url": settings.CREDITS_URL,
     }

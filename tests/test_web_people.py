@@ -1,4 +1,4 @@
-"""What people stumbled over: menus that were lost, retries that failed, keys that were made twice, words that were wrong."""
+"""What people stumbled over: lost menus, retries that failed, keys that were made twice, words that were wrong."""
 
 import re
 from html import unescape

@@ -143,7 +143,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
 
 
 def answer(path: str, problem: Problem, *, request: HttpRequest | None = None) -> HttpResponse:
-    """Make the response for this path: JSON of the API, or a page of the site, with its menu if there is a `request`."""
+    """Make the response for this path: JSON of the API, or a page of the site; the page has the menu of a `request`."""
     if path.startswith(API_PREFIX):
         return JsonResponse(problem.body, status=problem.status, headers=problem.headers)
     template = f"{problem.status}.html"

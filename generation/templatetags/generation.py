@@ -17,7 +17,7 @@ from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from accounts.models import CreditTransaction
+from accounts.ledger import HistoryLine
 from generation.errors import NOTHING_DEDUCTED
 from generation.models import GenerationJob
 
@@ -81,14 +81,12 @@ def signed(amount: int) -> str:
 
 
 @register.filter
-def with_jobs(
-    entries: Iterable[CreditTransaction], owner: Model
-) -> list[tuple[CreditTransaction, GenerationJob | None]]:
-    """Pair ledger entries with the owner's jobs they are about, in one query."""
-    entries = list(entries)
-    references = {entry.reference for entry in entries if entry.reference}
+def with_jobs(lines: Iterable[HistoryLine], owner: Model) -> list[tuple[HistoryLine, GenerationJob | None]]:
+    """Pair lines of the ledger with the owner's jobs they are about, in one query."""
+    lines = list(lines)
+    references = {line.reference for line in lines if line.reference}
     jobs = GenerationJob.objects.filter(user_id=owner.pk).in_bulk(references)
-    return [(entry, jobs.get(entry.reference)) for entry in entries]
+    return [(line, jobs.get(line.reference) if line.reference else None) for line in lines]
 
 
 @register.filter
