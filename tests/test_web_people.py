@@ -1,6 +1,7 @@
 """What people stumbled over: lost menus, retries that failed, keys that were made twice, words that were wrong."""
 
 import re
+from datetime import timedelta
 from html import unescape
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from django.contrib.staticfiles import finders
 from django.core.cache import cache
 from django.test import Client
-from django.utils import translation
+from django.utils import timezone, translation
 
 from accounts import ledger, notices
 from accounts.models import ApiKey, Notice
@@ -280,3 +281,103 @@ def test_the_question_before_deleting_has_its_focus_on_the_harmless_answer(brows
         page = html(browser.get(f"{page_of(job)}delete/", headers=headers))
         assert re.search(r"<a [^>]*data-close autofocus>Keep it</a>", page)
         assert "<button autofocus" not in page
+
+
+# --- Waits and stages -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def usual(user):
+    """Clips of both presets took so long before: quick 20 s, standard 200 s."""
+    for name, took in (("quick", 20_000), ("standard", 200_000)):
+        job = submission.submit(user=user, prompt="old", source="api", preset=Preset.objects.get(name=name))
+        GenerationJob.objects.filter(pk=job.pk).update(
+            state="completed",
+            video="a.mp4",
+            finished_at=timezone.now(),
+            generation_ms=took,
+            deleted_at=timezone.now(),
+        )
+
+
+def ago(job, seconds, **values):
+    started = timezone.now() - timedelta(seconds=seconds)
+    GenerationJob.objects.filter(pk=job.pk).update(started_at=started, **values)
+
+
+def wait_of(page, preset):
+    return re.search(rf'<span id="wait-{preset}">(.*?)</span>', html(page))[1]
+
+
+def test_the_waits_of_a_page_count_the_presets_that_run(browser, usual, submit, start_job, node):
+    job = submit()
+    start_job(job)
+    ago(job, 10, step=10)
+    page = browser.get("/")
+    assert "about 11 s left" in text(page)
+    assert wait_of(page, "quick") == "~31 s wait", "what runs is quick, and half done: 11 s"
+    waiting = submit("next")
+    page = browser.get("/")
+    assert "about 31 s" in text(browser.get(page_of(waiting)))
+    assert wait_of(page, "quick") == "~51 s wait"
+    assert wait_of(page, "standard") == "~4 min wait"
+
+
+def test_a_clip_that_its_node_holds_back_counts_the_one_before(browser, usual, submit, start_job):
+    first, second = submit("first"), submit("second")
+    start_job(first)
+    start_job(second)
+    ago(first, 10, step=10)
+    assert "next on the GPU · about 31 s" in text(browser.get(page_of(second)))
+    assert "step 10 of 20" in text(browser.get(page_of(first)))
+
+
+def test_decoding_has_a_name_and_a_share_of_the_bar(browser, usual, submit, start_job):
+    job = submit()
+    start_job(job)
+    ago(job, 17, step=20)
+    page = browser.get(page_of(job))
+    assert "90 % all steps done, decoding the frames · about 3 s left" in text(page)
+    assert '<progress max="100" value="90"' in html(page)
+    ago(job, 26, step=20)
+    page = text(browser.get(page_of(job)))
+    assert "all steps done, decoding the frames" in page
+    assert "about" not in page, "no number is better than one that stands still"
+
+
+def test_the_time_counts_down_also_where_no_step_is_heard(browser, usual, submit, start_job, node):
+    node.detected_protocol = "generate_video"
+    node.save()
+    job = submit()
+    start_job(job)
+    ago(job, 12)
+    assert "being made on the GPU · about 8 s" in text(browser.get(page_of(job)))
+
+
+def test_a_silent_gpu_is_named_and_so_is_the_move(browser, submit, start_job):
+    job = submit()
+    attempt = start_job(job)
+    ids = {"attempt_id": attempt.pk, "token": attempt.pk}
+    lifecycle.record_progress(**ids, step=5)
+    lifecycle.note_silence(**ids, seconds=10)
+    assert "the GPU does not answer; moving it unless it comes back" in text(browser.get(page_of(job)))
+    lifecycle.record_progress(**ids, step=5)
+    assert "step 5 of 20" in text(browser.get(page_of(job)))
+    lifecycle.attempt_lost(**ids, error="silent")
+    page = text(browser.get(page_of(job)))
+    assert "1st in line The GPU was lost: another one makes it." in page
+
+
+def test_open_pages_hear_of_a_silence_and_of_its_end(submit, start_job, monkeypatch):
+    attempt = start_job(submit())
+    ids = {"attempt_id": attempt.pk, "token": attempt.pk}
+    told = []
+    monkeypatch.setattr("generation.jobs.events.publish", told.append)
+    lifecycle.note_silence(**ids, seconds=10)
+    lifecycle.note_silence(**ids, seconds=10)
+    assert len(told) == 1
+    lifecycle.note_answer(**ids)
+    assert len(told) == 1, "it is silent still"
+    lifecycle.record_progress(**ids, step=0)
+    lifecycle.note_answer(**ids)
+    assert len(told) == 2

@@ -9,7 +9,7 @@ import uuid
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F, QuerySet
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Now
 from django.utils.translation import gettext_noop
 
 from accounts import ledger
@@ -72,6 +72,7 @@ def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bo
     return True
 
 
+@transaction.atomic
 def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> float | None:
     """Record that a question to the node went unanswered for so many seconds.
 
@@ -79,9 +80,16 @@ def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> 
     the row, so that a reconciler that is started anew does not forget it.
     """
     attempt = locks.held(attempt_id=attempt_id, token=token)
-    attempt.update(silent_since=Coalesce("silent_since", locks.until(-seconds)))
+    if attempt.filter(silent_since=None).update(silent_since=locks.until(-seconds)):
+        events.publish(GenerationJob.objects.get(attempts=attempt_id))
     silence = attempt.annotate(silence=Now() - F("silent_since")).values_list("silence", flat=True).first()
     return None if silence is None else float(silence.total_seconds())
+
+
+def note_answer(*, attempt_id: uuid.UUID, token: uuid.UUID) -> None:
+    """Tell open pages that a silence, which the answer has ended in the row, is over."""
+    if locks.held(attempt_id=attempt_id, token=token).filter(silent_since=None).exists():
+        events.publish(GenerationJob.objects.get(attempts=attempt_id))
 
 
 @transaction.atomic

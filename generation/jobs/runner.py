@@ -45,7 +45,7 @@ class AttemptRunner:
         self.stop_requested = asyncio.Event()
         if attempt.cancel_requested_at is not None:
             self.stop_requested.set()
-        self._silent = False
+        self._silent = attempt.silent_since is not None
 
     async def run(self) -> None:
         """Run until the attempt is closed, its file is being stored, or the lease is another's."""
@@ -84,6 +84,7 @@ class AttemptRunner:
             if self._silent:
                 self._silent = False
                 logger.info("job %s: %s answers again", self._job, self.attempt.node)
+                await self._record(lifecycle.note_answer)
             if over:
                 return
 

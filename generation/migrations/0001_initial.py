@@ -61,6 +61,7 @@ class Migration(migrations.Migration):
                 ("sizes", models.JSONField(default=list, editable=False, help_text="WIDTHxHEIGHT it serves, its own first.")),
                 ("capacity", models.PositiveSmallIntegerField(default=1, editable=False, help_text="Clips it makes at the same time.")),
                 ("seconds_per_step", models.FloatField(null=True, editable=False)),
+                ("paces", models.JSONField(default=list, editable=False, help_text="Measured: frames, seconds a step, seconds of a clip beside its steps.")),
                 ("last_seen_at", models.DateTimeField(null=True, editable=False)),
                 ("leave_alone_until", models.DateTimeField(null=True, editable=False, help_text="It said it was busy until then.")),
                 ("consecutive_failures", models.PositiveSmallIntegerField(default=0, editable=False, help_text="Attempts in a row that came to nothing by its fault.")),

@@ -127,6 +127,11 @@ class GpuNode(models.Model):
         default=1, editable=False, help_text="Clips it makes at the same time."
     )
     seconds_per_step = models.FloatField(null=True, editable=False)
+    paces = models.JSONField(
+        default=list,
+        editable=False,
+        help_text="Measured: frames, seconds a step, seconds of a clip beside its steps.",
+    )
     last_seen_at = models.DateTimeField(null=True, editable=False)
     leave_alone_until = models.DateTimeField(
         null=True, editable=False, help_text="It said it was busy until then."

@@ -117,8 +117,8 @@ def _composer(
     wanted = form["preset"].value()
     chosen = next((quote for quote in quotes if quote.preset.name == wanted), None)
     default = next((quote for quote in quotes if quote.preset.is_default), quotes[0] if quotes else None)
-    queue = catalog.read_queue(jobs or [])
     expected = {quote.preset.pk: quote.expected_seconds for quote in quotes}
+    queue = catalog.read_queue(jobs or [], expected=expected)
     return {
         "form": form,
         "quotes": quotes,
@@ -126,7 +126,7 @@ def _composer(
         "cheapest": min(quotes, key=lambda quote: quote.cost, default=None),
         "queue": queue,
         "expected": expected,
-        "before_it": queue.seconds_to_join(expected),
+        "before_it": queue.seconds_to_join(),
         "cooldown": limits.cooldown_left(request.user, agreed),
         "key": uuid.uuid4().hex,
         "max_prompt": settings.MAX_PROMPT_LENGTH,
