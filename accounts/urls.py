@@ -10,6 +10,7 @@ urlpatterns = [
     path("language/", views.choose_language, name="choose_language"),
     path("words/<str:language>-<str:version>.js", views.script_catalog, name="words"),
     path("account/", views.account, name="account"),
+    path("account/mails/", views.choose_mails, name="choose_mails"),
     path("account/export/", views.export_data, name="export"),
     path("account/delete/", views.close_account, name="close_account"),
     path("notices/<int:notice_id>/close/", views.close_notice, name="close_notice"),

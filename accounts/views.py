@@ -13,9 +13,11 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.utils import timezone, translation
 from django.utils.cache import patch_cache_control
 from django.utils.http import content_disposition_header, url_has_allowed_host_and_scheme
+from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
@@ -77,6 +79,20 @@ def account(request: SiteRequest) -> HttpResponse:
         "telegram_enabled": bool(settings.TELEGRAM_BOT_TOKEN),
     }
     return render(request, "accounts/account.html", context)
+
+
+@signed_in("POST")
+def choose_mails(request: SiteRequest) -> HttpResponse:
+    """Switch mails about videos on or off. Their language is the page's, unless the visitor has chosen one."""
+    user = request.user
+    wanted = request.POST.get("when_ready") == "on"
+    if wanted and not EmailAddress.objects.filter(user=user, verified=True).exists():
+        messages.error(request, _("Please add an address and confirm it first."))
+        return redirect("account_email")
+    User.objects.filter(pk=user.pk).update(mail_when_ready=wanted)
+    if wanted and not user.language:
+        languages.remember(user=user, language=get_language() or settings.LANGUAGE_CODE)
+    return redirect(f"{reverse('account')}#notifications")
 
 
 @signed_in("POST")

@@ -178,3 +178,12 @@ def in_words(seconds: int) -> str:
         return ngettext("%(number)d minute", "%(number)d minutes", minutes) % {"number": minutes}
     hours = round(seconds / 3600)
     return ngettext("%(number)d hour", "%(number)d hours", hours) % {"number": hours}
+
+
+def reason_of(message: str) -> str:
+    """Say why a video failed, from what is stored of it, and that it cost nothing; in whole sentences."""
+    message = message.strip()
+    text = gettext(message) if message else ""
+    if NOTHING_DEDUCTED in message:
+        return text
+    return f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {gettext(NOTHING_DEDUCTED)}"

@@ -1,6 +1,7 @@
 """What people stumbled over: lost menus, retries that failed, keys that were made twice, words that were wrong."""
 
 import re
+import time
 from datetime import timedelta
 from html import unescape
 from pathlib import Path
@@ -381,3 +382,53 @@ def test_open_pages_hear_of_a_silence_and_of_its_end(submit, start_job, monkeypa
     lifecycle.record_progress(**ids, step=0)
     lifecycle.note_answer(**ids)
     assert len(told) == 2
+
+
+# --- Before and after -------------------------------------------------------------------------------------------------
+
+PASSWORD = "a long enough password"
+
+
+def sign_up(client):
+    return client.post("/accounts/signup/", {"username": "newcomer", "password1": PASSWORD}, follow=True)
+
+
+def test_the_front_pages_prompt_is_made_at_the_end_of_signing_up(client):
+    assert client.post("/start/", {"prompt": "A red fox"}).url == "/accounts/signup/"
+    page = sign_up(client)
+    job = GenerationJob.objects.get()
+    assert (job.prompt, job.user.username, job.source) == ("A red fox", "newcomer", "web")
+    assert "<b>450</b>" in html(page)
+    assert f'id="card-{job.id.hex}"' in html(page)
+    client.get("/")
+    assert GenerationJob.objects.count() == 1
+
+
+def test_signing_in_instead_makes_it_too(client, user):
+    client.post("/start/", {"prompt": "A red fox"})
+    client.post("/accounts/login/", {"login": user.username, "password": PASSWORD}, follow=True)
+    assert GenerationJob.objects.get().user == user
+
+
+def test_a_prompt_that_is_refused_after_signing_up_is_not_lost(client, settings):
+    client.post("/start/", {"prompt": "x" * 201})
+    page = sign_up(client)
+    assert "Prompt too long. Maximum 200 characters." in text(page)
+    assert "x" * 201 in html(page)
+    assert not GenerationJob.objects.exists()
+
+
+def test_a_prompt_of_long_ago_is_not_sent_by_itself(client, monkeypatch):
+    client.post("/start/", {"prompt": "A red fox"})
+    later = time.time() + 7200
+    monkeypatch.setattr("generation.web.views.time.time", lambda: later)
+    assert "A red fox</textarea>" in html(sign_up(client))
+    assert not GenerationJob.objects.exists()
+
+
+def test_a_link_from_elsewhere_orders_nothing(client, browser):
+    """Such as “Make one like it” below a shared video, or one that another site has made."""
+    assert "A red fox</textarea>" in html(browser.get("/start/", {"prompt": "A red fox"}, follow=True))
+    strict = Client(enforce_csrf_checks=True)
+    assert strict.post("/start/", {"prompt": "A red fox"}).status_code == 403
+    assert not GenerationJob.objects.exists()

@@ -217,6 +217,17 @@ class Migration(migrations.Migration):
             ],
         ),
         migrations.CreateModel(
+            name="ReadyMail",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
+                ("attempts", models.PositiveIntegerField(default=0, help_text="Tries that failed.")),
+                ("next_attempt_at", models.DateTimeField(null=True, blank=True)),
+                ("error", models.CharField(max_length=500, blank=True)),
+                ("job", models.OneToOneField("generation.generationjob", on_delete=models.CASCADE, related_name="ready_mail")),
+                ("created_at", models.DateTimeField(db_default=Now())),
+            ],
+        ),
+        migrations.CreateModel(
             name="SharedLink",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),

@@ -22,6 +22,7 @@ from django.utils.translation import gettext
 from generation.models import fields
 from generation.models.fields import SecretField
 from generation.nodes import CLIENTS, NodeMisconfigured, checked_url, client_class
+from generation.outbox import OutboxRow
 
 AUTO = "auto"
 PROTOCOLS = [(AUTO, "Find out from the node"), *((client.protocol, client.route) for client in CLIENTS)]
@@ -408,6 +409,19 @@ class RunningTotal(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} until {self.until}"
+
+
+class ReadyMail(OutboxRow):
+    """A mail to be sent about a job that has ended, until it is sent. `mails` is the only writer."""
+
+    OPEN = Q()
+    SINCE = "created_at"
+
+    job = models.OneToOneField(GenerationJob, on_delete=models.CASCADE, related_name="ready_mail")
+    created_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"mail about {self.job_id}"
 
 
 class SharedLink(models.Model):

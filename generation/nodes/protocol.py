@@ -119,8 +119,8 @@ class NodeHealth:
 
     ready: it would take a job now. status: its own word (ready, starting, busy, draining, failed, …).
     capacity: jobs it runs at once. seconds_per_step: measured by the node, None until it has.
-    sizes: `WIDTHxHEIGHT` strings it serves, empty when it does not say. paces: of each shape it measured frames, seconds
-    a step, and seconds of a clip beside its steps. detail: the whole answer.
+    sizes: `WIDTHxHEIGHT` strings it serves, empty when it does not say. paces: of each shape it measured the frames,
+    seconds a step, seconds of a clip beside its steps. detail: the whole answer.
     """
 
     ready: bool

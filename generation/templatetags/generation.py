@@ -18,7 +18,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from accounts.ledger import HistoryLine
-from generation.errors import NOTHING_DEDUCTED
+from generation.errors import reason_of
 from generation.models import GenerationJob
 
 register = template.Library()
@@ -92,11 +92,7 @@ def with_jobs(lines: Iterable[HistoryLine], owner: Model) -> list[tuple[HistoryL
 @register.filter
 def failure(job: GenerationJob) -> str:
     """Say what happened and that it cost nothing, in whole sentences."""
-    message = job.error_message.strip()
-    text = _(message) if message else ""
-    if NOTHING_DEDUCTED in message:
-        return text
-    return f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {_(NOTHING_DEDUCTED)}"
+    return reason_of(job.error_message)
 
 
 @register.simple_tag

@@ -3,6 +3,7 @@
 Each view parses, calls one operation and renders; htmx gets pieces of pages.
 """
 
+import time
 import uuid
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -13,7 +14,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 
 from accounts.auth import SiteRequest, address_of_page, signed_in
@@ -27,6 +28,12 @@ from generation.web.forms import ComposerForm
 from generation.web.presenters import cards, kept_jobs
 from generation.web.public_views import absolute
 from generation.web.streaming import serve_file, serve_video
+
+WAITING_PROMPT = "waiting_prompt"
+# After that the prompt of the front page is only put into the composer: its sender may have forgotten it.
+WAITING_SECONDS = 3600
+# Longer than any prompt that is accepted: the refusal is to say so.
+MAX_WAITING = 10_000
 
 
 def own_jobs(request: SiteRequest) -> JobQuerySet:
@@ -60,20 +67,36 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
 @signed_in("GET", "HEAD")
 def _workspace(request: SiteRequest) -> HttpResponse:
     if not request.htmx:
-        return _dashboard(request, ComposerForm(initial=_prefill(request)))
+        form = _submit_waiting_prompt(request) or ComposerForm(initial=_prefill(request))
+        return _dashboard(request, form)
     context = _gallery(request)
     context["cards"] = cards(context["jobs"])
     template = "generation/_cards.html" if context["after"] else "generation/_gallery.html"
     return render(request, template, context)
 
 
-@require_GET
+@require_http_methods(["GET", "POST"])
 def start(request: HttpRequest) -> HttpResponse:
-    """Carry the front page's prompt through sign-up into the composer."""
+    """Carry the front page's prompt through sign-up: a form's is then submitted, a link's put into the composer."""
+    if request.method == "POST":
+        waiting = {"prompt": request.POST.get("prompt", "")[:MAX_WAITING], "key": uuid.uuid4().hex}
+        request.session[WAITING_PROMPT] = waiting | {"at": time.time()}
+        return redirect("dashboard" if request.user.is_authenticated else "account_signup")
     composer = f"{reverse('dashboard')}?{urlencode({'prompt': request.GET.get('prompt', '')})}"
     if request.user.is_authenticated:
         return redirect(composer)
     return redirect(f"{reverse('account_signup')}?{urlencode({'next': composer})}")
+
+
+def _submit_waiting_prompt(request: SiteRequest) -> ComposerForm | None:
+    """Submit the prompt that the visitor sent before signing in, once; return the composer that follows on it."""
+    waiting = request.session.pop(WAITING_PROMPT, None) if request.method == "GET" else None
+    if waiting is None:
+        return None
+    if time.time() - waiting["at"] > WAITING_SECONDS:
+        return ComposerForm(initial={"prompt": waiting["prompt"]})
+    form = ComposerForm(waiting)
+    return ComposerForm() if form.submit(user=request.user) else form  # it holds the refusal, and the prompt
 
 
 @signed_in("GET")

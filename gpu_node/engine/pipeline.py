@@ -51,7 +51,10 @@ class VideoPipeline:
 
     @classmethod
     def load(cls, options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> "VideoPipeline":
-        """Load, warm up and measure. Raises ModelUnavailable where trying again is no use; OSError for downloads and disks."""
+        """Load, warm up and measure.
+
+        Raises ModelUnavailable where trying again is no use; OSError for downloads and disks.
+        """
         loaded = load(options, compile_backend=compile_backend)
         pipeline = cls(loaded, lower_case=options.model in EMBEDDED)
         pipeline.warm_up(options)

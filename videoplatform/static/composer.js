@@ -76,14 +76,14 @@
     const chip = one(`#composer input[name=preset][value="${CSS.escape(preset)}"]`);
     chip.checked = true;
     chip.focus();
-    syncComposer();
+    chip.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   function begin(text) {
     const prompt = one("#prompt");
     prompt.value = text;
     prompt.focus();
-    syncComposer();
+    prompt.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   document.addEventListener("input", (event) => {

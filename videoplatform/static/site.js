@@ -8,7 +8,7 @@
   };
   // Messages come from Django's catalog, which base.html loads first and which defines gettext, ngettext and interpolate.
   const format = (message, values) => interpolate(message, values, true);
-  window.site = { one, all, format, setText, showError };
+  window.site = { one, all, format, setText, showError, notify };
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") closeMenus();
@@ -81,6 +81,36 @@
   document.addEventListener("htmx:sendError", (event) => {
     if (event.detail.requestConfig.verb !== "get") showError(gettext("The site cannot be reached just now. Nothing was sent; please try again."));
   });
+
+  // --- Notifications of this browser, by choice ----------------------------------------------------------------------
+  const NOTIFY = "notify-when-ready";
+  const canNotify = () => "Notification" in window && Notification.permission === "granted" && localStorage.getItem(NOTIFY) === "on";
+  function notify(text, { body, url }) {
+    if (!canNotify() || (!document.hidden && document.hasFocus())) return;
+    try {
+      const shown = new Notification(text, { body, tag: url });
+      shown.onclick = () => {
+        window.focus();
+        location.assign(url);
+      };
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error; // Android has them for service workers only
+    }
+  }
+  function syncNotifyButton() {
+    const button = one("[data-notify]");
+    if (!button) return;
+    button.setAttribute("aria-pressed", String(canNotify()));
+    setText(button, canNotify() ? gettext("Switch off") : gettext("Switch on"));
+  }
+  document.addEventListener("click", async (event) => {
+    if (!event.target.closest?.("[data-notify]")) return;
+    if (canNotify()) localStorage.removeItem(NOTIFY);
+    else if ("Notification" in window && (await Notification.requestPermission()) === "granted") localStorage.setItem(NOTIFY, "on");
+    else showError(gettext("Your browser does not let this site show notifications. You can allow it in its settings."));
+    syncNotifyButton();
+  });
+  document.addEventListener("DOMContentLoaded", syncNotifyButton);
 
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.("[data-copy]");
