@@ -43,7 +43,8 @@
   document.addEventListener("submit", (event) => {
     if (event.target.matches("form[data-draft]") && !event.target.hasAttribute("hx-post")) forget(event.target);
   });
-  document.addEventListener("htmx:afterRequest", ({ detail: { elt, successful } }) => {
-    if (successful && elt.matches("form[data-draft]")) forget(elt);
+  document.addEventListener("htmx:afterRequest", ({ detail: { requestConfig, successful } }) => {
+    const form = requestConfig.elt; // the answer has taken its place
+    if (successful && form.matches("form[data-draft]")) forget(form);
   });
 })();
