@@ -62,12 +62,17 @@ def request_sent(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
 
 
 @transaction.atomic
-def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bool:
-    """Record the node's denoising step; False when the lease is lost and the caller must stop."""
+def record_progress(
+    *, attempt_id: uuid.UUID, token: uuid.UUID, step: int, after_silence: bool = False
+) -> bool:
+    """Record the node's denoising step; False when the lease is lost and the caller must stop.
+
+    `after_silence`: open pages say that the node does not answer, and are to hear that it does.
+    """
     if not locks.held(attempt_id=attempt_id, token=token).update(step=step, **HEARD):
         return False
     moved = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING).exclude(step=step)
-    if moved.update(step=step):
+    if moved.update(step=step) or after_silence:
         events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
     return True
 
@@ -84,12 +89,6 @@ def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> 
         events.publish(GenerationJob.objects.get(attempts=attempt_id))
     silence = attempt.annotate(silence=Now() - F("silent_since")).values_list("silence", flat=True).first()
     return None if silence is None else float(silence.total_seconds())
-
-
-def note_answer(*, attempt_id: uuid.UUID, token: uuid.UUID) -> None:
-    """Tell open pages that a silence, which the answer has ended in the row, is over."""
-    if locks.held(attempt_id=attempt_id, token=token).filter(silent_since=None).exists():
-        events.publish(GenerationJob.objects.get(attempts=attempt_id))
 
 
 @transaction.atomic

@@ -84,7 +84,6 @@ class AttemptRunner:
             if self._silent:
                 self._silent = False
                 logger.info("job %s: %s answers again", self._job, self.attempt.node)
-                await self._record(lifecycle.note_answer)
             if over:
                 return
 
@@ -214,7 +213,8 @@ class AttemptRunner:
         if remote.finished:
             await self._ended_without_a_file(remote)
             return True
-        return not await self._record(lifecycle.record_progress, step=self._step(remote))
+        step = self._step(remote)
+        return not await self._record(lifecycle.record_progress, step=step, after_silence=self._silent)
 
     async def _ended_without_a_file(self, remote: nodes.RemoteJob) -> None:
         if self.stop_requested.is_set():
