@@ -324,6 +324,12 @@ def test_the_waits_of_a_page_count_the_presets_that_run(browser, usual, submit, 
     assert wait_of(page, "standard") == "~4 min wait"
 
 
+def test_a_clip_that_no_node_can_make_is_promised_no_time(browser, submit, node):
+    submit("any model will do")
+    other = submit("another model", model="CogVideoX-5B")
+    assert "2nd in line no GPU is ready just now" in text(browser.get(page_of(other)))
+
+
 def test_a_clip_that_its_node_holds_back_counts_the_one_before(browser, usual, submit, start_job):
     first, second = submit("first"), submit("second")
     start_job(first)

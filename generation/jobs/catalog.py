@@ -241,6 +241,14 @@ class Queue:
     nodes: Sequence[GpuNode] = ()
     positions: Mapping[uuid.UUID, int] = field(default_factory=dict)
 
+    def serves(self, job: GenerationJob) -> bool:
+        """Look whether a node that is ready has the model and the size that the job asks for, if any."""
+        return any(
+            job.model in ("", node.backend) and (not job.size or job.size in node.sizes)
+            for node in self.nodes
+            if node.is_healthy and node.set_aside_at is None
+        )
+
     def seconds_before(self, position: int) -> float:
         """Estimate until the clip at that place starts. Needs a capacity.
 

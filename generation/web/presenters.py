@@ -141,7 +141,7 @@ def _card(job: GenerationJob, queue: catalog.Queue | None, expected: int) -> Car
     if job.state != State.QUEUED or queue is None:
         return Card(job=job)
     position = queue.positions.get(job.pk, 1)
-    if not queue.capacity:
+    if not queue.serves(job):
         return Card(job=job, position=position, waits_for_node=True)
     waiting = queue.seconds_before(position)
     return Card(job=job, position=position, seconds_left=max(1, round(waiting + expected)))
