@@ -344,7 +344,7 @@ def test_decoding_has_a_name_and_a_share_of_the_bar(browser, usual, submit, star
     start_job(job)
     ago(job, 17, step=20)
     page = browser.get(page_of(job))
-    assert "90 % all steps done, decoding the frames · about 3 s left" in text(page)
+    assert "90 % all steps done, decoding the frames · about 2 s left" in text(page)
     assert '<progress max="100" value="90"' in html(page)
     ago(job, 26, step=20)
     page = text(browser.get(page_of(job)))

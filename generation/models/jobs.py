@@ -17,7 +17,7 @@ from django.db import models
 from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Lower, Now
-from django.utils.translation import gettext
+from django.utils.translation import gettext, gettext_noop
 
 from generation.models import fields
 from generation.models.fields import SecretField
@@ -217,7 +217,7 @@ class GenerationJob(models.Model):
         WEB = "web", "Web"
         API = "api", "API"
         TELEGRAM = "telegram", "Telegram"
-        STAFF = "staff", "Staff"
+        STAFF = "staff", gettext_noop("Staff")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="jobs")

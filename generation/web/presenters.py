@@ -157,12 +157,13 @@ def seconds_left(job: GenerationJob, *, expected: int) -> int | None:
     elapsed = (timezone.now() - job.started_at).total_seconds() if job.started_at else 0.0
     if ahead := clips_ahead(job):
         return max(1, round(expected * (1 + ahead)))
+    decoding = expected * (1 - catalog.DENOISING)
     steps_left = max(0, job.num_inference_steps - job.step)
     if not job.step or not steps_left:
         # No step to go by: before the first one, in decoding, and all the time on a node that reports none.
-        left = round(expected - elapsed)
+        left = round(min(expected - elapsed, expected if steps_left else decoding))
         return left if left > 0 else None
     own, usual = elapsed / job.step, expected * catalog.DENOISING / job.num_inference_steps
     if elapsed > 2 * expected:
         return max(1, round(steps_left * own))
-    return max(1, round(steps_left * min(own, usual) + expected * (1 - catalog.DENOISING)))
+    return max(1, round(steps_left * min(own, usual) + decoding))
