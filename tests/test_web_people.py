@@ -413,6 +413,17 @@ def test_signing_in_instead_makes_it_too(client, user):
     assert GenerationJob.objects.get().user == user
 
 
+@pytest.mark.parametrize("headers", [{}, FROM_DASHBOARD], ids=["plain", "htmx"])
+def test_a_prompt_that_is_sent_after_the_sign_in_has_ended_is_made_after_the_next(client, user, headers):
+    form = {"prompt": "A red fox", "preset": "standard", "seed": "7", "key": "k"}
+    answer = client.post("/videos/", form, headers=headers)
+    to_sign_in = answer.headers.get("HX-Redirect", answer.headers.get("Location"))
+    assert to_sign_in.startswith("/accounts/login/?next=%2F" if headers else "/accounts/login/?next=/")
+    client.post("/accounts/login/", {"login": user.username, "password": PASSWORD}, follow=True)
+    job = GenerationJob.objects.get()
+    assert (job.prompt, job.preset.name, job.seed) == ("A red fox", "standard", 7)
+
+
 def test_a_prompt_that_is_refused_after_signing_up_is_not_lost(client, settings):
     client.post("/start/", {"prompt": "x" * 201})
     page = sign_up(client)

@@ -79,13 +79,19 @@ def _workspace(request: SiteRequest) -> HttpResponse:
 def start(request: HttpRequest) -> HttpResponse:
     """Carry the front page's prompt through sign-up: a form's is then submitted, a link's put into the composer."""
     if request.method == "POST":
-        waiting = {"prompt": request.POST.get("prompt", "")[:MAX_WAITING], "key": uuid.uuid4().hex}
-        request.session[WAITING_PROMPT] = waiting | {"at": time.time()}
+        _keep_for_later(request)
         return redirect("dashboard" if request.user.is_authenticated else "account_signup")
     composer = f"{reverse('dashboard')}?{urlencode({'prompt': request.GET.get('prompt', '')})}"
     if request.user.is_authenticated:
         return redirect(composer)
     return redirect(f"{reverse('account_signup')}?{urlencode({'next': composer})}")
+
+
+def _keep_for_later(request: HttpRequest) -> None:
+    """Keep what was sent by a visitor who is not signed in, until they are."""
+    waiting = {name: request.POST.get(name, "")[:MAX_WAITING] for name in ComposerForm.base_fields}
+    waiting["key"] = waiting["key"] or uuid.uuid4().hex
+    request.session[WAITING_PROMPT] = waiting | {"at": time.time()}
 
 
 def _submit_waiting_prompt(request: SiteRequest) -> ComposerForm | None:
@@ -94,7 +100,7 @@ def _submit_waiting_prompt(request: SiteRequest) -> ComposerForm | None:
     if waiting is None:
         return None
     if time.time() - waiting["at"] > WAITING_SECONDS:
-        return ComposerForm(initial={"prompt": waiting["prompt"]})
+        return ComposerForm(initial=waiting)
     form = ComposerForm(waiting)
     return ComposerForm() if form.submit(user=request.user) else form  # it holds the refusal, and the prompt
 
@@ -111,8 +117,15 @@ def submit_bar(request: SiteRequest) -> HttpResponse:
     return render(request, "generation/_ready.html", _composer(request, form))
 
 
+def submit(request: HttpRequest) -> HttpResponseBase:
+    """Submit a prompt now, or after the next sign-in where the last one has ended."""
+    if request.method == "POST" and not request.user.is_authenticated:
+        _keep_for_later(request)
+    return _submit(request)
+
+
 @signed_in("GET", "HEAD", "POST")
-def submit(request: SiteRequest) -> HttpResponse:
+def _submit(request: SiteRequest) -> HttpResponse:
     """Submit a prompt. The new clip's page follows; for htmx, its card as the first one of the gallery."""
     if request.method != "POST":
         return redirect("dashboard")
