@@ -221,6 +221,27 @@ def test_a_prompt_survives_reloads_and_the_sign_up_and_is_not_sent_again(
     cancel_all(page)
 
 
+# A button that makes way for another at its place, as Cancel does for Retry.
+SWAPPED = """() => {
+    const made = (id) => Object.assign(document.createElement("button"), { id, type: "button", textContent: "Press" });
+    const [first, second] = ["first", "second"].map(made);
+    window.pressed = [];
+    for (const button of [first, second]) button.addEventListener("click", () => window.pressed.push(button.id));
+    first.addEventListener("click", () => first.replaceWith(second));
+    document.querySelector("#main").prepend(first);
+}"""
+
+
+def test_the_second_press_of_a_double_click_meets_no_other_button(new_page: Callable[..., Page]) -> None:
+    page = new_page()
+    page.goto("/accounts/login/")
+    page.evaluate(SWAPPED)
+    page.locator("#first").dblclick()
+    assert page.evaluate("() => window.pressed") == ["first"]
+    page.locator("#second").press("Enter")
+    assert page.evaluate("() => window.pressed") == ["first", "second"], "another press counts"
+
+
 # A browser that lets the site notify, writes down what it is told, and lies behind other windows.
 NOTIFIED = """
 window.told = [];

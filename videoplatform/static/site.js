@@ -41,7 +41,8 @@
   let pressed = { at: -Infinity };
   function isMeantForAnother(event, control) {
     const moved = Math.hypot(event.clientX - pressed.x, event.clientY - pressed.y);
-    return event.timeStamp - pressed.at < PRESSED_TWICE_MS && moved < SAME_PLACE_PX && control !== pressed.control;
+    const again = event.detail > 1 || event.timeStamp - pressed.at < PRESSED_TWICE_MS;
+    return again && moved < SAME_PLACE_PX && control !== pressed.control;
   }
   document.addEventListener(
     "click",
