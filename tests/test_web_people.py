@@ -212,6 +212,12 @@ def test_every_page_leads_to_contact_terms_and_privacy(client, browser, settings
             assert link in html(page)
 
 
+def test_where_the_operator_is_to_be_asked_the_way_is_shown(client, browser, settings):
+    settings.SUPPORT_CONTACT = "help@example.org"
+    for page in (client.get("/accounts/inactive/"), browser.get("/credits/")):
+        assert html(page).count('href="mailto:help@example.org"') == 2, "at the foot, and in the text"
+
+
 def test_without_pages_of_the_operator_there_are_our_own(client):
     assert 'href="/about/#terms"' in html(client.get("/"))
     page = text(client.get("/about/"))
