@@ -26,7 +26,7 @@ Source, State = GenerationJob.Source, GenerationJob.State
 SOURCES = (Source.WEB, Source.STAFF)
 # For a process that dies while it sends; then the mail is sent by another, perhaps for the second time.
 CLAIM_SECONDS = 120
-MOST_ATTEMPTS = 12  # an hour, about
+MOST_ATTEMPTS = 30  # two hours, about
 SUBJECT_LENGTH = 60
 
 

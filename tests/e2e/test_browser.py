@@ -103,7 +103,7 @@ def _play_and_seek(page: Page) -> None:
 
 
 def _share_and_revoke(page: Page, stranger: Page) -> None:
-    # Whoever is not sure that the first press worked presses again, and must not meet another button.
+    # A person who doubts the first press presses again, and must not meet another button.
     where, button = page.url, page.locator("#share-form").bounding_box()
     page.get_by_role("button", name="Share").dblclick()
     address = page.get_by_label("Anybody with this link").input_value()
