@@ -2,8 +2,10 @@
 
 import hashlib
 import secrets
+import uuid
 from datetime import timedelta
 
+from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from accounts.models import ApiKey, User
@@ -15,10 +17,24 @@ PREFIX = "vk_"
 LAST_USED_PRECISION = timedelta(minutes=1)
 
 
-def issue(*, user: User, name: str = "default") -> tuple[ApiKey, str]:
-    """Make a new key; return the row, and the key that is never shown again."""
+class IssuedBefore(Exception):
+    """The form that asks for this key has made one already; that key cannot be shown again."""
+
+
+def issue(*, user: User, name: str = "default", key_id: uuid.UUID | None = None) -> tuple[ApiKey, str]:
+    """Make a new key; return the row, and the key that is never shown again.
+
+    Raises:
+        IssuedBefore: there is a key with this id, so the request came twice.
+    """
     secret = PREFIX + secrets.token_urlsafe(32)
-    row = ApiKey.objects.create(user=user, name=name[:100], prefix=secret[:8], digest=digest(secret))
+    row = ApiKey(user=user, name=name[:100], prefix=secret[:8], digest=digest(secret))
+    row.id = key_id or row.id
+    try:
+        with transaction.atomic():
+            row.save(force_insert=True)
+    except IntegrityError:
+        raise IssuedBefore from None
     return row, secret
 
 

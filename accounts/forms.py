@@ -17,6 +17,8 @@ class ApiKeyForm(forms.Form):
         widget=forms.TextInput(attrs={"placeholder": _("laptop, cron job…"), "autocomplete": "off"}),
         error_messages={"required": _("Please name the key, so that you know later which one to revoke.")},
     )
+    # The new key's id, drawn when the form is shown: a form that is sent twice makes one key.
+    key_id = forms.UUIDField(required=False, widget=forms.HiddenInput(attrs={"autocomplete": "off"}))
 
 
 class PasskeyForm(AddWebAuthnForm):

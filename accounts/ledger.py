@@ -7,10 +7,13 @@ balance.
 """
 
 import uuid
+from collections import defaultdict
 from contextlib import nullcontext
+from dataclasses import dataclass
 from itertools import pairwise
 
 from django.db import transaction
+from django.db.models import Exists, OuterRef
 
 from accounts.models import CreditAccount, CreditTransaction, User, WalletMerge
 
@@ -363,3 +366,41 @@ def _require_positive(amount: int) -> None:
 def _require_free(account: CreditAccount, amount: int) -> None:
     if amount > account.balance:
         raise InsufficientBalance(needed=amount, balance=account.balance)
+
+
+# --- The history as its owner reads it --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HistoryLine:
+    """All entries of one job in a wallet, oldest first; or a single entry that is about no job."""
+
+    entries: list[CreditTransaction]
+
+    @property
+    def latest(self) -> CreditTransaction:
+        return self.entries[-1]
+
+    @property
+    def reference(self) -> uuid.UUID | None:
+        return self.latest.reference
+
+    @property
+    def amount(self) -> int:
+        """Change of the free balance by all of it: of a video that failed 0, of a completed one its price, negative."""
+        return sum(entry.amount for entry in self.entries)
+
+
+def history(*, account: CreditAccount, before: int | None = None, limit: int) -> list[HistoryLine]:
+    """Read the wallet's history, what moved last first; `before`: only lines that end before that entry."""
+    entries = CreditTransaction.objects.filter(account=account)
+    later = entries.filter(reference=OuterRef("reference"), pk__gt=OuterRef("pk"))
+    ends = entries.filter(~Exists(later)).order_by("-id")
+    if before is not None:
+        ends = ends.filter(pk__lt=before)
+    found = list(ends[:limit])
+    of_jobs = defaultdict(list)
+    references = [entry.reference for entry in found if entry.reference]
+    for entry in entries.filter(reference__in=references).order_by("id"):
+        of_jobs[entry.reference].append(entry)
+    return [HistoryLine(of_jobs[entry.reference] if entry.reference else [entry]) for entry in found]

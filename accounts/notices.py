@@ -26,12 +26,14 @@ def text_of(notice: Notice) -> str:
     facts: dict[str, Any] = notice.facts
     if notice.kind == Notice.Kind.REMOVAL:
         return _("Your video “%(prompt)s” was removed: %(reason)s") % facts
+    number = facts["credits"]
+    given = ngettext("%(number)d credit", "%(number)d credits", number) % {"number": number}
     text = ngettext(
-        "We gave you back %(credits)d credits for %(videos)d video: %(reason)s",
-        "We gave you back %(credits)d credits for %(videos)d videos: %(reason)s",
+        "We gave you back %(credits)s for %(videos)d video: %(reason)s",
+        "We gave you back %(credits)s for %(videos)d videos: %(reason)s",
         facts["videos"],
     )
-    return text % facts
+    return text % (facts | {"credits": given})
 
 
 def unseen(user: User) -> list[Notice]:

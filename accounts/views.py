@@ -13,14 +13,16 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
 from django.utils import timezone, translation
 from django.utils.cache import patch_cache_control
 from django.utils.http import content_disposition_header, url_has_allowed_host_and_scheme
+from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
 
-from accounts import api_keys, languages, notices, privacy
+from accounts import api_keys, languages, ledger, notices, privacy
 from accounts.auth import SiteRequest, signed_in
 from accounts.forms import ApiKeyForm, CloseAccountForm
 from accounts.models import ApiKey, CreditAccount, User
@@ -80,6 +82,20 @@ def account(request: SiteRequest) -> HttpResponse:
 
 
 @signed_in("POST")
+def choose_mails(request: SiteRequest) -> HttpResponse:
+    """Switch mails about videos on or off. Their language is the page's, unless the visitor has chosen one."""
+    user = request.user
+    wanted = request.POST.get("when_ready") == "on"
+    if wanted and not EmailAddress.objects.filter(user=user, verified=True).exists():
+        messages.error(request, _("Please add an address and confirm it first."))
+        return redirect("account_email")
+    User.objects.filter(pk=user.pk).update(mail_when_ready=wanted)
+    if wanted and not user.language:
+        languages.remember(user=user, language=get_language() or settings.LANGUAGE_CODE)
+    return redirect(f"{reverse('account')}#notifications")
+
+
+@signed_in("POST")
 def export_data(request: SiteRequest) -> StreamingHttpResponse:
     """Send a ZIP of everything that is known about the visitor, with their videos."""
     user = request.user
@@ -119,17 +135,15 @@ def close_account(request: SiteRequest) -> HttpResponse:
 
 @signed_in("GET", "HEAD")
 def credit_history(request: SiteRequest) -> HttpResponse:
-    """List the entries of the wallet, newest first; `?before=` an entry's id leads on."""
+    """List the wallet's history, one line a video, newest first; `?before=` the id of a line's last entry leads on."""
     account = CreditAccount.objects.get(user=request.user)
-    entries = account.transactions.order_by("-id")
     before = request.GET.get("before", "")
-    if before.isascii() and before.isdigit() and len(before) < 19:
-        entries = entries.filter(pk__lt=int(before))
-    found = list(entries[: HISTORY_PAGE_SIZE + 1])
+    known = int(before) if before.isascii() and before.isdigit() and len(before) < 19 else None
+    lines = ledger.history(account=account, before=known, limit=HISTORY_PAGE_SIZE + 1)
     context = {
         "account": account,
-        "entries": found[:HISTORY_PAGE_SIZE],
-        "older": found[HISTORY_PAGE_SIZE - 1].pk if len(found) > HISTORY_PAGE_SIZE else None,
+        "lines": lines[:HISTORY_PAGE_SIZE],
+        "older": lines[HISTORY_PAGE_SIZE - 1].latest.pk if len(lines) > HISTORY_PAGE_SIZE else None,
         "is_first_page": not before,
         "credits_url": settings.CREDITS_URL,
     }
@@ -138,11 +152,18 @@ def credit_history(request: SiteRequest) -> HttpResponse:
 
 @signed_in("GET", "HEAD", "POST")
 def api_keys_page(request: SiteRequest) -> HttpResponse:
-    """List the keys that work, and make a new one, which only this response shows."""
-    form, secret = ApiKeyForm(request.POST or None), None
+    """List the keys that work, and make a new one, which only this response shows; a reload makes no second one."""
+    fresh = ApiKeyForm(initial={"key_id": uuid.uuid4()})
+    form, secret = (ApiKeyForm(request.POST) if request.method == "POST" else fresh), None
     if request.method == "POST" and form.is_valid():
-        _, secret = api_keys.issue(user=request.user, name=form.cleaned_data["name"])
-        form = ApiKeyForm()
+        try:
+            _key, secret = api_keys.issue(user=request.user, **form.cleaned_data)
+        except api_keys.IssuedBefore:
+            text = _(
+                "This key was made already, and it is shown only once. If you did not copy it, revoke it."
+            )
+            messages.info(request, text)
+        form = fresh
     keys = ApiKey.objects.filter(user=request.user, revoked_at=None)
     context = {"form": form, "secret": secret, "keys": keys, "endpoint": request.build_absolute_uri("/v1")}
     return render(request, "accounts/api_keys.html", context, status=422 if form.errors else 200)

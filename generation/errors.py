@@ -39,8 +39,8 @@ class EmptyPrompt(InvalidPrompt):
 
 
 class PromptTooLong(InvalidPrompt):
-    text = ngettext_lazy(  # English says the same of one; other languages do not
-        "Prompt too long. Maximum %(n)s characters.", "Prompt too long. Maximum %(n)s characters.", "n"
+    text = ngettext_lazy(
+        "Prompt too long. Maximum %(n)s character.", "Prompt too long. Maximum %(n)s characters.", "n"
     )
     code = "prompt_too_long"
 
@@ -68,16 +68,23 @@ class AccountInactive(GenerationError):
 
 
 class InsufficientCredits(GenerationError):
-    text = _(
-        "Insufficient credits. You need %(cost)s credits to generate a video. Your balance: %(balance)s credits"
-    )
     code = "insufficient_credits"
     status = 402
+
+    def __init__(self, *, cost: int, balance: int) -> None:
+        needed = ngettext(
+            "Insufficient credits. You need %(n)s credit to generate a video.",
+            "Insufficient credits. You need %(n)s credits to generate a video.",
+            cost,
+        )
+        have = ngettext("Your balance: %(n)s credit", "Your balance: %(n)s credits", balance)
+        super().__init__(f"{needed % {'n': cost}} {have % {'n': balance}}")
+        self.cost, self.balance = cost, balance
 
 
 class CooldownActive(GenerationError):
     text = ngettext_lazy(
-        "Please wait %(n)s seconds before generating another video.",
+        "Please wait %(n)s second before generating another video.",
         "Please wait %(n)s seconds before generating another video.",
         "n",
     )
@@ -167,5 +174,16 @@ def in_words(seconds: int) -> str:
     if seconds < 120:
         return ngettext("%(number)d second", "%(number)d seconds", seconds) % {"number": seconds}
     if seconds < 7200:
-        return gettext("%(number)d minutes") % {"number": round(seconds / 60)}
-    return gettext("%(number)d hours") % {"number": round(seconds / 3600)}
+        minutes = round(seconds / 60)
+        return ngettext("%(number)d minute", "%(number)d minutes", minutes) % {"number": minutes}
+    hours = round(seconds / 3600)
+    return ngettext("%(number)d hour", "%(number)d hours", hours) % {"number": hours}
+
+
+def reason_of(message: str) -> str:
+    """Say why a video failed, from what is stored of it, and that it cost nothing; in whole sentences."""
+    message = message.strip()
+    text = gettext(message) if message else ""
+    if NOTHING_DEDUCTED in message:
+        return text
+    return f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {gettext(NOTHING_DEDUCTED)}"

@@ -9,9 +9,10 @@ from django.utils.translation import gettext_noop
 from accounts.models import User
 from accounts.privacy import Part
 from accounts.signals import account_closed, personal_data
-from generation import privacy
+from generation import mails, privacy
 from generation.jobs import lifecycle
-from generation.models import Preset
+from generation.jobs.events import job_finished
+from generation.models import GenerationJob, Preset
 
 QUICK, STANDARD = gettext_noop("Quick"), gettext_noop("Standard")
 # cost None: VIDEO_COST
@@ -25,6 +26,11 @@ FIRST_PRESETS: tuple[dict[str, Any], ...] = (
 def cancel_jobs_of_banned(instance: User, created: bool, **_: Any) -> None:
     if not created and not instance.is_active:
         lifecycle.cancel_all(user=instance, reason=gettext_noop("The account was closed"))
+
+
+@receiver(job_finished, dispatch_uid="generation.mail_about_job")
+def mail_about_job(job: GenerationJob, **_: Any) -> None:
+    mails.expect(job)
 
 
 @receiver(account_closed, dispatch_uid="generation.forget_who_left")

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from django.conf import settings
 from django.db.models.functions import Now
 
-from generation import media, privacy
+from generation import mails, media, privacy
 from generation.database import DATABASE_AWAY, in_database
 from generation.jobs import canary, enqueue, lifecycle, locks, node_health, stored_files
 from generation.jobs.events import JobEvent, hub
@@ -56,7 +56,7 @@ class Reconciler:
     async def run(self) -> None:
         loops = [
             asyncio.create_task(loop)
-            for loop in (self._sweep_for_ever(), self._watch_nodes(), self._listen())
+            for loop in (self._sweep_for_ever(), self._watch_nodes(), self._listen(), mails.send_for_ever())
         ]
         stopping = asyncio.create_task(self._stopping.wait())
         try:

@@ -1,7 +1,9 @@
-"""Estimates of how long clips take on this node, learned from those it made."""
+"""Estimates of how long clips take on this node: measured at start-up, then learned from the clips it made."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from gpu_node.ipc import Pace
 from gpu_node.queue import Job
 
 NEW_WEIGHT = 0.3  # of the newest clip in the running average
@@ -14,6 +16,12 @@ class Estimates:
         # (width, height, generated frames) → seconds a denoising step, and of the GPU's time all the rest (text, VAE)
         self._paces: dict[tuple[int, int, int], tuple[float, float]] = {}
         self.seconds_per_step: float | None = None  # of the latest clip
+
+    def begin_with(self, paces: Iterable[Pace]) -> None:
+        """Take in what was measured at start-up, of shapes of which no clip was made yet."""
+        for pace in paces:
+            shape = (pace.width, pace.height, pace.frames)
+            self._paces.setdefault(shape, (pace.seconds_per_step, pace.seconds_besides))
 
     def learn(self, job: Job, *, seconds_per_step: float, seconds_besides: float) -> None:
         """Take in a clip that was made at this pace."""

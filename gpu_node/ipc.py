@@ -45,14 +45,28 @@ class Memory(Message):
     peak_mb: int
 
 
+class Pace(Message):
+    """Time of the GPU for clips of one shape: a denoising step, and of a whole clip all but the steps, in seconds."""
+
+    width: int
+    height: int
+    frames: int
+    seconds_per_step: float
+    seconds_besides: float
+
+
 class Ready(Message):
-    """The model is loaded. `setup`: profile, precision, attention and so on, recorded with every clip."""
+    """The model is loaded. `setup`: profile, precision, attention and so on, recorded with every clip.
+
+    paces: as measured at start-up.
+    """
 
     kind: Literal["ready"] = "ready"
     device: str
     traits: Traits
     memory: Memory
     setup: dict[str, str | bool]
+    paces: list[Pace] = []
 
 
 class LoadFailed(Message):

@@ -132,6 +132,7 @@ class WorkerSupervisor:
         if isinstance(event, ipc.Ready):
             log.info("%s is ready on %s", self._settings.backend, event.device)
             self.ready, self.memory = event, event.memory
+            self.estimates.begin_with(event.paces)
             self.state, self.reason = "ready", None
             self._failed_loads = 0
             return

@@ -251,6 +251,7 @@ def main() -> int:
         traits=pipeline.traits,
         memory=memory_of(pipeline.device),
         setup=pipeline.setup,
+        paces=pipeline.paces,
     )
     outbox.send(ready)
     Worker(pipeline=pipeline, inbox=inbox, outbox=outbox).serve()

@@ -49,6 +49,7 @@ FOR_VISITORS = {
     "sign-in": "/accounts/login/",
     "sign-up": "/accounts/signup/",
     "forgotten-password": "/accounts/password/reset/",
+    "about": "/about/",
     "404": "/nowhere/",
     "api": "/v1/docs",
 }

@@ -188,6 +188,15 @@ EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if EMAIL_HOST else 'console'
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", "Video platform <noreply@localhost>")
 
 
+# --- The operator: shown at the foot of every page, and by the bot's /paysupport and /terms --------------------------
+# An address or a @name.
+SUPPORT_CONTACT = env.str("SUPPORT_CONTACT", "")
+TERMS_URL = env.str("TERMS_URL", "")
+PRIVACY_URL = env.str("PRIVACY_URL", "")
+for _page in (TERMS_URL, PRIVACY_URL):
+    if _page and urlsplit(_page).scheme not in ("http", "https"):
+        raise ImproperlyConfigured("TERMS_URL and PRIVACY_URL must start with http:// or https://")
+
 # --- Staff ------------------------------------------------------------------------------------------------------------
 STAFF_REQUIRE_MFA = env.bool("STAFF_REQUIRE_MFA", not DEBUG)
 # The most that support and operators may refund in any 24 hours; finance and owners are not bound by it.
@@ -248,9 +257,6 @@ Q_CLUSTER = {
 # --- Telegram ---------------------------------------------------------------------------------------------------------
 TELEGRAM_BOT_TOKEN = env.str("TELEGRAM_BOT_TOKEN", "")
 TELEGRAM_API_BASE_URL = env.str("TELEGRAM_API_BASE_URL", "https://api.telegram.org/bot")
-# Shown by /paysupport and /terms: an address or a @name, and a page.
-SUPPORT_CONTACT = env.str("SUPPORT_CONTACT", "")
-TERMS_URL = env.str("TERMS_URL", "")
 # Set: Telegram posts updates to this address. Empty: the bot polls.
 TELEGRAM_WEBHOOK_URL = env.str("TELEGRAM_WEBHOOK_URL", "")
 if TELEGRAM_WEBHOOK_URL and not TELEGRAM_WEBHOOK_URL.endswith("/telegram/webhook"):

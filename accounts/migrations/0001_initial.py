@@ -32,6 +32,7 @@ class Migration(migrations.Migration):
                 ("is_active", models.BooleanField(default=True, verbose_name="active", help_text="Designates whether this user should be treated as active. Unselect this instead of deleting accounts.")),
                 ("date_joined", models.DateTimeField(default=django.utils.timezone.now, verbose_name="date joined")),
                 ("language", models.CharField(max_length=8, choices=[("en", "English"), ("ru", "Русский")], blank=True, help_text="Empty: the one that the browser or Telegram asks for.")),
+                ("mail_when_ready", models.BooleanField(default=False, help_text="A mail when a video that was ordered on the site is ready, or has failed.")),
                 ("anonymised_at", models.DateTimeField(null=True, blank=True, editable=False)),
                 ("groups", models.ManyToManyField("auth.group", blank=True, related_name="user_set", related_query_name="user", verbose_name="groups", help_text="The groups this user belongs to. A user will get all permissions granted to each of their groups.")),
                 ("user_permissions", models.ManyToManyField("auth.permission", blank=True, related_name="user_set", related_query_name="user", verbose_name="user permissions", help_text="Specific permissions for this user.")),

@@ -24,6 +24,9 @@ class User(AbstractUser):
         choices=settings.LANGUAGES,
         help_text="Empty: the one that the browser or Telegram asks for.",
     )
+    mail_when_ready = models.BooleanField(
+        default=False, help_text="A mail when a video that was ordered on the site is ready, or has failed."
+    )
     anonymised_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     def __str__(self) -> str:

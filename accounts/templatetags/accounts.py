@@ -1,10 +1,12 @@
 """Template helpers of the account's pages and of the admin's head."""
 
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
 from django import template
 from django.urls import reverse
+from django.utils.formats import date_format
 from django.utils.translation import get_language, gettext
 
 from accounts.languages import catalog_version
@@ -43,6 +45,18 @@ def browser_name(user_agent: str) -> str:
         for names in (BROWSERS, SYSTEMS)
     )
     return ", ".join(filter(None, known)) or user_agent[:40] or gettext("unknown browser")
+
+
+@register.filter
+def day(moment: datetime) -> str:
+    """Write a date as the reader's language does: `1 Dec 2026`, `1 декабря 2026`."""
+    return date_format(moment, "DATE_FORMAT")
+
+
+@register.filter
+def day_time(moment: datetime) -> str:
+    """Write a date and its time in UTC; scripts put it into the reader's own zone."""
+    return f"{day(moment)} {moment.astimezone(UTC):%H:%M} UTC"
 
 
 @register.filter

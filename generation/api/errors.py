@@ -10,7 +10,6 @@ from django.core.exceptions import BadRequest, PermissionDenied, RequestDataTooB
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.template.loader import render_to_string
 from django.utils.encoding import iri_to_uri
-from django.views import defaults
 from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
@@ -132,22 +131,29 @@ def _first_of(error: exceptions.ValidationError) -> Problem:
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Answer as Django's handler400."""
-    if request.path.startswith(API_PREFIX):
-        return answer(request.path, UNREADABLE)
-    return defaults.bad_request(request, exception)
+    return answer(request.path, UNREADABLE, request=request)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """Answer what no view and no middleware caught, as Django's handler500; 503 for what will work a little later."""
     error = sys.exc_info()[1]  # Django calls this while it handles the exception, and does not pass it on
-    return answer(request.path, UNAVAILABLE if isinstance(error, DATABASE_AWAY) else BROKEN)
+    if isinstance(error, DATABASE_AWAY):
+        return answer(request.path, UNAVAILABLE)
+    return answer(request.path, BROKEN, request=request)
 
 
-def answer(path: str, problem: Problem) -> HttpResponse:
-    """Make the response for this path: JSON of the API, or a page of the site."""
+def answer(path: str, problem: Problem, *, request: HttpRequest | None = None) -> HttpResponse:
+    """Make the response for this path: JSON of the API, or a page of the site; the page has the menu of a `request`."""
     if path.startswith(API_PREFIX):
         return JsonResponse(problem.body, status=problem.status, headers=problem.headers)
-    page = render_to_string(f"{problem.status}.html")
+    template = f"{problem.status}.html"
+    try:
+        # Refused before it was known whose request it is, its page must not look as if the visitor were signed out.
+        page = render_to_string(template, request=request if hasattr(request, "user") else None)
+    except Exception:
+        # What broke the page may break the menu as well.
+        logger.exception("%s could not be rendered with the menu", template)
+        page = render_to_string(template)
     return HttpResponse(page, status=problem.status, headers=problem.headers)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from django.conf import settings
 from django.contrib.postgres.expressions import ArraySubquery
 from django.db import connection
-from django.db.models import Aggregate, Count, OuterRef, QuerySet
+from django.db.models import Aggregate, Count, ExpressionWrapper, F, FloatField, OuterRef, QuerySet, Sum
+from django.db.models.functions import Greatest
 from django.utils.functional import Promise
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
@@ -28,6 +29,8 @@ from generation.models import GenerationJob, GpuNode, Preset, RunningTotal
 
 State = GenerationJob.State
 
+# Of the time of a clip on its GPU; the rest is decoding, in which no step is counted any more.
+DENOISING = 0.9
 # Enough to be robust against one odd clip, few enough to follow a change of hardware within the hour.
 SAMPLE = 20
 
@@ -58,12 +61,12 @@ def quote(*, preset: Preset, user: User) -> Quote:
 def quotes(*, user: User | None = None, agreed: UserLimits | None = None) -> list[Quote]:
     """Quote every enabled preset, in the order staff gave them. agreed: the user's limits, if they are read already."""
     factor = limits.price_factor(user, agreed) if user else Decimal(1)
-    presets = Preset.objects.filter(enabled=True).annotate(latest_times=_latest_times())
+    presets = Preset.objects.filter(enabled=True).annotate(latest_times=_latest_times(), paces=_paces())
     return [
         Quote(
             preset=preset,
             cost=price(preset, factor),
-            expected_seconds=_usual_seconds(preset, preset.latest_times),
+            expected_seconds=_usual_seconds(preset, preset.latest_times, preset.paces),
         )
         for preset in presets
     ]
@@ -72,27 +75,43 @@ def quotes(*, user: User | None = None, agreed: UserLimits | None = None) -> lis
 def expected_seconds_of(presets: Iterable[Preset]) -> dict[int, int]:
     """Estimate a clip of each preset, by its primary key: the median of the last completed ones.
 
-    Until there are any, VIDEO_EXPECTED_SECONDS scaled by the work.
+    Until there are any, what the nodes measured when they started; else VIDEO_EXPECTED_SECONDS scaled by the work.
     """
-    presets = list(presets)
     rows = Preset.objects.filter(pk__in=[preset.pk for preset in presets]).order_by()
-    measured = dict(rows.values_list("pk", _latest_times()))
-    return {preset.pk: _usual_seconds(preset, measured.get(preset.pk, [])) for preset in presets}
+    measured = rows.annotate(latest_times=_latest_times(), paces=_paces())
+    return {preset.pk: _usual_seconds(preset, preset.latest_times, preset.paces) for preset in measured}
 
 
 def _latest_times() -> ArraySubquery:
-    """Milliseconds of a preset's last completed clips."""
+    """Milliseconds of a preset's last completed clips, those of other settings than its present ones by their work."""
     done = GenerationJob.objects.filter(
         preset=OuterRef("pk"), state=State.COMPLETED, generation_ms__isnull=False
     )
-    return ArraySubquery(done.order_by("-finished_at").values_list("generation_ms", flat=True)[:SAMPLE])
+    work = F("num_frames") * F("num_inference_steps")
+    same_work = F("generation_ms") * OuterRef("num_frames") * OuterRef("num_inference_steps") / (1.0 * work)
+    times = ExpressionWrapper(same_work, FloatField())
+    return ArraySubquery(done.order_by("-finished_at").values_list(times, flat=True)[:SAMPLE])
 
 
-def _usual_seconds(preset: Preset, milliseconds: list[int]) -> int:
+def _paces() -> ArraySubquery:
+    """The paces that the nodes in use have measured, each node's a list."""
+    used = GpuNode.objects.healthy().filter(enabled=True, set_aside_at=None)
+    return ArraySubquery(used.exclude(paces=[]).values("paces"))
+
+
+def _usual_seconds(preset: Preset, milliseconds: list[float], paces: list[list[list[float]]]) -> int:
     if milliseconds:
         return max(1, round(statistics.median(milliseconds) / 1000))
+    if paces:
+        return max(1, round(statistics.median(_seconds_on_node(preset, node) for node in paces)))
     work = preset.num_frames * preset.num_inference_steps / (16 * 20)
     return max(1, round(settings.VIDEO_EXPECTED_SECONDS * work))
+
+
+def _seconds_on_node(preset: Preset, paces: list[list[float]]) -> float:
+    """Reckon a clip from the shape that is nearest to it, by the number of frames."""
+    frames, step, besides = min(paces, key=lambda pace: abs(pace[0] - preset.num_frames))
+    return preset.num_frames / frames * (preset.num_inference_steps * step + besides)
 
 
 def default_preset() -> Preset:
@@ -209,42 +228,65 @@ class Queue:
     """The queue as it is now.
 
     capacity: clips that all healthy nodes make at once; 0 when none is ready. running: clips being made.
-    queued: waiting clips by their preset's primary key. positions: places of the jobs asked about, 1 is next.
+    queued: waiting clips by their preset's primary key; unmade: of the running ones what is still to be made, in clips.
+    expected: seconds a clip of each of these presets takes. positions: places of the jobs asked about, 1 is next.
     nodes: all that are enabled, each with `is_healthy`.
     """
 
     capacity: int
     running: int
     queued: Mapping[int, int]
+    unmade: Mapping[int, float]
+    expected: Mapping[int, int]
     nodes: Sequence[GpuNode] = ()
     positions: Mapping[uuid.UUID, int] = field(default_factory=dict)
 
-    def seconds_before(self, position: int, expected: int) -> float:
-        """Estimate until the clip at that place starts, when each before it takes `expected`. Needs a capacity."""
-        # The clips that run now are half done on average.
-        return (position - 1 + self.running / 2) * expected / self.capacity
+    def serves(self, job: GenerationJob) -> bool:
+        """Look whether a node that is ready has the model and the size that the job asks for, if any."""
+        return any(
+            job.model in ("", node.backend) and (not job.size or job.size in node.sizes)
+            for node in self.nodes
+            if node.is_healthy and node.set_aside_at is None
+        )
 
-    def seconds_to_join(self, expected: Mapping[int, int]) -> int | None:
-        """Estimate until a new clip would start, from what each preset takes; None when no node is ready."""
+    def seconds_before(self, position: int) -> float:
+        """Estimate until the clip at that place starts. Needs a capacity.
+
+        Which presets wait before it is not known: those that wait at all, in their proportion.
+        """
+        before = min(1.0, (position - 1) / max(1, sum(self.queued.values())))
+        return (before * self._seconds(self.queued) + self._seconds(self.unmade)) / self.capacity
+
+    def seconds_to_join(self) -> int | None:
+        """Estimate until a new clip would start; None when no node is ready."""
+        waiting = sum(self.queued.values())
         if not self.capacity:
             return None
-        usual = max(expected.values(), default=0)
-        waiting = sum(number * expected.get(preset, usual) for preset, number in self.queued.items())
-        if not waiting and self.running < self.capacity:
-            return 0
-        return round((waiting + self.running / 2 * usual) / self.capacity)
+        return 0 if not waiting and self.running < self.capacity else round(self.seconds_before(waiting + 1))
+
+    def _seconds(self, clips: Mapping[int, float]) -> float:
+        return sum(number * self.expected[preset] for preset, number in clips.items())
 
 
-def read_queue(jobs: list[GenerationJob]) -> Queue:
-    """Read the queue, with the places of those jobs that are in it; at most three queries."""
+def read_queue(jobs: list[GenerationJob], *, expected: Mapping[int, int] | None = None) -> Queue:
+    """Read the queue, with the places of those jobs that are in it; at most four queries.
+
+    expected: seconds a clip of each preset takes, by its primary key; queried for those that are missing.
+    """
     counts = GenerationJob.objects.filter(state__in=[State.QUEUED, State.RUNNING]).order_by()
-    rows = list(counts.values_list("state", "preset").annotate(number=Count("pk")))
+    made = DENOISING * F("step") / Greatest("num_inference_steps", 1)
+    rows = list(counts.values_list("state", "preset").annotate(number=Count("pk"), unmade=Sum(1.0 - made)))
     nodes = list(GpuNode.objects.with_health().filter(enabled=True))
+    known = dict(expected or {})
+    if missing := ({preset for _, preset, _, _ in rows} | {job.preset_id for job in jobs}) - known.keys():
+        known |= expected_seconds_of(Preset(pk=preset) for preset in missing)
     return Queue(
         capacity=sum(node.capacity for node in nodes if node.is_healthy and node.set_aside_at is None),
         nodes=nodes,
-        running=sum(number for state, _, number in rows if state == State.RUNNING),
-        queued={preset: number for state, preset, number in rows if state == State.QUEUED},
+        running=sum(number for state, _, number, _ in rows if state == State.RUNNING),
+        queued={preset: number for state, preset, number, _ in rows if state == State.QUEUED},
+        unmade={preset: unmade for state, preset, _, unmade in rows if state == State.RUNNING},
+        expected=known,
         positions=scheduling.queue_positions(jobs),
     )
 

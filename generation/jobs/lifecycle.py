@@ -9,7 +9,7 @@ import uuid
 from django.conf import settings
 from django.db import transaction
 from django.db.models import F, QuerySet
-from django.db.models.functions import Coalesce, Now
+from django.db.models.functions import Now
 from django.utils.translation import gettext_noop
 
 from accounts import ledger
@@ -56,16 +56,22 @@ def request_sent(*, attempt_id: uuid.UUID, token: uuid.UUID) -> bool:
 
 
 @transaction.atomic
-def record_progress(*, attempt_id: uuid.UUID, token: uuid.UUID, step: int) -> bool:
-    """Record the node's denoising step; False when the lease is lost and the caller must stop."""
+def record_progress(
+    *, attempt_id: uuid.UUID, token: uuid.UUID, step: int, after_silence: bool = False
+) -> bool:
+    """Record the node's denoising step; False when the lease is lost and the caller must stop.
+
+    `after_silence`: open pages say that the node does not answer, and are to hear that it does.
+    """
     if not locks.held(attempt_id=attempt_id, token=token).update(step=step, **HEARD):
         return False
     moved = GenerationJob.objects.filter(current_attempt=attempt_id, state=State.RUNNING).exclude(step=step)
-    if moved.update(step=step):
+    if moved.update(step=step) or after_silence:
         events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
     return True
 
 
+@transaction.atomic
 def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> float | None:
     """Record that a question to the node went unanswered for so many seconds.
 
@@ -73,7 +79,8 @@ def note_silence(*, attempt_id: uuid.UUID, token: uuid.UUID, seconds: float) -> 
     the row, so that a reconciler that is started anew does not forget it.
     """
     attempt = locks.held(attempt_id=attempt_id, token=token)
-    attempt.update(silent_since=Coalesce("silent_since", locks.until(-seconds)))
+    if attempt.filter(silent_since=None).update(silent_since=locks.until(-seconds)):
+        events.publish(GenerationJob.objects.get(attempts=attempt_id))
     silence = attempt.annotate(silence=Now() - F("silent_since")).values_list("silence", flat=True).first()
     return None if silence is None else float(silence.total_seconds())
 

@@ -78,6 +78,7 @@ def record_health(node: GpuNode, health: NodeHealth) -> bool:
         sizes=list(health.sizes[:20]),
         capacity=max(1, health.capacity),
         seconds_per_step=health.seconds_per_step,
+        paces=health.paces,
         last_seen_at=Now(),
     )
     _log_change(node, status)

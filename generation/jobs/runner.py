@@ -67,7 +67,7 @@ class AttemptRunner:
         self.stop_requested = asyncio.Event()
         if attempt.cancel_requested_at is not None:
             self.stop_requested.set()
-        self._silent = False
+        self._silent = attempt.silent_since is not None
         # The attempt was taken from a node that may still be at it.
         self._stop_there = False
 
@@ -266,7 +266,8 @@ class AttemptRunner:
         if remote.finished:
             await self._ended_without_a_file(remote)
             return True
-        return not await self._record(lifecycle.record_progress, step=self._step(remote))
+        step = self._step(remote)
+        return not await self._record(lifecycle.record_progress, step=step, after_silence=self._silent)
 
     async def _ended_without_a_file(self, remote: nodes.RemoteJob) -> None:
         if self.stop_requested.is_set():

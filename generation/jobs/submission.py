@@ -58,9 +58,16 @@ def same_again(job: GenerationJob) -> VideoRequest:
 
 
 def submit(
-    *, user: User, source: str, idempotency_key: str | None = None, **request: Unpack[VideoRequest]
+    *,
+    user: User,
+    source: str,
+    idempotency_key: str | None = None,
+    retry: bool = False,
+    **request: Unpack[VideoRequest],
 ) -> GenerationJob:
     """Accept a request: hold its credits and put it in the queue.
+
+    `retry`: what came to nothing is asked for once more, so its preset may have been withdrawn since.
 
     The wallet's row is locked first, so that two requests of one user run one after the other: a twin with the same
     idempotency key waits and gets the same job. A refusal is not remembered.
@@ -78,7 +85,7 @@ def submit(
         if not user.is_active:
             raise errors.AccountInactive()
         agreed: UserLimits = getattr(user, "limits", None) or UserLimits(user=user)
-        job = _job(user, agreed, request)
+        job = _job(user, agreed, request, retry=retry)
         job.source, job.idempotency_key, job.request_digest = source, key, digest
         limits.check(user, agreed)
         try:
@@ -123,10 +130,10 @@ def _twin(user: User, *, key: str | None, digest: str) -> GenerationJob | None:
     return twin
 
 
-def _job(user: User, agreed: UserLimits, request: VideoRequest) -> GenerationJob:
+def _job(user: User, agreed: UserLimits, request: VideoRequest, *, retry: bool) -> GenerationJob:
     """Check what is asked for, and copy the preset as it is now."""
     preset = request.get("preset") or catalog.default_preset()
-    if not preset.enabled:
+    if not preset.enabled and not retry:
         raise catalog.no_such_preset()
     job = GenerationJob(
         user=user,
@@ -199,8 +206,8 @@ def _check_idempotency_key(key: str | None) -> str | None:
 def _check_negative_prompt(text: str) -> str:
     text = _storable(text).strip()
     if len(text) > settings.MAX_PROMPT_LENGTH:
-        message = ngettext(  # English says the same of one; other languages do not
-            "Negative prompt too long. Maximum %(n)s characters.",
+        message = ngettext(
+            "Negative prompt too long. Maximum %(n)s character.",
             "Negative prompt too long. Maximum %(n)s characters.",
             settings.MAX_PROMPT_LENGTH,
         )

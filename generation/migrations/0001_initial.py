@@ -68,6 +68,7 @@ class Migration(migrations.Migration):
                 ("sizes", models.JSONField(default=list, editable=False, help_text="WIDTHxHEIGHT it serves, its own first.")),
                 ("capacity", models.PositiveSmallIntegerField(default=1, editable=False, help_text="Clips it makes at the same time.")),
                 ("seconds_per_step", models.FloatField(null=True, editable=False)),
+                ("paces", models.JSONField(default=list, editable=False, help_text="Measured: frames, seconds a step, seconds of a clip beside its steps.")),
                 ("last_seen_at", models.DateTimeField(null=True, editable=False)),
                 ("leave_alone_until", models.DateTimeField(null=True, editable=False, help_text="It said it was busy until then.")),
                 ("consecutive_failures", models.PositiveSmallIntegerField(default=0, editable=False, help_text="Attempts in a row that came to nothing by its fault.")),
@@ -226,6 +227,17 @@ class Migration(migrations.Migration):
                 ("name", models.CharField(primary_key=True, max_length=40, serialize=False)),
                 ("until", models.DateTimeField()),
                 ("numbers", models.JSONField(help_text="Lists: labels, and the number last.")),
+            ],
+        ),
+        migrations.CreateModel(
+            name="ReadyMail",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
+                ("attempts", models.PositiveIntegerField(default=0, help_text="Tries that failed.")),
+                ("next_attempt_at", models.DateTimeField(null=True, blank=True)),
+                ("error", models.CharField(max_length=500, blank=True)),
+                ("job", models.OneToOneField("generation.generationjob", on_delete=models.CASCADE, related_name="ready_mail")),
+                ("created_at", models.DateTimeField(db_default=Now())),
             ],
         ),
         migrations.CreateModel(

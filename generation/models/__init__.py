@@ -7,6 +7,7 @@ from generation.models.jobs import (
     JobAttempt,
     JobQuerySet,
     Preset,
+    ReadyMail,
     RunningTotal,
     SharedLink,
     UnclaimedFile,

@@ -18,11 +18,12 @@ from django.db import models
 from django.db.models import BooleanField, ExpressionWrapper, Q
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Lower, Now
-from django.utils.translation import gettext
+from django.utils.translation import gettext, gettext_noop
 
 from generation.models import fields
 from generation.models.fields import SecretField
 from generation.nodes import CLIENTS, NodeMisconfigured, checked_url, client_class
+from generation.outbox import OutboxRow
 
 AUTO = "auto"
 PROTOCOLS = [(AUTO, "Find out from the node"), *((client.protocol, client.route) for client in CLIENTS)]
@@ -142,6 +143,11 @@ class GpuNode(models.Model):
         default=1, editable=False, help_text="Clips it makes at the same time."
     )
     seconds_per_step = models.FloatField(null=True, editable=False)
+    paces = models.JSONField(
+        default=list,
+        editable=False,
+        help_text="Measured: frames, seconds a step, seconds of a clip beside its steps.",
+    )
     last_seen_at = models.DateTimeField(null=True, editable=False)
     leave_alone_until = models.DateTimeField(
         null=True, editable=False, help_text="It said it was busy until then."
@@ -226,7 +232,7 @@ class GenerationJob(models.Model):
         WEB = "web", "Web"
         API = "api", "API"
         TELEGRAM = "telegram", "Telegram"
-        STAFF = "staff", "Staff"
+        STAFF = "staff", gettext_noop("Staff")
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="jobs")
@@ -424,6 +430,19 @@ class RunningTotal(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} until {self.until}"
+
+
+class ReadyMail(OutboxRow):
+    """A mail to be sent about a job that has ended, until it is sent. `mails` is the only writer."""
+
+    OPEN = Q()
+    SINCE = "created_at"
+
+    job = models.OneToOneField(GenerationJob, on_delete=models.CASCADE, related_name="ready_mail")
+    created_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return f"mail about {self.job_id}"
 
 
 class SharedLink(models.Model):

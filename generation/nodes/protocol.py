@@ -132,7 +132,8 @@ class NodeHealth:
 
     ready: it would take a job now. status: its own word (ready, starting, busy, draining, failed, …).
     capacity: jobs it runs at once. seconds_per_step: measured by the node, None until it has.
-    sizes: `WIDTHxHEIGHT` strings it serves, empty when it does not say. detail: the whole answer.
+    sizes: `WIDTHxHEIGHT` strings it serves, empty when it does not say. paces: of each shape it measured the frames,
+    seconds a step, seconds of a clip beside its steps. detail: the whole answer.
     """
 
     ready: bool
@@ -143,6 +144,7 @@ class NodeHealth:
     capacity: int = 1
     seconds_per_step: float | None = None
     sizes: tuple[str, ...] = ()
+    paces: tuple[tuple[int, float, float], ...] = ()
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -263,6 +265,18 @@ def says_how_it_is(body: Mapping[str, Any]) -> bool:
     return bool(_READY.fullmatch(said) or _NOT_READY.fullmatch(said))
 
 
+def _paces(value: object) -> tuple[tuple[int, float, float], ...]:
+    """Read the measured paces that our node lists; what is no pace is left out."""
+    paces = []
+    for row in value[:20] if isinstance(value, list) else []:
+        if isinstance(row, dict):
+            frames = whole_number(row.get("frames"))
+            step, besides = real_number(row.get("seconds_per_step")), real_number(row.get("seconds_besides"))
+            if frames and step is not None and besides is not None:
+                paces.append((frames, step, besides))
+    return tuple(paces)
+
+
 def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
     """Read the answer of `/health`, leniently: only `status` decides."""
     status = text(body.get("status"))
@@ -283,5 +297,6 @@ def node_health(body: Mapping[str, Any], protocol: str) -> NodeHealth:
         capacity=min(max(1, whole_number(body.get("capacity")) or 1), MOST_CAPACITY),
         seconds_per_step=real_number(body.get("seconds_per_step")),
         sizes=tuple(size for size in sizes if isinstance(size, str) and _SIZE.fullmatch(size)),
+        paces=_paces(body.get("paces")),
         detail=body,
     )

@@ -17,8 +17,8 @@ from django.utils.formats import date_format, number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from accounts.models import CreditTransaction
-from generation.errors import NOTHING_DEDUCTED
+from accounts.ledger import HistoryLine
+from generation.errors import reason_of
 from generation.models import GenerationJob
 
 register = template.Library()
@@ -45,7 +45,7 @@ def ago(moment: datetime) -> str:
         return _("just now")
     if seconds < 24 * 3600:
         return _("%(time)s ago") % {"time": duration(max(seconds, 100))}
-    return date_format(moment, "j M")
+    return date_format(moment, "MONTH_DAY_FORMAT")
 
 
 @register.filter
@@ -63,30 +63,36 @@ def price(amount: int) -> str:
 
 
 @register.filter
-def signed(amount: int) -> str:
-    """Write a change of balance, with a true minus sign."""
-    return f"+{amount:,}" if amount > 0 else f"−{-amount:,}" if amount else "0"
+def steps(number: int) -> str:
+    """Write a number of denoising steps: `20 steps`, `1 step`."""
+    return ngettext("%(number)d step", "%(number)d steps", number) % {"number": number}
 
 
 @register.filter
-def with_jobs(
-    entries: Iterable[CreditTransaction], owner: Model
-) -> list[tuple[CreditTransaction, GenerationJob | None]]:
-    """Pair ledger entries with the owner's jobs they are about, in one query."""
-    entries = list(entries)
-    references = {entry.reference for entry in entries if entry.reference}
+def frames(number: int) -> str:
+    """Write a number of frames: `16 frames`, `1 frame`."""
+    return ngettext("%(number)d frame", "%(number)d frames", number) % {"number": number}
+
+
+@register.filter
+def signed(amount: int) -> str:
+    """Write a change of balance, with a true minus sign."""
+    return f"{'+' if amount > 0 else '−' if amount else ''}{intcomma(abs(amount))}"
+
+
+@register.filter
+def with_jobs(lines: Iterable[HistoryLine], owner: Model) -> list[tuple[HistoryLine, GenerationJob | None]]:
+    """Pair lines of the ledger with the owner's jobs they are about, in one query."""
+    lines = list(lines)
+    references = {line.reference for line in lines if line.reference}
     jobs = GenerationJob.objects.filter(user_id=owner.pk).in_bulk(references)
-    return [(entry, jobs.get(entry.reference)) for entry in entries]
+    return [(line, jobs.get(line.reference) if line.reference else None) for line in lines]
 
 
 @register.filter
 def failure(job: GenerationJob) -> str:
     """Say what happened and that it cost nothing, in whole sentences."""
-    message = job.error_message.strip()
-    text = _(message) if message else ""
-    if NOTHING_DEDUCTED in message:
-        return text
-    return f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {_(NOTHING_DEDUCTED)}"
+    return reason_of(job.error_message)
 
 
 @register.simple_tag

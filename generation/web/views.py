@@ -3,6 +3,7 @@
 Each view parses, calls one operation and renders; htmx gets pieces of pages.
 """
 
+import time
 import uuid
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -13,7 +14,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import get_object_or_404, redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_GET, require_safe
+from django.views.decorators.http import require_http_methods, require_safe
 from django_htmx.http import HttpResponseClientRedirect, trigger_client_event
 
 from accounts.auth import SiteRequest, address_of_page, signed_in
@@ -27,6 +28,12 @@ from generation.web.forms import ComposerForm
 from generation.web.presenters import cards, kept_jobs
 from generation.web.public_views import absolute
 from generation.web.streaming import serve_file, serve_video
+
+WAITING_PROMPT = "waiting_prompt"
+# After that the prompt of the front page is only put into the composer: its sender may have forgotten it.
+WAITING_SECONDS = 3600
+# Longer than any prompt that is accepted: the refusal is to say so.
+MAX_WAITING = 10_000
 
 
 def own_jobs(request: SiteRequest) -> JobQuerySet:
@@ -53,26 +60,49 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
         return _workspace(request)
     context = catalog.samples_context(catalog.current_offer())
     context |= {"quotes": catalog.quotes(), "signup_credits": settings.SIGNUP_CREDITS}
+    context["site"] = absolute(request, "/").removesuffix("/")
     return render(request, "front.html", context)
 
 
 @signed_in("GET", "HEAD")
 def _workspace(request: SiteRequest) -> HttpResponse:
     if not request.htmx:
-        return _dashboard(request, ComposerForm(initial=_prefill(request)))
+        form = _submit_waiting_prompt(request) or ComposerForm(initial=_prefill(request))
+        return _dashboard(request, form)
     context = _gallery(request)
     context["cards"] = cards(context["jobs"])
     template = "generation/_cards.html" if context["after"] else "generation/_gallery.html"
     return render(request, template, context)
 
 
-@require_GET
+@require_http_methods(["GET", "POST"])
 def start(request: HttpRequest) -> HttpResponse:
-    """Carry the front page's prompt through sign-up into the composer."""
+    """Carry the front page's prompt through sign-up: a form's is then submitted, a link's put into the composer."""
+    if request.method == "POST":
+        _keep_for_later(request)
+        return redirect("dashboard" if request.user.is_authenticated else "account_signup")
     composer = f"{reverse('dashboard')}?{urlencode({'prompt': request.GET.get('prompt', '')})}"
     if request.user.is_authenticated:
         return redirect(composer)
     return redirect(f"{reverse('account_signup')}?{urlencode({'next': composer})}")
+
+
+def _keep_for_later(request: HttpRequest) -> None:
+    """Keep what was sent by a visitor who is not signed in, until they are."""
+    waiting = {name: request.POST.get(name, "")[:MAX_WAITING] for name in ComposerForm.base_fields}
+    waiting["key"] = waiting["key"] or uuid.uuid4().hex
+    request.session[WAITING_PROMPT] = waiting | {"at": time.time()}
+
+
+def _submit_waiting_prompt(request: SiteRequest) -> ComposerForm | None:
+    """Submit the prompt that the visitor sent before signing in, once; return the composer that follows on it."""
+    waiting = request.session.pop(WAITING_PROMPT, None) if request.method == "GET" else None
+    if waiting is None:
+        return None
+    if time.time() - waiting["at"] > WAITING_SECONDS:
+        return ComposerForm(initial=waiting)
+    form = ComposerForm(waiting)
+    return ComposerForm() if form.submit(user=request.user) else form  # it holds the refusal, and the prompt
 
 
 @signed_in("GET")
@@ -87,8 +117,15 @@ def submit_bar(request: SiteRequest) -> HttpResponse:
     return render(request, "generation/_ready.html", _composer(request, form))
 
 
+def submit(request: HttpRequest) -> HttpResponseBase:
+    """Submit a prompt now, or after the next sign-in where the last one has ended."""
+    if request.method == "POST" and not request.user.is_authenticated:
+        _keep_for_later(request)
+    return _submit(request)
+
+
 @signed_in("GET", "HEAD", "POST")
-def submit(request: SiteRequest) -> HttpResponse:
+def _submit(request: SiteRequest) -> HttpResponse:
     """Submit a prompt. The new clip's page follows; for htmx, its card as the first one of the gallery."""
     if request.method != "POST":
         return redirect("dashboard")
@@ -116,8 +153,8 @@ def _composer(
     wanted = form["preset"].value()
     chosen = next((quote for quote in quotes if quote.preset.name == wanted), None)
     default = next((quote for quote in quotes if quote.preset.is_default), quotes[0] if quotes else None)
-    queue = catalog.read_queue(jobs or [])
     expected = {quote.preset.pk: quote.expected_seconds for quote in quotes}
+    queue = catalog.read_queue(jobs or [], expected=expected)
     return {
         "form": form,
         "quotes": quotes,
@@ -125,7 +162,7 @@ def _composer(
         "cheapest": min(quotes, key=lambda quote: quote.cost, default=None),
         "queue": queue,
         "expected": expected,
-        "before_it": queue.seconds_to_join(expected),
+        "before_it": queue.seconds_to_join(),
         "cooldown": limits.cooldown_left(request.user, agreed),
         "key": uuid.uuid4().hex,
         "max_prompt": settings.MAX_PROMPT_LENGTH,
@@ -197,7 +234,7 @@ def cancel(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
 
 @signed_in("POST")
 def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
-    """Submit the same clip again; a second click finds the first one's."""
+    """Submit the same clip again; a second click finds the first one's, and says so where that has ended."""
     job = own_job(request, job_id)
     from_dashboard = comes_from_dashboard(request)
     try:
@@ -205,11 +242,15 @@ def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
             user=request.user,
             source=GenerationJob.Source.WEB,
             idempotency_key=f"retry-{job.id.hex}",
+            retry=True,
             **submission.same_again(job),
         )
     except GenerationError as error:
         messages.error(request, error.message)
         return _messages(request) if from_dashboard else redirect("video", job.pk)
+    if not again.is_live:
+        messages.info(request, _("You tried this one again already: here it is."))
+        return _redirect(request, reverse("video", args=[again.pk]))
     if not from_dashboard:
         return redirect("video", again.pk)
     response = render(request, "generation/_another.html", {"card": cards([again])[0]})

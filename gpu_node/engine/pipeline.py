@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch._dynamo.exc import TorchDynamoException
 
-from gpu_node.engine.errors import ModelUnavailable, UnusableResult
+from gpu_node.engine.errors import ModelUnavailable, UnusableResult, free_memory, poisons_process
 from gpu_node.engine.loading import COMPILE_BACKEND, Loaded, fresh_scheduler, load
 from gpu_node.engine.speed import new_shapes_compile
-from gpu_node.ipc import Memory
+from gpu_node.ipc import Memory, Pace
 from gpu_node.schemas import Clip
 from gpu_node.settings import EMBEDDED, EngineOptions
 
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 Prompts = tuple[torch.Tensor, torch.Tensor]  # embeddings of the prompt and of the negative prompt
 WARM_STEPS = 4  # enough for a step cache to have gone through both of its ways
+MEASURED_FRAMES = (
+    17  # of the clip by which the pace is measured where none is made to warm up: the shorter preset's
+)
 MEGABYTE = 2**20
 RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
 
@@ -43,14 +46,19 @@ class VideoPipeline:
         self.device = loaded.device
         self.decodes_in_tiles = loaded.tiled  # every clip, for want of memory
         self.first_step_began = 0.0
+        self.paces: list[Pace] = []
         loaded.pipe.transformer.register_forward_pre_hook(self._note_first_step)
 
     @classmethod
     def load(cls, options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> "VideoPipeline":
-        """Load and warm up. Raises ModelUnavailable where trying again is no use; OSError for downloads and disks."""
+        """Load, warm up and measure.
+
+        Raises ModelUnavailable where trying again is no use; OSError for downloads and disks.
+        """
         loaded = load(options, compile_backend=compile_backend)
         pipeline = cls(loaded, lower_case=options.model in EMBEDDED)
         pipeline.warm_up(options)
+        pipeline.measure(options)
         return pipeline
 
     @property
@@ -80,8 +88,25 @@ class VideoPipeline:
             torch.compiler.set_stance("force_eager")
             self.setup["compiled"] = False
 
-    def _make_blank(self, frames: int) -> None:
+    def measure(self, options: EngineOptions) -> None:
+        """Measure the pace of the warm shapes, else of one, so that waits are known before the first clip.
+
+        The model runs as well without: what cannot be measured, for want of memory say, is left out.
+        """
+        shortest = () if options.warm_frames is not None else (min(MEASURED_FRAMES, self.traits.frames),)
+        for frames in options.frames_to_warm or shortest:
+            try:
+                self.paces.append(self._make_blank(frames))
+            except Exception as error:
+                if poisons_process(error):
+                    raise
+                log.warning("the pace of %d frames could not be measured: %s", frames, error)
+                free_memory()
+
+    def _make_blank(self, frames: int) -> Pace:
+        """Make a clip that is thrown away; return how long it took."""
         started, width, height = time.perf_counter(), self.traits.width, self.traits.height
+        steps: list[float] = []
         clip = Clip(
             prompt="",
             width=width,
@@ -94,10 +119,17 @@ class VideoPipeline:
             seed=0,
         )
         picture = Image.new("RGB", (width, height)) if self.traits.takes_image else None
-        latents = self._denoise(clip, self.encode("", ""), lambda _: None, picture)
+        prompts = self.encode("", "")
+        latents = self._denoise(clip, prompts, lambda _: steps.append(time.perf_counter()), picture)
         for _ in self.decode(latents):
             pass
-        log.info("%d frames of %dx%d: warm in %.0f s", frames, width, height, time.perf_counter() - started)
+        took = time.perf_counter() - started
+        log.info("%d frames of %dx%d: made in %.1f s", frames, width, height, took)
+        # Without the first step, which carries what is done once.
+        step, decoding = (steps[-1] - steps[0]) / (len(steps) - 1), started + took - steps[-1]
+        return Pace(
+            width=width, height=height, frames=frames, seconds_per_step=step, seconds_besides=decoding
+        )
 
     def encode(self, prompt: str, negative_prompt: str) -> Prompts:
         """Encode what the transformer reads of the words. A thread that works ahead of the GPU may call it.

@@ -38,7 +38,12 @@ remember = in_database(outbox.remember)
 
 @in_database
 def submit(
-    account: TelegramAccount, request: VideoRequest, *, key: str, place: dict[str, int | None]
+    account: TelegramAccount,
+    request: VideoRequest,
+    *,
+    key: str,
+    place: dict[str, int | None],
+    retry: bool = False,
 ) -> tuple[JobMessage, dict[str, Any]]:
     """Make the job and its row in the outbox, in one transaction; returns the row, and the first status to show.
 
@@ -48,10 +53,10 @@ def submit(
         GenerationError: it was refused.
     """
     preset = request.get("preset") or account.preset
-    request["preset"] = preset if preset is not None and preset.enabled else None
+    request["preset"] = preset if preset is not None and (preset.enabled or retry) else None
     source = GenerationJob.Source.TELEGRAM
     with transaction.atomic():
-        job = submission.submit(user=account.user, source=source, idempotency_key=key, **request)
+        job = submission.submit(user=account.user, source=source, idempotency_key=key, retry=retry, **request)
         row, _ = JobMessage.objects.get_or_create(job=job, defaults=place)
     # A job that was there before may have ended without a row to be delivered by.
     missed = JobMessage.objects.filter(pk=row.pk, state=Pending, next_attempt_at=None)
@@ -89,10 +94,10 @@ async def sample(press: Press) -> None:
 async def make(asked: Asked, request: VideoRequest, *, key: str = "") -> GenerationJob:
     """Submit a job and answer with its status message, unless that was sent before or the job is settled.
 
-    Without a `key` of its own, an update that is handled again finds its job.
+    Without a `key` of its own, which a retry has, an update that is handled again finds its job.
     """
     place = {"bot_id": asked.bot.id, "chat_id": asked.chat.id, "reply_to": asked.about}
-    row, status = await submit(asked.account, request, key=key or asked.key, place=place)
+    row, status = await submit(asked.account, request, key=key or asked.key, place=place, retry=bool(key))
     if row.status_message_id is not None or row.state != Pending:
         return row.job
     await asked.acknowledge()

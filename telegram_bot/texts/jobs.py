@@ -181,7 +181,11 @@ def _stage(card: Card) -> str:
     job = card.job
     if job.state == State.STORING:
         return f"{_bar(1, 1)} {_('almost done')}"
-    if job.state == State.RUNNING and job.step:
+    if card.is_silent:
+        return _("⚠️ The GPU does not answer; moving it unless it comes back")
+    if card.is_decoding:
+        stage = f"{_bar(card.percent, 100)} {_('decoding the frames')}"
+    elif job.state == State.RUNNING and job.step:
         stage = f"{_bar(job.step, job.num_inference_steps)} {step_of(job)}"
     elif job.state == State.QUEUED and card.position is not None and card.position > 1:
         stage = _("⏳ %(place)s in line") % {"place": ordinal(card.position)}

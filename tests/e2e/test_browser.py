@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests import web
 from tests.e2e.conftest import COOLDOWN_SECONDS, STANDARD_STEPS
-from tests.visitor import CLIP_MS, cancel_all, create_key, generate, sign_up, sign_up_by_hand
+from tests.visitor import CLIP_MS, PASSWORD, cancel_all, create_key, generate, sign_up, sign_up_by_hand
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -103,8 +103,12 @@ def _play_and_seek(page: Page) -> None:
 
 
 def _share_and_revoke(page: Page, stranger: Page) -> None:
-    page.get_by_role("button", name="Share").click()
+    # A person who doubts the first press presses again, and must not meet another button.
+    where, button = page.url, page.locator("#share-form").bounding_box()
+    page.get_by_role("button", name="Share").dblclick()
     address = page.get_by_label("Anybody with this link").input_value()
+    assert page.locator("#share-form").bounding_box() == button
+    assert page.url == where
     assert stranger.goto(address).status == 200
     expect(stranger.get_by_role("heading", name="A red ball bounces")).to_be_visible()
     expect(stranger.get_by_role("link", name="Sign in")).to_be_visible()
@@ -160,6 +164,10 @@ def test_who_cannot_afford_it_is_told_before_and_shown_a_way_on(new_page: Callab
     expect(note).to_contain_text("Not enough credits: this video costs 250 credits, you have 200.")
     expect(note.get_by_role("link", name="How to get credits")).to_have_attribute("href", "/credits/#more")
     expect(page.locator(".generate")).to_be_disabled()
+    expect(page.locator(".generate")).to_be_hidden()
+    expect(page.get_by_role("link", name="Get credits", exact=True)).to_have_attribute(
+        "href", "/credits/#more"
+    )
     note.get_by_role("button", name="Take Quick for 50 credits").click()
     expect(page.locator(".generate")).to_be_enabled(timeout=(COOLDOWN_SECONDS + 5) * 1000)
     expect(note).to_be_hidden()
@@ -178,6 +186,88 @@ def test_a_sample_prompt_is_one_click_away_and_ctrl_enter_submits(new_page: Call
     expect(page.locator(".card", has_text=words)).to_be_visible()
     expect(page.locator("#empty")).to_have_count(0)
     cancel_all(page)
+
+
+def test_a_prompt_survives_reloads_and_the_sign_up_and_is_not_sent_again(
+    new_page: Callable[..., Page],
+) -> None:
+    page = new_page()
+    page.goto("/")
+    page.get_by_label("Prompt: what").fill("Kept in the drawer")
+    page.reload()
+    expect(page.get_by_label("Prompt: what")).to_have_value("Kept in the drawer")
+    page.get_by_role("button", name="Make this video").click()
+    page.get_by_label("Username").fill("drafter")
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("main").get_by_role("button", name="Sign up").click()
+    expect(page.locator(".card", has_text="Kept in the drawer")).to_be_visible()
+    expect(page.locator("#balance")).to_have_text("450 credits")
+    prompt = page.get_by_label("Prompt: what")
+    expect(prompt).to_have_value("")
+    prompt.fill("Half a thought")
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Leave out").fill("rain")
+    page.locator(".chip", has_text="Standard").click()
+    page.reload()
+    expect(prompt).to_have_value("Half a thought")
+    expect(page.get_by_label("Leave out")).to_have_value("rain")
+    expect(page.locator(".generate")).to_contain_text(
+        "Generate · 250 credits", timeout=(COOLDOWN_SECONDS + 30) * 1000
+    )
+    page.locator(".generate").click()
+    expect(page.locator(".card", has_text="Half a thought")).to_be_visible()
+    page.reload()
+    expect(prompt).to_have_value("")
+    cancel_all(page)
+
+
+# A button that makes way for another at its place, as Cancel does for Retry.
+SWAPPED = """() => {
+    const made = (id) => Object.assign(document.createElement("button"), { id, type: "button", textContent: "Press" });
+    const [first, second] = ["first", "second"].map(made);
+    window.pressed = [];
+    for (const button of [first, second]) button.addEventListener("click", () => window.pressed.push(button.id));
+    first.addEventListener("click", () => first.replaceWith(second));
+    document.querySelector("#main").prepend(first);
+}"""
+
+
+def test_the_second_press_of_a_double_click_meets_no_other_button(new_page: Callable[..., Page]) -> None:
+    page = new_page()
+    page.goto("/accounts/login/")
+    page.evaluate(SWAPPED)
+    page.locator("#first").dblclick()
+    assert page.evaluate("() => window.pressed") == ["first"]
+    page.locator("#second").press("Enter")
+    assert page.evaluate("() => window.pressed") == ["first", "second"], "another press counts"
+
+
+# A browser that lets the site notify, writes down what it is told, and lies behind other windows.
+NOTIFIED = """
+window.told = [];
+window.Notification = class {
+    static permission = "granted";
+    static requestPermission = async () => "granted";
+    constructor(title, options) { window.told.push(`${title} ${options.body}`); }
+};
+Object.defineProperty(document, "hidden", { get: () => location.pathname === "/" });
+"""
+
+
+def test_a_browser_tells_of_a_ready_clip_by_choice(new_page: Callable[..., Page]) -> None:
+    page = new_page()
+    page.add_init_script(NOTIFIED)
+    sign_up(page, "notified")
+    generate(page, "Not chosen yet")
+    expect(page.locator(".card.completed")).to_have_count(1, timeout=CLIP_MS)
+    assert page.evaluate("() => window.told") == []
+    page.goto("/account/")
+    page.locator("[data-notify]").click()
+    expect(page.locator("[data-notify]")).to_have_text("Switch off")
+    page.goto("/")
+    generate(page, "Tell me")
+    page.wait_for_function("() => window.told.length", timeout=CLIP_MS)
+    assert page.evaluate("() => window.told") == ["Your video is ready. Tell me"]
 
 
 def test_without_javascript_a_clip_is_ordered_watched_found_and_shared(new_page: Callable[..., Page]) -> None:
@@ -230,6 +320,7 @@ def test_an_api_key_is_shown_once_and_copied(new_page: Callable[..., Page], stac
     assert web.get(f"{stack.url}/v1/credits", headers=headers, timeout=30).json()["balance"] == 500
     page.reload()
     assert key not in page.content()
+    expect(page.get_by_role("button", name="Revoke")).to_have_count(1)
 
 
 def test_pages_about_errors_have_their_looks_too(stack) -> None:

@@ -59,6 +59,7 @@ def test_a_clip_is_canceled_in_the_middle_and_says_where_it_stopped(new_page: Ca
     card.get_by_role("link", name="Delete").click()
     question = page.get_by_role("dialog")
     expect(question).to_contain_text("Never mind")
+    expect(question.get_by_role("link", name="Keep it")).to_be_focused()
     question.get_by_role("link", name="Keep it").click()
     expect(question).to_be_hidden()
     card.get_by_role("link", name="Delete").click()
@@ -176,6 +177,7 @@ def test_a_gallery_goes_on_while_scrolling_and_finds_what_is_looked_for(
     for shown in (48, 61):
         page.mouse.wheel(0, 20_000)
         expect(page.locator(".card")).to_have_count(shown)
+    _goes_away_and_comes_back(page)
     page.keyboard.press("Home")
     page.get_by_role("searchbox").fill("number 42")
     expect(page.locator(".card")).to_have_count(1)
@@ -191,6 +193,18 @@ def test_a_gallery_goes_on_while_scrolling_and_finds_what_is_looked_for(
     expect(page.locator(".card").first).to_contain_text("number 59")
     expect(page.locator(".card").first).to_have_attribute("data-state", re.compile("queued|running"))
     cancel_all(page)
+
+
+def _goes_away_and_comes_back(page: Page) -> None:
+    """A look at one clip far down, and back to the place where its card was."""
+    card = page.locator(".card", has_text="number 20")
+    for way_back in (page.go_back, page.get_by_role("link", name="All videos").click):
+        card.scroll_into_view_if_needed()
+        card.locator(".card-prompt").click()
+        expect(page.get_by_role("heading", name="number 20")).to_be_visible()
+        way_back()
+        expect(page.locator(".card")).to_have_count(61)
+        expect(card).to_be_in_viewport()
 
 
 def _add_wishes(stack: Stack, name: str, count: int) -> None:

@@ -30,6 +30,7 @@ REPORT_VIOLATIONS = """document.addEventListener("securitypolicyviolation", (eve
 
 VISITOR_PAGES = [
     "/",
+    "/about/",
     "/accounts/login/",
     "/accounts/signup/",
     "/accounts/inactive/",
@@ -110,7 +111,7 @@ def owner(stack: Stack, site: str, chromium: Browser) -> Owner:
     page.goto(clip)
     shared = share(page)
     register_passkey(page)
-    sections = [clip, f"{clip}delete/", canceled, shared]
+    sections = [clip, f"{clip}delete/", canceled, shared, f"{shared}report/"]
     state = context.storage_state()
     context.close()
     return Owner(state, [*OWN_PAGES, *sections])

@@ -217,6 +217,14 @@ def test_health_tells_what_the_node_is(client: Client) -> None:
     }
 
 
+def test_the_pace_is_measured_at_start_up_before_any_clip(tmp_path: Path) -> None:
+    with NodeProcess.start(tmp_path) as node:
+        [pace] = node.health()["paces"]
+    assert (pace["size"], pace["frames"]) == ("96x64", 17)
+    assert pace["seconds_per_step"] > 0
+    assert pace["seconds_besides"] > 0
+
+
 def test_the_expected_wait_is_reckoned_from_measured_steps(client: Client) -> None:
     client.make()
     running = client.create_long()

@@ -1,7 +1,7 @@
 // Live cards: updates from the event stream, and a fresh look after it was down, the page slept or the browser came back.
 (() => {
   "use strict";
-  const { one, all, setText } = window.site;
+  const { one, all, setText, notify } = window.site;
   const LOOK_OFTEN_MS = 3000; // something moves, and the stream is down
   const LOOK_SELDOM_MS = 30000; // a proxy may hold events back without closing the stream
   const SLEPT_MS = 10000; // a clock that ticks each second and jumped so far was stopped
@@ -54,12 +54,14 @@
     if (live || announced.get(job.id) === job.state) return;
     announced.set(job.id, job.state);
     // Only what was seen alive is news: a stream begins by saying how everything stands.
-    if (known && LIVE.includes(known.dataset.state)) ended(job.state);
+    if (known && LIVE.includes(known.dataset.state)) ended(job.state, known);
   }
 
   let endedUnseen = "";
-  function ended(state) {
+  function ended(state, card) {
     setText(one("#announcer"), ENDS[state]);
+    const link = one(".card-prompt", card);
+    if (state !== "canceled") notify(ENDS[state], { body: link.textContent, url: link.href });
     if (document.hidden) endedUnseen = ENDS[state];
     htmx.trigger(document.body, "wallet");
   }
@@ -121,7 +123,7 @@
     if (known.dataset.live !== undefined && !movedOnly(known, card)) {
       htmx.swap(known, card.outerHTML, { swapStyle: "outerHTML" });
     }
-    if (over) ended(card.dataset.state);
+    if (over) ended(card.dataset.state, card);
   }
 
   function insert(card, older) {

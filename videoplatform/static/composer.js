@@ -56,6 +56,7 @@
     button.classList.toggle("cooling", waits);
     button.style.setProperty("--waited", waits ? `${100 - (100 * left) / cooldownMs}%` : "0%");
     if (!composer.classList.contains("htmx-request")) button.disabled = waits || isShort;
+    button.hidden = isShort;
   }
 
   function syncNote(bar, chosen) {
@@ -63,6 +64,7 @@
     const isShort = Number(chosen.dataset.cost) > balance;
     one("[data-note=short]", bar).hidden = !isShort;
     one("[data-note=calm]", bar).hidden = isShort;
+    one(".get-credits", bar).hidden = !isShort;
     const text = gettext("Not enough credits: this video costs %(price)s, you have %(balance)s.");
     if (isShort) setText(one("[data-note=short] span", bar), format(text, { price: chosen.dataset.price, balance }));
     const cheaper = one("[data-choose]", bar);
@@ -74,14 +76,14 @@
     const chip = one(`#composer input[name=preset][value="${CSS.escape(preset)}"]`);
     chip.checked = true;
     chip.focus();
-    syncComposer();
+    chip.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   function begin(text) {
     const prompt = one("#prompt");
     prompt.value = text;
     prompt.focus();
-    syncComposer();
+    prompt.dispatchEvent(new Event("input", { bubbles: true }));
   }
 
   document.addEventListener("input", (event) => {
@@ -93,6 +95,7 @@
     event.preventDefault();
     const button = one(".generate", composer);
     if (!button.disabled) composer.requestSubmit(button);
+    else if (button.hidden) one(".get-credits", composer).focus();
   });
   document.addEventListener("click", (event) => {
     const choice = event.target.closest?.("[data-choose]");

@@ -51,6 +51,60 @@
     history.replaceState(null, "", query ? `?${query}` : location.pathname);
   });
 
+  // --- The place in the gallery, on the way back from a clip ---------------------------------------------------------
+  // Pages of signed-in people are kept in no cache, so the browser itself cannot bring a scrolled gallery back.
+  const PLACE_SETTLES_MS = 200;
+  const MOST_PAGES = 50;
+
+  let isRestoring = false;
+  function savePlace() {
+    if (isRestoring) return;
+    const cards = all("#gallery .card");
+    const seen = cards.find((card) => card.getBoundingClientRect().bottom > 0);
+    const place = seen && scrollY > 0 ? { count: cards.length, card: seen.id, top: seen.getBoundingClientRect().top, y: scrollY } : null;
+    history.replaceState({ ...history.state, place }, "");
+  }
+
+  // Waits until the pages that were open are there again.
+  async function loadCards(count) {
+    for (let page = 0; page < MOST_PAGES; page += 1) {
+      const older = one("#gallery .older");
+      if (!older || all("#gallery .card").length >= count) return;
+      const arrived = new Promise((resolve) => document.addEventListener("htmx:afterSettle", resolve, { once: true }));
+      const failed = new Promise((resolve) => older.addEventListener("htmx:afterRequest", ({ detail }) => detail.successful || resolve("failed")));
+      htmx.trigger(older, "restore");
+      if ((await Promise.race([arrived, failed])) === "failed") return;
+    }
+  }
+
+  async function restorePlace({ count, card, top, y }) {
+    isRestoring = true;
+    history.scrollRestoration = "manual";
+    await loadCards(count);
+    const seen = document.getElementById(card);
+    scrollTo({ top: seen ? scrollY + seen.getBoundingClientRect().top - top : y, behavior: "instant" });
+    history.scrollRestoration = "auto";
+    isRestoring = false;
+  }
+
+  let settling;
+  if (one("#gallery")) {
+    document.addEventListener("scroll", () => {
+      clearTimeout(settling);
+      settling = setTimeout(savePlace, PLACE_SETTLES_MS);
+    });
+    document.addEventListener("click", (event) => event.target.closest?.("#gallery a") && savePlace(), { capture: true });
+    document.addEventListener("DOMContentLoaded", () => history.state?.place && restorePlace(history.state.place));
+  }
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[data-back]");
+    const cameFrom = document.referrer && new URL(document.referrer);
+    if (!link || !cameFrom || cameFrom.origin !== location.origin || cameFrom.pathname !== new URL(link.href).pathname) return;
+    if (event.metaKey || event.ctrlKey || event.shiftKey || history.length < 2) return;
+    event.preventDefault();
+    history.back();
+  });
+
   // --- Deleting -----------------------------------------------------------------------------------------------------
   async function ask(address) {
     const answer = await fetch(address, { headers: { "HX-Request": "true" } });

@@ -8,7 +8,7 @@
   };
   // Messages come from Django's catalog, which base.html loads first and which defines gettext, ngettext and interpolate.
   const format = (message, values) => interpolate(message, values, true);
-  window.site = { one, all, format, setText, showError };
+  window.site = { one, all, format, setText, showError, notify };
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") closeMenus();
@@ -35,6 +35,34 @@
   document.addEventListener("htmx:load", (event) => localTimes(event.detail.elt));
   document.addEventListener("DOMContentLoaded", () => localTimes(document.body));
 
+  // A second press at the same place that meets another control was meant for the first one, which has moved or gone.
+  const PRESSED_TWICE_MS = 600;
+  const SAME_PLACE_PX = 12;
+  let pressed = { at: -Infinity };
+  function isMeantForAnother(event, control) {
+    const moved = Math.hypot(event.clientX - pressed.x, event.clientY - pressed.y);
+    const again = event.detail > 1 || event.timeStamp - pressed.at < PRESSED_TWICE_MS;
+    return again && moved < SAME_PLACE_PX && control !== pressed.control;
+  }
+  document.addEventListener(
+    "click",
+    (event) => {
+      const control = event.target.closest?.("a, button, summary");
+      if (!control || !event.isTrusted || !event.detail) return; // by the keyboard
+      if (isMeantForAnother(event, control)) {
+        event.preventDefault();
+        event.stopImmediatePropagation();
+      }
+      pressed = { control, x: event.clientX, y: event.clientY, at: event.timeStamp };
+    },
+    { capture: true },
+  );
+
+  // A reload asks for this page again, instead of sending the form that it answers once more.
+  document.addEventListener("DOMContentLoaded", () => {
+    if (one("[data-shown-once]")) history.replaceState(history.state, "", location.href);
+  });
+
   // --- Errors --------------------------------------------------------------------------------------------------------
   function showError(text) {
     const place = one("#messages");
@@ -54,6 +82,36 @@
   document.addEventListener("htmx:sendError", (event) => {
     if (event.detail.requestConfig.verb !== "get") showError(gettext("The site cannot be reached just now. Nothing was sent; please try again."));
   });
+
+  // --- Notifications of this browser, by choice ----------------------------------------------------------------------
+  const NOTIFY = "notify-when-ready";
+  const canNotify = () => "Notification" in window && Notification.permission === "granted" && localStorage.getItem(NOTIFY) === "on";
+  function notify(text, { body, url }) {
+    if (!canNotify() || (!document.hidden && document.hasFocus())) return;
+    try {
+      const shown = new Notification(text, { body, tag: url });
+      shown.onclick = () => {
+        window.focus();
+        location.assign(url);
+      };
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error; // Android has them for service workers only
+    }
+  }
+  function syncNotifyButton() {
+    const button = one("[data-notify]");
+    if (!button) return;
+    button.setAttribute("aria-pressed", String(canNotify()));
+    setText(button, canNotify() ? gettext("Switch off") : gettext("Switch on"));
+  }
+  document.addEventListener("click", async (event) => {
+    if (!event.target.closest?.("[data-notify]")) return;
+    if (canNotify()) localStorage.removeItem(NOTIFY);
+    else if ("Notification" in window && (await Notification.requestPermission()) === "granted") localStorage.setItem(NOTIFY, "on");
+    else showError(gettext("Your browser does not let this site show notifications. You can allow it in its settings."));
+    syncNotifyButton();
+  });
+  document.addEventListener("DOMContentLoaded", syncNotifyButton);
 
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.("[data-copy]");
