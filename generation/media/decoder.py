@@ -72,6 +72,7 @@ BT709, UNSPECIFIED, BT2020, BT2020_CONSTANT, P3 = 1, 2, 9, 10, 12
 PQ, HLG = 16, 18
 # Candela a square metre: white on an ordinary screen (ITU-R BT.2408), and the brightest that HLG is shown at.
 SDR_WHITE, HLG_PEAK = 203.0, 1000.0
+SDR_GAMMA = 2.4
 # SMPTE ST 2084.
 PQ_M1, PQ_M2, PQ_C1, PQ_C2, PQ_C3 = 0.1593017578125, 78.84375, 0.8359375, 18.8515625, 18.6875
 # From linear light in other primaries to BT.709 (ITU-R BT.2087 for BT.2020).
@@ -570,24 +571,19 @@ def renderer(
 def colour_cube(first: VideoFrame, brightest: float) -> VideoFrame:
     """Return a table from the colours of the source to those of an ordinary screen, as FFmpeg's haldclut reads it.
 
-    Light is brought into the range of the screen by the same factor in all three channels, so that no hue changes; what
-    the primaries of BT.709 cannot show is clipped. brightest: the highest number of any channel in the clip, 0 to 1.
+    Each channel's light is brought into the range of the screen; what the primaries of BT.709 cannot show is clipped.
+    brightest: the highest number of any channel in the clip, from 0 to 1.
     """
     steps, side = CUBE_LEVEL**2, CUBE_LEVEL**3
-    linear = {PQ: _pq_to_light, HLG: _hlg_to_light}.get(first.color_trc, _sdr_to_light)
-    is_hlg = first.color_trc == HLG
-    peak = linear(brightest)
-    tone = _tone_curve(HLG_PEAK * peak**1.2 if is_hlg else peak)
+    to_light = {PQ: _pq_to_light, HLG: _hlg_to_light}.get(first.color_trc, _sdr_to_light)
+    tone = _tone_curve(to_light(brightest))
+    lights = [tone(to_light(step / (steps - 1))) / SDR_WHITE for step in range(steps)]
     to_bt709 = {BT709: SAME_PRIMARIES, P3: P3_TO_BT709}.get(first.color_primaries, BT2020_TO_BT709)
     numbers = array("H")
-    for blue, green, red in product([linear(step / (steps - 1)) for step in range(steps)], repeat=3):
-        # HLG tells the light of the scene; a screen raises its contrast (ITU-R BT.2100, table 5).
-        gain = HLG_PEAK * (0.2627 * red + 0.678 * green + 0.0593 * blue) ** 0.2 if is_hlg else 1.0
-        strongest = max(red, green, blue) * gain
-        factor = gain * tone(strongest) / strongest / SDR_WHITE if strongest else 0.0
+    for blue, green, red in product(lights, repeat=3):
         for x, y, z in to_bt709:
-            shown = min(1.0, max(0.0, (x * red + y * green + z * blue) * factor))
-            numbers.append(round(65535 * shown ** (1 / 2.4)))
+            shown = min(1.0, max(0.0, x * red + y * green + z * blue))
+            numbers.append(round(65535 * shown ** (1 / SDR_GAMMA)))
     cube = VideoFrame(side, side, "rgb48le")
     plane, row = cube.planes[0], side * 6
     data = numbers.tobytes()
@@ -636,15 +632,14 @@ def _light_to_pq(light: float) -> float:
 
 
 def _hlg_to_light(number: float) -> float:
-    """The light of the scene, from 0 to 1 (ARIB STD-B67)."""
-    if number <= 0.5:
-        return number**2 / 3
-    return (exp((number - 0.55991073) / 0.17883277) + 0.28466892) / 12
+    """The light of the scene (ARIB STD-B67), with the contrast that a screen adds to it (ITU-R BT.2100, table 5)."""
+    scene = number**2 / 3 if number <= 0.5 else (exp((number - 0.55991073) / 0.17883277) + 0.28466892) / 12
+    return HLG_PEAK * scene**1.2
 
 
 def _sdr_to_light(number: float) -> float:
     """The curve of ITU-R BT.1886."""
-    return SDR_WHITE * number**2.4
+    return SDR_WHITE * number**SDR_GAMMA
 
 
 # --- Sound ------------------------------------------------------------------------------------------------------------
