@@ -15,6 +15,7 @@ import contextlib
 import errno
 import heapq
 import json
+import math
 import os
 import resource
 import shutil
@@ -27,7 +28,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import count, groupby, pairwise, product
-from math import exp
 from pathlib import Path
 from statistics import median
 from typing import Any, cast
@@ -61,6 +61,8 @@ AAC_FRAME = 1024
 AAC_PRIMING = 3
 # Sound that outlasts the pictures by less is left as it is: the last packet of AAC is seldom full.
 SOUND_SLACK = 0.1
+# The outermost elements of Matroska and WebM.
+EBML, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 # Errors of FFmpeg that say nothing of the file: the disk, or a limit of ours.
 OUR_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM, errno.EACCES, errno.EROFS})
 TOO_MUCH_MEMORY = "it needs more memory than is allowed"
@@ -199,9 +201,11 @@ def opened(source: Path, **options: str) -> Iterator[InputContainer]:
         head = file.read(12)
     if not head:
         raise Unplayable("the file is empty")
-    kind = "mov" if head[4:8] == b"ftyp" else "matroska" if head[:4] == b"\x1aE\xdf\xa3" else None
+    kind = "mov" if head[4:8] == b"ftyp" else "matroska" if head[:4] == EBML else None
     if kind is None:
         raise Unplayable("it is neither MP4 nor WebM")
+    if kind == "matroska":
+        _check_segment(source)
     try:
         container = av.open(str(source), "r", format=kind, options=options | {"protocol_whitelist": "file"})
     except (av.error.FFmpegError, ValueError) as error:
@@ -221,6 +225,27 @@ def decoding_errors() -> Iterator[None]:
         raise Unplayable("it does not decode") from error
     except (ValueError, OverflowError, ZeroDivisionError) as error:
         raise Unplayable("it does not decode") from error
+
+
+def _check_segment(source: Path) -> None:
+    """Compare the size of a Matroska file with what its outermost elements promise (RFC 8794, 4 to 6).
+
+    Its demuxer takes the end of the file for the end of the clip. A live recording promises nothing.
+    """
+    end = 0
+    with source.open("rb") as file:
+        for kind in (EBML, SEGMENT):
+            if file.read(4) != kind:
+                return
+            first = file.read(1)
+            length = 9 - first[0].bit_length() if first and first[0] else 0
+            size = int.from_bytes(first + file.read(length - 1)) - (1 << 7 * length) if length else -1
+            if not 0 <= size < (1 << 7 * length) - 1:
+                return
+            end = file.tell() + size
+            file.seek(end if kind == EBML else 0)
+    if source.stat().st_size < end:
+        raise Unplayable("it is cut short")
 
 
 def video_stream(container: InputContainer) -> VideoStream:
@@ -391,9 +416,10 @@ def _is_blank(frame: VideoFrame) -> bool:
 
 
 def _brightest(frame: VideoFrame) -> float:
-    """Return the highest number of any channel, from 0 to 1, in a small copy: single pixels do not count."""
+    """Return the highest number of any channel, from 0 to 1; a few pixels do not count, they may be overshoot."""
     small = frame.reformat(width=96, height=96, format="rgb48le", interpolation="AREA")
-    return max(memoryview(small.planes[0]).cast("B").cast("H")) / 65535
+    numbers = sorted(memoryview(small.planes[0]).cast("B").cast("H"))
+    return numbers[len(numbers) * 499 // 500] / 65535
 
 
 def _described(
@@ -622,24 +648,26 @@ def _tone_curve(peak: float) -> Callable[[float], float]:
 
 def _pq_to_light(number: float) -> float:
     """The curve of SMPTE ST 2084."""
-    power = number ** (1 / PQ_M2)
-    return 10_000 * (max(0.0, power - PQ_C1) / (PQ_C2 - PQ_C3 * power)) ** (1 / PQ_M1)
+    power = math.pow(number, 1 / PQ_M2)
+    return 10_000 * math.pow(max(0.0, power - PQ_C1) / (PQ_C2 - PQ_C3 * power), 1 / PQ_M1)
 
 
 def _light_to_pq(light: float) -> float:
-    power = (light / 10_000) ** PQ_M1
-    return ((PQ_C1 + PQ_C2 * power) / (1 + PQ_C3 * power)) ** PQ_M2
+    power = math.pow(light / 10_000, PQ_M1)
+    return math.pow((PQ_C1 + PQ_C2 * power) / (1 + PQ_C3 * power), PQ_M2)
 
 
 def _hlg_to_light(number: float) -> float:
     """The light of the scene (ARIB STD-B67), with the contrast that a screen adds to it (ITU-R BT.2100, table 5)."""
-    scene = number**2 / 3 if number <= 0.5 else (exp((number - 0.55991073) / 0.17883277) + 0.28466892) / 12
-    return HLG_PEAK * scene**1.2
+    scene = (
+        number**2 / 3 if number <= 0.5 else (math.exp((number - 0.55991073) / 0.17883277) + 0.28466892) / 12
+    )
+    return HLG_PEAK * math.pow(scene, 1.2)
 
 
 def _sdr_to_light(number: float) -> float:
     """The curve of ITU-R BT.1886."""
-    return SDR_WHITE * number**SDR_GAMMA
+    return SDR_WHITE * math.pow(number, SDR_GAMMA)
 
 
 # --- Sound ------------------------------------------------------------------------------------------------------------
