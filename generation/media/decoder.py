@@ -93,21 +93,18 @@ class Unplayable(Exception):
 class Limits:
     """The limits of one clip.
 
-    seconds: wall clock. max_side: pixels. max_duration: seconds of video. memory, max_bytes: bytes.
+    seconds: wall clock. cpu_seconds: what a free machine computes in less than `seconds`, a busy one never meets it.
+    max_side: pixels. max_duration: seconds of video. memory, max_bytes: bytes.
     """
 
     seconds: float
+    cpu_seconds: int = 180
     max_side: int = 4096
     max_duration: float = 600.0
     max_frames: int = 36_000
     memory: int = 4 * 1024**3
     max_bytes: int = 2 * 1024**3
     threads: int = 2
-
-    @property
-    def cpu_seconds(self) -> int:
-        """The computing that a file may cost; a machine that is too busy for it meets `seconds` first."""
-        return int(self.seconds * 1.5) + 2
 
 
 @dataclass
@@ -150,15 +147,16 @@ def confine(limits: Limits) -> None:
     """Have the kernel end what outgrows the limits, and what outlives a parent that was killed."""
     signal.alarm(int(limits.seconds) + 2)
     ceilings = {
-        resource.RLIMIT_CPU: limits.cpu_seconds,
-        resource.RLIMIT_AS: limits.memory,
-        resource.RLIMIT_FSIZE: limits.max_bytes,
-        resource.RLIMIT_CORE: 0,
+        # The first limit ends the process by SIGXCPU, which says why; the second by SIGKILL, which does not.
+        resource.RLIMIT_CPU: (limits.cpu_seconds, limits.cpu_seconds + 5),
+        resource.RLIMIT_AS: (limits.memory, limits.memory),
+        resource.RLIMIT_FSIZE: (limits.max_bytes, limits.max_bytes),
+        resource.RLIMIT_CORE: (0, 0),
     }
     for kind, ceiling in ceilings.items():
         # macOS refuses RLIMIT_AS; the other limits still hold there.
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (ceiling, ceiling))
+            resource.setrlimit(kind, ceiling)
 
 
 def prepare(source: Path, video: Path, poster: Path, *, limits: Limits) -> dict[str, Any]:
@@ -243,7 +241,7 @@ def _check_segment(source: Path) -> None:
             if not 0 <= size < (1 << 7 * length) - 1:
                 return
             end = file.tell() + size
-            file.seek(end if kind == EBML else 0)
+            file.seek(end)
     if source.stat().st_size < end:
         raise Unplayable("it is cut short")
 

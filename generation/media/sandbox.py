@@ -32,7 +32,8 @@ class MediaFailure(Exception):
 class VideoFacts:
     """A clip as every decoded frame shows it.
 
-    width, height: pixels as a person sees them: upright and square. duration_ms: to the end of the last frame. fps: frames a second as they are timed. size_bytes: of the file.
+    width, height: pixels as a person sees them: upright and square. duration_ms: to the end of the last frame.
+    fps: frames a second as they are timed. size_bytes: of the file.
     faststart: the index comes before the pictures, so that playing can begin before all is there.
     """
 
@@ -54,10 +55,12 @@ def prepare(
 
     The video is MP4, H.264, yuv420p, upright, with square pixels, even sides, the colours of an ordinary screen, its
     first picture at 0, its sound no longer than the pictures, and its index in front: a source that is all of this is
-    copied byte by byte, one whose pictures fit gets a new container only. The poster is a JPEG, at most 1280 pixels a side and
-    about 300 kB; it shows half a second into the clip, or the first later frame that is not blank.
-    Both files appear whole or not at all. seconds: wall clock; a file that needs half as much again in computing is at
-    fault, one for which the machine has no time is not. limits: other values for fields of `decoder.Limits`.
+    copied byte by byte, one whose pictures fit gets a new container only.
+    The poster is a JPEG, at most 1280 pixels a side and about 300 kB; it shows half a second into the clip, or the
+    first later frame that is not blank. Both files appear whole or not at all.
+
+    seconds: wall clock: a machine that needs more is busy. limits: other values for fields of `decoder.Limits`; what
+    does not keep to those is the file.
 
     Raises:
         UnplayableVideo: the file is at fault. MediaFailure: our own side is.
@@ -83,7 +86,9 @@ def _decode(*paths: Path, **limits: float) -> VideoFacts:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise MediaFailure(f"The clip was not ready within {limits['seconds']:g} s.") from None
+        raise MediaFailure(
+            f"Checking the clip took this machine more than {limits['seconds']:g} s."
+        ) from None
     stopped_by = -done.returncode
     if stopped_by in OUR_SIGNALS:
         raise MediaFailure(f"The decoder was stopped (signal {stopped_by}).")
