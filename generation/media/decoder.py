@@ -59,8 +59,8 @@ HIGHEST_RATE = 48_000
 AAC_FRAME = 1024
 # An edit list hides this many packets at most at the head of AAC: what its encoder needs to start.
 AAC_PRIMING = 3
-# Sound that outlasts the pictures by less is left as it is: the last packet of AAC is seldom full.
-SOUND_SLACK = 0.1
+# Ends that differ by less are one: the last packet of AAC is seldom full.
+SLACK_SECONDS = 0.1
 # The outermost elements of Matroska and WebM.
 EBML, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 # Errors of FFmpeg that say nothing of the file: the disk, or a limit of ours.
@@ -298,6 +298,7 @@ class Timeline:
         self.packets = 0
         self.hides_frames = False
         self.is_strict = True
+        self.ends_as_declared = False
         self.times: list[int] = []
         self.brightest = 0.0
         self.first: VideoFrame
@@ -375,6 +376,7 @@ class Timeline:
         declared = round(((self._stream.start_time or 0) + (self._stream.duration or 0)) * unit)
         if last < declared < end and not self.hides_frames:
             end = declared
+        self.ends_as_declared = abs(declared - end) * self.tick <= SLACK_SECONDS
         self.times = _spread(self._moments, end, self._usual)
         if self.seconds > self._limits.max_duration:
             raise self._too_long()
@@ -455,6 +457,7 @@ def _described(
         and codec.profile in PLAYABLE_PROFILES
         and look.is_as_stored
         and timeline.is_strict
+        and timeline.ends_as_declared
         and not timeline.hides_frames,
         took=took,
     )
@@ -770,7 +773,7 @@ def listen(source: Path, timeline: Timeline) -> Sound | None:
             and not reader.losses
             and reader.hidden <= AAC_PRIMING
             and timeline.start == 0
-            and reader.end <= timeline.seconds + SOUND_SLACK,
+            and reader.end <= timeline.seconds + SLACK_SECONDS,
         )
 
 
@@ -823,7 +826,7 @@ def _as_h264(
     """Encode frames at their own times."""
     timeline, look = found.timeline, found.look
     options = {
-        "preset": _preset(found, limits),
+        "preset": _preset(found.took),
         "crf": "18",
         "profile": "high",
         "threads": str(limits.threads),
@@ -853,11 +856,9 @@ def _as_h264(
     return packets()
 
 
-def _preset(found: Survey, limits: Limits) -> str:
-    """Choose how hard x264 tries by what the survey took, so that a long clip on a slow machine still gets done."""
-    if found.took < limits.seconds / 40:
-        return "medium"
-    return "veryfast" if found.took < limits.seconds / 12 else "ultrafast"
+def _preset(took: float) -> str:
+    """Choose how hard x264 tries by the seconds that the survey took: a long clip gets done on a slow machine, too."""
+    return "medium" if took < 3 else "veryfast" if took < 10 else "ultrafast"
 
 
 def _tag_colours(video: VideoStream, found: Survey) -> None:
