@@ -70,8 +70,10 @@ TOO_MUCH_MEMORY = "it needs more memory than is allowed"
 OUTGROWN = {errno.ENOMEM: TOO_MUCH_MEMORY, errno.EFBIG: "it grows larger than is allowed"}
 
 # What a picture's numbers mean (ITU-T H.273, tables 2 to 4).
-BT709, UNSPECIFIED, BT2020, BT2020_CONSTANT, P3 = 1, 2, 9, 10, 12
+BT709, UNSPECIFIED, BT2020, P3 = 1, 2, 9, 12
 PQ, HLG = 16, 18
+# The matrices that FFmpeg converts from: those of RGB, BT.709, FCC, BT.601 twice, SMPTE 240M and BT.2020.
+MATRICES = frozenset({0, BT709, UNSPECIFIED, 4, 5, 6, 7, BT2020})
 # Candela a square metre: white on an ordinary screen (ITU-R BT.2408), and the brightest that HLG is shown at.
 SDR_WHITE, HLG_PEAK = 203.0, 1000.0
 SDR_GAMMA = 2.4
@@ -165,7 +167,8 @@ def prepare(source: Path, video: Path, poster: Path, *, limits: Limits) -> dict[
     A source that plays everywhere is copied byte by byte.
     """
     found = survey(source, limits)
-    write_poster(found, poster)
+    with decoding_errors():
+        write_poster(found, poster)
     if found.container_fits and found.codec_fits:
         shutil.copyfile(source, video)
         return found.facts
@@ -262,6 +265,17 @@ def audio_stream(container: InputContainer) -> AudioStream | None:
     return next((audio for audio in container.streams.audio if audio.codec_context is not None), None)
 
 
+def decoded(packet: Packet[VideoStream]) -> Iterator[VideoFrame]:
+    """Yield the frames of a packet, with a matrix that FFmpeg can convert from."""
+    # A packet without data repeats the picture before it; to the decoder it would be the end.
+    if packet.dts is not None and not packet.size:
+        return
+    for frame in packet.decode():
+        if frame.colorspace not in MATRICES:
+            frame.colorspace = BT2020 if frame.color_primaries == BT2020 else UNSPECIFIED
+        yield frame
+
+
 def _check_size(width: int, height: int, limits: Limits) -> None:
     if not (min(width, height) >= SMALLEST_SIDE and max(width, height) <= limits.max_side):
         raise Unplayable(f"its size of {width}x{height} pixels is out of bounds")
@@ -336,10 +350,7 @@ class Timeline:
             self.hides_frames |= packet.is_discard
             self.is_strict &= self._last_dts is None or packet.dts > self._last_dts
             self._last_dts = packet.dts
-            # A packet without data repeats the picture before it; to the decoder it would be the end.
-            if not packet.size:
-                return
-        for frame in packet.decode():
+        for frame in decoded(packet):
             if frame.is_corrupt:
                 raise Unplayable("it is damaged")
             self._add(frame)
@@ -559,8 +570,7 @@ def renderer(
         width, height = height, width
     steps = [("scale", f"{width}:{height}:{scaling}"), ("format", pix_fmt)]
     if look.cube is not None:
-        known = first.format.is_rgb or first.colorspace not in (UNSPECIFIED, BT2020_CONSTANT)
-        matrix = "" if known else ":in_color_matrix=bt2020"
+        matrix = ":in_color_matrix=bt2020" if first.colorspace == UNSPECIFIED else ""
         steps = [
             ("scale", f"{width}:{height}{matrix}"),
             ("format", "rgb48le"),
@@ -844,9 +854,7 @@ def _as_h264(
     def packets() -> Iterator[Packet[Any]]:
         times = pairwise(timeline.times)
         for packet in container.demux(source):
-            if packet.dts is not None and not packet.size:
-                continue
-            for frame, (moment, after) in zip(packet.decode(), times, strict=False):
+            for frame, (moment, after) in zip(decoded(packet), times, strict=False):
                 picture = render(frame)
                 picture.pts, picture.duration, picture.time_base = moment, after - moment, timeline.tick
                 picture.pict_type = PictureType.NONE
