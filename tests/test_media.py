@@ -168,8 +168,9 @@ def test_whatever_else_comes_is_made_to_play_with_the_same_pictures(
         )
 
 
-def test_pictures_that_fit_are_not_encoded_again(tmp_path: Path) -> None:
-    clip = write(tmp_path / "clip.mp4", movflags="", sound="aac")
+@pytest.mark.parametrize("movflags", ["", "frag_keyframe+empty_moov"])
+def test_pictures_that_fit_are_not_encoded_again(tmp_path: Path, movflags: str) -> None:
+    clip = write(tmp_path / "clip.mp4", movflags=movflags, sound="aac")
     facts = prepare(clip)
     assert_plays_everywhere(tmp_path / "playable.mp4", facts)
     before, after = pictures(clip), pictures(tmp_path / "playable.mp4")

@@ -387,7 +387,8 @@ class Timeline:
         declared = round(((self._stream.start_time or 0) + (self._stream.duration or 0)) * unit)
         if last < declared < end and not self.hides_frames:
             end = declared
-        self.ends_as_declared = abs(declared - end) * self.tick <= SLACK_SECONDS
+        is_declared = bool(self._stream.duration)  # fragments are not
+        self.ends_as_declared = not is_declared or abs(declared - end) * self.tick <= SLACK_SECONDS
         self.times = _spread(self._moments, end, self._usual)
         if self.seconds > self._limits.max_duration:
             raise self._too_long()
