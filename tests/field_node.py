@@ -17,6 +17,7 @@ import json
 import os
 import re
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -51,6 +52,7 @@ GENERATE_FAULTS = {
 FILE_FAULTS = {
     "mpeg4": "makes MPEG-4 Part 2, which plays in no browser",
     "yuv444": "makes H.264 4:4:4, which plays almost nowhere",
+    "turned": "makes H.264 that lies on its side, and says so in its display matrix",
     "not_video": "delivers text under the name of an MP4",
     "unplayable": "delivers an MP4 whose pictures are noise",
 }
@@ -131,6 +133,11 @@ class Node:
         if self.fault == "unplayable":
             pictures = clip.index(b"mdat") + 4
             return clip[:pictures] + os.urandom(len(clip) - pictures)
+        if self.fault == "turned":
+            upright, quarter = (1, 0, 0, 0, 1, 0, 0, 0), (0, 1, 0, -1, 0, 0, 0, 0)
+            whole, turned = (struct.pack(">8i", *(number << 16 for number in m)) for m in (upright, quarter))
+            track = clip.index(whole, clip.index(b"tkhd"))
+            return clip[:track] + turned + clip[track + len(turned) :]
         return clip
 
 

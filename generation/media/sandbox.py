@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from generation.media.folders import atomic_write
 DECODER = Path(__file__).with_name("decoder.py")
 # The decoder sees neither our secrets nor anything else of the environment but what Python needs to start.
 KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
+# The worker is stopped, the machine is out of memory, or the decoder's own alarm went off: no fault of the file.
+OUR_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL, signal.SIGALRM})
 
 
 class UnplayableVideo(Exception):
@@ -22,14 +25,15 @@ class UnplayableVideo(Exception):
 
 
 class MediaFailure(Exception):
-    """Our own side failed (a full disk, a missing folder); the file may be all right."""
+    """Our own side failed (a full disk, a busy machine, a restart); the file may be all right."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoFacts:
     """A clip as every decoded frame shows it.
 
-    width, height: pixels. fps: frames a second as they are timed. size_bytes: of the file.
+    width, height: pixels as a person sees them: upright and square. duration_ms: to the end of the last frame.
+    fps: frames a second as they are timed. size_bytes: of the file.
     faststart: the index comes before the pictures, so that playing can begin before all is there.
     """
 
@@ -49,10 +53,14 @@ def prepare(
 ) -> VideoFacts:
     """Check that a clip decodes, write `video`, which plays everywhere, and `poster`. Returns the facts of `video`.
 
-    The video is MP4, H.264, yuv420p, with even sides and its index in front: a source that is all of this is copied
-    byte by byte, one whose pictures fit gets a new container only. The poster is a JPEG, at most 1280 pixels a side and
-    about 300 kB; it shows half a second into the clip, or the first later frame that is not blank.
-    Both files appear whole or not at all. limits: other values for fields of `decoder.Limits`.
+    The video is MP4, H.264, yuv420p, upright, with square pixels, even sides, the colours of an ordinary screen, its
+    first picture at 0, its sound no longer than the pictures, and its index in front: a source that is all of this is
+    copied byte by byte, one whose pictures fit gets a new container only.
+    The poster is a JPEG, at most 1280 pixels a side and about 300 kB; it shows half a second into the clip, or the
+    first later frame that is not blank. Both files appear whole or not at all.
+
+    seconds: wall clock: a machine that needs more is busy. limits: other values for fields of `decoder.Limits`; what
+    does not keep to those is the file.
 
     Raises:
         UnplayableVideo: the file is at fault. MediaFailure: our own side is.
@@ -78,9 +86,16 @@ def _decode(*paths: Path, **limits: float) -> VideoFacts:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise UnplayableVideo(f"The file is unplayable: it took more than {limits['seconds']:g} s.") from None
-    if done.returncode < 0:
-        raise UnplayableVideo(f"The file is unplayable: decoding it crashed (signal {-done.returncode}).")
+        raise MediaFailure(
+            f"Checking the clip took this machine more than {limits['seconds']:g} s."
+        ) from None
+    stopped_by = -done.returncode
+    if stopped_by in OUR_SIGNALS:
+        raise MediaFailure(f"The decoder was stopped (signal {stopped_by}).")
+    if stopped_by == signal.SIGXCPU:
+        raise UnplayableVideo("The file is unplayable: it needs more computing than is allowed.")
+    if stopped_by > 0:
+        raise UnplayableVideo(f"The file is unplayable: decoding it crashed (signal {stopped_by}).")
     try:
         answer = json.loads(done.stdout)
     except ValueError:
