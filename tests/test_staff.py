@@ -334,7 +334,9 @@ class TestSecondFactor:
 
     @pytest.mark.django_db(transaction=True)  # allauth tells of the new second step after the commit
     @pytest.mark.parametrize(
-        ("form", "name"), [("/admin/login/", "username"), ("/accounts/login/", "login")], ids=["admin", "site"]
+        ("form", "name"),
+        [("/admin/login/", "username"), ("/accounts/login/", "login")],
+        ids=["admin", "site"],
     )
     def test_the_first_sign_in_is_three_screens_and_ends_where_one_wanted_to_be(
         self, staff: User, form: str, name: str

@@ -368,7 +368,9 @@ UNFOLD = {
     "SITE_ICON": lambda _: static("favicon.svg"),
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda _: static("favicon.svg")}],
     "SHOW_HISTORY": False,  # of Django's own kind: the audit log holds more, and cannot be changed
-    "SIDEBAR": {"navigation": NAVIGATION},
+    "SIDEBAR": {"navigation": NAVIGATION, "show_search": True, "command_search": True},
+    "COMMAND": {"search_callback": "accounts.admin.search.palette"},
+    "STYLES": [lambda request: static("admin.css")],
     # The site's accent; 500 is the colour of links on dark pages.
     "COLORS": {
         "primary": {
