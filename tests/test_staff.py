@@ -353,7 +353,7 @@ class TestSecondFactor:
         code = format_hotp_value(hotp_value(set_up.context["form"].secret, next(codes)))
         kept = newcomer.post(reverse("mfa_activate_totp"), {"code": code}, follow=True)
         assert kept.resolver_match.view_name == "mfa_view_recovery_codes"
-        [onward] = re.findall(r'href="([^"]+)">Continue to the administration<', kept.content.decode())
+        [onward] = re.findall(r'href="([^"]+)">Continue to the admin<', kept.content.decode())
         assert (onward, newcomer.get(onward).status_code) == (wanted, 200)
         assert "Continue" not in newcomer.get(reverse("mfa_view_recovery_codes")).content.decode()
 

@@ -187,7 +187,7 @@ class TestPage:
         videos = re.findall(r"<li>(.*?)</li>", sections(html)["Videos"], re.DOTALL)
         waiting, failed, done = videos
         assert f'src="{page("generation_generationjob_poster", video.pk)}"' in done
-        assert re.search(r"· 0 .*refunded", done, re.DOTALL)
+        assert re.search(r"charged 0 .*refunded", done, re.DOTALL)
         assert "Refund " not in done, "it was refunded"
         assert "Out of memory" in failed
         assert "50 held" in waiting

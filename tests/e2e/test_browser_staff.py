@@ -98,7 +98,7 @@ def test_a_newcomer_sees_nothing_before_the_second_step_is_set_up(new_page, staf
     page.locator("[name=code]").fill(code(secret))
     page.locator("[name=code]").press("Enter")
     page.wait_for_url(re.compile("recovery-codes"))
-    page.get_by_role("link", name="Continue to the administration").click()
+    page.get_by_role("link", name="Continue to the admin").click()
     expect(page).to_have_url(re.compile("/admin/accounts/user/$"))
 
 
