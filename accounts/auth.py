@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import time
 from collections.abc import Callable
 from smtplib import SMTPException
 from typing import Any, Concatenate, ParamSpec, cast
@@ -16,6 +17,7 @@ from allauth.mfa.signals import authenticator_added
 from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth.base_user import AbstractBaseUser
+from django.contrib.auth.signals import user_logged_in
 from django.contrib.auth.views import redirect_to_login
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSessionStore
 from django.core.exceptions import ValidationError
@@ -23,6 +25,7 @@ from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
+from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 from django_htmx.http import HttpResponseClientRedirect
@@ -37,6 +40,8 @@ P = ParamSpec("P")
 MIN_KEY_LENGTH = 8  # Django's own minimum
 # Pages of the admin that show nothing.
 OPEN_TO_ALL = {"login", "logout", "jsi18n"}
+# The session's key for the page of the admin that is shown once the second step is set up.
+STAFF_NEXT = "staff_next"
 
 
 class AccountAdapter(DefaultAccountAdapter):
@@ -125,9 +130,9 @@ class StaffSignInForm(AuthenticationForm):
     def confirm_login_allowed(self, user: AbstractBaseUser) -> None:
         super().confirm_login_allowed(user)
         if get_adapter().is_mfa_enabled(user):
-            raise ValidationError(
-                "Your account has two-step sign-in. Please sign in on the site first, then come back here."
-            )
+            page = f"{reverse('account_login')}?{urlencode({'next': reverse('admin:index')})}"
+            text = 'Your account has two-step sign-in. Please <a href="{}" class="underline">sign in on the site</a>.'
+            raise ValidationError(format_html(text, page))
 
 
 class RequireSecondFactor:
@@ -152,13 +157,28 @@ class RequireSecondFactor:
 
 
 def _require_second_factor(request: HttpRequest, user: User) -> HttpResponse | None:
+    records = get_authentication_records(request, user)
     if not get_adapter().is_mfa_enabled(user):
-        messages.warning(request, _("Staff need two-step sign-in: please set it up, then come back."))
-        return HttpResponseRedirect(reverse("mfa_index"))
-    if any(record["method"] == "mfa" for record in get_authentication_records(request, user)):
+        messages.warning(request, _("Staff need two-step sign-in: please set it up, then you go on."))
+        request.session[STAFF_NEXT] = request.get_full_path()
+        fresh = time.time() - settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
+        if any(record["method"] == "password" and record["at"] > fresh for record in records):
+            # allauth asks for the password again before it sets a second step up, even right after the sign-in.
+            record_authentication(request, user, "password", reauthenticated=True)
+        return HttpResponseRedirect(reverse("mfa_activate_totp"))
+    if any(record["method"] == "mfa" for record in records):
+        request.session.pop(STAFF_NEXT, None)
         return None
     query = urlencode({"next": request.get_full_path()})
     return HttpResponseRedirect(f"{reverse('mfa_reauthenticate')}?{query}")
+
+
+@receiver(user_logged_in, dispatch_uid="accounts.staff.record_password")
+def record_password(request: HttpRequest, user: User, **_: Any) -> None:
+    """Tell allauth of a password that the admin's own form has checked."""
+    match = getattr(request, "resolver_match", None)
+    if match is not None and match.view_name == "admin:login":
+        record_authentication(request, user, "password", username=user.username)
 
 
 @receiver(authenticator_added, dispatch_uid="accounts.staff.count_as_used")

@@ -8,9 +8,11 @@ balance.
 
 import uuid
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Required, TypedDict, Unpack
 
 from django.db import transaction
 from django.db.models import Exists, OuterRef
@@ -60,6 +62,12 @@ def lock_account(*, user: User) -> CreditAccount:
     return CreditAccount.objects.select_for_update().get(user=user)
 
 
+def lock_accounts(*, users: Iterable[User]) -> list[CreditAccount]:
+    """Lock the wallets of these users until the transaction ends, in one order: two callers do not block each other."""
+    rows = CreditAccount.objects.select_for_update(of=("self",)).filter(user__in=users)
+    return list(rows.select_related("user").order_by("pk"))
+
+
 @transaction.atomic
 def grant(
     *, user: User, amount: int, reason: str, actor: User | None = None, external_id: str | None = None
@@ -69,13 +77,17 @@ def grant(
     Raises:
         InvalidAmount: the amount is not positive, or more than MAX_GRANT.
     """
-    _require_positive(amount)
-    if amount > MAX_GRANT:
-        raise InvalidAmount(f"At most {MAX_GRANT} credits at a time.")
+    _check_grant(amount)
     account = lock_account(user=user)
     if external_id and (earlier := _find(kind=Kind.GRANT, external_id=external_id)):
         return earlier
     return _enter(account, Kind.GRANT, posted=amount, reason=reason, actor=actor, external_id=external_id)
+
+
+def grant_each(*, accounts: Sequence[CreditAccount], amount: int, reason: str, actor: User) -> None:
+    """Give credits to each of these locked wallets, in one query. Raises InvalidAmount, as `grant`."""
+    _check_grant(amount)
+    _enter_each(accounts, Kind.GRANT, amount, reason=reason, actor=actor)
 
 
 def welcome_id(user: User) -> str:
@@ -217,6 +229,15 @@ def adjust(*, user: User, amount: int, reason: str, actor: User) -> CreditTransa
     return _enter(account, Kind.ADJUST, posted=amount, reason=reason, actor=actor)
 
 
+def adjust_each(*, accounts: Sequence[CreditAccount], amount: int, reason: str, actor: User) -> None:
+    """Correct each of these locked balances, in one query. Raises InvalidAmount, InsufficientBalance, as `adjust`."""
+    if amount == 0:
+        raise InvalidAmount()
+    for account in accounts:
+        _require_free(account, -amount)
+    _enter_each(accounts, Kind.ADJUST, amount, reason=reason, actor=actor)
+
+
 @transaction.atomic
 def transfer(*, source: User, target: User, amount: int, reason: str, actor: User) -> None:
     """Move free credits between two wallets.
@@ -321,20 +342,42 @@ def _move_along(path: list[CreditAccount], amount: int, *, reason: str, actor: U
             )
 
 
+class _Values(TypedDict, total=False):
+    """What an entry holds besides its wallet and kind."""
+
+    reason: Required[str]
+    posted: int
+    held: int
+    reference: uuid.UUID | None
+    resolves: CreditTransaction | None
+    counterpart: CreditAccount | None
+    external_id: str | None
+    actor: User | None
+
+
 def _enter(
-    account: CreditAccount,
-    kind: CreditTransaction.Kind,
-    *,
-    reason: str,
-    posted: int = 0,
-    held: int = 0,
-    reference: uuid.UUID | None = None,
-    resolves: CreditTransaction | None = None,
-    counterpart: CreditAccount | None = None,
-    external_id: str | None = None,
-    actor: User | None = None,
+    account: CreditAccount, kind: CreditTransaction.Kind, **values: Unpack[_Values]
 ) -> CreditTransaction:
-    entry = CreditTransaction(
+    entry = _entry(account, kind, **values)
+    entry.save(force_insert=True)
+    account.posted, account.held = entry.posted_after, entry.held_after
+    return entry
+
+
+def _enter_each(
+    accounts: Sequence[CreditAccount], kind: CreditTransaction.Kind, amount: int, *, reason: str, actor: User
+) -> None:
+    CreditTransaction.objects.bulk_create(
+        _entry(account, kind, posted=amount, reason=reason, actor=actor) for account in accounts
+    )
+
+
+def _entry(
+    account: CreditAccount, kind: CreditTransaction.Kind, **values: Unpack[_Values]
+) -> CreditTransaction:
+    posted, held = values.pop("posted", 0), values.pop("held", 0)
+    values["reason"] = values["reason"][:500]
+    return CreditTransaction(
         account=account,
         kind=kind,
         posted_delta=posted,
@@ -342,20 +385,18 @@ def _enter(
         # The trigger computes these from the locked row and moves the balance; what is sent is not trusted.
         posted_after=account.posted + posted,
         held_after=account.held + held,
-        reference=reference,
-        resolves=resolves,
-        counterpart=counterpart,
-        external_id=external_id,
-        actor=actor,
-        reason=reason[:500],
+        **values,
     )
-    entry.save(force_insert=True)
-    account.posted, account.held = entry.posted_after, entry.held_after
-    return entry
 
 
 def _find(**lookup: object) -> CreditTransaction | None:
     return CreditTransaction.objects.filter(**lookup).first()
+
+
+def _check_grant(amount: int) -> None:
+    _require_positive(amount)
+    if amount > MAX_GRANT:
+        raise InvalidAmount(f"At most {MAX_GRANT} credits at a time.")
 
 
 def _require_positive(amount: int) -> None:

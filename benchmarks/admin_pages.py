@@ -31,6 +31,7 @@ PAGES = {
     "refunds": "/admin/accounts/credittransaction/?kind__exact=refund",
     "one wallet": "/admin/accounts/credittransaction/?account__id__exact={account}",
     "users": "/admin/accounts/user/",
+    "find a user": "/admin/accounts/user/find/?q=u7",
     "nodes": "/admin/generation/gpunode/",
     "one node": "/admin/generation/gpunode/{node}/change/",
     "audit log": "/admin/accounts/auditevent/",

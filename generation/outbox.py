@@ -33,7 +33,7 @@ class OutboxRow(models.Model):
     age: timedelta | None  # annotated by `due`
 
     attempts = models.PositiveIntegerField(default=0, help_text="Tries that failed.")
-    next_attempt_at = models.DateTimeField(null=True, blank=True)
+    next_attempt_at = models.DateTimeField("next attempt", null=True, blank=True)
     error = models.CharField(max_length=500, blank=True)
 
     class Meta:

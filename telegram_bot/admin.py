@@ -16,7 +16,7 @@ from accounts.admin.base import LoggedAdmin, Question, ReadOnlyAdmin, allowed, a
 from accounts.admin.users import UserAdmin
 from accounts.models import WalletMerge
 from generation.staff import home
-from telegram_bot import refunds, staff
+from telegram_bot import admin_person, refunds, staff
 from telegram_bot.models import (
     ChatNotice,
     CreditPack,
@@ -129,6 +129,7 @@ def failed_deliveries() -> home.Stat:
     return home.Stat("Failed deliveries", str(failed), href, "of 24 hours", alarm=bool(failed))
 
 
+__all__ = ["admin_person"]  # loaded with the pages
 # A person may be known to staff by their name on Telegram alone.
 UserAdmin.search_fields = (
     *UserAdmin.search_fields,
@@ -142,6 +143,7 @@ class NoticeAdmin(ReadOnlyAdmin):
     list_display = ("id", "chat_id", "state", "attempts", "created_at", "sent_at", "error")
     list_filter = ("state", "created_at")
     search_fields = ("=chat_id", "text", "error")
+    exclude = ("keyboard", "bot_id")
 
 
 @admin.register(LinkRequest)

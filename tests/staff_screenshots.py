@@ -60,7 +60,14 @@ def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     shoot(page, folder, "staff-bulk-refund-done")
 
 
+PICTURES = """() => Promise.all([...document.images].map(image => {
+  image.loading = "eager";
+  return image.decode().catch(() => 0);
+}))"""
+
+
 def shoot(page: Page, folder: Path, name: str, *, full: bool = False) -> None:
+    page.evaluate(PICTURES)
     page.screenshot(path=folder / f"{name}.jpg", type="jpeg", quality=70, full_page=full)
 
 

@@ -2,14 +2,23 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from allauth.mfa.totp.internal.auth import TOTP, generate_totp_secret
+from allauth.account.models import EmailAddress
+from allauth.mfa.totp.internal.auth import (
+    TOTP,
+    format_hotp_value,
+    generate_totp_secret,
+    hotp_value,
+    yield_hotp_counters_from_time,
+)
 from django.contrib.auth.models import Group, Permission
 from django.db import DatabaseError, connection, transaction
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 from django_q.models import OrmQ, Task
 
@@ -322,6 +331,41 @@ class TestSecondFactor:
         answer = admin.get(page("index"), follow=True)
         assert answer.redirect_chain[0][0].startswith("/accounts/2fa/")
         assert "two-step sign-in" in said(answer)
+
+    @pytest.mark.django_db(transaction=True)  # allauth tells of the new second step after the commit
+    @pytest.mark.parametrize(
+        ("form", "name"),
+        [("/admin/login/", "username"), ("/accounts/login/", "login")],
+        ids=["admin", "site"],
+    )
+    def test_the_first_sign_in_is_three_screens_and_ends_where_one_wanted_to_be(
+        self, staff: User, form: str, name: str
+    ) -> None:
+        wanted = page("generation_generationjob_changelist")
+        EmailAddress.objects.create(user=staff, email="grace@example.org", verified=False)
+        newcomer = Client()
+        assert newcomer.get(wanted, follow=True).resolver_match.view_name == "admin:login"
+        entry = {name: "grace", "password": "a long enough password", "next": wanted}
+        set_up = newcomer.post(form, entry, follow=True)
+        assert set_up.resolver_match.view_name == "mfa_activate_totp", "the password was given a moment ago"
+        assert "two-step sign-in" in said(set_up)
+        codes = yield_hotp_counters_from_time()
+        code = format_hotp_value(hotp_value(set_up.context["form"].secret, next(codes)))
+        kept = newcomer.post(reverse("mfa_activate_totp"), {"code": code}, follow=True)
+        assert kept.resolver_match.view_name == "mfa_view_recovery_codes"
+        [onward] = re.findall(r'href="([^"]+)">Continue to the admin<', kept.content.decode())
+        assert (onward, newcomer.get(onward).status_code) == (wanted, 200)
+        assert "Continue" not in newcomer.get(reverse("mfa_view_recovery_codes")).content.decode()
+
+    def test_a_session_that_is_not_fresh_is_asked_for_the_password(self, admin: Client) -> None:
+        answer = admin.get(page("index"), follow=True)
+        assert answer.resolver_match.view_name == "account_reauthenticate"
+
+    def test_the_admins_form_leads_on_to_the_one_with_two_steps(self, staff: User) -> None:
+        TOTP.activate(staff, generate_totp_secret())
+        entry = {"username": "grace", "password": "a long enough password"}
+        html = Client().post(page("login"), entry).content.decode()
+        assert 'href="/accounts/login/?next=%2Fadmin%2F"' in html
 
     def test_whoever_has_one_must_have_used_it(self, admin: Client, staff: User) -> None:
         TOTP.activate(staff, generate_totp_secret())

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -14,7 +15,7 @@ from django_q.models import OrmQ
 
 from accounts import ledger_check, merging, notices
 from accounts.models import AuditEvent, CreditAccount, CreditTransaction, Notice, User
-from accounts.staff.actor import DoneBefore, Refused
+from accounts.staff.actor import Actor, DoneBefore, Refused
 from generation import privacy
 from generation.jobs import lifecycle, submission
 from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode
@@ -115,7 +116,12 @@ class TestRetry:
         again = GenerationJob.objects.get(remixed_from=job)
         assert (again.prompt, again.seed, again.cost, again.source) == ("One", 7, 0, "staff")
         assert JobMessage.objects.get(job=again).chat_id == 42
-        assert "made again before" in admin.post(address, sent(reason="Node")).content.decode()
+        again = GenerationJob.objects.exclude(pk=job.pk).get()
+        refusal = f"This video was made again before. The new one is {again.public_id}."
+        assert refusal in admin.post(address, sent(reason="Node")).content.decode()
+        assert said(admin.get(address, follow=True)) == refusal
+        shown = admin.get(page("generation_generationjob_change", job.pk)).content.decode()
+        assert page("generation_generationjob_change", again.pk) in shown, "what became of it"
         assert GenerationJob.objects.count() == 2
         assert balance(user) == 500
         assert not ledger_check.audit().discrepancies
@@ -301,6 +307,47 @@ class TestMany:
         assert [balance(user) for user in people] == [500, 500]
 
 
+class TestManyRows:
+    """Acts on a whole selection: what is asked takes the same queries for many rows as for few."""
+
+    def ask_and_do(
+        self, admin: Client, kind: str, rows: list[Any], action: str, **form: Any
+    ) -> tuple[int, int]:
+        chosen = {"action": action, "_selected_action": [str(row.pk) for row in rows]}
+        counts = []
+        for values in (chosen, sent(reason="x", **form) | chosen):
+            with CaptureQueriesContext(connection) as made:
+                admin.post(page(f"{kind}_changelist"), values)
+            counts.append(len(made))
+        return counts[0], counts[1]
+
+    def test_credits_of_many_are_granted_and_adjusted_in_the_queries_of_few(
+        self, admin: Client, make_user: MakeUser
+    ) -> None:
+        people = [make_user(f"p{number}") for number in range(12)]
+        for action, amount in (("grant_to_all", 7), ("adjust_all", -7)):
+            few = self.ask_and_do(admin, "accounts_user", people[:2], action, amount=amount)
+            many = self.ask_and_do(admin, "accounts_user", people[2:], action, amount=amount)
+            assert many == few
+        assert {balance(user) for user in people} == {500}
+        assert AuditEvent.objects.filter(act="user.grant", credits=7).count() == 12
+        assert not ledger_check.audit().discrepancies
+
+    @pytest.mark.parametrize("action", ["cancel_all", "retry_all", "move_all"])
+    def test_what_is_possible_of_many_jobs_is_told_in_the_queries_of_few(
+        self, admin: Client, make_user: MakeUser, action: str
+    ) -> None:
+        made = [
+            submission.submit(user=make_user(f"p{number}"), prompt="One", source="web") for number in range(8)
+        ]
+        if action == "retry_all":
+            for job in made:
+                lifecycle._fail(GenerationJob.objects.filter(pk=job.pk), code="x", message="x")
+        few, _ = self.ask_and_do(admin, "generation_generationjob", made[:2], action)
+        many, _ = self.ask_and_do(admin, "generation_generationjob", made[2:], action)
+        assert many == few
+
+
 class TestBulkRefund:
     @pytest.fixture
     def night(
@@ -438,6 +485,51 @@ class TestBulkRefund:
         bulk_refunds.carry_on(str(batch.pk))
         assert CreditTransaction.objects.filter(kind="refund").count() == 3
         assert not ledger_check.audit().discrepancies
+
+    @pytest.mark.parametrize("error", [RuntimeError("the books say no"), OperationalError("deadlock")])
+    def test_one_refund_that_raises_keeps_no_other_waiting_and_is_decided_about_again(
+        self,
+        admin: Client,
+        node: GpuNode,
+        staff: User,
+        night: tuple[list[User], list[GenerationJob]],
+        monkeypatch: Any,
+        error: Exception,
+    ) -> None:
+        _, clips = night
+        batch = self.start(Actor(user=staff, address="127.0.0.1"), node)
+        refund = lifecycle.refund
+
+        def raises_for_the_first(*, job: GenerationJob, **values: Any) -> None:
+            if job.pk == clips[0].pk:
+                raise error
+            refund(job=job, **values)
+
+        monkeypatch.setattr(lifecycle, "refund", raises_for_the_first)
+        for _woken in range(bulk_refunds.MOST_TRIES + 1):
+            with suppress(OperationalError):
+                bulk_refunds.carry_on(str(batch.pk))
+        monkeypatch.undo()
+        batch.refresh_from_db()
+        assert batch.state == BulkRefund.State.DONE
+        assert bulk_refunds.progress(batch) == {"waiting": 0, "refunded": 2, "passed_over": 0}
+        assert "Done, 1 failed" in admin.get(page("generation_bulkrefund_changelist")).content.decode()
+        html = admin.get(page("generation_bulkrefund_change", batch.pk)).content.decode()
+        assert clips[0].public_id in html
+        assert str(error) in html
+        address = page("generation_bulkrefund_again", batch.pk)
+        assert address in html
+        asked = admin.get(address)
+        assert "1 video of 1 user, 50 credits" in asked.content.decode()
+        form = sent(reason="The books are mended", **asked.context["form"].initial)
+        admin.post(address, form)
+        bulk_refunds.carry_on(str(BulkRefund.objects.exclude(pk=batch.pk).get().pk))
+        assert CreditTransaction.objects.filter(kind="refund").count() == 3
+        asked_again = admin.get(address, follow=True)
+        assert (
+            "nothing left to refund" in asked_again.content.decode()
+            or "0 videos" in asked_again.content.decode()
+        )
 
     def test_beyond_the_limit_only_finance_and_owners_decide(
         self, make_user: MakeUser, node: GpuNode, night: tuple[list[User], list[GenerationJob]], settings: Any

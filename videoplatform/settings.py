@@ -183,6 +183,8 @@ EMAIL_HOST_USER = env.str("EMAIL_HOST_USER", "")
 EMAIL_HOST_PASSWORD = env.str("EMAIL_HOST_PASSWORD", "")
 EMAIL_USE_SSL = env.bool("EMAIL_USE_SSL", False)
 EMAIL_USE_TLS = env.bool("EMAIL_USE_TLS", not EMAIL_USE_SSL)
+# Where no mail is sent no address is ever confirmed: one that was given by choice must not bar the second step.
+MFA_ALLOW_UNVERIFIED_EMAIL = not EMAIL_HOST
 EMAIL_TIMEOUT = 10  # the page waits while it is sent
 EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if EMAIL_HOST else 'console'}.EmailBackend"
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", "Video platform <noreply@localhost>")
@@ -372,7 +374,9 @@ UNFOLD = {
     "SITE_ICON": lambda _: static("favicon.svg"),
     "SITE_FAVICONS": [{"rel": "icon", "type": "image/svg+xml", "href": lambda _: static("favicon.svg")}],
     "SHOW_HISTORY": False,  # of Django's own kind: the audit log holds more, and cannot be changed
-    "SIDEBAR": {"navigation": NAVIGATION},
+    "SIDEBAR": {"navigation": NAVIGATION, "show_search": True, "command_search": True},
+    "COMMAND": {"search_callback": "accounts.admin.search.palette"},
+    "STYLES": [lambda request: static("admin.css")],
     # The site's accent; 500 is the colour of links on dark pages.
     "COLORS": {
         "primary": {

@@ -1,6 +1,5 @@
 """The audit log of the staff, as a list and on the pages of the rows it is about."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import reduce
@@ -8,7 +7,7 @@ from operator import or_
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Model, Q
+from django.db.models import Model, Q, QuerySet
 from django.utils.html import format_html_join
 from django.utils.safestring import SafeString
 from unfold.contrib.filters.admin import RangeDateTimeFilter
@@ -36,12 +35,29 @@ class AuditEventAdmin(ReadOnlyAdmin):
         return _link_to_subject(entry)
 
     @display(description="Before")
-    def was(self, entry: AuditEvent) -> str:
-        return json.dumps(entry.before, ensure_ascii=False, sort_keys=True)
+    def was(self, entry: AuditEvent) -> SafeString | str:
+        return _values(entry.before)
 
     @display(description="After")
-    def became(self, entry: AuditEvent) -> str:
-        return json.dumps(entry.after, ensure_ascii=False, sort_keys=True)
+    def became(self, entry: AuditEvent) -> SafeString | str:
+        return _values(entry.after)
+
+
+def _values(values: dict[str, Any]) -> SafeString | str:
+    return bullets(
+        (f"{name.replace('_', ' ')}: {_in_words(value)}" for name, value in values.items()), empty="nothing"
+    )
+
+
+def _in_words(value: Any) -> str:
+    """Write a value of JSON as people do."""
+    if isinstance(value, list):
+        return ", ".join(_in_words(each) for each in value) or "nothing"
+    return (
+        {True: "yes", False: "no", None: "empty"}[value]
+        if value is None or isinstance(value, bool)
+        else str(value)
+    )
 
 
 # By label of a model: queries for entries about other rows that belong on the page of one of its rows.
@@ -62,17 +78,22 @@ def related_to(model: type[Model]) -> Callable[[Callable[[Any], Q]], Callable[[A
 @once_a_row
 def history_field(page: Any, subject: Model) -> SafeString | str:
     """Show the latest entries about the row or related to it, as a field of its page."""
+    return bullets((line(entry, subject) for entry in latest_about(subject)), empty="nothing yet")
+
+
+def latest_about(subject: Model) -> "QuerySet[AuditEvent]":
+    """Select the latest entries about the row or related to it."""
     kind = subject._meta.label_lower
     own = Q(subject_kind=kind, subject_id=str(subject.pk))
     entries = AuditEvent.objects.filter(reduce(or_, (find(subject) for find in _related[kind]), own))
-    return bullets(_line(entry, subject) for entry in entries.select_related("actor")[:LATEST])
+    return entries.select_related("actor")[:LATEST]
 
 
-def _line(entry: AuditEvent, page: Model) -> SafeString:
-    """One entry in a line, with a link to its subject unless that is the row of the page."""
+def line(entry: AuditEvent, page: Model, *, dated: bool = True) -> SafeString:
+    """Write an entry in a line, with a link to its subject unless that is the row of the page."""
     elsewhere = entry.subject_kind != page._meta.label_lower or entry.subject_id != str(page.pk)
     parts = [
-        f"{entry.at:%Y-%m-%d %H:%M}",
+        f"{entry.at:%Y-%m-%d %H:%M}" if dated else "",
         entry.actor,
         entry.act,
         _link_to_subject(entry) if elsewhere else "",
@@ -85,9 +106,9 @@ def _line(entry: AuditEvent, page: Model) -> SafeString:
 def _changes(entry: AuditEvent) -> Iterator[str]:
     for name, value in entry.after.items():
         if name in entry.before:
-            yield f"{name} {entry.before[name]} → {value}"
+            yield f"{name} {_in_words(entry.before[name])} → {_in_words(value)}"
         elif value is not None:
-            yield f"{name} {value}"
+            yield f"{name} {_in_words(value)}"
 
 
 def _link_to_subject(entry: AuditEvent) -> SafeString | str:

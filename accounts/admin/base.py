@@ -246,12 +246,21 @@ def row_action(
             act = does(operation, subject, done)
             return ask(page, request, subject, title or description, explanation, act, **asked)
 
-        vars(answer)["why_not"] = why_not
         path = url_path or question.__name__.replace("_", "-")
         unfold_action = action(description=description, url_path=path, permissions=[permission], icon=icon)
-        return unfold_action(answer)  # type: ignore[no-any-return]
+        return unfold_action(offered_unless(why_not)(answer))  # type: ignore[no-any-return]
 
     return decorate
+
+
+def offered_unless(why_not: WhyNot) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Offer an action on a row's page only where `why_not` finds no reason against it."""
+
+    def mark(answer: Callable[..., Any]) -> Callable[..., Any]:
+        vars(answer)["why_not"] = why_not
+        return answer
+
+    return mark
 
 
 def does(operation: Callable[..., object], subject: object, done: str) -> Act:
@@ -321,7 +330,8 @@ def ask_about_each(
 ) -> HttpResponseBase:
     """Ask about rows of a list, then call the operation `do` for each, in the order of their ids.
 
-    why_not: as for `row_action`. A row that `do` refuses is passed over, and the message says so.
+    why_not: as for `row_action`; it is asked about each row, so what it needs comes with the rows. A row that `do`
+    refuses is passed over, and the message says so.
     """
     rows = sorted(chosen[:MOST_CHOSEN], key=lambda row: row.pk)
     possible = sum(why_not(row) is None for row in rows)
@@ -333,7 +343,7 @@ def ask_about_each(
             try:
                 do(each, actor=actor, **values | {"once": once})
                 done += 1
-            except Refused as refusal:
+            except (Refused, LedgerError) as refusal:
                 if audit_log.carried_out(once):
                     done += 1  # by the same form, sent before
                 else:

@@ -9,11 +9,9 @@ from django.contrib import admin
 from django.contrib.auth.admin import UserAdmin as PlainUserAdmin
 from django.db.models import Model, QuerySet
 from django.forms import model_to_dict
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
-from django.urls import reverse
-from django.utils.html import format_html
-from django.utils.safestring import SafeString
+from django.urls import URLPattern, path
 from unfold.decorators import display
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 from unfold.widgets import (
@@ -23,7 +21,7 @@ from unfold.widgets import (
 )
 
 from accounts import ledger
-from accounts.admin.audit_log import history_field
+from accounts.admin import person, search
 from accounts.admin.base import (
     WHY,
     LoggedAdmin,
@@ -32,13 +30,11 @@ from accounts.admin.base import (
     ReasonForm,
     allowed,
     ask,
-    bullets,
     does,
     never,
     row_action,
 )
-from accounts.admin.ledger import link_to_job
-from accounts.models import CreditTransaction, User, UserLimits
+from accounts.models import User, UserLimits
 from accounts.staff import operations
 from accounts.staff.actor import Actor
 
@@ -121,26 +117,14 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     search_fields: ClassVar[tuple[str, ...]] = ("username", "email", "first_name", "last_name")
     search_help_text = "Name, e-mail address or Telegram id"
     list_filter = ("is_active", "is_staff", "groups")
-    shown = (
-        "last_login",
-        "date_joined",
-        "anonymised_at",
-        "wallet",
-        "holds",
-        "latest_transactions",
-        "agreed",
-        "standing",
-        "history",
-    )
-    history = history_field
+    shown = ("last_login", "date_joined", "anonymised_at")
+    change_form_outer_before_template = "admin/person.html"
     actions = ("grant_to_all", "adjust_all")
     actions_detail = ("grant_credits", "adjust_credits", "set_limits", "ban", "lift_ban")
     fieldsets = (
-        (None, {"fields": ("username", "password", "email", "first_name", "last_name", "standing")}),
-        ("Credits", {"fields": ("wallet", "holds", "latest_transactions", "agreed")}),
+        ("Account", {"fields": ("username", "password", "email", "first_name", "last_name")}),
         ("Rights", {"fields": ("is_staff", "groups", "is_superuser")}),
         ("Dates", {"fields": ("date_joined", "last_login", "anonymised_at")}),
-        ("What staff did", {"fields": ("history",)}),
     )
     add_fieldsets = (*PlainUserAdmin.add_fieldsets, WHY)
 
@@ -148,6 +132,23 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
         """Show the roles as check boxes: they are few."""
         kwargs |= {"widget": UnfoldAdminCheckboxSelectMultipleWidget, "label": "Roles", "help_text": ""}
         return super().formfield_for_manytomany(db_field, request, **kwargs)
+
+    def get_urls(self) -> list[URLPattern]:
+        return [path("find/", self.admin_site.admin_view(search.page), name="find"), *super().get_urls()]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        """Put what staff come for above the form."""
+        user = self.get_object(request, object_id)
+        if user is not None and self.has_view_permission(request, user):
+            shown = person.page(user, Actor.of(request)) | {"standing": self.standing(user)}
+            extra_context = shown | (extra_context or {})
+        return super().change_view(request, object_id, form_url, extra_context)
 
     # --- Permissions ---
 
@@ -183,44 +184,10 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     def held(self, user: User) -> int:
         return user.credit_account.held
 
-    @display(description="Wallet")
     def wallet(self, user: User) -> str:
         account = user.credit_account
         return f"{account.balance} credits free, {account.held} held for videos being made"
 
-    @display(description="Holds")
-    def holds(self, user: User) -> SafeString | str:
-        """Credits that are held for live jobs, job by job."""
-        entries = user.credit_account.transactions.filter(
-            kind=CreditTransaction.Kind.RESERVE, resolutions=None
-        )
-        return bullets(
-            format_html("{} for {}", entry.held_delta, link_to_job(entry)) for entry in entries[:LATEST]
-        )
-
-    @display(description="Latest transactions")
-    def latest_transactions(self, user: User) -> SafeString:
-        account = user.credit_account
-        lines = bullets(
-            f"{entry.created_at:%Y-%m-%d %H:%M} · {entry.get_kind_display()} · {entry.amount:+d} → "
-            f"{entry.balance_after} · {entry.reason}"
-            for entry in account.transactions.all()[:LATEST]
-        )
-        page = reverse("admin:accounts_credittransaction_changelist")
-        everything = '{}<a href="{}?account__id__exact={}" class="text-link">All transactions</a>'
-        return format_html(everything, lines, page, account.pk)
-
-    @display(description="Limits")
-    def agreed(self, user: User) -> str:
-        limits = UserLimits.of(user)
-        named = [
-            (UserLimits._meta.get_field(name).verbose_name, getattr(limits, name))  # type: ignore[union-attr]
-            for name in operations.LIMITS
-        ]
-        lines = [f"{name}: {value:g}" for name, value in named if value is not None]
-        return ", ".join(lines) or "as for all users"
-
-    @display(description="Standing")
     def standing(self, user: User) -> str:
         if user.is_active:
             return "may sign in"

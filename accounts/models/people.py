@@ -27,7 +27,7 @@ class User(AbstractUser):
     mail_when_ready = models.BooleanField(
         default=False, help_text="A mail when a video that was ordered on the site is ready, or has failed."
     )
-    anonymised_at = models.DateTimeField(null=True, blank=True, editable=False)
+    anonymised_at = models.DateTimeField("closed", null=True, blank=True, editable=False)
 
     def __str__(self) -> str:
         return self.username
@@ -104,10 +104,16 @@ class CreditTransaction(models.Model):
     id: models.BigAutoField = models.BigAutoField(primary_key=True)
     account = models.ForeignKey(CreditAccount, on_delete=models.PROTECT, related_name="transactions")
     kind = models.CharField(max_length=16, choices=Kind)
-    posted_delta = models.BigIntegerField(help_text="Change of the credits owned.")
-    held_delta = models.BigIntegerField(help_text="Change of the credits promised to live jobs.")
-    posted_after = models.BigIntegerField(editable=False, help_text="Filled in by the database.")
-    held_after = models.BigIntegerField(editable=False, help_text="Filled in by the database.")
+    posted_delta = models.BigIntegerField("change of credits owned", help_text="Change of the credits owned.")
+    held_delta = models.BigIntegerField(
+        "change of credits held", help_text="Change of the credits promised to live jobs."
+    )
+    posted_after = models.BigIntegerField(
+        "owned after it", editable=False, help_text="Filled in by the database."
+    )
+    held_after = models.BigIntegerField(
+        "held after it", editable=False, help_text="Filled in by the database."
+    )
     reference = models.UUIDField(
         null=True,
         blank=True,
@@ -129,8 +135,10 @@ class CreditTransaction(models.Model):
         on_delete=models.PROTECT,
         related_name="+",
         help_text="The other side of a transfer.",
+        verbose_name="other wallet",
     )
     external_id = models.CharField(  # noqa: DJ001  (unique where there is one)
+        "id of the payment",
         max_length=200,
         null=True,
         blank=True,
@@ -145,9 +153,10 @@ class CreditTransaction(models.Model):
         help_text="Who did it; empty: the service itself.",
     )
     reason = models.CharField(max_length=500)
-    created_at = models.DateTimeField(auto_now_add=True)
+    created_at = models.DateTimeField("time", auto_now_add=True)
 
     class Meta:
+        verbose_name = "transaction"
         ordering = ["-id"]
         constraints = [
             models.UniqueConstraint(
@@ -231,24 +240,36 @@ class WalletMerge(models.Model):
     them later, a refund say, happens there. Staff can undo it; the rows are never deleted.
     """
 
-    source = models.ForeignKey(CreditAccount, on_delete=models.PROTECT, related_name="merges_away")
-    target = models.ForeignKey(CreditAccount, on_delete=models.PROTECT, related_name="merges_in")
-    after_entry = models.BigIntegerField(help_text="The newest entry of the ledger when it was made.")
-    moved = models.PositiveBigIntegerField(help_text="Credits that changed wallets.")
-    stayed = models.PositiveBigIntegerField(
-        help_text="Unspent sign-up credits that stayed behind: each user has them once."
+    source = models.ForeignKey(
+        CreditAccount, on_delete=models.PROTECT, related_name="merges_away", verbose_name="from"
     )
-    brought_welcome = models.BooleanField(help_text="Whether the sign-up credits were among those moved.")
-    actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    target = models.ForeignKey(
+        CreditAccount, on_delete=models.PROTECT, related_name="merges_in", verbose_name="into"
+    )
+    after_entry = models.BigIntegerField(
+        "newest transaction before it", help_text="The newest entry of the ledger when it was made."
+    )
+    moved = models.PositiveBigIntegerField("credits moved", help_text="Credits that changed wallets.")
+    stayed = models.PositiveBigIntegerField(
+        "credits that stayed",
+        help_text="Unspent sign-up credits that stayed behind: each user has them once.",
+    )
+    brought_welcome = models.BooleanField(
+        "with the sign-up credits", help_text="Whether the sign-up credits were among those moved."
+    )
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name="by"
+    )
     reason = models.CharField(max_length=500)
-    made_at = models.DateTimeField(auto_now_add=True)
-    undone_at = models.DateTimeField(null=True, blank=True, editable=False)
+    made_at = models.DateTimeField("joined", auto_now_add=True)
+    undone_at = models.DateTimeField("undone", null=True, blank=True, editable=False)
     undone_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
-    undone_reason = models.CharField(max_length=500, blank=True)
+    undone_reason = models.CharField("reason of the undoing", max_length=500, blank=True)
 
     class Meta:
+        verbose_name = "joined account"
         ordering = ["-id"]
         default_permissions = ("view",)
         permissions = [("undo_walletmerge", "Can undo the merge of two accounts")]
@@ -275,14 +296,15 @@ class ApiKey(models.Model):
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="api_keys")
     name = models.CharField(max_length=100, default="default")
     prefix = models.CharField(
-        max_length=12, editable=False, help_text="The first characters, to tell keys apart."
+        "begins with", max_length=12, editable=False, help_text="The first characters, to tell keys apart."
     )
     digest = models.CharField(max_length=64, unique=True, editable=False)
-    created_at = models.DateTimeField(auto_now_add=True)
-    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
-    revoked_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField("made", auto_now_add=True)
+    last_used_at = models.DateTimeField("last used", null=True, blank=True, editable=False)
+    revoked_at = models.DateTimeField("revoked", null=True, blank=True)
 
     class Meta:
+        verbose_name = "API key"
         ordering = ["-created_at"]
 
     def __str__(self) -> str:

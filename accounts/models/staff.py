@@ -13,10 +13,12 @@ from django.db.models.functions import Now
 class AuditEvent(models.Model):
     """One act of a member of the staff. Written once; the database refuses changes (see the migrations)."""
 
-    at = models.DateTimeField(db_default=Now(), editable=False)
-    actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
-    address = models.CharField(max_length=45, help_text="The IP address it was done from.")
-    act = models.CharField(max_length=40, help_text="What was done, as `user.ban` or `job.refund`.")
+    at = models.DateTimeField("time", db_default=Now(), editable=False)
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name="by"
+    )
+    address = models.CharField("IP address", max_length=45, help_text="The IP address it was done from.")
+    act = models.CharField("what", max_length=40, help_text="What was done, as `user.ban` or `job.refund`.")
     subject_kind = models.CharField(max_length=60, help_text="`app.model` of what it was done to.")
     subject_id = models.CharField(max_length=64)
     subject_name = models.CharField(max_length=200)
@@ -31,6 +33,8 @@ class AuditEvent(models.Model):
     )
 
     class Meta:
+        verbose_name = "entry of the audit log"
+        verbose_name_plural = "entries of the audit log"
         ordering = ["-id"]
         default_permissions = ("view",)
         permissions = [
@@ -106,10 +110,10 @@ class Ban(models.Model):
 class AuditRun(models.Model):
     """One finished run of `audit_credits`, and its findings."""
 
-    at = models.DateTimeField(db_default=Now(), editable=False)
+    at = models.DateTimeField("time", db_default=Now(), editable=False)
     seconds = models.FloatField()
-    accounts = models.PositiveBigIntegerField()
-    entries = models.PositiveBigIntegerField()
+    accounts = models.PositiveBigIntegerField("wallets")
+    entries = models.PositiveBigIntegerField("transactions")
     found = models.PositiveIntegerField(help_text="Discrepancies; 0 is what it should be.")
     discrepancies = models.JSONField(default=list, help_text="As sentences, the first hundred.")
 

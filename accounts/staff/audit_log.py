@@ -5,7 +5,7 @@ Entries are added in the transaction of the change itself, and the database refu
 
 import functools
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -17,6 +17,8 @@ from accounts.staff.actor import Actor, DoneBefore
 
 P = ParamSpec("P")
 R = TypeVar("R")
+# A subject with its values before and after.
+Change = tuple[models.Model, dict[str, Any], dict[str, Any]]
 
 
 @dataclass
@@ -39,17 +41,29 @@ class Operation:
         before: dict[str, Any] | None = None,
         after: dict[str, Any] | None = None,
         credits: int = 0,  # noqa: A002  (the column's name)
-        one_of_many: bool = False,
     ) -> None:
         """Add the entry, inside the transaction and before the change: a second call with the same form waits here.
-
-        one_of_many: the operation writes an entry for each of several subjects.
 
         Raises:
             DoneBefore: the form was carried out already.
         """
-        once = uuid.uuid5(self.once, str(subject.pk)) if one_of_many and self.once else self.once
-        entry = AuditEvent(
+        self._add([self._entry(subject, before or {}, after or {}, credits, once=self.once)])
+
+    def record_each(self, changes: Sequence[Change], *, credits: int) -> None:  # noqa: A002
+        """Add an entry for each of several subjects of one form, in one query. Raises DoneBefore, as `record`."""
+        ids = [self.once and uuid.uuid5(self.once, str(subject.pk)) for subject, _, _ in changes]
+        self._add([self._entry(*each, credits, once=once) for each, once in zip(changes, ids, strict=True)])
+
+    def _entry(
+        self,
+        subject: models.Model,
+        before: dict[str, Any],
+        after: dict[str, Any],
+        credits: int,  # noqa: A002
+        *,
+        once: uuid.UUID | None,
+    ) -> AuditEvent:
+        return AuditEvent(
             actor=self.actor.user,
             address=self.actor.address,
             act=self.act,
@@ -57,14 +71,17 @@ class Operation:
             subject_id=str(subject.pk),
             subject_name=str(subject)[:200],
             reason=self.reason[:500],
-            before=plain(before or {}),
-            after=plain(after or {}),
+            before=plain(before),
+            after=plain(after),
             credits=credits,
             once=once,
         )
+
+    def _add(self, entries: list[AuditEvent]) -> None:
+        once = entries[0].once
         try:
             with transaction.atomic():
-                entry.save(force_insert=True)
+                AuditEvent.objects.bulk_create(entries)
         except IntegrityError as error:
             if once is not None and carried_out(once):
                 raise DoneBefore from error

@@ -1,14 +1,13 @@
 """Operations of the staff on accounts: bans, limits of one user, credits given and taken."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Any
 
 from django.forms import model_to_dict
 
 from accounts import ledger
-from accounts.ledger import InsufficientBalance
-from accounts.models import Ban, CreditTransaction, User, UserLimits
+from accounts.models import Ban, CreditAccount, CreditTransaction, User, UserLimits
 from accounts.staff.actor import Actor, NotPermitted, Refused, refuse
 from accounts.staff.audit_log import Operation, operation, plain
 
@@ -87,8 +86,8 @@ def set_limits(op: Operation, user: User, /, **limits: int | Decimal | None) -> 
 @operation("accounts.grant_credits", "user.grant")
 def grant(op: Operation, users: Sequence[User], amount: int) -> None:
     """Give each of `users` `amount` credits: all of them or none. Raises LedgerError for a bad amount."""
-    for user in _recorded(op, users, amount):
-        ledger.grant(user=user, amount=amount, reason=op.reason, actor=op.actor.user)
+    wallets = _recorded(op, users, amount)
+    ledger.grant_each(accounts=wallets, amount=amount, reason=op.reason, actor=op.actor.user)
 
 
 @operation("accounts.adjust_credits", "user.adjust")
@@ -98,30 +97,26 @@ def adjust(op: Operation, users: Sequence[User], amount: int) -> None:
     Raises:
         Refused: one of them has fewer credits free; no balance changes then.
     """
-    for user in _recorded(op, users, amount):
-        try:
-            ledger.adjust(user=user, amount=amount, reason=op.reason, actor=op.actor.user)
-        except InsufficientBalance as error:
-            raise Refused(f"{user} has only {error.balance} credits free. No balance was changed.") from error
+    wallets = _recorded(op, users, amount)
+    for wallet in wallets:
+        if wallet.balance + amount < 0:
+            raise Refused(f"{wallet.user} has only {wallet.balance} credits free. No balance was changed.")
+    ledger.adjust_each(accounts=wallets, amount=amount, reason=op.reason, actor=op.actor.user)
 
 
-def _recorded(op: Operation, users: Sequence[User], amount: int) -> Iterator[User]:
-    """Yield each user, with the wallet locked and the change recorded.
-
-    Wallets are locked in one order, so that two operations on the same users do not wait for each other.
-    """
-    if not users:
+def _recorded(op: Operation, users: Sequence[User], amount: int) -> list[CreditAccount]:
+    """Lock the wallets of `users`, and record the change of each."""
+    wallets = ledger.lock_accounts(users=users)
+    if not wallets:
         raise Refused("Please choose at least one user.")
-    for user in sorted(users, key=lambda user: user.pk):
-        balance = ledger.lock_account(user=user).balance
-        op.record(
-            user,
-            before={"balance": balance},
-            after={"balance": balance + amount},
-            credits=amount,
-            one_of_many=True,
-        )
-        yield user
+    op.record_each(
+        [
+            (wallet.user, {"balance": wallet.balance}, {"balance": wallet.balance + amount})
+            for wallet in wallets
+        ],
+        credits=amount,
+    )
+    return wallets
 
 
 @operation("accounts.export_transactions", "transactions.export")

@@ -1,5 +1,5 @@
 """Jobs, nodes, presets, content and bulk refunds, for staff."""
 
-from generation.admin import bulk_refunds, content, jobs, nodes
+from generation.admin import bulk_refunds, content, jobs, nodes, person
 
-__all__ = ["bulk_refunds", "content", "jobs", "nodes"]
+__all__ = ["bulk_refunds", "content", "jobs", "nodes", "person"]

@@ -5,7 +5,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.db.models import Count, Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
@@ -18,11 +18,26 @@ from unfold.decorators import action, display
 from unfold.widgets import UnfoldAdminSelectWidget, UnfoldAdminSplitDateTimeWidget
 
 from accounts.admin.audit_log import LATEST, related_to
-from accounts.admin.base import ReadOnlyAdmin, ReasonForm, allowed, ask, badge, state_now
+from accounts.admin.base import (
+    ReadOnlyAdmin,
+    ReasonForm,
+    allowed,
+    ask,
+    badge,
+    bullets,
+    link,
+    offered_unless,
+    once_a_row,
+    row,
+    state_now,
+)
 from accounts.models import User
 from accounts.staff.actor import Actor
 from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode
 from generation.staff import bulk_refunds, jobs
+
+# Failed refunds on the page of a bulk refund; their number is beside them.
+SHOWN = 20
 
 
 class WindowForm(forms.Form):
@@ -63,10 +78,12 @@ class BulkRefundAdmin(ReadOnlyAdmin):
     list_select_related = ("node", "actor")
     list_filter = ("state",)
     actions_list = ("begin",)
-    readonly_fields = ("now", "how_far")
+    actions_detail = ("again",)
+    readonly_fields = ("now", "how_far", "failures")
     fields = (
         "now",
         "how_far",
+        "failures",
         "node",
         "since",
         "until",
@@ -79,8 +96,14 @@ class BulkRefundAdmin(ReadOnlyAdmin):
     )
     has_begin_permission = allowed("generation.refund_job")
 
+    def get_queryset(self, request: HttpRequest) -> "QuerySet[BulkRefund]":
+        found: QuerySet[BulkRefund] = super().get_queryset(request)
+        return found.annotate(failed=Count("items", filter=Q(items__state=BulkRefundItem.State.FAILED)))
+
     @display(description="State")
-    def status(self, batch: BulkRefund) -> SafeString:
+    def status(self, batch: Any) -> SafeString:
+        if batch.failed:
+            return badge(f"{batch.get_state_display()}, {batch.failed} failed", "danger")
         done = batch.state == BulkRefund.State.DONE
         return badge(batch.get_state_display(), "success" if done else "warning")
 
@@ -89,17 +112,30 @@ class BulkRefundAdmin(ReadOnlyAdmin):
         return state_now(self.status(batch), moves=batch.state == BulkRefund.State.RUNNING)
 
     @display(description="Progress")
-    def how_far(self, batch: BulkRefund) -> SafeString:
+    def how_far(self, batch: Any) -> SafeString:
         counts = bulk_refunds.progress(batch)
         waiting = counts[BulkRefundItem.State.WAITING]
         return format_html(
-            '<progress max="{}" value="{}"></progress> {} refunded, {} waiting, {} passed over (refunded before)',
+            '<progress max="{}" value="{}"></progress> {} refunded, {} waiting, {} passed over (refunded before), '
+            "{} failed",
             batch.jobs,
-            batch.jobs - waiting,
+            batch.jobs - waiting - batch.failed,
             counts[BulkRefundItem.State.REFUNDED],
             waiting,
             counts[BulkRefundItem.State.PASSED_OVER],
+            batch.failed,
         )
+
+    @display(description="What failed")
+    @once_a_row
+    def failures(self, batch: BulkRefund) -> SafeString | str:
+        lines = (
+            format_html(
+                "{}: {}", link("generation_generationjob", item.job_id, item.job.public_id), item.note
+            )
+            for item in bulk_refunds.failed(batch)[:SHOWN]
+        )
+        return bullets(lines, empty="nothing")
 
     def get_urls(self) -> list[URLPattern]:
         plan = path("plan/", self.admin_site.admin_view(self.plan), name="generation_bulkrefund_plan")
@@ -127,6 +163,14 @@ class BulkRefundAdmin(ReadOnlyAdmin):
             "form": form,
         }
         return TemplateResponse(request, "admin/bulk_refund.html", context)
+
+    @action(description="Refund what failed", url_path="again", permissions=["begin"], icon="replay")
+    @offered_unless(lambda batch: None if batch.failed else "No refund of these has failed.")
+    def again(self, request: HttpRequest, object_id: str) -> HttpResponseBase:
+        """Decide again about the refunds that raised an error, once its cause is gone."""
+        batch = row(self, request, object_id)
+        failed = GenerationJob.objects.filter(pk__in=bulk_refunds.failed(batch).values("job"))
+        return _decide(self, request, bulk_refunds.not_refunded(failed), f"what failed of {batch}")
 
     def plan(self, request: HttpRequest) -> HttpResponseBase:
         """Second step: show the total, ask for the reason, and start the bulk refund."""

@@ -3,12 +3,14 @@
 from typing import Any
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
+from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import Truncator
 from django_q.models import Failure, OrmQ, Schedule, Success
@@ -22,9 +24,11 @@ from accounts.admin.base import (
     ReadOnlyAdmin,
     allowed,
     ask_about_each,
+    badge,
     link,
     row_action,
 )
+from generation.admin.jobs import PROMPT_LISTED, poster
 from generation.jobs import queue, submission
 from generation.models import BlockedPrompt, Preset, Report
 from generation.staff import moderation
@@ -54,7 +58,7 @@ class PresetAdmin(LoggedAdmin):
         "num_frames",
         "fps",
         "num_inference_steps",
-        "cost",
+        "price",
         "position",
         "is_default",
         "enabled",
@@ -62,6 +66,10 @@ class PresetAdmin(LoggedAdmin):
     list_filter = ("enabled",)
     history = history_field
     readonly_fields = ("history",)
+
+    @display(description="Price", ordering="cost")
+    def price(self, preset: Preset) -> str:
+        return f"{settings.VIDEO_COST}, the default" if preset.cost is None else str(preset.cost)
 
     @transaction.atomic
     def save_model(self, request: HttpRequest, obj: Preset, form: forms.ModelForm, change: bool) -> None:
@@ -125,7 +133,7 @@ def _remove(report: Report, **values: Any) -> None:
 class ReportAdmin(ReadOnlyAdmin):
     """Visitors' reports of shared videos."""
 
-    list_display = ("created_at", "about", "words", "video", "outcome", "settled_by")
+    list_display = ("picture", "about", "words", "created_at", "state", "settled_by")
     list_select_related = ("job", "settled_by")
     list_filter = (("outcome", admin.EmptyFieldListFilter), "about", "outcome")
     search_fields = ("words", "=job__id")
@@ -142,6 +150,15 @@ class ReportAdmin(ReadOnlyAdmin):
     )
     actions_detail = ("remove", "dismiss")
     has_settle_permission = allowed("generation.remove_video")
+
+    @display(description="Video")
+    def picture(self, report: Report) -> SafeString:
+        words = Truncator(report.job.prompt).chars(PROMPT_LISTED)
+        return format_html('<span class="staff-video">{}<span>{}</span></span>', poster(report.job), words)
+
+    @display(description="State", ordering="outcome")
+    def state(self, report: Report) -> SafeString:
+        return badge(report.get_outcome_display(), "info") if report.outcome else badge("Waiting", "warning")
 
     @display(description="Video")
     def video(self, report: Report) -> SafeString | str:
@@ -174,11 +191,24 @@ class ReportAdmin(ReadOnlyAdmin):
 class FailureAdmin(ReadOnlyAdmin):
     """Background tasks that failed, and why. They are safe to repeat."""
 
-    list_display = ("stopped", "func", "args", "error")
-    fields = ("func", "args", "kwargs", "started", "stopped", "result")
+    list_display = ("stopped", "task", "about", "error")
+    fields = ("task", "about", "started", "stopped", "result")
     search_fields = ("func", "name")
     actions = ("run_again",)
     has_rerun_permission = allowed("django_q.change_failure")
+
+    @display(description="Task", ordering="func")
+    def task(self, task: Failure) -> str:
+        """Name the task in words: `generation.jobs.tasks.store` is “store”."""
+        return str(task.func).rpartition(".")[2].replace("_", " ")
+
+    @display(description="About")
+    def about(self, task: Failure) -> str:
+        values = [
+            *map(str, task.args or ()),
+            *(f"{name} {value}" for name, value in (task.kwargs or {}).items()),
+        ]
+        return ", ".join(values) or "no row of its own"
 
     @display(description="Error")
     def error(self, task: Failure) -> str:

@@ -23,6 +23,8 @@ from accounts.admin.base import MOST_COUNTED, ShortPaginator
 from generation.models import GenerationJob
 
 WORD = re.compile(r"[^\W_]+")
+# 32 hex digits, also as a UUID, wherever they stand: in a public id, an address, the name of a file or in a log.
+ID = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}(?![0-9a-f])", re.IGNORECASE)
 # The expression and the order of the indexes `job_words` and `job_listed`, to the letter.
 VECTOR = SearchVector(Lower("prompt"), Lower("error_message"), config="simple")
 ORDER = ("-created_at", "-pk")
@@ -32,6 +34,11 @@ SAMPLE = 2_000
 FEW = 20
 # No more are read one by one: where these are not enough for all that are counted, fewer than one in ten fit.
 FARTHEST = 10_000
+
+
+def ids_in(text: str) -> set[UUID]:
+    """Read the ids of jobs, or of attempts, that stand in a text."""
+    return {UUID(each) for each in ID.findall(text)}
 
 
 def with_words(jobs: "QuerySet[GenerationJob]", text: str) -> "QuerySet[GenerationJob]":

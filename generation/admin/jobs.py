@@ -10,9 +10,10 @@ from django.core.paginator import Paginator
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.template.defaultfilters import filesizeformat
 from django.urls import URLPattern, path, reverse
 from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.text import Truncator
 from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import display
@@ -33,7 +34,7 @@ from accounts.admin.base import (
 )
 from accounts.models import User
 from generation.admin.bulk_refunds import refund_chosen
-from generation.admin.job_search import FoundJobs, is_by_words, with_words
+from generation.admin.job_search import FoundJobs, ids_in, is_by_words, with_words
 from generation.jobs import lifecycle
 from generation.models import GenerationJob, GpuNode, JobAttempt, fields
 from generation.staff import jobs, moderation
@@ -85,6 +86,34 @@ class RefundedFilter(admin.SimpleListFilter):
         return queryset
 
 
+def poster(job: GenerationJob) -> SafeString:
+    """Render a small poster, or as large an empty place, so that a list does not jump when pictures come."""
+    if not job.poster or job.deleted_at:
+        return mark_safe('<span class="staff-poster"></span>')
+    source = reverse("admin:generation_generationjob_poster", args=[job.pk])
+    return format_html(
+        '<img class="staff-poster" src="{}" alt="" width="72" height="48" loading="lazy">', source
+    )
+
+
+def state_badge(job: GenerationJob) -> SafeString:
+    """Render the state, with the step of what runs and the reason of what failed."""
+    step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
+    shown = badge(f"{job.get_state_display()}{step}", STATE_COLOURS[State(job.state)])
+    if not job.error_message:
+        return shown
+    return format_html('<span>{}<span class="staff-note">{}</span></span>', shown, job.error_message)
+
+
+def charge(job: Any) -> SafeString | str:
+    """Say what a job has cost its owner in the end; of a live one, what is held. It was read by `jobs.with_charged`."""
+    if job.is_live:
+        return f"{job.cost} held" if job.cost else "free"
+    if job.refunded:
+        return format_html("{} {}", job.charged, badge("refunded", "info"))
+    return str(job.charged) if job.charged or job.state != State.COMPLETED else "free"
+
+
 def _retry(job: GenerationJob, **values: Any) -> str:
     again: GenerationJob = jobs.retry(job, **values)
     return again.public_id
@@ -97,7 +126,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     class Media:
         js = ("admin_live.js",)
 
-    list_display = ("what", "user", "status", "node", "preset", "price", "source", "created_at", "took")
+    list_display = ("what", "user", "status", "node", "preset", "charge", "source", "created_at", "took")
     list_select_related = ("user", "preset", "current_attempt__node")
     list_filter = ("state", RefundedFilter, "source", "preset", ("created_at", RangeDateTimeFilter))
     list_filter_submit = True
@@ -106,9 +135,26 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     history = history_field
     actions = ("cancel_all", "refund_all", "retry_all", "move_all")
     actions_detail = ("cancel", "refund", "retry", "move", "remove_video")
-    readonly_fields = ("preview", "timeline", "credits", "public_id", "took", "now", "history")
+    readonly_fields = (
+        "preview", "timeline", "credits", "number", "took", "now", "again", "history", "guidance", "on_gpu",
+        "asked_for", "file_facts",
+    )  # fmt: skip
     fieldsets = (
-        (None, {"fields": ("preview", "public_id", "user", "source", "now", "prompt", "negative_prompt")}),
+        (
+            None,
+            {
+                "fields": (
+                    "preview",
+                    "number",
+                    "user",
+                    "source",
+                    "now",
+                    "again",
+                    "prompt",
+                    "negative_prompt",
+                )
+            },
+        ),
         ("Attempts", {"fields": ("timeline",)}),
         ("Credits", {"fields": ("cost", "credits")}),
         (
@@ -116,25 +162,20 @@ class GenerationJobAdmin(ReadOnlyAdmin):
             {
                 "fields": (
                     "preset",
+                    "asked_for",
                     "num_frames",
                     "fps",
                     "num_inference_steps",
-                    "guidance_scale",
-                    "seed",
                     "step",
+                    "guidance",
+                    "seed",
                     "attempt_count",
-                    "remixed_from",
-                    "error_code",
-                    "error_message",
                 )
             },
         ),
-        (
-            "Times",
-            {"fields": ("created_at", "started_at", "finished_at", "took", "deadline_at", "generation_ms")},
-        ),
+        ("Times", {"fields": ("created_at", "started_at", "finished_at", "took", "on_gpu", "deadline_at")}),
         ("What staff did", {"fields": ("history",)}),
-        ("File", {"fields": ("width", "height", "stored_frames", "duration_ms", "size_bytes", "deleted_at")}),
+        ("File", {"fields": ("file_facts", "deleted_at")}),
     )
 
     has_cancel_permission = allowed("generation.cancel_job")
@@ -145,10 +186,23 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     def get_queryset(self, request: HttpRequest) -> "QuerySet[GenerationJob]":
         found: QuerySet[GenerationJob] = super().get_queryset(request)
-        return found.annotate(refunded=jobs.refunded())
+        return jobs.with_charged(found)
+
+    def get_fieldsets(self, request: HttpRequest, obj: GenerationJob | None = None) -> Any:
+        """Leave out what there is nothing of."""
+        names = ("negative_prompt", "remixed_from", "deleted_at")
+        empty = {name for name in names if not getattr(obj, name, None)}
+        if obj is None or not jobs.made_again(obj):
+            empty.add("again")
+        sets = super().get_fieldsets(request, obj)
+        return [
+            (title, {"fields": [name for name in each["fields"] if name not in empty]})
+            for title, each in sets
+        ]
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        return lookup == "attempts__node__id__exact" or super().lookup_allowed(lookup, value, request)
+        ours = ("attempts__node__id__exact", "user__id__exact")
+        return lookup in ours or super().lookup_allowed(lookup, value, request)
 
     def get_search_results(
         self, request: HttpRequest, queryset: "QuerySet[GenerationJob]", search_term: str
@@ -157,8 +211,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         term = search_term.strip()
         if not term:
             return queryset, False
-        if job_id := fields.job_id(term):
-            return queryset.filter(pk=job_id), False
+        if ids := ids_in(term):
+            return queryset.filter(pk__in=ids), False
         users = list(User.objects.filter(Q(username=term) | Q(email=term)).values_list("pk", flat=True))
         return queryset.filter(user__in=users) if users else with_words(queryset, term), False
 
@@ -193,30 +247,58 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     # --- Fields ---
 
     @display(description="Video", ordering="prompt")
-    def what(self, job: GenerationJob) -> str:
-        return Truncator(job.prompt).chars(PROMPT_LISTED)
+    def what(self, job: GenerationJob) -> SafeString:
+        words = Truncator(job.prompt).chars(PROMPT_LISTED)
+        return format_html('<span class="staff-video">{}<span>{}</span></span>', poster(job), words)
 
     @display(description="State", ordering="state")
     def status(self, job: GenerationJob) -> SafeString:
-        step = f", step {job.step} of {job.num_inference_steps}" if job.state == State.RUNNING else ""
-        return badge(f"{job.get_state_display()}{step}", STATE_COLOURS[State(job.state)])
+        return state_badge(job)
 
     @display(description="State")
     def now(self, job: GenerationJob) -> SafeString:
-        return state_now(self.status(job), moves=job.is_live)
+        return state_now(state_badge(job), moves=job.is_live)
 
     @display(description="Node")
     def node(self, job: GenerationJob) -> str:
-        return str(job.current_attempt.node) if job.current_attempt else "-"
+        return str(job.current_attempt.node) if job.current_attempt else "not yet"
 
-    @display(description="Cost", ordering="cost")
-    def price(self, job: Any) -> SafeString | str:
-        refunded = badge("refunded", "info")
-        return format_html("{} {}", job.cost, refunded) if job.refunded else str(job.cost)
+    @display(description="Charged")
+    def charge(self, job: GenerationJob) -> SafeString | str:
+        return charge(job)
 
     @display(description="Took")
     def took(self, job: GenerationJob) -> str:
-        return f"{job.elapsed_seconds:.1f} s" if job.elapsed_seconds is not None else "-"
+        return f"{job.elapsed_seconds:.1f} s" if job.elapsed_seconds is not None else "not ended"
+
+    @display(description="Id")
+    def number(self, job: GenerationJob) -> str:
+        return job.public_id
+
+    @display(description="Made again as")
+    def again(self, job: GenerationJob) -> SafeString | str:
+        """Link to the job by which staff had this one made again."""
+        again = jobs.made_again(job)
+        return link("generation_generationjob", again, fields.public_id(again)) if again else "-"
+
+    @display(description="Guidance scale")
+    def guidance(self, job: GenerationJob) -> str:
+        return "the model's own" if job.guidance_scale is None else f"{job.guidance_scale:g}"
+
+    @display(description="Model and size asked for")
+    def asked_for(self, job: GenerationJob) -> str:
+        return f"{job.model or 'any model'}, {job.size.replace('x', '×') or 'its own size'}"
+
+    @display(description="On the GPU")
+    def on_gpu(self, job: GenerationJob) -> str:
+        return "the node has not said" if job.generation_ms is None else f"{job.generation_ms / 1000:.1f} s"
+
+    @display(description="Stored file")
+    def file_facts(self, job: GenerationJob) -> str:
+        if not job.video or job.size_bytes is None or job.duration_ms is None:
+            return "no file"
+        size = filesizeformat(job.size_bytes)
+        return f"{job.width}×{job.height}, {job.stored_frames} frames, {job.duration_ms / 1000:.1f} s, {size}"
 
     @display(description="One after the other")
     def timeline(self, job: GenerationJob) -> SafeString | str:
@@ -235,13 +317,17 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     @display(description="Video")
     def preview(self, job: GenerationJob) -> SafeString | str:
         if not job.video or job.deleted_at:
-            return "-"
+            return "no file"
         files = (
             reverse(f"admin:generation_generationjob_{each}", args=[job.pk]) for each in ("video", "poster")
         )
+        # The place of the picture is there before it, so that nothing jumps.
         return format_html(
-            '<video src="{}" poster="{}" controls muted playsinline preload="none" width="480"></video>',
+            '<video src="{}" poster="{}" controls muted playsinline preload="none" width="480" '
+            'style="max-width: 100%; aspect-ratio: {} / {}"></video>',
             *files,
+            job.width or 3,
+            job.height or 2,
         )
 
     # --- Operations ---
@@ -298,7 +384,8 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Make again what failed of these", permissions=["retry"])
     def retry_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:
-        return self._each(request, queryset, title="Retry", do=jobs.retry, why_not=why_not_retry)
+        chosen = jobs.with_made_again(queryset)
+        return self._each(request, chosen, title="Retry", do=jobs.retry, why_not=why_not_retry)
 
     @admin.action(description="Move what runs of these to another node", permissions=["move"])
     def move_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:

@@ -49,7 +49,9 @@ class NodeForm(forms.ModelForm):
         widget=UnfoldAdminPasswordWidget(render_value=False, attrs={"autocomplete": "new-password"}),
         help_text="Never shown, and encrypted in the database. Left empty, the key that is there stays.",
     )
-    forget_api_key = forms.BooleanField(required=False, help_text="The node wants no key.")
+    forget_api_key = forms.BooleanField(
+        label="Forget the API key", required=False, help_text="The node wants no key."
+    )
 
     class Meta:
         model = GpuNode
@@ -106,7 +108,7 @@ class GpuNodeAdmin(LoggedAdmin):
         "status_detail",
         "backend",
         "detected_protocol",
-        "sizes",
+        "served_sizes",
         "capacity",
         "speed",
         "last_seen_at",
@@ -166,7 +168,11 @@ class GpuNodeAdmin(LoggedAdmin):
 
     @display(description="Seconds a step", ordering="seconds_per_step")
     def speed(self, node: GpuNode) -> str:
-        return "-" if node.seconds_per_step is None else f"{node.seconds_per_step:.2f}"
+        return "not measured" if node.seconds_per_step is None else f"{node.seconds_per_step:.2f}"
+
+    @display(description="Sizes")
+    def served_sizes(self, node: GpuNode) -> str:
+        return ", ".join(str(size).replace("x", "×") for size in node.sizes) or "not said"
 
     @display(description="Healthy", boolean=True)
     def healthy(self, node: Any) -> bool:

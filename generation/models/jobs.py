@@ -35,16 +35,20 @@ class Preset(models.Model):
     name = models.SlugField(unique=True, max_length=40)
     label = models.CharField(max_length=60)
     num_frames = models.PositiveIntegerField(
-        default=16, validators=[MinValueValidator(1), MaxValueValidator(49)]
+        "frames", default=16, validators=[MinValueValidator(1), MaxValueValidator(49)]
     )
-    fps = models.PositiveIntegerField(default=8, validators=[MinValueValidator(1), MaxValueValidator(60)])
+    fps = models.PositiveIntegerField(
+        "frames a second", default=8, validators=[MinValueValidator(1), MaxValueValidator(60)]
+    )
     num_inference_steps = models.PositiveIntegerField(
-        default=20, validators=[MinValueValidator(1), MaxValueValidator(200)]
+        "steps", default=20, validators=[MinValueValidator(1), MaxValueValidator(200)]
     )
     guidance_scale = models.FloatField(null=True, blank=True, help_text="Empty: the model's own.")
-    cost = models.PositiveIntegerField(null=True, blank=True, help_text="Credits a clip. Empty: VIDEO_COST.")
+    cost = models.PositiveIntegerField(
+        "price", null=True, blank=True, help_text="Credits a clip. Empty: VIDEO_COST."
+    )
     position = models.PositiveSmallIntegerField(default=0)
-    is_default = models.BooleanField(default=False)
+    is_default = models.BooleanField("default", default=False)
     enabled = models.BooleanField(default=True)
 
     # A job keeps these as they are at submit, so that a later edit changes no job.
@@ -107,6 +111,7 @@ class GpuNode(models.Model):
     name = models.CharField(max_length=60, unique=True)
     # Not a URLField: that takes no name of a machine in the own network, such as http://gpu-box:8081.
     base_url = models.CharField(
+        "address (base URL)",
         max_length=200,
         unique=True,
         validators=[check_node_address],
@@ -132,15 +137,19 @@ class GpuNode(models.Model):
         validators=[MinValueValidator(Decimal(0))],
         help_text="What an hour of it costs, in whichever money you count: shows what a clip costs.",
     )
-    from_environment = models.BooleanField(default=False, editable=False, help_text="Follows VIDEO_API_URL.")
+    from_environment = models.BooleanField(
+        "follows VIDEO_API_URL", default=False, editable=False, help_text="Follows VIDEO_API_URL."
+    )
 
-    detected_protocol = models.CharField(max_length=16, choices=PROTOCOLS, blank=True, editable=False)
+    detected_protocol = models.CharField(
+        "protocol it speaks", max_length=16, choices=PROTOCOLS, blank=True, editable=False
+    )
     status = models.CharField(max_length=20, default="unknown", editable=False)
-    status_detail = models.CharField(max_length=300, blank=True, editable=False)
-    backend = models.CharField(max_length=100, blank=True, editable=False)
+    status_detail = models.CharField("what it says", max_length=300, blank=True, editable=False)
+    backend = models.CharField("model", max_length=100, blank=True, editable=False)
     sizes = models.JSONField(default=list, editable=False, help_text="WIDTHxHEIGHT it serves, its own first.")
     capacity = models.PositiveSmallIntegerField(
-        default=1, editable=False, help_text="Clips it makes at the same time."
+        "videos at the same time", default=1, editable=False, help_text="Clips it makes at the same time."
     )
     seconds_per_step = models.FloatField(null=True, editable=False)
     paces = models.JSONField(
@@ -148,21 +157,27 @@ class GpuNode(models.Model):
         editable=False,
         help_text="Measured: frames, seconds a step, seconds of a clip beside its steps.",
     )
-    last_seen_at = models.DateTimeField(null=True, editable=False)
+    last_seen_at = models.DateTimeField("last seen", null=True, editable=False)
     leave_alone_until = models.DateTimeField(
-        null=True, editable=False, help_text="It said it was busy until then."
+        "left alone until", null=True, editable=False, help_text="It said it was busy until then."
     )
     consecutive_failures = models.PositiveSmallIntegerField(
-        default=0, editable=False, help_text="Attempts in a row that came to nothing by its fault."
+        "failures in a row",
+        default=0,
+        editable=False,
+        help_text="Attempts in a row that came to nothing by its fault.",
     )
     set_aside_at = models.DateTimeField(
-        null=True, editable=False, help_text="It failed too often: no jobs until a canary clip succeeds."
+        "set aside since",
+        null=True,
+        editable=False,
+        help_text="It failed too often: no jobs until a canary clip succeeds.",
     )
-    set_aside_reason = models.CharField(max_length=300, blank=True, editable=False)
+    set_aside_reason = models.CharField("set aside because", max_length=300, blank=True, editable=False)
     failed_canaries = models.PositiveSmallIntegerField(
-        default=0, editable=False, help_text="Canary clips that failed since then."
+        "failed canary clips", default=0, editable=False, help_text="Canary clips that failed since then."
     )
-    next_canary_at = models.DateTimeField(null=True, editable=False)
+    next_canary_at = models.DateTimeField("next canary clip", null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)
 
     is_healthy: bool  # only of nodes that were read by `with_health`
@@ -236,14 +251,14 @@ class GenerationJob(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="jobs")
-    source = models.CharField(max_length=10, choices=Source)
+    source = models.CharField("channel", max_length=10, choices=Source)
     prompt = models.TextField()
     negative_prompt = models.TextField(blank=True)
     preset = models.ForeignKey(Preset, on_delete=models.PROTECT, related_name="jobs")
     # Preset.COPIED
-    num_frames = models.PositiveIntegerField()
-    fps = models.PositiveIntegerField()
-    num_inference_steps = models.PositiveIntegerField()
+    num_frames = models.PositiveIntegerField("frames")
+    fps = models.PositiveIntegerField("frames a second")
+    num_inference_steps = models.PositiveIntegerField("steps")
     guidance_scale = models.FloatField(null=True)
     seed = models.BigIntegerField(default=new_seed)
     model = models.CharField(
@@ -252,9 +267,14 @@ class GenerationJob(models.Model):
     size = models.CharField(
         max_length=20, blank=True, help_text="WIDTHxHEIGHT asked for. Empty: the node's own."
     )
-    cost = models.PositiveIntegerField(help_text="Credits held for it.")
+    cost = models.PositiveIntegerField("price", help_text="Credits held for it.")
     remixed_from = models.ForeignKey(
-        "self", null=True, blank=True, on_delete=models.SET_NULL, related_name="remixes"
+        "self",
+        null=True,
+        blank=True,
+        on_delete=models.SET_NULL,
+        related_name="remixes",
+        verbose_name="remix of",
     )
     idempotency_key = models.CharField(max_length=255, null=True, blank=True)  # noqa: DJ001  (unique where there is one)
     request_digest = models.CharField(
@@ -264,20 +284,22 @@ class GenerationJob(models.Model):
     state = models.CharField(max_length=10, choices=State, default=State.QUEUED)
     current_attempt = models.ForeignKey("JobAttempt", null=True, on_delete=models.PROTECT, related_name="+")
     attempt_count = models.PositiveSmallIntegerField(
-        default=0, help_text="Attempts that count towards JOB_MAX_ATTEMPTS."
+        "attempts", default=0, help_text="Attempts that count towards JOB_MAX_ATTEMPTS."
     )
-    step = models.PositiveIntegerField(default=0, help_text="Denoising steps done, of num_inference_steps.")
-    error_code = models.CharField(max_length=40, blank=True)
+    step = models.PositiveIntegerField("steps done", default=0, help_text="Denoising steps done.")
+    error_code = models.CharField("kind of error", max_length=40, blank=True)
     error_message = models.CharField(
-        max_length=500, blank=True, help_text="The reason, as the user reads it."
+        "reason", max_length=500, blank=True, help_text="The reason, as the user reads it."
     )
 
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
-    started_at = models.DateTimeField(null=True, help_text="When the attempt that counts was opened.")
-    finished_at = models.DateTimeField(null=True)
-    deadline_at = models.DateTimeField(default=new_deadline)
+    created_at = models.DateTimeField("asked for", db_default=Now(), editable=False)
+    started_at = models.DateTimeField(
+        "started", null=True, help_text="When the attempt that counts was opened."
+    )
+    finished_at = models.DateTimeField("ended", null=True)
+    deadline_at = models.DateTimeField("deadline", default=new_deadline)
     deleted_at = models.DateTimeField(
-        null=True, help_text="The owner deleted the clip; the row stays for the books."
+        "removed", null=True, help_text="The owner deleted the clip; the row stays for the books."
     )
 
     video = models.FileField(max_length=200, blank=True)
@@ -292,6 +314,7 @@ class GenerationJob(models.Model):
     objects = JobQuerySet.as_manager()
 
     class Meta:
+        verbose_name = "job"
         ordering = ["-created_at"]
         constraints = [
             models.UniqueConstraint(

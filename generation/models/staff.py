@@ -20,7 +20,9 @@ class BulkRefund(models.Model):
         DONE = "done", "Done"
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    actor = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+")
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name="by"
+    )
     reason = models.CharField(max_length=200, help_text="The people it is about read it.")
     node = models.ForeignKey(
         "generation.GpuNode",
@@ -29,14 +31,14 @@ class BulkRefund(models.Model):
         related_name="+",
         help_text="Whose clips they are.",
     )
-    since = models.DateTimeField(null=True)
+    since = models.DateTimeField("from", null=True)
     until = models.DateTimeField(null=True)
-    jobs = models.PositiveIntegerField(help_text="As decided.")
+    jobs = models.PositiveIntegerField("videos", help_text="As decided.")
     credits = models.PositiveBigIntegerField(help_text="As decided.")
     state = models.CharField(max_length=10, choices=State, default=State.RUNNING)
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    created_at = models.DateTimeField("decided", db_default=Now(), editable=False)
     moved_at = models.DateTimeField(db_default=Now(), help_text="When it last got on.")
-    finished_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField("finished", null=True)
 
     class Meta:
         ordering = ["-created_at"]
@@ -67,10 +69,12 @@ class BulkRefundItem(models.Model):
         WAITING = "waiting", "Waiting"
         REFUNDED = "refunded", "Refunded"
         PASSED_OVER = "passed_over", "Passed over"  # refunded before, in another way
+        FAILED = "failed", "Failed"  # it raised an error each time: staff look at it
 
     batch = models.ForeignKey(BulkRefund, on_delete=models.PROTECT, related_name="items")
     job = models.ForeignKey("generation.GenerationJob", on_delete=models.PROTECT, related_name="+")
     state = models.CharField(max_length=12, choices=State, default=State.WAITING)
+    tries = models.PositiveSmallIntegerField(default=0, help_text="How often it raised an error.")
     note = models.CharField(max_length=200, blank=True)
 
     class Meta:
@@ -178,13 +182,17 @@ class Report(models.Model):
 
     job = models.ForeignKey("generation.GenerationJob", on_delete=models.PROTECT, related_name="reports")
     about = models.CharField(max_length=10, choices=About)
-    words = models.CharField(max_length=1000, blank=True)
-    address = models.CharField(max_length=45, help_text="The IP address it came from.")
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    words = models.CharField("what they wrote", max_length=1000, blank=True)
+    address = models.CharField("IP address", max_length=45, help_text="The IP address it came from.")
+    created_at = models.DateTimeField("reported", db_default=Now(), editable=False)
     outcome = models.CharField(max_length=10, choices=Outcome, blank=True)
-    settled_at = models.DateTimeField(null=True)
+    settled_at = models.DateTimeField("settled", null=True)
     settled_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+        settings.AUTH_USER_MODEL,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        verbose_name="settled by",
     )
 
     class Meta:

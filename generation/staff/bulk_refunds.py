@@ -10,7 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Count, QuerySet, Sum
 from django.db.models.functions import Now
 from django_q.tasks import async_task
@@ -29,6 +29,9 @@ MOST_JOBS = 20_000
 # A task works for so long and is followed by another one, far from the time at which it would be cut off.
 SECONDS_A_TASK = 30.0
 STALLED = timedelta(minutes=1)
+MOST_TRIES = 3
+# They end the task, which is woken again: what follows would fail as well.
+CONNECTION_LOST = (OSError, OperationalError, InterfaceError)
 TASK = "generation.staff.bulk_refunds.carry_on"
 
 
@@ -128,21 +131,43 @@ def wake_stalled() -> None:
             async_task(TASK, str(pk))
 
 
-@transaction.atomic
 def _refund_next(batch: BulkRefund) -> bool:
-    """Refund one job; False when none waits that is not locked by another task."""
-    waiting = batch.items.filter(state=BulkRefundItem.State.WAITING).select_related("job")
-    item = waiting.select_for_update(skip_locked=True, of=("self",)).order_by("pk").first()
-    if item is None:
-        return False
-    job = lock(item.job)
+    """Refund one job; False when none waits that is not locked by another task.
+
+    A refund that raises is tried again after the others, MOST_TRIES times, so that it keeps none of them waiting.
+    """
+    lost: Exception | None = None
+    with transaction.atomic():
+        waiting = batch.items.filter(state=BulkRefundItem.State.WAITING).select_related("job")
+        item = waiting.select_for_update(skip_locked=True, of=("self",)).order_by("tries", "pk").first()
+        if item is None:
+            return False
+        try:
+            with transaction.atomic():
+                item.note = _refund(batch, item.job) or ""
+            item.state = BulkRefundItem.State.PASSED_OVER if item.note else BulkRefundItem.State.REFUNDED
+        except Exception as error:
+            logger.exception("bulk refund %s: %s could not be refunded", batch.pk.hex, item.job.public_id)
+            lost = error if isinstance(error, CONNECTION_LOST) else None
+            item.tries += 1
+            item.note = str(error) or repr(error)
+            if item.tries == MOST_TRIES:
+                item.state = BulkRefundItem.State.FAILED
+        item.note = item.note.replace("\x00", "")[:200]
+        item.save(update_fields=["state", "tries", "note"])
+        BulkRefund.objects.filter(pk=batch.pk).update(moved_at=Now())
+    if lost is not None:
+        raise lost
+    return True
+
+
+def _refund(batch: BulkRefund, job: GenerationJob) -> str | None:
+    """Refund a job, or return the reason why there is nothing to refund."""
+    job = lock(job)
     why = why_not_refund(job)
     if why is None:
         lifecycle.refund(job=job, reason=batch.reason, actor=batch.actor)
-    state = BulkRefundItem.State.PASSED_OVER if why else BulkRefundItem.State.REFUNDED
-    BulkRefundItem.objects.filter(pk=item.pk).update(state=state, note=(why or "")[:200])
-    BulkRefund.objects.filter(pk=batch.pk).update(moved_at=Now())
-    return True
+    return why
 
 
 @transaction.atomic
@@ -160,10 +185,20 @@ def _finish(batch: BulkRefund) -> None:
     for user in User.objects.filter(pk__in=back).order_by("pk"):
         costs = back[user.pk]
         facts = {"videos": len(costs), "credits": sum(costs), "reason": batch.reason}
-        notices.tell(user=user, kind=Notice.Kind.REFUND, **facts)
+        try:
+            with transaction.atomic():
+                notices.tell(user=user, kind=Notice.Kind.REFUND, **facts)
+        except Exception:
+            logger.exception("bulk refund %s: user %s was not notified", batch.pk.hex, user.pk)
+
+
+def failed(batch: BulkRefund) -> "QuerySet[BulkRefundItem]":
+    """Select the refunds that raised an error each time, with the jobs."""
+    return batch.items.filter(state=BulkRefundItem.State.FAILED).select_related("job").order_by("pk")
 
 
 def progress(batch: BulkRefund) -> dict[str, int]:
-    """Count the jobs in each state."""
+    """Count the jobs in each state but FAILED, which `failed` lists."""
     counts = dict(batch.items.order_by().values_list("state").annotate(number=Count("pk")))
-    return {state: counts.get(state, 0) for state in BulkRefundItem.State.values}
+    states = [BulkRefundItem.State.WAITING, BulkRefundItem.State.REFUNDED, BulkRefundItem.State.PASSED_OVER]
+    return {state.value: counts.get(state, 0) for state in states}

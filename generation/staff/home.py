@@ -16,9 +16,10 @@ from django.utils import timezone
 from django.utils.timesince import timesince
 from django_q.models import Failure
 
+from accounts.admin import search
 from accounts.models import AuditRun
 from accounts.staff.actor import Actor
-from generation.models import DailyStats, GenerationJob, GpuNode, JobAttempt
+from generation.models import DailyStats, GenerationJob, GpuNode, JobAttempt, Report
 from generation.staff import stats
 
 State = GenerationJob.State
@@ -48,11 +49,13 @@ def add_stat(stat: Callable[[], Stat]) -> Callable[[], Stat]:
 
 def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
     """unfold's DASHBOARD_CALLBACK. The page has no stats for actors who may not see jobs."""
-    if not Actor.of(request).may("generation.view_generationjob"):
+    actor = Actor.of(request)
+    context |= {"may_search": search.may_search(actor)}
+    if not actor.may("generation.view_generationjob"):
         return context
     days = stats.latest()
     return context | {
-        "now_stats": [*_queue(), _books(), _failed_tasks(), *(stat() for stat in _others)],
+        "now_stats": [*_queue(), _reports(), _books(), _failed_tasks(), *(stat() for stat in _others)],
         "day_stats": _work(days),
         "credit_stats": _credits(days),
         "nodes": _nodes(),
@@ -126,6 +129,13 @@ def _credits(days: Sequence[DailyStats]) -> list[Stat]:
 def _month(days: Sequence[DailyStats], text: str) -> str:
     """Show the text about 30 days once all of them are added up."""
     return text if len(days) == stats.DAYS else "30 days: being added up"
+
+
+def _reports() -> Stat:
+    found = Report.objects.filter(outcome="").aggregate(number=Count("pk"), oldest=Now() - Min("created_at"))
+    href = _listed("generation_report", outcome__isempty="1")
+    waits = f"oldest: {_seconds(found['oldest'].total_seconds())}" if found["oldest"] else "all are settled"
+    return Stat("Reports waiting", str(found["number"]), href, waits, alarm=bool(found["number"]))
 
 
 def _books() -> Stat:

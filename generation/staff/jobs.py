@@ -1,12 +1,13 @@
 """Operations of the staff on one job: cancel, refund, move to another node, retry; and how much an actor may refund."""
 
 import logging
+import uuid
 from datetime import timedelta
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
-from django.db.models import Exists, OuterRef, Sum
-from django.db.models.functions import Now
+from django.db.models import Exists, OuterRef, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce, Now
 from django_q.tasks import async_task
 
 from accounts import ledger, notices
@@ -18,6 +19,7 @@ from generation.jobs import events, lifecycle, scheduling, submission
 from generation.jobs.events import job_retried
 from generation.jobs.node_health import endpoint_of
 from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.models.fields import public_id
 from generation.nodes import NodeError, open_client
 
 logger = logging.getLogger(__name__)
@@ -80,6 +82,14 @@ def refunded() -> Exists:
     """Make a condition for queries of jobs: the credits were given back."""
     refunds = CreditTransaction.objects.filter(kind=CreditTransaction.Kind.REFUND, reference=OuterRef("pk"))
     return Exists(refunds)
+
+
+def with_charged(jobs: "QuerySet[GenerationJob]") -> "QuerySet[GenerationJob]":
+    """Annotate jobs with the credits that they cost in the end, by the ledger: what was captured and not refunded."""
+    kinds = [CreditTransaction.Kind.CAPTURE, CreditTransaction.Kind.REFUND]
+    entries = CreditTransaction.objects.filter(reference=OuterRef("pk"), kind__in=kinds)
+    sums = entries.order_by().values("reference").annotate(sum=-Sum("posted_delta")).values("sum")
+    return jobs.annotate(charged=Coalesce(Subquery(sums), 0), refunded=refunded())
 
 
 def lock(job: GenerationJob) -> GenerationJob:
@@ -182,6 +192,7 @@ def retry(op: Operation, job: GenerationJob) -> GenerationJob:
         Refused: it did not fail, it was retried before, or its owner is gone.
     """
     wallet = ledger.lock_account(user=job.user)
+    job = GenerationJob.objects.select_related("user", "preset").get(pk=job.pk)
     refuse(why_not_retry(job))
     op.record(job)
     again = submission.submit_again(job, wallet=wallet, idempotency_key=_retry_key(job))
@@ -195,9 +206,23 @@ def why_not_retry(job: GenerationJob) -> str | None:
         return f"This video is {job.state}: only what failed is made again."
     if job.deleted_at is not None or not job.user.is_active:
         return "Its owner has deleted it, or may not sign in."
-    if GenerationJob.objects.filter(user=job.user, idempotency_key=_retry_key(job)).exists():
-        return "This video was made again before."
-    return None
+    again = vars(job)["made_again"] if "made_again" in vars(job) else made_again(job)
+    return f"This video was made again before. The new one is {public_id(again)}." if again else None
+
+
+def made_again(job: GenerationJob) -> uuid.UUID | None:
+    """Find the job by which staff had this one made again."""
+    return (
+        GenerationJob.objects.filter(source=GenerationJob.Source.STAFF, remixed_from=job)
+        .values_list("pk", flat=True)
+        .first()
+    )
+
+
+def with_made_again(jobs: "QuerySet[GenerationJob]") -> "QuerySet[GenerationJob]":
+    """Annotate jobs with what `why_not_retry` asks about each."""
+    retries = GenerationJob.objects.filter(source=GenerationJob.Source.STAFF, remixed_from=OuterRef("pk"))
+    return jobs.annotate(made_again=retries.values("pk")[:1])
 
 
 def _retry_key(job: GenerationJob) -> str:

@@ -12,13 +12,13 @@ from generation.outbox import OutboxRow
 class TelegramAccount(models.Model):
     """A person on Telegram and their user here. The chat with the bot has the same id as the person."""
 
-    telegram_id = models.BigIntegerField(unique=True)
+    telegram_id = models.BigIntegerField("Telegram id", unique=True)
     user = models.OneToOneField(
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="telegram_account"
     )
-    username = models.CharField(max_length=64, blank=True)
-    first_name = models.CharField(max_length=128, blank=True)
-    language_code = models.CharField(max_length=16, blank=True)
+    username = models.CharField("name on Telegram", max_length=64, blank=True)
+    first_name = models.CharField("first name", max_length=128, blank=True)
+    language_code = models.CharField("language", max_length=16, blank=True)
     preset = models.ForeignKey(
         Preset,
         null=True,
@@ -28,7 +28,7 @@ class TelegramAccount(models.Model):
         help_text="The preset of this user's videos. Empty: the default one.",
     )
     blocked_at = models.DateTimeField(
-        null=True, blank=True, help_text="They blocked the bot, without a word since."
+        "blocked the bot", null=True, blank=True, help_text="They blocked the bot, without a word since."
     )
     former_user = models.OneToOneField(
         settings.AUTH_USER_MODEL,
@@ -37,11 +37,13 @@ class TelegramAccount(models.Model):
         on_delete=models.PROTECT,
         related_name="former_telegram_account",
         help_text="Who they were until they were joined with an account on the web, and are again when parted.",
+        verbose_name="user before joining",
     )
-    created_at = models.DateTimeField(auto_now_add=True)
-    last_seen_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField("first seen", auto_now_add=True)
+    last_seen_at = models.DateTimeField("last seen", null=True, blank=True)
 
     class Meta:
+        verbose_name = "Telegram account"
         ordering = ["-created_at"]
 
     def __str__(self) -> str:
@@ -59,16 +61,17 @@ class TelegramUpdate(models.Model):
         DONE = "done", "Done"
         FAILED = "failed", "Failed"  # it could not be parsed or answered; kept for staff to look at
 
-    bot_id = models.BigIntegerField()
-    update_id = models.BigIntegerField()
+    bot_id = models.BigIntegerField("bot")
+    update_id = models.BigIntegerField("number")
     # Text and not jsonb, which refuses the NULs and lone surrogates that a client may send.
-    raw = models.TextField()
+    raw = models.TextField("as it came")
     state = models.CharField(max_length=10, choices=State, default=State.RECEIVED)
     error = models.CharField(max_length=500, blank=True)
-    received_at = models.DateTimeField(db_default=Now(), editable=False)
-    settled_at = models.DateTimeField(null=True)
+    received_at = models.DateTimeField("received", db_default=Now(), editable=False)
+    settled_at = models.DateTimeField("settled", null=True)
 
     class Meta:
+        verbose_name = "update"
         ordering = ["-id"]
         constraints = [
             models.UniqueConstraint(fields=["bot_id", "update_id"], name="one_row_per_telegram_update")
@@ -98,25 +101,37 @@ class JobMessage(OutboxRow):
     OPEN = Q(state=State.PENDING) | Q(state=State.SENT, status_message_id__isnull=False)
     SINCE = "job__finished_at"
 
-    job = models.OneToOneField(GenerationJob, on_delete=models.CASCADE, related_name="telegram_message")
-    bot_id = models.BigIntegerField(
-        help_text="The bot that was asked; another one may not write to this chat."
+    job = models.OneToOneField(
+        GenerationJob, on_delete=models.CASCADE, related_name="telegram_message", verbose_name="video"
     )
-    chat_id = models.BigIntegerField()
-    reply_to = models.BigIntegerField(null=True, blank=True, help_text="The message that asked for it.")
-    status_message_id = models.BigIntegerField(null=True, blank=True)
-    last_text = models.TextField(blank=True, help_text="What the status message shows.")
+    bot_id = models.BigIntegerField(
+        "bot", help_text="The bot that was asked; another one may not write to this chat."
+    )
+    chat_id = models.BigIntegerField("chat")
+    reply_to = models.BigIntegerField(
+        "message that asked", null=True, blank=True, help_text="The message that asked for it."
+    )
+    status_message_id = models.BigIntegerField("status message", null=True, blank=True)
+    last_text = models.TextField("what it shows", blank=True, help_text="What the status message shows.")
     state = models.CharField(max_length=10, choices=State, default=State.PENDING)
     upload_began_at = models.DateTimeField(
-        null=True, blank=True, help_text="Set when an upload begins: the video may have arrived."
+        "upload began",
+        null=True,
+        blank=True,
+        help_text="Set when an upload begins: the video may have arrived.",
     )
     file_id = models.CharField(
-        max_length=250, blank=True, help_text="Sends the same file again without an upload."
+        "file at Telegram",
+        max_length=250,
+        blank=True,
+        help_text="Sends the same file again without an upload.",
     )
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
-    sent_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField("asked for", db_default=Now(), editable=False)
+    sent_at = models.DateTimeField("sent", null=True, blank=True)
 
     class Meta:
+        verbose_name = "delivery"
+        verbose_name_plural = "deliveries"
         ordering = ["-id"]
         indexes = [
             models.Index(

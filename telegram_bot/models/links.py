@@ -43,7 +43,7 @@ class LinkRequest(models.Model):
         DECLINED = "declined", "Declined"  # by either side, or by a newer request of the side that began it
 
     digest = models.CharField(max_length=64, unique=True, editable=False)
-    began_on = models.CharField(max_length=10, choices=Side)
+    began_on = models.CharField("began", max_length=10, choices=Side)
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL,
         null=True,
@@ -57,19 +57,22 @@ class LinkRequest(models.Model):
         blank=True,
         on_delete=models.CASCADE,
         related_name="link_requests",
+        verbose_name="on Telegram",
     )
     state = models.CharField(max_length=10, choices=State, default=State.OPEN)
     answered_at = models.DateTimeField(
-        null=True, blank=True, help_text="When the side that did not begin it agreed."
+        "answered", null=True, blank=True, help_text="When the side that did not begin it agreed."
     )
-    created_at = models.DateTimeField(auto_now_add=True)
-    expires_at = models.DateTimeField()
-    settled_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField("asked", auto_now_add=True)
+    expires_at = models.DateTimeField("void after")
+    settled_at = models.DateTimeField("settled", null=True, blank=True)
     merge = models.OneToOneField(
         "accounts.WalletMerge", null=True, blank=True, on_delete=models.PROTECT, related_name="link_request"
     )
 
     class Meta:
+        verbose_name = "request to join"
+        verbose_name_plural = "requests to join"
         ordering = ["-id"]
         constraints = [
             models.CheckConstraint(
@@ -121,17 +124,18 @@ class ChatNotice(OutboxRow):
     SINCE = "created_at"
 
     bot_id = models.BigIntegerField()
-    chat_id = models.BigIntegerField()
+    chat_id = models.BigIntegerField("chat")
     text = models.TextField(help_text="In Telegram's HTML.")
     keyboard = models.JSONField(
         default=list, blank=True, help_text="Rows of buttons as the Bot API has them."
     )
     state = models.CharField(max_length=10, choices=State, default=State.PENDING)
-    next_attempt_at = models.DateTimeField(db_default=Now())
-    created_at = models.DateTimeField(db_default=Now(), editable=False)
-    sent_at = models.DateTimeField(null=True, blank=True)
+    next_attempt_at = models.DateTimeField("next attempt", db_default=Now())
+    created_at = models.DateTimeField("made", db_default=Now(), editable=False)
+    sent_at = models.DateTimeField("sent", null=True, blank=True)
 
     class Meta:
+        verbose_name = "notice"
         ordering = ["-id"]
         indexes = [
             models.Index(

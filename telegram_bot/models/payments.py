@@ -20,6 +20,7 @@ class CreditPack(models.Model):
     name = models.CharField(max_length=32, help_text="What the invoice is headed with, such as “Starter”.")
     credits = models.PositiveIntegerField(validators=[MinValueValidator(1), MaxValueValidator(MAX_CREDITS)])
     stars = models.PositiveIntegerField(
+        "price in Stars",
         validators=[MinValueValidator(1), MaxValueValidator(MAX_STARS)],
         help_text="The price in Telegram Stars.",
     )
@@ -80,37 +81,49 @@ class StarPayment(OutboxRow):
     SINCE = "paid_at"
 
     id = models.BigAutoField(primary_key=True)
-    bot_id = models.BigIntegerField(help_text="The bot that was paid; only it can refund.")
-    charge_id = models.CharField(max_length=200, unique=True, help_text="telegram_payment_charge_id")
-    telegram_id = models.BigIntegerField(help_text="Who paid, and gets the Stars back.")
+    bot_id = models.BigIntegerField("bot", help_text="The bot that was paid; only it can refund.")
+    charge_id = models.CharField(
+        "receipt", max_length=200, unique=True, help_text="telegram_payment_charge_id"
+    )
+    telegram_id = models.BigIntegerField("Telegram id", help_text="Who paid, and gets the Stars back.")
     user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="star_payments")
     invoice = models.ForeignKey(StarInvoice, null=True, on_delete=models.PROTECT, related_name="payments")
     payload = models.CharField(max_length=128)
-    stars = models.PositiveIntegerField()
+    stars = models.PositiveIntegerField("Stars")
     purchase = models.OneToOneField(
-        "accounts.CreditTransaction", null=True, on_delete=models.PROTECT, related_name="star_payment"
+        "accounts.CreditTransaction",
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="star_payment",
+        verbose_name="credited",
     )
     state = models.CharField(max_length=10, choices=State, default=State.PAID)
-    paid_at = models.DateTimeField(auto_now_add=True)
+    paid_at = models.DateTimeField("paid", auto_now_add=True)
     refund = models.OneToOneField(
         "accounts.CreditTransaction",
         null=True,
         on_delete=models.PROTECT,
         related_name="+",
         help_text="The entry that took the credits back, while it stands.",
+        verbose_name="taken back by",
     )
-    refund_reason = models.CharField(max_length=200, blank=True)
+    refund_reason = models.CharField("reason of the refund", max_length=200, blank=True)
     refund_by = models.ForeignKey(
-        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+        settings.AUTH_USER_MODEL,
+        null=True,
+        on_delete=models.PROTECT,
+        related_name="+",
+        verbose_name="refunded by",
     )
-    refunded_at = models.DateTimeField(null=True)
+    refunded_at = models.DateTimeField("refunded", null=True)
     attempts = models.PositiveIntegerField(default=0, help_text="Questions to Telegram without a verdict.")
-    next_attempt_at = models.DateTimeField(null=True)
+    next_attempt_at = models.DateTimeField("next attempt", null=True)
     error = models.CharField(
         max_length=500, blank=True, help_text="What Telegram said last about the refund."
     )
 
     class Meta:
+        verbose_name = "Star payment"
         ordering = ["-id"]
         default_permissions = ("view",)
         permissions = [("refund_starpayment", "Can give Stars back")]
