@@ -126,6 +126,11 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
     raise ImproperlyConfigured(
         "DATABASE_URL must name a PostgreSQL server: the ledger's guards are PostgreSQL triggers."
     )
+# A pooler in transaction mode between this and PostgreSQL drops LISTEN, and what a session holds: that goes here.
+DATABASE_LISTEN_URL = env.str("DATABASE_LISTEN_URL", "")
+if DATABASE_LISTEN_URL and not DATABASE_LISTEN_URL.startswith(("postgres://", "postgresql://")):
+    raise ImproperlyConfigured("DATABASE_LISTEN_URL must start with postgres:// and name the server itself.")
+DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = bool(DATABASE_LISTEN_URL)
 # The web process serves many short requests on threads that come and go: it shares a pool. All others keep a
 # connection a thread (bot and reconciler have up to eight, generation/database.py): a pool that is forked, as the
 # worker forks, gives one connection to two processes. asgi.py names the process, so that its children are not mistaken
