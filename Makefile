@@ -10,6 +10,8 @@ PROMPT ?= A golden star flies right at night
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PROMPT
+# Whatever the locale: what is printed and written is in UTF-8.
+export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test train-tiny chaos bench lint types format messages clips screenshots clean

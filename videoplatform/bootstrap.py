@@ -19,7 +19,6 @@ from django.contrib.staticfiles.finders import get_finders
 from django.core.management import call_command
 from dotenv import dotenv_values, set_key
 
-from generation.database import alone
 from videoplatform import embedded_postgres
 
 ENV_HEADER = "# Secrets of this installation; every setting is described in docs/configuration.md\n"
@@ -62,6 +61,10 @@ def collect_static() -> None:
 
 def create_first_staff_user() -> str | None:
     """Create the superuser `admin` when there is no superuser. Returns the password, or None when there was one."""
+    from generation.database import (
+        alone,
+    )  # it reads the settings, which the launcher writes before with this module
+
     users = get_user_model().objects
     with alone("first staff user"):  # several hosts may start at once
         if users.filter(is_superuser=True).exists():
