@@ -16,6 +16,7 @@ import django
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.staticfiles.finders import get_finders
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from dotenv import dotenv_values, set_key
 
@@ -61,9 +62,8 @@ def collect_static() -> None:
 
 def create_first_staff_user() -> str | None:
     """Create the superuser `admin` when there is no superuser. Returns the password, or None when there was one."""
-    from generation.database import (
-        alone,
-    )  # it reads the settings, which the launcher writes before with this module
+    # It reads the settings, which the launcher imports this module before.
+    from generation.database import alone
 
     users = get_user_model().objects
     with alone("first staff user"):  # several hosts may start at once
@@ -90,5 +90,5 @@ if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
     try:
         main()
-    except embedded_postgres.EmbeddedPostgresError as error:
+    except (embedded_postgres.EmbeddedPostgresError, ImproperlyConfigured) as error:
         sys.exit(str(error))

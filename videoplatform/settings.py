@@ -46,7 +46,12 @@ ENCRYPTION_KEYS = names("ENCRYPTION_KEYS", [SECRET_KEY])
 
 PORT = env.int("PORT", 8000, validate=PORTS)
 ALLOWED_HOSTS = names("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
-SITE_URL = env.str("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
+SITE_URL = (env.str("SITE_URL", "") or f"http://localhost:{PORT}").rstrip("/")
+if urlsplit(SITE_URL).scheme not in ("http", "https") or urlsplit(SITE_URL).path:
+    raise ImproperlyConfigured(
+        "SITE_URL must be an address such as https://video.example.org. The site cannot be served below a path of "
+        "another site: give it a host name of its own."
+    )
 CSRF_TRUSTED_ORIGINS = names("CSRF_TRUSTED_ORIGINS", [SITE_URL] if SITE_URL.startswith("https://") else [])
 DATA_DIR = env.path("DATA_DIR", BASE_DIR / ".data").resolve()
 LOG_LEVEL = env.log_level("LOG_LEVEL", logging.INFO)
@@ -128,6 +133,10 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
     )
 # A pooler in transaction mode between this and PostgreSQL drops LISTEN, and what a session holds: that goes here.
 DATABASE_LISTEN_URL = env.str("DATABASE_LISTEN_URL", "")
+if DATABASE_LISTEN_URL and not DATABASE_URL:
+    raise ImproperlyConfigured(
+        "DATABASE_LISTEN_URL is for the server that DATABASE_URL leads to: set that, too."
+    )
 if DATABASE_LISTEN_URL and not DATABASE_LISTEN_URL.startswith(("postgres://", "postgresql://")):
     raise ImproperlyConfigured("DATABASE_LISTEN_URL must start with postgres:// and name the server itself.")
 DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = bool(DATABASE_LISTEN_URL)

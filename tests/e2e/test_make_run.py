@@ -41,7 +41,9 @@ class Watched(Stack):
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     settings = {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"} | ASCII_LOCALE
-    with Watched(tmp_path_factory.mktemp('100% "données"'), settings, bare=True) as running:
+    platform = Watched(tmp_path_factory.mktemp('100% "données"'), settings, bare=True)
+    del platform.environment["DJANGO_SETTINGS_MODULE"]  # pytest has it, people have not
+    with platform as running:
         eventually("it greets", lambda: "Ready:" in running.log.read_text())
         eventually("the bot is given up", lambda: GIVEN_UP in running.log.read_text())
         running.said = running.log.read_text()
