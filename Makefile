@@ -31,7 +31,7 @@ test: setup lint ## linters, types and all tests; in another order: make test SH
 train-tiny: setup ## the demonstration model anew, or on from where it was stopped: make train-tiny MINUTES=120
 	$(BIN)/python -m gpu_node.demo_model.training --minutes $(MINUTES)
 
-chaos: setup ## every fault at full strength, about half an hour: make chaos SEED=7
+chaos: setup ## every fault at full strength, about half an hour (needs PgBouncer): make chaos SEED=7
 	@rm -rf .data/chaos
 	-CHAOS=full CHAOS_SEED="$(SEED)" CHAOS_REPORT=.data/chaos $(BIN)/python -m pytest tests/chaos -n 2
 	@$(BIN)/python -m tests.chaos.scorecard .data/chaos docs/reliability docs/reliability.md

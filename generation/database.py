@@ -94,10 +94,10 @@ def hears_notifications() -> bool:
     Raises:
         psycopg.OperationalError: there is no connection.
     """
-    this = uuid.uuid4().hex
+    this, patience = uuid.uuid4().hex, {"connect_timeout": 10}
     with (
-        psycopg.connect(**listen_parameters(), autocommit=True) as listener,
-        psycopg.connect(**_parameters(), autocommit=True) as sender,
+        psycopg.connect(**listen_parameters() | patience, autocommit=True) as listener,
+        psycopg.connect(**_parameters() | patience, autocommit=True) as sender,
     ):
         listener.execute(f"LISTEN {HEARING_CHANNEL}")
         sender.execute("SELECT pg_notify(%s, %s)", [HEARING_CHANNEL, this])
