@@ -343,7 +343,7 @@ def _initdb(cluster: Cluster) -> Iterator[Path]:
     package = binaries().parents[1]
     libraries = package.with_name(
         f"{package.name}.libs"
-    )  # where the programs look for them, seen from their folder
+    )  # the programs find them by a path from their own folder
     with tempfile.TemporaryDirectory(prefix="postgres.bin-", dir=cluster.data_dir) as folder:
         copies = Path(folder) / binaries().relative_to(package.parent)
         copies.mkdir(parents=True)
@@ -351,9 +351,8 @@ def _initdb(cluster: Cluster) -> Iterator[Path]:
         for name in ("lib", "share"):
             (copies.parent / name).symlink_to(binaries().parent / name)
         for name in ("postgres", "initdb"):
-            (copies / name).write_bytes(
-                (binaries() / name).read_bytes().replace(b"\0getpwuid\0", b"\0getpwent\0")
-            )
+            program = (binaries() / name).read_bytes().replace(b"\0getpwuid\0", b"\0getpwent\0")
+            (copies / name).write_bytes(program)
             (copies / name).chmod(0o700)
         yield copies / "initdb"
 

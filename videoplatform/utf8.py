@@ -11,7 +11,8 @@ def use_utf8(arguments: Sequence[str]) -> None:
 
     arguments: what follows `python` on the command line.
     """
-    if sys.flags.utf8_mode or locale.getencoding().lower() in ("utf-8", "utf8"):
+    is_utf8 = sys.flags.utf8_mode or locale.getencoding().lower() in ("utf-8", "utf8")
+    if is_utf8 and not os.environ.get("PYTHONIOENCODING"):
         return
     os.environ["PYTHONUTF8"] = "1"  # for what is started from here, too
     os.environ.pop("PYTHONIOENCODING", None)
