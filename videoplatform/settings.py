@@ -46,7 +46,8 @@ ENCRYPTION_KEYS = names("ENCRYPTION_KEYS", [SECRET_KEY])
 
 PORT = env.int("PORT", 8000, validate=PORTS)
 ALLOWED_HOSTS = names("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
-SITE_URL = (env.str("SITE_URL", "") or f"http://localhost:{PORT}").rstrip("/")
+LOCAL_URL = f"http://localhost:{PORT}"
+SITE_URL = env.str("SITE_URL", LOCAL_URL).rstrip("/") or LOCAL_URL
 if urlsplit(SITE_URL).scheme not in ("http", "https") or urlsplit(SITE_URL).path:
     raise ImproperlyConfigured(
         "SITE_URL must be an address such as https://video.example.org. The site cannot be served below a path of "
