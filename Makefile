@@ -10,6 +10,8 @@ PROMPT ?= A golden star flies right at night
 BIN := .venv/bin
 STAMP := .venv/.installed
 export PROMPT
+# Whatever the locale: what is printed and written is in UTF-8.
+export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run test train-tiny chaos bench lint types format messages clips screenshots clean
@@ -29,7 +31,7 @@ test: setup lint ## linters, types and all tests; in another order: make test SH
 train-tiny: setup ## the demonstration model anew, or on from where it was stopped: make train-tiny MINUTES=120
 	$(BIN)/python -m gpu_node.demo_model.training --minutes $(MINUTES)
 
-chaos: setup ## every fault at full strength, about half an hour: make chaos SEED=7
+chaos: setup ## every fault at full strength, about half an hour (needs PgBouncer): make chaos SEED=7
 	@rm -rf .data/chaos
 	-CHAOS=full CHAOS_SEED="$(SEED)" CHAOS_REPORT=.data/chaos $(BIN)/python -m pytest tests/chaos -n 2
 	@$(BIN)/python -m tests.chaos.scorecard .data/chaos docs/reliability docs/reliability.md

@@ -31,7 +31,9 @@ def main() -> None:
     from django.core.management import execute_from_command_line
 
     from videoplatform.embedded_postgres import EmbeddedPostgresError
+    from videoplatform.utf8 import use_utf8
 
+    use_utf8(sys.argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         with database_for(sys.argv[1:]):

@@ -2,10 +2,14 @@
 
 import asyncio
 import functools
+import hashlib
 import logging
 import random
+import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,6 +17,7 @@ import psycopg
 from asgiref.sync import SyncToAsync
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, close_old_connections, connection
+from psycopg.conninfo import conninfo_to_dict
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -24,6 +29,18 @@ DATABASE_AWAY = (OperationalError, InterfaceError)
 # The header that tells clients when that may be, in seconds.
 RETRY_AFTER = {"Retry-After": "5"}
 RECONNECT_SECONDS = 1.0
+# A NOTIFY takes milliseconds; one that takes so long does not arrive.
+HEARING_SECONDS = 3.0
+HEARING_CHANNEL = "hearing"
+# Try to lock until the end of the transaction. A lock of the session would hold nothing behind a pooler, where each
+# statement may run in another session. No timeout may end the transaction, and so the lock.
+TRY_LOCK = """
+SELECT pg_try_advisory_xact_lock(%s), ARRAY(
+    SELECT set_config(name, '0', true) FROM pg_settings
+    WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')
+)
+"""
+LOCK_RETRY_SECONDS = 0.5
 # Where the process has a pool of connections, its requests keep at least half of them.
 THREADS = max(1, min(8, settings.DATABASE_POOL_SIZE // 2)) if settings.DATABASE_POOL_SIZE else 8
 
@@ -54,12 +71,70 @@ def in_database(function: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]
     return _InThreads(call)
 
 
-def listen_parameters() -> dict[str, Any]:
-    """Connection parameters for psycopg itself, for a connection that lives as long as its process."""
+def _parameters() -> dict[str, Any]:
     parameters: dict[str, Any] = connection.get_connection_params()
     for ours in ("cursor_factory", "context", "prepare_threshold"):
         parameters.pop(ours, None)
-    return parameters | {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+    return parameters
+
+
+def listen_parameters() -> dict[str, Any]:
+    """Connection parameters for psycopg itself, for a session that is kept: to the server, past any pooler."""
+    direct: dict[str, Any] = dict(conninfo_to_dict(settings.DATABASE_LISTEN_URL))
+    return (direct or _parameters()) | {
+        "keepalives_idle": 30,
+        "keepalives_interval": 10,
+        "keepalives_count": 3,
+    }
+
+
+def hears_notifications() -> bool:
+    """Send a NOTIFY the usual way, and tell whether it arrives where this process listens. The log says if not.
+
+    Raises:
+        psycopg.OperationalError: there is no connection.
+    """
+    this, patience = uuid.uuid4().hex, {"connect_timeout": 10}
+    with (
+        psycopg.connect(**listen_parameters() | patience, autocommit=True) as listener,
+        psycopg.connect(**_parameters() | patience, autocommit=True) as sender,
+    ):
+        listener.execute(f"LISTEN {HEARING_CHANNEL}")
+        sender.execute("SELECT pg_notify(%s, %s)", [HEARING_CHANNEL, this])
+        if any(heard.payload == this for heard in listener.notifies(timeout=HEARING_SECONDS)):
+            return True
+    logger.error(
+        "NOTIFY does not arrive at %s: progress is shown late, and work begins late. Behind a pooler in transaction "
+        "mode, such as PgBouncer, set DATABASE_LISTEN_URL to the address of PostgreSQL itself, with the same database.",
+        "DATABASE_LISTEN_URL" if settings.DATABASE_LISTEN_URL else "DATABASE_URL",
+    )
+    return False
+
+
+def check_hearing() -> None:
+    """Let the log say at a start that notifications do not arrive. A database that is away is for others to report."""
+    with suppress(psycopg.OperationalError):
+        hears_notifications()
+
+
+def lock_key(name: str) -> int:
+    """Make 64 bits from a name, for an advisory lock that hardly anything else takes."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], signed=True)
+
+
+@contextmanager
+def alone(task: str) -> Iterator[None]:
+    """Run the block when no other process, on any host, runs one of the same name; wait until then."""
+    with psycopg.connect(**listen_parameters()) as lock:
+        # Tried again and again: a statement that waits in the server would hold back vacuum, and what waits for it.
+        for tries in count():
+            if (lock.execute(TRY_LOCK, [lock_key(task)]).fetchone() or [False])[0]:
+                break
+            if not tries:
+                logger.warning("%s: another process is at it; waiting for its end", task)
+            lock.rollback()
+            time.sleep(LOCK_RETRY_SECONDS)
+        yield
 
 
 def notify(channel: str, *payloads: str) -> None:

@@ -86,7 +86,22 @@ class Clip(ClipSpec):
     seed: int
 
 
-class GenerateVideoRequest(BaseModel):
+class GivenFields(BaseModel):
+    """A body whose fields count as left out where they are null or empty, as many SDKs send what is not set."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        # An empty prompt has a message of its own.
+        left_out = {
+            name for name, value in body.items() if value is None or (value == "" and name != "prompt")
+        }
+        return {name: value for name, value in body.items() if name not in left_out}
+
+
+class GenerateVideoRequest(GivenFields):
     """The body of `POST /generate_video`, as the clients in the field send it."""
 
     prompt: Prompt
@@ -95,7 +110,7 @@ class GenerateVideoRequest(BaseModel):
     steps: int = Field(20, ge=1)
 
 
-class VideoRequest(BaseModel):
+class VideoRequest(GivenFields):
     """The body of `POST /v1/videos`: OpenAI's fields and those that vLLM-Omni adds. Others are ignored."""
 
     model_config = ConfigDict(allow_inf_nan=False, protected_namespaces=())
@@ -110,13 +125,6 @@ class VideoRequest(BaseModel):
     guidance_scale: float | None = Field(None, ge=0, le=50)
     seed: int | None = Field(None, ge=0, lt=2**63)
     negative_prompt: Text = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_left_out(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        return {name: value for name, value in body.items() if value is not None}
 
 
 def parse_generate_video(body: Any, settings: NodeSettings) -> ClipSpec:

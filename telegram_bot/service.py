@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import signal
 from collections.abc import Coroutine
@@ -13,7 +12,14 @@ import psycopg
 from django.conf import settings
 from telegram.error import InvalidToken
 
-from generation.database import DATABASE_AWAY, in_database, listen_parameters
+from generation.database import (
+    DATABASE_AWAY,
+    TRY_LOCK,
+    check_hearing,
+    in_database,
+    listen_parameters,
+    lock_key,
+)
 from generation.outbox import Outbox
 from telegram_bot import linking, links, wakeup
 from telegram_bot.models import KnownBot
@@ -67,10 +73,10 @@ async def _connect_and_serve(client: BotClient) -> None:
         client.initialize, trouble=f"Telegram cannot be reached at {settings.TELEGRAM_API_BASE_URL}"
     )
     logger.info("connected as @%s", client.username)
+    await asyncio.to_thread(check_hearing)
     while True:
         try:
-            connecting = psycopg.AsyncConnection.connect(**listen_parameters(), autocommit=True)
-            async with await connecting as connection:
+            async with await psycopg.AsyncConnection.connect(**listen_parameters()) as connection:
                 await _lock(connection, client.id)
                 await _serve(client, connection)
         except psycopg.OperationalError as error:
@@ -81,13 +87,13 @@ async def _connect_and_serve(client: BotClient) -> None:
 
 async def _lock(connection: psycopg.AsyncConnection, bot_id: int) -> None:
     """Try again and again: a statement that waits in the server would hold back vacuum."""
-    # 64 bits for this bot that hardly anything else locks.
-    key = int.from_bytes(hashlib.sha256(f"telegram_bot:{bot_id}".encode()).digest()[:8], signed=True)
+    key = lock_key(f"telegram_bot:{bot_id}")
     waiting = False
     while True:
-        cursor = await connection.execute("SELECT pg_try_advisory_lock(%s)", [key])
+        cursor = await connection.execute(TRY_LOCK, [key])
         if (await cursor.fetchone() or [False])[0]:
             return
+        await connection.rollback()
         if not waiting:
             logger.info("another instance of this bot is at work; standing by")
             waiting = True

@@ -169,7 +169,7 @@ class TestCreate:
         Preset.objects.create(name="fine", label="Fine", num_frames=16, fps=8, position=9)
         assert api.post("videos", {"prompt": PROMPT, "seconds": "2"}).json()["preset"] == "quick"
 
-    @pytest.mark.parametrize("seconds", ["4", "", "2.0", 4, 10**3000, True, [], {}, "\x00", "\ud800"])
+    @pytest.mark.parametrize("seconds", ["4", "2.0", 4, 10**3000, True, [], {}, "\x00", "\ud800"])
     def test_other_lengths_are_refused(self, api: Api, seconds: Any) -> None:
         assert refusal(api.post("videos", {"prompt": PROMPT, "seconds": seconds}), 400)["param"] in (
             "seconds",
@@ -241,6 +241,19 @@ class TestCreate:
         assert (error["code"], error["param"], error["type"]) == (code, param, "invalid_request_error")
         assert not GenerationJob.objects.exists()
         assert wallet(user).held == 0
+
+    @pytest.mark.parametrize(("send", "value"), [("post", None), ("post", ""), ("form", "")])
+    def test_fields_that_are_null_or_empty_count_as_left_out(
+        self, api: Api, node: GpuNode, no_cooldown: None, send: str, value: Any
+    ) -> None:
+        names = ["model", "seconds", "size", "preset", "seed", "negative_prompt", "input_reference", "user"]
+        body = dict.fromkeys(names, value) | {"prompt": PROMPT}
+        made = getattr(api, send)("videos", body)
+        assert (made.status_code, made.json()["preset"], made.json()["negative_prompt"]) == (200, "quick", "")
+        remix = getattr(api, send)(f"videos/{made.json()['id']}/remix", body)
+        assert (remix.status_code, remix.json()["seed"]) == (200, made.json()["seed"])
+        error = refusal(getattr(api, send)("videos", body | {"prompt": value or ""}), 400)
+        assert (error["code"], error["param"]) == ("empty_prompt", "prompt")
 
     @pytest.mark.parametrize(
         "raw",

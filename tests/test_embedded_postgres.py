@@ -125,6 +125,20 @@ def test_root_changes_no_permissions_of_the_folders_above(data_dir: Path) -> Non
     assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user without a name")
+def test_a_user_without_a_line_in_passwd_has_a_server_too_and_root_after_them(data_dir: Path) -> None:
+    os.chown(data_dir, 54321, 54321)
+    # The folders above the data and the code may be closed to others, as those of this test are.
+    capability = ["--securebits=+no_setuid_fixup", "--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    become = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups", *capability, "--"]
+    command = [*become, sys.executable, "-c", HOLDER, str(data_dir)]
+    result = subprocess.run(command, cwd=BASE_DIR, input="", capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    with hold(data_dir) as server:
+        assert server.uids().effective == 54321
+        assert value(data_dir, "SELECT rolname FROM pg_roles WHERE rolsuper") == "postgres"
+
+
 def test_two_processes_share_one_server_and_the_last_one_stops_it(data_dir: Path) -> None:
     with another_holder(data_dir) as (_, pid):
         with hold(data_dir) as server:

@@ -54,6 +54,27 @@ def test_a_value_that_makes_no_sense_stops_the_start_and_is_named(value: dict[st
     assert f'"{next(iter(value))}" invalid' in ended.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"SITE_URL": "https://example.org/videos/"}, "cannot be served below a path"),
+        ({"SITE_URL": "video.example.org"}, "SITE_URL must be an address such as https://"),
+        ({"DATABASE_LISTEN_URL": "postgres://db/x"}, "set that, too"),
+        (
+            {"DATABASE_URL": "postgres://pooler/x", "DATABASE_LISTEN_URL": "db:5432"},
+            "must start with postgres://",
+        ),
+    ],
+)
+def test_an_address_that_cannot_work_is_refused_in_a_sentence(value: dict[str, str], said: str) -> None:
+    command = [sys.executable, "-m", "videoplatform.bootstrap"]
+    values = {name: text for name, text in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"} | value
+    ended = subprocess.run(command, cwd=REPOSITORY, env=values, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert said in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 @pytest.mark.parametrize("name", ["PORT", "GPU_NODE_PORT"])
 def test_make_run_says_in_a_sentence_which_setting_it_cannot_read(name: str, monkeypatch: Any, capsys: Any):
     monkeypatch.setattr(run, "write_secrets", lambda path: None)

@@ -1,11 +1,18 @@
-"""Clients that send too slowly, over real sockets to the server that `make run` starts."""
+"""Clients that send too slowly or in chunks, over real sockets to the server that `make run` starts."""
 
+import json
 import socket
 import time
 from collections.abc import Iterator
+from urllib.parse import urlencode
 
+import httpx
 import pytest
+from django.test import Client
 
+from accounts import api_keys
+from accounts.models import User
+from generation.models import GenerationJob, GpuNode
 from tests import web
 from tests.test_sse import Server, serving
 
@@ -17,7 +24,9 @@ SECONDS = "1.5"
 
 @pytest.fixture(scope="module")
 def server(django_db_setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("web"), REQUEST_SECONDS=SECONDS) as running:
+    with serving(
+        tmp_path_factory.mktemp("web"), REQUEST_SECONDS=SECONDS, VIDEO_COOLDOWN_SECONDS="0"
+    ) as running:
         yield running
 
 
@@ -101,3 +110,47 @@ def test_a_later_request_of_a_connection_that_stops_in_its_head_is_ended_too(ser
         answer = all_of(connection)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.count(b"HTTP/1.1 ") == 1
+
+
+PROMPT = "A paper boat in the rain"
+JSON = ("application/json", json.dumps({"prompt": PROMPT}).encode())
+FORM = ("application/x-www-form-urlencoded", b"prompt=A+paper+boat+in+the+rain")
+PARTS = (
+    "multipart/form-data; boundary=x",
+    b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nA paper boat in the rain\r\n--x--\r\n',
+)
+
+
+def chunks(body: bytes) -> Iterator[bytes]:
+    """Send without a length, as clients do that do not know it when they begin."""
+    yield body[:7]
+    yield body[7:]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("kind", "body"), [JSON, FORM, PARTS], ids=["json", "form", "multipart"])
+def test_a_body_in_chunks_is_read_as_one_with_a_length(
+    server: Server, user: User, node: GpuNode, kind: str, body: bytes
+) -> None:
+    headers = {"Authorization": f"Bearer {api_keys.issue(user=user)[1]}", "Content-Type": kind}
+    with httpx.Client(base_url=server.url, headers=headers, timeout=PATIENCE) as client:
+        made = client.post("/v1/videos", content=chunks(body))
+        assert (made.status_code, made.json()["prompt"]) == (200, PROMPT), made.text
+        remix = client.post(f"/v1/videos/{made.json()['id']}/remix", content=chunks(body))
+        assert (remix.status_code, remix.json()["prompt"]) == (200, PROMPT), remix.text
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_form_of_the_site_may_come_in_chunks_too(server: Server, user: User) -> None:
+    browser = Client()
+    browser.force_login(user)
+    token = "a" * 32
+    fields = {"csrfmiddlewaretoken": token, "prompt": PROMPT}
+    headers = {
+        "Content-Type": "application/x-www-form-urlencoded",
+        "Cookie": f"csrftoken={token}; sessionid={browser.cookies['sessionid'].value}",
+    }
+    body = chunks(urlencode(fields).encode())
+    answer = httpx.post(f"{server.url}/videos/", content=body, headers=headers, timeout=PATIENCE)
+    assert answer.status_code == 302
+    assert GenerationJob.objects.get().prompt == PROMPT

@@ -2,17 +2,17 @@
 
 import os
 
-from django.core.asgi import get_asgi_application
+import django
 
 # Settings give a connection pool to this very process and to none that it starts or that forks.
 os.environ["VIDEOPLATFORM_WEB_PID"] = str(os.getpid())
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
 
-django = get_asgi_application()
+django.setup(set_prefix=False)
 
 # Load all pages now, and not during the first request.
 import videoplatform.urls  # noqa: E402, F401  (models can be imported only after Django is set up)
 from generation.sse.app import EventStreams  # noqa: E402
-from videoplatform.hardening import BodyLimit, FinishCancelled  # noqa: E402
+from videoplatform.hardening import BodyLimit, FinishCancelled, MeasuringHandler  # noqa: E402
 
-application = EventStreams(BodyLimit(FinishCancelled(django)))
+application = EventStreams(BodyLimit(FinishCancelled(MeasuringHandler())))

@@ -16,6 +16,7 @@ import django
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.staticfiles.finders import get_finders
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from dotenv import dotenv_values, set_key
 
@@ -61,12 +62,16 @@ def collect_static() -> None:
 
 def create_first_staff_user() -> str | None:
     """Create the superuser `admin` when there is no superuser. Returns the password, or None when there was one."""
+    # It reads the settings, which the launcher imports this module before.
+    from generation.database import alone
+
     users = get_user_model().objects
-    if users.filter(is_superuser=True).exists():
-        return None
-    password = secrets.token_urlsafe(12)
-    users.create_superuser(username="admin", email="", password=password)
-    return password
+    with alone("first staff user"):  # several hosts may start at once
+        if users.filter(is_superuser=True).exists():
+            return None
+        password = secrets.token_urlsafe(12)
+        users.create_superuser(username="admin", email="", password=password)
+        return password
 
 
 def main() -> None:
@@ -85,5 +90,5 @@ if __name__ == "__main__":
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
     try:
         main()
-    except embedded_postgres.EmbeddedPostgresError as error:
+    except (embedded_postgres.EmbeddedPostgresError, ImproperlyConfigured) as error:
         sys.exit(str(error))

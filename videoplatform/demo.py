@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from videoplatform.process import Instance, InstanceFailed
 from videoplatform.run import BASE_DIR
+from videoplatform.utf8 import use_utf8
 
 PROMPT = "A golden star flies right at night"
 JOB_SECONDS = 300.0
@@ -120,6 +121,7 @@ def make_clip(platform: Instance, prompt: str, destination: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start the platform, make the clip, stop the platform."""
+    use_utf8(["-m", "videoplatform.demo", *(sys.argv[1:] if arguments is None else arguments)])
     parser = argparse.ArgumentParser(
         prog="python -m videoplatform.demo", description=(__doc__ or "").split("\n")[0]
     )

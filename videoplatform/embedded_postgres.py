@@ -214,7 +214,9 @@ def _launch(cluster: Cluster) -> "subprocess.Popen[bytes]":
         cluster.log.replace(cluster.log.with_suffix(".old.log"))
     with cluster.log.open("ab") as log:
         # A session of its own, which neither Ctrl-C in a terminal nor the kill of a process group reaches.
-        program = _program(cluster, "postgres", "-D", str(cluster.pgdata), "-p", str(PORT), *options)
+        program = _program(
+            cluster, binaries() / "postgres", "-D", str(cluster.pgdata), "-p", str(PORT), *options
+        )
         return subprocess.Popen(**program, stdout=log, stderr=log, start_new_session=True)
 
 
@@ -320,11 +322,39 @@ def _initialise(cluster: Cluster) -> None:
     # Trust, because the socket's folder is closed to other users.
     login = ["-U", SUPERUSER, "--auth-local=trust", "--auth-host=reject"]
     locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    program = _program(cluster, "initdb", "-D", str(fresh), *login, *locale)
-    result = subprocess.run(**program, capture_output=True, text=True, errors="replace", check=False)
+    with _initdb(cluster) as initdb:
+        program = _program(cluster, initdb, "-D", str(fresh), *login, *locale)
+        result = subprocess.run(**program, capture_output=True, text=True, errors="replace", check=False)
     if result.returncode != 0:
         raise EmbeddedPostgresError(f"initdb failed.\n{result.stdout}\n{result.stderr}")
     fresh.rename(cluster.pgdata)
+
+
+@contextmanager
+def _initdb(cluster: Cluster) -> Iterator[Path]:
+    """Yield the path of initdb, which refuses to run for a user without a line in /etc/passwd, as in many containers.
+
+    It asks getpwuid for our name, and so does the server that it starts, but uses it for nothing: the superuser's name
+    is given. Where there is none, copies of both ask getpwent instead, and get the first name that there is.
+    """
+    if has_account():
+        yield binaries() / "initdb"
+        return
+    package = binaries().parents[1]
+    libraries = package.with_name(
+        f"{package.name}.libs"
+    )  # the programs find them by a path from their own folder
+    with tempfile.TemporaryDirectory(prefix="postgres.bin-", dir=cluster.data_dir) as folder:
+        copies = Path(folder) / binaries().relative_to(package.parent)
+        copies.mkdir(parents=True)
+        (Path(folder) / libraries.name).symlink_to(libraries)
+        for name in ("lib", "share"):
+            (copies.parent / name).symlink_to(binaries().parent / name)
+        for name in ("postgres", "initdb"):
+            program = (binaries() / name).read_bytes().replace(b"\0getpwuid\0", b"\0getpwent\0")
+            (copies / name).write_bytes(program)
+            (copies / name).chmod(0o700)
+        yield copies / "initdb"
 
 
 def _check_version(cluster: Cluster) -> None:
@@ -385,6 +415,14 @@ def binaries() -> Path:
     return Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin"
 
 
+def has_account() -> bool:
+    """Tell whether this process's user has a line in /etc/passwd. In containers it may have none."""
+    try:
+        return bool(pwd.getpwuid(os.geteuid()))
+    except KeyError:
+        return False
+
+
 def _server_account(cluster: Cluster) -> pwd.struct_passwd | None:
     """Return the account the server runs as, None for our own.
 
@@ -393,12 +431,15 @@ def _server_account(cluster: Cluster) -> pwd.struct_passwd | None:
     if os.geteuid() != 0:
         return None
     for path in (cluster.pgdata, cluster.data_dir):
-        uid = path.stat().st_uid if path.exists() else 0
-        try:
-            if uid != 0:
-                return pwd.getpwuid(uid)
-        except KeyError:  # a bind mount from another machine; initdb insists on a name
+        owner = path.stat() if path.exists() else None
+        if owner is None or owner.st_uid == 0:
             continue
+        try:
+            return pwd.getpwuid(owner.st_uid)
+        except KeyError:  # a bind mount from another machine, or made in a container
+            if path == cluster.pgdata:
+                unnamed = (f"with number {owner.st_uid}", "x", owner.st_uid, owner.st_gid, "", "/", "")
+                return pwd.struct_passwd(unnamed)
     return pwd.getpwnam("nobody")
 
 
@@ -408,11 +449,11 @@ def _give_to_server_account(cluster: Cluster, path: Path) -> None:
         os.chown(path, account.pw_uid, account.pw_gid)
 
 
-def _program(cluster: Cluster, name: str, *arguments: str) -> dict[str, Any]:
+def _program(cluster: Cluster, program: Path, *arguments: str) -> dict[str, Any]:
     """Return the keywords with which subprocess runs a program of PostgreSQL as its account, in a clean environment."""
     environment = {key: value for key, value in os.environ.items() if key in {"PATH", "LD_LIBRARY_PATH"}}
     keywords: dict[str, Any] = {
-        "args": [str(binaries() / name), *arguments],
+        "args": [str(program), *arguments],
         "env": {**environment, "LC_ALL": "C"},
         "cwd": "/",
         "stdin": subprocess.DEVNULL,

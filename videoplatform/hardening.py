@@ -2,11 +2,13 @@
 
 import asyncio
 import codecs
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 from django.conf import settings
 from django.core.exceptions import BadRequest
+from django.core.handlers.asgi import ASGIHandler, ASGIRequest
 from django.http import HttpRequest, HttpResponse
 
 from generation.api import errors
@@ -103,6 +105,26 @@ class FinishCancelled:
         self._running.add(request)  # the event loop itself keeps no reference to a task
         request.add_done_callback(self._running.discard)
         await asyncio.shield(request)
+
+
+class MeasuredRequest(ASGIRequest):
+    """A request whose Content-Length is the size of its body.
+
+    A body sent in chunks (RFC 9112, 7.1), as by clients that stream it, comes without that header, and Django's readers
+    of forms as well as REST framework's take a request without it for one without a body.
+    """
+
+    def __init__(self, scope: Message, body_file: IO[bytes]) -> None:
+        super().__init__(scope, body_file)
+        if size := body_file.seek(0, os.SEEK_END):
+            self.META["CONTENT_LENGTH"] = str(size)
+        body_file.seek(0)
+
+
+class MeasuringHandler(ASGIHandler):
+    """Django's own handler, with requests that know the size of their body."""
+
+    request_class = MeasuredRequest
 
 
 READABLE_CHARSETS = {"utf-8", "ascii"}

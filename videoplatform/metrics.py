@@ -6,10 +6,13 @@ meanings are in docs/operations.md.
 """
 
 import logging
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from ipaddress import ip_address
 
+import psycopg
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 from django.db.models import Count, F, Max, Min, QuerySet, Sum
@@ -26,7 +29,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from accounts.models import CreditAccount, CreditTransaction
-from generation.database import DATABASE_AWAY, RETRY_AFTER
+from generation.database import DATABASE_AWAY, RETRY_AFTER, hears_notifications
 from generation.jobs import catalog, queue
 from generation.models import GenerationJob, GpuNode, JobAttempt, UnclaimedFile
 from telegram_bot.models import BotTraffic, JobMessage, TelegramUpdate
@@ -37,16 +40,41 @@ logger = logging.getLogger(__name__)
 State = GenerationJob.State
 
 
+class Hearing:
+    """Whether notifications arrive, remembered for a while: probes come often, and the answer takes two connections."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._works, self._until = False, 0.0
+
+    def works(self) -> bool:
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._works = hears_notifications()
+                self._until = time.monotonic() + (60 if self._works else 10)
+            return self._works
+
+
+_hearing = Hearing()
+
+
 @never_cache
 def healthz(request: HttpRequest) -> JsonResponse:
-    """Answer 200 when the database answers, else 503. The age of a GPU node's last answer shows a dead reconciler."""
+    """Answer 200 when the database answers and a NOTIFY arrives, else 503.
+
+    The age of a GPU node's last answer shows a dead reconciler.
+    """
     try:
         heard = GpuNode.objects.aggregate(ago=Now() - Max("last_seen_at"))["ago"]
-    except (DatabaseError, InterfaceError) as error:
+        if not _hearing.works():
+            silent = {"status": "failed", "database": "ok", "notifications": "failed"}
+            return JsonResponse(silent, status=503, headers=RETRY_AFTER)
+    except (DatabaseError, InterfaceError, psycopg.Error) as error:
         logger.error("the database does not answer: %s", error)
         return JsonResponse({"status": "failed", "database": "failed"}, status=503, headers=RETRY_AFTER)
     age = None if heard is None else round(heard.total_seconds(), 1)
-    return JsonResponse({"status": "ok", "database": "ok", "node_heard_seconds_ago": age})
+    body = {"status": "ok", "database": "ok", "notifications": "ok", "node_heard_seconds_ago": age}
+    return JsonResponse(body)
 
 
 @never_cache

@@ -44,8 +44,8 @@ class Instance:
         self._process: subprocess.Popen[bytes] | None = None
 
     def _isolation(self) -> dict[str, str]:
-        unset = dict.fromkeys(("DATABASE_URL", "VIDEO_API_URL", "TELEGRAM_BOT_TOKEN", "S3_BUCKET"), "")
-        return unset | {
+        ours = ("DATABASE_URL", "DATABASE_LISTEN_URL", "VIDEO_API_URL", "TELEGRAM_BOT_TOKEN", "S3_BUCKET")
+        return dict.fromkeys(ours, "") | {
             "DATA_DIR": str(self.data_dir),
             "MEDIA_ROOT": str(self.data_dir / "media"),
             # The code's, not the data's: collected once for all.

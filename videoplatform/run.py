@@ -10,10 +10,10 @@ be read.
 
 import argparse
 import fcntl
-import getpass
 import http.client
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -33,6 +33,8 @@ from supervisor.options import ServerOptions
 from supervisor.supervisord import Supervisor
 
 from videoplatform.bootstrap import write_secrets
+from videoplatform.embedded_postgres import has_account
+from videoplatform.utf8 import use_utf8
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 PORTS = validate.Range(min=1, max=65535)
@@ -72,13 +74,16 @@ def make_plan(env: Env) -> Plan:
     node_url = env.str("VIDEO_API_URL", "") or f"http://127.0.0.1:{node_port}"
     address = urlsplit(node_url)
     local = address.hostname in {"127.0.0.1", "localhost", "::1"} and address.port == node_port
+    logs = str(data_dir / "logs")
     chosen = {
         "DATA_DIR": str(data_dir),
         "PORT": str(port),
         "VIDEO_API_URL": node_url,
         "PYTHONUNBUFFERED": "1",
-        "VIDEOPLATFORM_PYTHON": sys.executable,
-        "VIDEOPLATFORM_USER": getpass.getuser(),
+        "PYTHONUTF8": "1",  # whatever the locale: files, logs and messages are in UTF-8
+        "VIDEOPLATFORM_PYTHON": shlex.quote(sys.executable),
+        "VIDEOPLATFORM_DATA": shlex.quote(str(data_dir)),
+        "VIDEOPLATFORM_LOGS": logs.replace("%", "%%"),  # supervisor expands this one twice
         "VIDEOPLATFORM_BIND": f"{bind_host}:{port}",
         "VIDEOPLATFORM_POSTGRES": str(not env.str("DATABASE_URL", "")).lower(),
         "VIDEOPLATFORM_GPU_NODE": str(local).lower(),
@@ -92,6 +97,8 @@ def make_plan(env: Env) -> Plan:
         "GPU_NODE_SAVE_DIR": str(data_dir / "gpu_node" / "videos"),
         "GPU_NODE_CACHE_DIR": str(BASE_DIR / ".data" / "models"),
     }
+    if not has_account():  # torch asks for a name, and takes it from here
+        defaults["USER"] = f"uid-{os.geteuid()}"
     environment = chosen | {name: value for name, value in defaults.items() if not os.environ.get(name)}
     return Plan(data_dir, host, port, node_port if local else None, node_url, environment)
 
@@ -238,8 +245,10 @@ def supervise(plan: Plan, message: str, *, leash: bool) -> None:
 
     leash: also stop when standard input ends, which shows that the process that started this is gone.
     """
+    os.chdir(BASE_DIR)
     options = ServerOptions()
-    options.realize(["-c", str(BASE_DIR / "supervisord.conf")], doc=__doc__)
+    as_root = ["-u", "root"] if os.geteuid() == 0 else []  # else it complains
+    options.realize(["-c", str(BASE_DIR / "supervisord.conf"), *as_root], doc=__doc__)
     options.first, options.test = True, False
     with suppress(asyncore.ExitNow):  # supervisor raises it when everything has stopped
         PlatformSupervisor(options, plan, message, leash=leash).main()
@@ -247,6 +256,7 @@ def supervise(plan: Plan, message: str, *, leash: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start, supervise, stop."""
+    use_utf8(["-m", "videoplatform.run", *(sys.argv[1:] if arguments is None else arguments)])
     parser = argparse.ArgumentParser(
         prog="python -m videoplatform.run", description=(__doc__ or "").split("\n")[0]
     )

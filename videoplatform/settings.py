@@ -46,7 +46,13 @@ ENCRYPTION_KEYS = names("ENCRYPTION_KEYS", [SECRET_KEY])
 
 PORT = env.int("PORT", 8000, validate=PORTS)
 ALLOWED_HOSTS = names("ALLOWED_HOSTS", ["localhost", "127.0.0.1", "[::1]"])
-SITE_URL = env.str("SITE_URL", f"http://localhost:{PORT}").rstrip("/")
+LOCAL_URL = f"http://localhost:{PORT}"
+SITE_URL = env.str("SITE_URL", LOCAL_URL).rstrip("/") or LOCAL_URL
+if urlsplit(SITE_URL).scheme not in ("http", "https") or urlsplit(SITE_URL).path:
+    raise ImproperlyConfigured(
+        "SITE_URL must be an address such as https://video.example.org. The site cannot be served below a path of "
+        "another site: give it a host name of its own."
+    )
 CSRF_TRUSTED_ORIGINS = names("CSRF_TRUSTED_ORIGINS", [SITE_URL] if SITE_URL.startswith("https://") else [])
 DATA_DIR = env.path("DATA_DIR", BASE_DIR / ".data").resolve()
 LOG_LEVEL = env.log_level("LOG_LEVEL", logging.INFO)
@@ -126,6 +132,15 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
     raise ImproperlyConfigured(
         "DATABASE_URL must name a PostgreSQL server: the ledger's guards are PostgreSQL triggers."
     )
+# A pooler in transaction mode between this and PostgreSQL drops LISTEN, and what a session holds: that goes here.
+DATABASE_LISTEN_URL = env.str("DATABASE_LISTEN_URL", "")
+if DATABASE_LISTEN_URL and not DATABASE_URL:
+    raise ImproperlyConfigured(
+        "DATABASE_LISTEN_URL is for the server that DATABASE_URL leads to: set that, too."
+    )
+if DATABASE_LISTEN_URL and not DATABASE_LISTEN_URL.startswith(("postgres://", "postgresql://")):
+    raise ImproperlyConfigured("DATABASE_LISTEN_URL must start with postgres:// and name the server itself.")
+DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = bool(DATABASE_LISTEN_URL)
 # The web process serves many short requests on threads that come and go: it shares a pool. All others keep a
 # connection a thread (bot and reconciler have up to eight, generation/database.py): a pool that is forked, as the
 # worker forks, gives one connection to two processes. asgi.py names the process, so that its children are not mistaken

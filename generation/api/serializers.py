@@ -53,6 +53,9 @@ EXAMPLE = {
 # --- What is read -----------------------------------------------------------------------------------------------------
 
 
+OPTIONAL: dict[str, Any] = {"required": False, "allow_null": True, "allow_blank": True}
+
+
 class Text(serializers.CharField):
     """A string, and nothing that could be made one. The operation checks its contents, with its own messages."""
 
@@ -87,10 +90,14 @@ class Seconds(Text):
 
 
 class KnownFieldsOnly(serializers.Serializer):
-    """Refuses a misspelt or unsupported field by name, instead of ignoring it."""
+    """Refuses a misspelt or unsupported field by name, instead of ignoring it.
+
+    A field that is null or empty counts as left out: that is how many SDKs, and all forms, send what is not set.
+    """
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, Mapping):
+            data = {name: value for name, value in data.items() if value not in (None, "")}
             for name in data:
                 self.check_field_name(name)
         return super().to_internal_value(data)
@@ -105,14 +112,10 @@ class NewVideo(KnownFieldsOnly):
     """Without `preset` and `seconds` the default preset is made."""
 
     prompt = Prompt(help_text="What the clip should show.")
-    model = Text(
-        required=False, allow_null=True, help_text="One of `GET /v1/models`; left out: what there is."
-    )
-    seconds = Seconds(
-        required=False, allow_null=True, help_text='Chooses the preset by length: `"2"`, `"6"`.'
-    )
-    size = Text(required=False, allow_null=True, help_text="`WIDTHxHEIGHT`; left out: the model's own.")
-    preset = Text(required=False, allow_null=True, help_text="One of `GET /v1/presets`.")
+    model = Text(**OPTIONAL, help_text="One of `GET /v1/models`; left out: what there is.")
+    seconds = Seconds(**OPTIONAL, help_text='Chooses the preset by length: `"2"`, `"6"`.')
+    size = Text(**OPTIONAL, help_text="`WIDTHxHEIGHT`; left out: the model's own.")
+    preset = Text(**OPTIONAL, help_text="One of `GET /v1/presets`.")
     seed = serializers.IntegerField(
         required=False,
         allow_null=True,
@@ -120,9 +123,7 @@ class NewVideo(KnownFieldsOnly):
         max_value=submission.MAX_SEED,
         help_text="The same seed makes the same clip.",
     )
-    negative_prompt = Text(
-        required=False, allow_null=True, allow_blank=True, help_text="What it should not show."
-    )
+    negative_prompt = Text(**OPTIONAL, help_text="What it should not show.")
 
     def check_field_name(self, name: str) -> None:
         if name.startswith("input_reference"):

@@ -48,7 +48,7 @@ from django_q.signing import SignedPackage
 from django_q.tasks import async_task
 
 from accounts.staff.audit_log import Operation, operation
-from generation.database import listen_parameters
+from generation.database import check_hearing, listen_parameters
 from generation.jobs import locks
 from generation.models import GenerationJob, JobAttempt
 
@@ -225,6 +225,7 @@ def run() -> None:
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
+    check_hearing()
     # The cluster starts its sentinel by this name, and has no setting for it.
     django_q_cluster.Sentinel = FailFastSentinel
     main = Cluster()

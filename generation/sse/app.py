@@ -18,7 +18,7 @@ from django.http import HttpResponse
 
 from generation.api import errors
 from generation.api.errors import App, Message, Receive, Send
-from generation.database import DATABASE_AWAY, in_database
+from generation.database import DATABASE_AWAY, check_hearing, in_database
 from generation.models import fields
 from generation.sse import streams
 
@@ -49,6 +49,7 @@ class EventStreams:
         self._inner = inner
         self._board = streams.Board()
         self._closing = False
+        self._hearing: asyncio.Task[None] | None = None  # kept, or it may be collected while it runs
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -145,6 +146,7 @@ class EventStreams:
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
+                self._hearing = asyncio.create_task(asyncio.to_thread(check_hearing))
                 await send({"type": "lifespan.startup.complete"})
             elif message["type"] == "lifespan.shutdown":
                 self.close()

@@ -23,6 +23,8 @@ from videoplatform.run import GIVEN_UP
 
 pytestmark = pytest.mark.e2e
 ALWAYS = tuple(name for name in COMMANDS if name != "bot")
+# A terminal that is not in UTF-8, and Python without its own cures for it.
+ASCII_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 NO_TOKEN = "from @BotFather: it has to be digits"
 
 
@@ -38,8 +40,10 @@ class Watched(Stack):
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    settings = {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"}
-    with Watched(tmp_path_factory.mktemp("stack"), settings, bare=True) as running:
+    settings = {"TELEGRAM_BOT_TOKEN": "mistyped", "WEB_PROCESSES": "2"} | ASCII_LOCALE
+    platform = Watched(tmp_path_factory.mktemp('100% "données"'), settings, bare=True)
+    del platform.environment["DJANGO_SETTINGS_MODULE"]  # pytest has it, people have not
+    with platform as running:
         eventually("it greets", lambda: "Ready:" in running.log.read_text())
         eventually("the bot is given up", lambda: GIVEN_UP in running.log.read_text())
         running.said = running.log.read_text()
@@ -92,6 +96,7 @@ def test_the_site_and_the_node_answer(stack: Stack) -> None:
 
 
 def test_it_greets_with_the_address_and_shows_the_first_password_once(stack: Watched) -> None:
+    assert stack.said.startswith("Preparing the database …\n")
     assert f"http://localhost:{stack.port}" in stack.said
     assert len(re.findall(r"user admin, password \S{12,}", stack.said)) == 1
 
@@ -111,6 +116,16 @@ def test_the_first_staff_user_signs_in_with_that_password(stack: Watched) -> Non
         }
         assert browser.post("/admin/login/", data=form).status_code == 302
         assert browser.get("/admin/").status_code == 200
+
+
+def test_logs_lie_in_the_folder_whatever_its_name(stack: Watched) -> None:
+    assert "%" in str(stack.data_dir) and '"' in str(stack.data_dir)
+    logs = {log.name for log in (stack.data_dir / "logs").iterdir()}
+    assert {f"{program}.log" for program in COMMANDS} <= logs
+
+
+def test_commands_speak_utf8_in_any_locale(stack: Watched) -> None:
+    assert Instance.manage(stack, "shell", "--no-imports", "-c", "print('Видео …')") == "Видео …\n"
 
 
 def test_static_files_are_served(stack: Stack) -> None:

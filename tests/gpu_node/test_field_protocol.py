@@ -56,6 +56,11 @@ def test_the_clip_plays_in_browsers_and_telegram(clip: bytes) -> None:
     assert boxes.index("moov") < boxes.index("mdat"), "faststart: the index comes before the pictures"
 
 
+def test_numbers_that_are_null_are_the_usual_ones(client: Client) -> None:
+    usual = {"prompt": "x", "frames": None, "fps": None, "steps": None}
+    assert client.post("/generate_video", json=usual).json()["status"] == "ok"
+
+
 def test_the_answer_has_exactly_the_fields_of_the_protocol(client: Client) -> None:
     response = client.post("/generate_video", json={"prompt": "x", "frames": 9, "fps": 8, "steps": 2})
 

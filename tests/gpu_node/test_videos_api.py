@@ -68,6 +68,24 @@ def test_a_form_is_as_good_as_json(client: Client) -> None:
     assert client.finish(job["id"])["status"] == "completed"
 
 
+@pytest.mark.parametrize("value", [None, ""])
+def test_fields_that_are_null_or_empty_count_as_left_out(client: Client, value: str | None) -> None:
+    names = [
+        "model",
+        "seconds",
+        "fps",
+        "guidance_scale",
+        "seed",
+        "negative_prompt",
+        "input_reference",
+        "user",
+    ]
+
+    job = client.create(**dict.fromkeys(names, value))
+
+    assert client.finish(job["id"])["status"] == "completed"
+
+
 @pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 def test_the_official_sdk_is_a_client(client: Client) -> None:
     sdk = openai.OpenAI(base_url=f"{client.node.url}/v1", api_key=client.node.key)

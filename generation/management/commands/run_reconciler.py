@@ -6,6 +6,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
+from generation.database import check_hearing
 from generation.jobs import node_health
 from generation.reconciler import Reconciler
 
@@ -15,6 +16,7 @@ class Command(BaseCommand):
     help = "Run the reconciler: follows running jobs on their GPU nodes and heals what was lost. Several may run."
 
     def handle(self, *args: Any, **options: Any) -> None:
+        check_hearing()
         node_health.sync_environment_node()
         asyncio.run(_run())
 
