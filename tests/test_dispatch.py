@@ -160,6 +160,7 @@ def test_files_that_hang_hold_up_no_dispatch_and_no_other_file_for_long(
     add(servers, "hanging_file")
     submit(user, 4)
     wait_for(lambda: states()["storing"] >= 3)
+    wait_for(lambda: JobAttempt.objects.filter(silent_since__isnull=False).exists())
     add(servers, "fine")
     [job] = submit(user)
     wait_for(lambda: job.attempts.exclude(remote_id="").exists(), seconds=30)

@@ -33,7 +33,7 @@ from typing import Any
 
 import psycopg
 from django.db import connections
-from django.db.models import Exists, F, Q, QuerySet, Value
+from django.db.models import Exists, Q, QuerySet, Value
 from django.db.models.functions import Now
 from django.dispatch import receiver
 from django.utils import timezone
@@ -161,11 +161,8 @@ class NotifiedBroker(ORM):
             state=JobAttempt.State.OPEN, job__state=GenerationJob.State.STORING
         )
         in_hand = storing.filter(silent_since__isnull=False, lease_expires_at__gte=Now())
-        waiting = (
-            _files_to_store()
-            .filter(Q(silent_since=None) | ~Exists(in_hand))
-            .order_by(F("silent_since").asc(nulls_first=True), "lease_expires_at")
-        )
+        files = _files_to_store().alias(hung=Q(silent_since__isnull=False))
+        waiting = files.filter(Q(hung=False) | ~Exists(in_hand)).order_by("hung", "lease_expires_at")
         for attempt_id in waiting.values_list("pk", flat=True)[:CANDIDATES]:
             mine = JobAttempt.objects.filter(pk=attempt_id, lease_expires_at__lt=Now())
             if mine.update(lease_token=None, lease_expires_at=locks.until(HANDED_OVER_SECONDS)):
