@@ -20,7 +20,7 @@ from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.test import AsyncClient, Client
-from django.urls import path
+from django.urls import include, path
 from storages.backends.s3 import S3Storage
 
 from generation.web import streaming
@@ -41,7 +41,11 @@ async def async_view(request: HttpRequest, name: str) -> HttpResponseBase:
     return await sync_to_async(serve_file)(request, name)
 
 
-urlpatterns = [path("sync/<path:name>", view), path("async/<path:name>", async_view)]
+urlpatterns = [
+    path("sync/<path:name>", view),
+    path("async/<path:name>", async_view),
+    path("", include("videoplatform.urls")),  # the pages of errors link to the site
+]
 
 
 @pytest.fixture(autouse=True)

@@ -57,6 +57,7 @@ PUBLIC = {
     "choose_language",
     "words",
     "manifest",
+    "about",
 }
 # What the admin shows to staff who may see no model: themselves, and the list of what they may see.
 FOR_ALL_STAFF = {
