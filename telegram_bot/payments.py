@@ -53,7 +53,7 @@ def check_out(query: PreCheckoutQuery) -> StarInvoice:
     if invoice is None or invoice.pack is None or not invoice.pack.for_sale:
         raise Refusal(PACK_GONE)
     if invoice.account is None or invoice.account.telegram_id != query.from_user.id:
-        raise Refusal(_("This invoice was made for somebody else. Send /buy for one of your own."))
+        raise Refusal(_("This invoice was made for another person. Send /buy for one of your own."))
     promised = (STARS, invoice.stars, invoice.stars, invoice.credits)
     if (query.currency, query.total_amount, invoice.pack.stars, invoice.pack.credits) != promised:
         raise Refusal(_("The price has changed since. Send /buy for the new one. Nothing was paid."))

@@ -36,15 +36,17 @@ def deliver_retried(original: GenerationJob, job: GenerationJob, **_: Any) -> No
     """Deliver a job that staff have made again to the chat that asked for the first one."""
     asked = JobMessage.objects.filter(job=original).first()
     if asked is not None:
-        JobMessage.objects.create(
-            job=job, bot_id=asked.bot_id, chat_id=asked.chat_id, reply_to=asked.reply_to
-        )
+        place = {name: getattr(asked, name) for name in ("bot_id", "chat_id", "thread_id", "reply_to")}
+        JobMessage.objects.create(job=job, **place)
 
 
 @receiver(notices.made, dispatch_uid="telegram_bot.pass_notice_on")
 def pass_notice_on(notice: Notice, **_: Any) -> None:
-    """Send a notice of the site to the chat as well, in the transaction that makes it."""
-    account = TelegramAccount.objects.select_related("user").filter(user=notice.user, blocked_at=None).first()
+    """Send a notice of the site to the chat as well, in the transaction that makes it.
+
+    A person who blocked the bot gets it after their next message.
+    """
+    account = TelegramAccount.objects.select_related("user").filter(user=notice.user).first()
     if account is None or not settings.TELEGRAM_BOT_TOKEN:
         return
     with translation.override(users.language_of(account)):

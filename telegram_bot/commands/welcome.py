@@ -36,11 +36,18 @@ def quote_for(account: TelegramAccount) -> catalog.Quote:
     return catalog.quote(preset=preset_of(account), user=account.user)
 
 
+@in_database
+def example_of() -> str:
+    """Choose a prompt to try that the model on offer can draw, in the active language."""
+    return str(catalog.samples_of(catalog.current_offer())[0])
+
+
 @command("start", menu=gettext_lazy("Welcome"))
 async def start(request: Request) -> None:
     """Show a welcome, the balance, and a prompt to try."""
     wallet, quote = await wallet_of(request.person), await quote_for(request.account)
-    text = texts.welcome(name=request.account.first_name, balance=wallet.balance)
+    example = await example_of()
+    text = texts.welcome(name=request.account.first_name, balance=wallet.balance, example=example)
     make_it = _("🎬 Make it · %(credits)s") % {"credits": credits_of(quote.cost)}
     await request.reply(text, reply_markup=row((make_it, "sample")))
 
