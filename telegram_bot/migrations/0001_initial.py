@@ -73,11 +73,12 @@ class Migration(migrations.Migration):
                 ("job", models.OneToOneField("generation.generationjob", on_delete=models.CASCADE, related_name="telegram_message")),
                 ("bot_id", models.BigIntegerField(help_text="The bot that was asked; another one may not write to this chat.")),
                 ("chat_id", models.BigIntegerField()),
+                ("thread_id", models.BigIntegerField(null=True, blank=True, help_text="The topic that it was asked for in.")),
                 ("reply_to", models.BigIntegerField(null=True, blank=True, help_text="The message that asked for it.")),
                 ("status_message_id", models.BigIntegerField(null=True, blank=True)),
                 ("last_text", models.TextField(blank=True, help_text="What the status message shows.")),
                 ("state", models.CharField(max_length=10, choices=[("pending", "Pending"), ("sent", "Sent"), ("failed", "Failed")], default="pending")),
-                ("upload_began_at", models.DateTimeField(null=True, blank=True, help_text="Set when an upload begins: the video may have arrived.")),
+                ("upload_began_at", models.DateTimeField(null=True, blank=True, help_text="Set when the result begins to be sent: it may have arrived.")),
                 ("file_id", models.CharField(max_length=250, blank=True, help_text="Sends the same file again without an upload.")),
                 ("created_at", models.DateTimeField(db_default=Now(), editable=False)),
                 ("sent_at", models.DateTimeField(null=True, blank=True)),
@@ -89,7 +90,8 @@ class Migration(migrations.Migration):
                         fields=["next_attempt_at"],
                         condition=Q(next_attempt_at__isnull=False),
                         name="telegram_outbox",
-                    )
+                    ),
+                    models.Index(fields=["job"], condition=Q(state="failed"), name="telegram_undelivered"),
                 ],
             },
         ),
@@ -201,6 +203,7 @@ class Migration(migrations.Migration):
                 ("state", models.CharField(max_length=10, choices=[("pending", "Pending"), ("sent", "Sent"), ("failed", "Failed")], default="pending")),
                 ("next_attempt_at", models.DateTimeField(db_default=Now())),
                 ("created_at", models.DateTimeField(db_default=Now(), editable=False)),
+                ("handed_over_at", models.DateTimeField(null=True, blank=True, help_text="Set when the request is on its way to Telegram, before the answer.")),
                 ("sent_at", models.DateTimeField(null=True, blank=True)),
             ],
             options={
@@ -210,7 +213,10 @@ class Migration(migrations.Migration):
                         fields=["bot_id", "next_attempt_at"],
                         condition=Q(state="pending"),
                         name="telegram_notices",
-                    )
+                    ),
+                    models.Index(
+                        fields=["chat_id"], condition=Q(state="failed"), name="telegram_undelivered_notices"
+                    ),
                 ],
             },
         ),

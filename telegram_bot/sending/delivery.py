@@ -259,7 +259,7 @@ class Results(TelegramChannel[JobMessage]):
         if not clip:
             clip = await asyncio.to_thread(_read, row.job.video.name or "")
         status = row.status_message_id
-        show = status and partial(self._show_video, row, status, clip)
+        show = partial(self._show_video, row, status, clip) if status else None
         return await self._send_once(
             row,
             self._bot.send_video,
@@ -343,7 +343,7 @@ class Results(TelegramChannel[JobMessage]):
 
     async def _say(self, row: JobMessage, text: str, markup: InlineKeyboardMarkup | None = None) -> Sent:
         status, markup = row.status_message_id, markup or texts.of_job(row.job)
-        show = status and partial(self._show_text, row, status, text, markup)
+        show = partial(self._show_text, row, status, text, markup) if status else None
         return await self._send_once(row, self._bot.send_message, text, show=show, reply_markup=markup)
 
 

@@ -26,6 +26,22 @@ from telegram_bot.texts.parts import (
 
 CHOSEN = "✅ "
 
+# --- What Telegram shows before the first message -------------------------------------------------------------------
+
+
+def description() -> str:
+    """Telegram takes 512 characters."""
+    return _(
+        "Describe a scene in words, and get a video of it in this chat.\n\n"
+        "Press Start for your first credits and a prompt to try."
+    )
+
+
+def short_description() -> str:
+    """Telegram takes 120 characters."""
+    return _("Makes short videos of what you describe.")
+
+
 # --- Joining and parting --------------------------------------------------------------------------------------------
 
 
