@@ -21,7 +21,7 @@ from generation.models import GenerationJob
 from telegram_bot import linking, links
 from telegram_bot.models import KnownBot, LinkRequest, LoginLink, TelegramAccount
 from telegram_bot.users import open_account
-from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, people
+from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, link_below, people
 from tests.bot_api_server import Message, PressOfButton
 from tests.processes import wait_for
 
@@ -102,7 +102,7 @@ def test_begun_on_the_web_agreed_in_the_chat_and_confirmed_on_the_web(bot, ada, 
 
     bot.telegram.press(question, "Yes, connect", sender=ada, first_name="Ada <3", username="ada_l")
     wait_for(lambda: "Now confirm it in your browser" in question.text, message=bot.log)
-    assert question.buttons == []
+    assert link_below(question) == "https://videos.example.org/telegram/connect/"
     assert account_of(ada).user == chat
     assert browser.get("/telegram/connect/state/waiting/").headers["HX-Redirect"] == "/telegram/connect/"
 
@@ -173,9 +173,9 @@ def test_nothing_is_joined_before_somebody_in_telegram_agreed(bot, browser):
 
 def from_chat(bot: Bot, ada: int) -> str:
     """The path of the link that /link answers with."""
-    return re.search(r"https://videos\.example\.org(/telegram/link/[\w-]{32}/)", ask(bot, "/link", ada).text)[
-        1
-    ]
+    return re.search(
+        r"https://videos\.example\.org(/telegram/link/[\w-]{32}/)", link_below(ask(bot, "/link", ada))
+    )[1]
 
 
 def test_begun_in_the_chat_agreed_on_the_web_and_confirmed_in_the_chat(bot, ada, browser, web):
@@ -407,7 +407,7 @@ def test_closing_the_account_forgets_the_person_on_telegram_and_who_they_were(we
 
 def login_path(bot: Bot, ada: int) -> str:
     return re.search(
-        r"https://videos\.example\.org(/telegram/login/[\w-]{32}/)", ask(bot, "/login", ada).text
+        r"https://videos\.example\.org(/telegram/login/[\w-]{32}/)", link_below(ask(bot, "/login", ada))
     )[1]
 
 
@@ -437,7 +437,7 @@ def test_a_link_of_login_ends_after_minutes_with_a_newer_one_with_a_ban_and_with
     user = account_of(ada).user
     User.objects.filter(pk=user.pk).update(is_active=False)
     assert not works(second)
-    assert "not active" in ask(bot, "/login", ada).text
+    assert "not active" in link_below(ask(bot, "/login", ada))
     User.objects.filter(pk=user.pk).update(is_active=True)
     LoginLink.objects.update(expires_at=timezone.now() - timedelta(seconds=1))
     assert not works(second)
