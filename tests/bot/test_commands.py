@@ -164,7 +164,7 @@ def test_times_are_in_the_zone_of_the_reader(
     bot.telegram.say("/video a red fox", sender=ada)
     job = finish_job(job_of(ada))
     the_video(bot, ada)
-    wait_for(inbox_is_empty)
+    wait_for(lambda: len(bot.telegram.shown(ada)) == 1 and inbox_is_empty(), message=bot.log)
     bot.telegram.fail(
         "sendMessage", 400, 'Bad Request: can\'t parse entities: Unsupported start tag "tg-time"'
     )
