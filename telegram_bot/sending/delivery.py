@@ -176,6 +176,8 @@ class Results(TelegramChannel[JobMessage]):
                 except InvalidToken:
                     raise
                 except TelegramError as why:
+                    if is_transient(why) and row.attempts < LINK_AFTER:
+                        raise TryLater(str(why), wait=wait_asked_for(why)) from why
                     logger.info("job %s is not shown in its status message: %s", row.job_id.hex, why)
                     sent = None
             if sent is None:

@@ -101,12 +101,13 @@ def send_what_waits(
     )
     if not in_private:
         results = results.filter(chat_id=chat_id)
-    # Their status messages are out of reach from here.
-    elsewhere = results.exclude(chat_id=chat_id)
-    elsewhere.update(chat_id=chat_id, reply_to=None, status_message_id=None, thread_id=thread_id)
-    results.exclude(thread_id=thread_id).update(reply_to=None, thread_id=thread_id)
     again = {"state": JobMessage.State.PENDING, "attempts": 0, "next_attempt_at": Now()}
-    due = results.update(**again)
+    due = 0
+    if ids := list(results.values_list("pk", flat=True)):
+        # From another chat, their status messages are out of reach.
+        results.exclude(chat_id=chat_id).update(chat_id=chat_id, reply_to=None, status_message_id=None)
+        results.exclude(thread_id=thread_id).update(thread_id=thread_id, reply_to=None)
+        due = JobMessage.objects.filter(pk__in=ids, state=failed).update(**again)
     if in_private:
         notices = ChatNotice.objects.filter(bot_id=bot_id, chat_id=account.telegram_id, state=failed)
         due += notices.update(**again, handed_over_at=None)
