@@ -78,34 +78,43 @@ def test_due_rows_are_delivered_in_their_order_and_no_others():
 
 
 def test_due_rows_are_read_in_pages_and_all_are_delivered():
+    class Held(Delivery):
+        gate = asyncio.Event()
+
+        async def deliver(self, row: ChatNotice) -> None:
+            await self.gate.wait()
+            await super().deliver(row)
+
     ChatNotice.objects.bulk_create(
         ChatNotice(bot_id=1, chat_id=1, text=str(number), next_attempt_at=Now()) for number in range(250)
     )
-    delivery = Delivery()
+    delivery = Held()
 
     @async_to_sync
     async def deliver_all() -> int:
         tasks: set[asyncio.Task[None]] = set()
-        most = 0
 
         def start(work: Coroutine[Any, Any, None]) -> None:
-            nonlocal most
-            task = asyncio.get_running_loop().create_task(work)
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            most = max(most, len(tasks))
+            tasks.add(asyncio.get_running_loop().create_task(work))
 
-        outbox = Outbox([delivery], start=start, wakeup=asyncio.Event(), fatal=Fatal)
-        loop = asyncio.get_running_loop().create_task(outbox.run())
+        wakeup = asyncio.Event()
+        loop = asyncio.get_running_loop().create_task(
+            Outbox([delivery], start=start, wakeup=wakeup, fatal=Fatal).run()
+        )
         async with asyncio.timeout(30):
+            for _ in range(4):  # looks, while nothing gets on
+                wakeup.set()
+                while wakeup.is_set():
+                    await asyncio.sleep(0.01)
+            in_memory = len(tasks)
+            delivery.gate.set()
             while len(delivery.delivered) < 250:
                 await asyncio.sleep(0.01)
         loop.cancel()
-        await asyncio.gather(loop, return_exceptions=True)
-        return most
+        await asyncio.gather(loop, *tasks, return_exceptions=True)
+        return in_memory
 
-    # Read at once they would all be in memory, however many there are.
-    assert deliver_all() <= BATCH
+    assert deliver_all() == BATCH
     assert sorted(map(int, delivery.delivered)) == list(range(250))
 
 
