@@ -99,6 +99,8 @@ class Outbox:
         self._channels = [(channel, asyncio.Semaphore(channel.at_once)) for channel in channels]
         self._start, self._wakeup, self._fatal = start, wakeup, fatal
         self._active: set[OutboxRow] = set()
+        # Channels of which more rows are due than were read.
+        self._more: set[Channel[Any]] = set()
         self._stopping = False
 
     async def run(self) -> None:
@@ -112,12 +114,17 @@ class Outbox:
             self._stopping = True
 
     async def _begin(self, channel: Channel[Any], slots: asyncio.Semaphore) -> None:
-        active = [row.pk for row in self._active if isinstance(row, channel.table)]
+        """Begin with rows that are due, of which no more than BATCH are in memory at a time."""
+        active = self._active_of(channel)
+        if (room := BATCH - len(active)) <= 0:
+            return
         try:
-            rows = await in_database(list)(channel.due().exclude(pk__in=active)[:BATCH])
+            rows = await in_database(list)(channel.due().exclude(pk__in=active)[:room])
         except DATABASE_AWAY as error:
             logger.warning("cannot look for deliveries now: %s", error)
             return
+        if len(rows) == room:
+            self._more.add(channel)
         for row in rows:
             self._active.add(row)
             self._start(self._deliver(channel, slots, row))
@@ -131,6 +138,12 @@ class Outbox:
             logger.warning("%s has to wait: %s", row, error)
         finally:
             self._active.discard(row)
+            if channel in self._more and len(self._active_of(channel)) <= BATCH // 2:
+                self._more.discard(channel)
+                self._wakeup.set()
+
+    def _active_of(self, channel: Channel[Any]) -> list[Any]:
+        return [row.pk for row in self._active if isinstance(row, channel.table)]
 
     async def _try(self, channel: Channel[R], row: R) -> None:
         try:

@@ -28,7 +28,7 @@ JOINED = gettext_noop("Joined")  # stored in English, translated where it is sho
 
 GONE = gettext_lazy("This link does not work any more. Please begin again.")
 WEB_HAS_TELEGRAM = gettext_lazy(
-    "This account is connected with somebody on Telegram already. Disconnect them first."
+    "This account is connected with another Telegram account already. Disconnect that one first."
 )
 TELEGRAM_IS_JOINED = gettext_lazy(
     "This Telegram account is connected with another account already. Disconnect it there first."

@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from django.urls import reverse
 from django.utils.translation import gettext as _
 
-from accounts.models import User
+from accounts.models import Ban, User
 from generation.models import GenerationJob
 from telegram_bot.errors import Refusal
 from telegram_bot.models import CreditPack, KnownBot, LoginLink, TelegramAccount
@@ -99,7 +99,7 @@ def issue_login(*, account: TelegramAccount) -> str:
     """
     user = account.user
     if not user.is_active:
-        raise Refusal(_("This account is not active."))
+        raise Refusal(Ban.words_for(user))
     if user.is_staff or user.is_superuser:
         raise Refusal(_("Accounts of the staff are signed in to on the web only, with their password."))
     LoginLink.objects.filter(account=account, used_at=None).delete()

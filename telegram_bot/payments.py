@@ -14,6 +14,7 @@ from django.utils.translation import gettext_lazy, gettext_noop
 from telegram import PreCheckoutQuery, SuccessfulPayment
 
 from accounts import ledger
+from accounts.models import Ban, User
 from telegram_bot.errors import Refusal
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment, TelegramAccount
 
@@ -25,7 +26,10 @@ State = StarPayment.State
 
 
 PACK_GONE = gettext_lazy("This offer has ended. Send /buy for what is for sale now.")
-NOT_ACTIVE = gettext_lazy("This account is not active. Nothing was paid.")
+
+
+def _not_active(user: User) -> str:
+    return f"{Ban.words_for(user)} {_('Nothing was paid.')}"
 
 
 def for_sale() -> list[CreditPack]:
@@ -35,7 +39,7 @@ def for_sale() -> list[CreditPack]:
 def offer(*, account: TelegramAccount, pack_id: int, asked_by: str) -> StarInvoice:
     """Make an invoice for a pack at its price of now, once for each update that asks. Raises Refusal."""
     if not account.user.is_active:
-        raise Refusal(NOT_ACTIVE)
+        raise Refusal(_not_active(account.user))
     pack = CreditPack.objects.filter(pk=pack_id, for_sale=True).first()
     if pack is None:
         raise Refusal(PACK_GONE)
@@ -53,12 +57,12 @@ def check_out(query: PreCheckoutQuery) -> StarInvoice:
     if invoice is None or invoice.pack is None or not invoice.pack.for_sale:
         raise Refusal(PACK_GONE)
     if invoice.account is None or invoice.account.telegram_id != query.from_user.id:
-        raise Refusal(_("This invoice was made for somebody else. Send /buy for one of your own."))
+        raise Refusal(_("This invoice was made for another person. Send /buy for one of your own."))
     promised = (STARS, invoice.stars, invoice.stars, invoice.credits)
     if (query.currency, query.total_amount, invoice.pack.stars, invoice.pack.credits) != promised:
         raise Refusal(_("The price has changed since. Send /buy for the new one. Nothing was paid."))
     if not invoice.account.user.is_active:
-        raise Refusal(NOT_ACTIVE)
+        raise Refusal(_not_active(invoice.account.user))
     return invoice
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from django.conf import settings
 from django.db.models.functions import Now
-from django.db.models.signals import post_migrate
+from django.db.models.signals import post_migrate, post_save
 from django.dispatch import receiver
 from django.utils import translation
 
 from accounts import notices
-from accounts.models import Notice, User
+from accounts.models import Ban, Notice, User
 from accounts.privacy import Part
 from accounts.signals import account_closed, account_closing, personal_data
 from generation.jobs.events import job_finished, job_retried
@@ -36,21 +36,34 @@ def deliver_retried(original: GenerationJob, job: GenerationJob, **_: Any) -> No
     """Deliver a job that staff have made again to the chat that asked for the first one."""
     asked = JobMessage.objects.filter(job=original).first()
     if asked is not None:
-        JobMessage.objects.create(
-            job=job, bot_id=asked.bot_id, chat_id=asked.chat_id, reply_to=asked.reply_to
-        )
+        place = {name: getattr(asked, name) for name in ("bot_id", "chat_id", "thread_id", "reply_to")}
+        JobMessage.objects.create(job=job, **place)
 
 
 @receiver(notices.made, dispatch_uid="telegram_bot.pass_notice_on")
 def pass_notice_on(notice: Notice, **_: Any) -> None:
-    """Send a notice of the site to the chat as well, in the transaction that makes it."""
-    account = TelegramAccount.objects.select_related("user").filter(user=notice.user, blocked_at=None).first()
+    """Send a notice of the site to the chat as well, in the transaction that makes it.
+
+    A person who blocked the bot gets it after their next message.
+    """
+    account = TelegramAccount.objects.select_related("user").filter(user=notice.user).first()
     if account is None or not settings.TELEGRAM_BOT_TOKEN:
         return
     with translation.override(users.language_of(account)):
         outbox.tell(
             chat_id=account.telegram_id, text=f"ℹ️ {html.escape(notices.text_of(notice), quote=False)}"
         )
+
+
+@receiver(post_save, sender=Ban, dispatch_uid="telegram_bot.tell_of_ban")
+def tell_of_ban(instance: Ban, **_: Any) -> None:
+    """Say why, in the transaction that bans."""
+    account = TelegramAccount.objects.select_related("user").filter(user=instance.user).first()
+    if account is None or not settings.TELEGRAM_BOT_TOKEN:
+        return
+    with translation.override(users.language_of(account)):
+        words = html.escape(Ban.words_for(instance.user), quote=False)
+        outbox.tell(chat_id=account.telegram_id, text=f"🚫 {words}")
 
 
 @receiver(account_closing, dispatch_uid="telegram_bot.unlink")

@@ -10,7 +10,8 @@ from typing import Any
 
 import psycopg
 from django.conf import settings
-from telegram.error import InvalidToken
+from django.utils import translation
+from telegram.error import BadRequest, InvalidToken
 
 from generation.database import (
     DATABASE_AWAY,
@@ -29,6 +30,7 @@ from telegram_bot.sending import outbox
 from telegram_bot.sending.client import BotClient, patiently, traffic
 from telegram_bot.sending.delivery import Notices, Refunds, Results
 from telegram_bot.sending.progress import LiveStatus
+from telegram_bot.texts import accounts as texts
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +188,21 @@ async def _introduce(client: BotClient) -> None:
         # Telegram shows the menu without a language to all others.
         code = None if language == settings.LANGUAGE_CODE else language
         await client.set_my_commands(routes.menu(language), language_code=code)
+        await _describe(client, language, code)
+
+
+async def _describe(client: BotClient, language: str, code: str | None) -> None:
+    """Set what Telegram shows in the empty chat and on the bot's profile, unless its operator wrote something."""
+    with translation.override(language):
+        description, short = texts.description(), texts.short_description()
+    try:
+        if not (await client.get_my_description(code)).description:
+            await client.set_my_description(description, language_code=code)
+        if not (await client.get_my_short_description(code)).short_description:
+            await client.set_my_short_description(short, language_code=code)
+    except (BadRequest, InvalidToken) as error:
+        # By InvalidToken a Bot API server of one's own says that it does not know the method.
+        logger.warning("the bot's description could not be set: %s", error)
 
 
 @in_database

@@ -19,6 +19,7 @@ class Message:
     chat_id: int
     text: str
     reply_to: int | None = None
+    thread: int | None = None
     video: bytes | None = None
     deleted: bool = False
     buttons: list[list[dict[str, Any]]] = field(default_factory=list)
@@ -35,6 +36,11 @@ class Chats(State):
         self.messages: list[Message] = []
         self.files: dict[str, bytes] = {}
         self.blocked_by: set[int] = set()
+        # Groups in which the bot may not write, and topics (chat, number) that are closed or gone.
+        self.muted_in: set[int] = set()
+        self.closed_topics: set[tuple[int, int | None]] = set()
+        self.gone_topics: set[tuple[int, int | None]] = set()
+        self.gone_messages: set[int] = set()
 
     def shown(self, chat: int = 77) -> list[Message]:
         """The bot's messages that stand in a chat now."""
@@ -42,14 +48,14 @@ class Chats(State):
             return [message for message in self.messages if message.chat_id == chat and not message.deleted]
 
     def _on_send_message(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        chat_id, reply_to = self._chat(parameters), self._reply_to(parameters)
+        chat_id, reply_to = self._writable(parameters), self._reply_to(parameters)
         text = self._text(parameters, "text", 4096)
         message = Message(self._number(), chat_id, text, reply_to, texts=[text])
         message.asks_for_reply = "force_reply" in parameters.get("reply_markup", "")
         return self._post(message, parameters)
 
     def _on_send_video(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        chat_id, reply_to = self._chat(parameters), self._reply_to(parameters)
+        chat_id, reply_to = self._writable(parameters), self._reply_to(parameters)
         caption = self._text(parameters, "caption", 1024, required=False)
         content = self._video(parameters, "video")
         message = Message(self._number(), chat_id, caption, reply_to, video=content, texts=[caption])
@@ -57,7 +63,7 @@ class Chats(State):
         return posted | {"video": self._file(parameters, content), "caption": caption}
 
     def _on_send_invoice(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        chat_id = self._chat(parameters)
+        chat_id = self._writable(parameters)
         shown = stars.invoice(parameters)
         message = Message(self._number(), chat_id, shown["title"], invoice=shown, texts=[shown["title"]])
         return self._post(message, parameters)
@@ -101,18 +107,24 @@ class Chats(State):
 
     def _post(self, message: Message, parameters: dict[str, Any]) -> dict[str, Any]:
         message.buttons = rules.keyboard(parameters)
+        message.thread = _thread(parameters)
         self.messages.append(message)
         return self.shape(message)
 
     def shape(self, message: Message) -> dict[str, Any]:
         """A message as Telegram describes it."""
         chat = {"id": message.chat_id, "type": "private" if message.chat_id > 0 else "supergroup"}
-        return {
-            "message_id": message.message_id,
-            "date": int(time.time()),
-            "chat": chat,
-            "from": self._on_get_me({}),
-        } | ({"caption": message.text} if message.video else {"text": message.text})
+        topic = {"message_thread_id": message.thread, "is_topic_message": True} if message.thread else {}
+        return (
+            {
+                "message_id": message.message_id,
+                "date": int(time.time()),
+                "chat": chat,
+                "from": self._on_get_me({}),
+            }
+            | topic
+            | ({"caption": message.text} if message.video else {"text": message.text})
+        )
 
     def _find(self, parameters: dict[str, Any], otherwise: str) -> Message:
         chat_id, number = self._chat(parameters), int(parameters.get("message_id") or 0)
@@ -129,10 +141,26 @@ class Chats(State):
             raise Refused(400, "Bad Request: chat not found")
         return chat_id
 
+    def _writable(self, parameters: dict[str, Any]) -> int:
+        chat_id, place = self._chat(parameters), (int(parameters.get("chat_id") or 0), _thread(parameters))
+        if chat_id in self.muted_in:
+            raise Refused(400, "Bad Request: not enough rights to send text messages to the chat")
+        if place in self.closed_topics:
+            raise Refused(400, "Bad Request: TOPIC_CLOSED")
+        if place in self.gone_topics:
+            raise Refused(400, "Bad Request: message thread not found")
+        return chat_id
+
     def _reply_to(self, parameters: dict[str, Any]) -> int | None:
+        """What is replied to; outside of topics it may be gone, if the request allows it."""
         if "reply_parameters" not in parameters:
             return None
-        return int(json.loads(parameters["reply_parameters"])["message_id"])
+        asked = json.loads(parameters["reply_parameters"])
+        if asked["message_id"] in self.gone_messages:
+            if _thread(parameters) or not asked.get("allow_sending_without_reply"):
+                raise Refused(400, "Bad Request: message to be replied not found")
+            return None
+        return int(asked["message_id"])
 
     def _text(self, parameters: dict[str, Any], name: str, limit: int, *, required: bool = True) -> str:
         text = parameters.get(name) or ""
@@ -171,3 +199,7 @@ class Chats(State):
             "duration": int(float(facts.get("duration") or 0)),
             "file_size": len(content),
         }
+
+
+def _thread(parameters: dict[str, Any]) -> int | None:
+    return int(parameters.get("message_thread_id") or 0) or None

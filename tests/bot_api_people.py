@@ -47,12 +47,15 @@ class People(Chats):
         sender: int = 77,
         chat: int | None = None,
         reply_to: Message | None = None,
+        thread: int | None = None,
         **sender_facts: Any,
     ) -> int:
-        """Write to the bot, in private or in the group `chat`; returns the id of their message."""
+        """Write to the bot, in private or in the group `chat`; returns the id of their message. thread: the topic."""
         message = {"chat": _chat_of(sender, chat), "from": _person(sender, sender_facts), "text": text}
         if reply_to is not None:
             message["reply_to_message"] = self.shape(reply_to)
+        if thread is not None:
+            message |= {"message_thread_id": thread, "is_topic_message": True}
         return self.push_message(message)
 
     def press(self, message: Message, label: str, *, sender: int = 77, **sender_facts: Any) -> PressOfButton:

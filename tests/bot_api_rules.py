@@ -6,7 +6,23 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-TAGS = {"b", "strong", "i", "em", "u", "ins", "s", "strike", "del", "code", "pre", "a", "blockquote", "span"}
+TAGS = {
+    "b",
+    "strong",
+    "i",
+    "em",
+    "u",
+    "ins",
+    "s",
+    "strike",
+    "del",
+    "code",
+    "pre",
+    "a",
+    "blockquote",
+    "span",
+    "tg-time",
+}
 MARKUP = re.compile(
     r"<(?P<close>/?)(?P<name>[a-zA-Z0-9-]*)[^<>]*>|<|&(?P<entity>[a-z]+|#\d+|#x[0-9a-fA-F]+);"
 )

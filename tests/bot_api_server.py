@@ -51,6 +51,8 @@ class BotApiServer(People):
         self.token = token
         self.calls: list[Call] = []
         self.menus: dict[str, list[dict[str, str]]] = {}  # by language code
+        self.descriptions: dict[tuple[str, str], str] = {}  # long or short, and language code
+        self.latency = 0.0  # seconds until a call is answered
         self.bytes_a_second: float | None = None  # how fast one upload is taken; None: at once
         self._held: dict[str, bool] = {}
         self._faults: list[Fault] = []
@@ -87,7 +89,11 @@ class BotApiServer(People):
             self.messages.clear()
             self.calls.clear()
             self.presses.clear()
-            self.blocked_by.clear()
+            for trouble in (
+                self.blocked_by, self.muted_in, self.closed_topics, self.gone_topics, self.gone_messages,
+            ):  # fmt: skip
+                trouble.clear()
+            self.latency = 0.0
             self._faults.clear()
             self._updates.clear()
             self._held.clear()
@@ -152,6 +158,7 @@ class BotApiServer(People):
                 self.changed.wait(0.5)
         if fault is not None:
             raise DropConnection
+        time.sleep(self.latency)
         return result
 
     def _fault_for(self, method: str) -> Fault | None:
@@ -167,6 +174,24 @@ class BotApiServer(People):
 
     def _on_delete_my_commands(self, parameters: dict[str, Any]) -> bool:
         self.menus.pop(self._menu(parameters), None)
+        return True
+
+    def _on_get_my_description(self, parameters: dict[str, Any]) -> dict[str, str]:
+        return {"description": self.descriptions.get(("long", rules.language(parameters)), "")}
+
+    def _on_set_my_description(self, parameters: dict[str, Any]) -> bool:
+        return self._describe("long", "description", 512, parameters)
+
+    def _on_get_my_short_description(self, parameters: dict[str, Any]) -> dict[str, str]:
+        return {"short_description": self.descriptions.get(("short", rules.language(parameters)), "")}
+
+    def _on_set_my_short_description(self, parameters: dict[str, Any]) -> bool:
+        return self._describe("short", "short_description", 120, parameters)
+
+    def _describe(self, which: str, name: str, limit: int, parameters: dict[str, Any]) -> bool:
+        if rules.units(parameters.get(name, "")) > limit:
+            raise Refused(400, f"Bad Request: {name} is too long")
+        self.descriptions[which, rules.language(parameters)] = parameters.get(name, "")
         return True
 
     def _menu(self, parameters: dict[str, Any]) -> str:

@@ -206,6 +206,7 @@ class TestCreate:
             ({}, "empty_prompt", "prompt"),
             ({"prompt": None}, "empty_prompt", "prompt"),
             ({"prompt": " \n"}, "empty_prompt", "prompt"),
+            ({"prompt": "\u200b\u3164\u2800"}, "empty_prompt", "prompt"),
             ({"prompt": "x" * 201}, "prompt_too_long", "prompt"),
             ({"prompt": "a\x00b"}, "invalid_prompt", "prompt"),
             ({"prompt": "a\ud800b"}, "invalid_prompt", "prompt"),

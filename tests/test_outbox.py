@@ -11,7 +11,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from generation.database import in_database
-from generation.outbox import Channel, Outbox, TryLater
+from generation.outbox import BATCH, Channel, Outbox, TryLater
 from telegram_bot.models import ChatNotice
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -75,6 +75,47 @@ def test_due_rows_are_delivered_in_their_order_and_no_others():
     assert delivery.delivered == ["second", "first"]
     first.refresh_from_db()
     assert first.state == ChatNotice.State.SENT
+
+
+def test_due_rows_are_read_in_pages_and_all_are_delivered():
+    class Held(Delivery):
+        gate = asyncio.Event()
+
+        async def deliver(self, row: ChatNotice) -> None:
+            await self.gate.wait()
+            await super().deliver(row)
+
+    ChatNotice.objects.bulk_create(
+        ChatNotice(bot_id=1, chat_id=1, text=str(number), next_attempt_at=Now()) for number in range(250)
+    )
+    delivery = Held()
+
+    @async_to_sync
+    async def deliver_all() -> int:
+        tasks: set[asyncio.Task[None]] = set()
+
+        def start(work: Coroutine[Any, Any, None]) -> None:
+            tasks.add(asyncio.get_running_loop().create_task(work))
+
+        wakeup = asyncio.Event()
+        loop = asyncio.get_running_loop().create_task(
+            Outbox([delivery], start=start, wakeup=wakeup, fatal=Fatal).run()
+        )
+        async with asyncio.timeout(30):
+            for _ in range(4):  # looks, while nothing gets on
+                wakeup.set()
+                while wakeup.is_set():
+                    await asyncio.sleep(0.01)
+            in_memory = len(tasks)
+            delivery.gate.set()
+            while len(delivery.delivered) < 250:
+                await asyncio.sleep(0.01)
+        loop.cancel()
+        await asyncio.gather(loop, *tasks, return_exceptions=True)
+        return in_memory
+
+    assert deliver_all() == BATCH
+    assert sorted(map(int, delivery.delivered)) == list(range(250))
 
 
 def test_a_row_that_fails_is_tried_later_and_later_and_stops_no_other():

@@ -244,7 +244,8 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
     @row_action("Ban", "ban", operations.ban, icon="block", why_not=operations.why_not_ban)
     def ban(self, user: User) -> Question:
         explanation = (
-            f"{user} is signed out everywhere. Live videos are canceled, their credits are released."
+            f"{user} is signed out everywhere. Live videos are canceled, their credits are released. "
+            "The reason is shown to the user."
         )
         return explanation, f"{user} is banned ($reason)."
 

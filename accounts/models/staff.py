@@ -8,6 +8,7 @@ from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
+from django.utils.translation import gettext
 
 
 class AuditEvent(models.Model):
@@ -105,6 +106,14 @@ class Ban(models.Model):
 
     def __str__(self) -> str:
         return f"ban of {self.user}"
+
+    @classmethod
+    def words_for(cls, user: Any) -> str:
+        """Say why the account of `user`, which is not active, cannot be used."""
+        ban = cls.objects.filter(user=user).first()
+        if ban is None:
+            return gettext("This account is not active.")
+        return gettext("This account is banned: %(reason)s") % {"reason": ban.reason}
 
 
 class AuditRun(models.Model):

@@ -308,11 +308,17 @@ FOR_THE_DEMONSTRATION = (
 )
 
 
+def samples_of(on_offer: Offer) -> tuple[str | Promise, ...]:
+    return FOR_THE_DEMONSTRATION if _is_demonstration(on_offer) else FOR_ANY_MODEL
+
+
 def samples_context(on_offer: Offer) -> dict[str, object]:
     """Build a template's context: `samples`, and `demonstration`, whether only the demonstration model is on offer."""
-    demonstration = set(on_offer.models) == {DEMONSTRATION_MODEL}
-    samples: tuple[str | Promise, ...] = FOR_THE_DEMONSTRATION if demonstration else FOR_ANY_MODEL
-    return {"samples": samples, "demonstration": demonstration}
+    return {"samples": samples_of(on_offer), "demonstration": _is_demonstration(on_offer)}
+
+
+def _is_demonstration(on_offer: Offer) -> bool:
+    return set(on_offer.models) == {DEMONSTRATION_MODEL}
 
 
 # --- Sums over tables that only grow ----------------------------------------------------------------------------------

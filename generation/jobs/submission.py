@@ -15,7 +15,7 @@ from django.utils.translation import gettext, gettext_noop, ngettext
 
 from accounts import ledger
 from accounts.ledger import InsufficientBalance
-from accounts.models import CreditAccount, User, UserLimits
+from accounts.models import Ban, CreditAccount, User, UserLimits
 from generation import errors
 from generation.jobs import catalog, enqueue, events, limits
 from generation.models import BlockedPrompt, GenerationJob, Preset
@@ -83,7 +83,7 @@ def submit(
         # Read after the lock: what was changed while it was waited for holds.
         user = User.objects.select_related("limits").get(pk=user.pk)
         if not user.is_active:
-            raise errors.AccountInactive()
+            raise errors.AccountInactive(Ban.words_for(user))
         agreed: UserLimits = getattr(user, "limits", None) or UserLimits(user=user)
         job = _job(user, agreed, request, retry=retry)
         job.source, job.idempotency_key, job.request_digest = source, key, digest
@@ -166,11 +166,11 @@ def check_prompt(prompt: str) -> str:
     """Return the prompt without surrounding space.
 
     Raises:
-        InvalidPrompt: empty, too long, or with characters that no database text can hold.
+        InvalidPrompt: empty to the eye, too long, or with characters that no database text can hold.
         PromptBlocked: it is against the rules that staff keep.
     """
     prompt = _storable(prompt).strip()
-    if not prompt:
+    if not any(map(_is_visible, prompt)):
         raise errors.EmptyPrompt()
     if len(prompt) > settings.MAX_PROMPT_LENGTH:
         raise errors.PromptTooLong(n=settings.MAX_PROMPT_LENGTH)
@@ -213,6 +213,15 @@ def _check_negative_prompt(text: str) -> str:
         )
         raise errors.InvalidSetting(message % {"n": settings.MAX_PROMPT_LENGTH}, param="negative_prompt")
     return text
+
+
+# Letters and symbols by category, yet nothing to see: fillers of Hangul, and Braille without dots.
+BLANKS = set("\u115f\u1160\u2800\u3164\uffa0")
+
+
+def _is_visible(character: str) -> bool:
+    """Check for a letter, digit, sign or symbol; marks, spaces and controls alone show nothing."""
+    return unicodedata.category(character)[0] in "LNPS" and character not in BLANKS
 
 
 def _storable(text: str) -> str:

@@ -23,7 +23,8 @@ async def link(request: Request) -> None:
     """Begin here; the web answers, and is confirmed here."""
     request.must_be_private()
     url = links.page("telegram_link", await in_database(linking.begin_in_telegram)(account=request.account))
-    await request.reply(texts.link_begun(url, life=linking.LIFE))
+    text, markup = texts.link_begun(url, life=linking.LIFE)
+    await request.reply(text, reply_markup=markup)
 
 
 @deep_link("link")
@@ -41,8 +42,8 @@ async def opened(request: Request) -> None:
 async def agreed(press: Press) -> None:
     """Agree to the account on the web, which confirms next."""
     await in_database(linking.answer_in_telegram)(token=press.argument, account=press.account)
-    text = _("Now confirm it in your browser, where you began:")
-    await press.show(f"{text}\n{parts.escaped(links.page('telegram_connect'))}")
+    text, markup = texts.confirms_on_web(links.page("telegram_connect"))
+    await press.show(text, reply_markup=markup)
 
 
 @button("linkno")
@@ -86,4 +87,5 @@ async def parted(press: Press) -> None:
 async def login(request: Request) -> None:
     request.must_be_private()
     url = links.page("telegram_login", await in_database(links.issue_login)(account=request.account))
-    await request.reply(texts.login(url, account=request.account, life=links.LOGIN_LIFE))
+    text, markup = texts.login(url, account=request.account, life=links.LOGIN_LIFE)
+    await request.reply(text, reply_markup=markup)

@@ -17,9 +17,11 @@ from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from telegram_bot import wakeup
 from telegram_bot.commands.video import own_job, remember
+from telegram_bot.commands.welcome import example_of
 from telegram_bot.models import JobMessage
 from telegram_bot.receiving.context import Press, Request
 from telegram_bot.receiving.routes import button, command
+from telegram_bot.sending.client import send_in_place
 from telegram_bot.texts import jobs as texts
 from telegram_bot.texts.parts import lines, prompt_line, row
 
@@ -54,7 +56,8 @@ def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
 @command("history", menu=gettext_lazy("Show your last videos"))
 async def history(request: Request) -> None:
     latest = await last_jobs(request.person)
-    await request.reply(texts.history(latest), reply_markup=texts.of_history(latest))
+    text = texts.history(latest, example=await example_of())
+    await request.reply(text, reply_markup=texts.of_history(latest))
 
 
 @button("resend")
@@ -66,7 +69,7 @@ async def resend(press: Press) -> None:
     file_id, caption = await sent_before(job, bot_id=press.bot.id)
     if file_id and await _sent(press, job, file_id, caption):
         return
-    await deliver_here(job, place={"bot_id": press.bot.id, "chat_id": press.chat.id, "reply_to": press.about})
+    await deliver_here(job, place=press.place)
     await press.answer(_("The video is on its way."))
 
 
@@ -74,12 +77,14 @@ async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) ->
     """Send the file; False when Telegram does not know it."""
     await press.acknowledge()
     try:
-        message = await press.bot.send_video(
+        message = await send_in_place(
+            press.bot.send_video,
             press.chat.id,
             file_id,
+            reply_to=press.reply_to,
+            thread_id=press.thread_id,
             caption=caption,
             reply_markup=texts.of_job(job),
-            reply_parameters=press.reply_to_asker,
         )
     except BadRequest as error:
         logger.info("job %s cannot be sent again by its file_id: %s", job.id.hex, error)

@@ -63,7 +63,8 @@ async def offers(press: Press) -> None:
 async def _show_offers(asked: Asked) -> None:
     packs = await for_sale()
     if not packs:
-        await asked.reply(texts.nothing_for_sale())
+        text, markup = texts.nothing_for_sale()
+        await asked.reply(text, reply_markup=markup)
         return
     wallet = await wallet_of(asked.person)
     await asked.reply(texts.offers(balance=wallet.balance), reply_markup=texts.offer_buttons(packs))
@@ -92,6 +93,7 @@ async def choose(press: Press) -> None:
         currency=payments.STARS,
         prices=[LabeledPrice(texts.title_of(invoice), invoice.stars)],
         start_parameter=HERE,
+        message_thread_id=press.thread_id if press.in_private else None,
     )
 
 
@@ -141,4 +143,5 @@ async def support(request: Request) -> None:
 
 @command("terms", menu=gettext_lazy("Terms"))
 async def terms(request: Request) -> None:
-    await request.reply(texts.terms())
+    text, markup = texts.terms()
+    await request.reply(text, reply_markup=markup)

@@ -1,6 +1,7 @@
 """/video, Again, Remix and Retry: from a prompt, a button or a reply to the message that is the job."""
 
 import contextlib
+import re
 from functools import partial
 from typing import Any
 
@@ -17,16 +18,18 @@ from generation.errors import JobNotFound
 from generation.jobs import submission
 from generation.jobs.submission import VideoRequest, same_again
 from generation.models import GenerationJob
-from telegram_bot.commands.welcome import quote_for
+from telegram_bot.commands.welcome import example_of, quote_for
 from telegram_bot.models import JobMessage, MessageRef, TelegramAccount
 from telegram_bot.receiving.context import Asked, Press, Request
 from telegram_bot.receiving.routes import button, command, message
 from telegram_bot.sending import outbox
-from telegram_bot.sending.client import quoting
+from telegram_bot.sending.client import send_in_place
 from telegram_bot.sending.progress import status_of
 from telegram_bot.texts import jobs as texts
-from telegram_bot.texts.parts import example, shortened
+from telegram_bot.texts.parts import shortened
 
+# As `texts.sample` writes it.
+SHOWN_EXAMPLE = re.compile(r"^/video (.+)$", re.MULTILINE)
 Pending = JobMessage.State.PENDING
 # Telegram's limit for the text that stands in the empty input field.
 MAX_PLACEHOLDER = 64
@@ -47,7 +50,7 @@ def submit(
 ) -> tuple[JobMessage, dict[str, Any]]:
     """Make the job and its row in the outbox, in one transaction; returns the row, and the first status to show.
 
-    The same `key` is the same job. `place` is where the result goes: bot_id, chat_id, reply_to.
+    The same `key` is the same job. `place` is where the result goes: fields of JobMessage.
 
     Raises:
         GenerationError: it was refused.
@@ -82,13 +85,15 @@ async def video(request: Request) -> None:
     if request.argument:
         await make(request, {"prompt": request.argument})
     else:
-        await request.reply(texts.video_usage(await quote_for(request.account)))
+        quote, example = await quote_for(request.account), await example_of()
+        await request.reply(texts.video_usage(quote, example=example))
 
 
 @button("sample")
 async def sample(press: Press) -> None:
-    """Make the example of /start, by one tap."""
-    await make(press, {"prompt": example()})
+    """Make the example of /start, by one tap: the one that its message shows."""
+    shown = SHOWN_EXAMPLE.search(press.shown_text)
+    await make(press, {"prompt": shown[1] if shown else await example_of()})
 
 
 async def make(asked: Asked, request: VideoRequest, *, key: str = "") -> GenerationJob:
@@ -96,12 +101,14 @@ async def make(asked: Asked, request: VideoRequest, *, key: str = "") -> Generat
 
     Without a `key` of its own, which a retry has, an update that is handled again finds its job.
     """
-    place = {"bot_id": asked.bot.id, "chat_id": asked.chat.id, "reply_to": asked.about}
-    row, status = await submit(asked.account, request, key=key or asked.key, place=place, retry=bool(key))
+    row, status = await submit(
+        asked.account, request, key=key or asked.key, place=asked.place, retry=bool(key)
+    )
     if row.status_message_id is not None or row.state != Pending:
         return row.job
     await asked.acknowledge()
-    sent = await asked.bot.send_message(row.chat_id, reply_parameters=quoting(asked.about), **status)
+    where = {"reply_to": asked.about, "thread_id": row.thread_id}
+    sent = await send_in_place(asked.bot.send_message, row.chat_id, **where, **status)
     mark = partial(remember_status, row, message_id=sent.message_id, text=status["text"])
     if await written(mark, about=f"the status message of job {row.job_id.hex}"):
         asked.live.track(job_id=row.job_id, chat_id=row.chat_id)
@@ -133,7 +140,7 @@ def meant_by(request: Request) -> MessageRef | None:
     replied = request.message.reply_to_message
     if replied and (post := outbox.find(**chat, message_id=replied.message_id)):
         return post
-    return outbox.last_in(**chat) if request.in_private else None
+    return outbox.last_in(**chat, thread_id=request.thread_id) if request.in_private else None
 
 
 @message("text")

@@ -4,11 +4,12 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from accounts import ledger
-from accounts.models import CreditAccount, User
+from accounts.models import Ban, CreditAccount, User
 from generation.database import in_database
 from generation.jobs import catalog
 from generation.models import Preset
 from telegram_bot import payments
+from telegram_bot.errors import Refusal
 from telegram_bot.models import TelegramAccount
 from telegram_bot.receiving import routes
 from telegram_bot.receiving.context import Request
@@ -36,11 +37,20 @@ def quote_for(account: TelegramAccount) -> catalog.Quote:
     return catalog.quote(preset=preset_of(account), user=account.user)
 
 
+@in_database
+def example_of() -> str:
+    """Choose a prompt to try that the model on offer can draw, in the active language."""
+    return str(catalog.samples_of(catalog.current_offer())[0])
+
+
 @command("start", menu=gettext_lazy("Welcome"))
 async def start(request: Request) -> None:
-    """Show a welcome, the balance, and a prompt to try."""
+    """Show a welcome, the balance, and a prompt to try; to a banned person, why they get none."""
+    if not request.person.is_active:
+        raise Refusal(await in_database(Ban.words_for)(request.person))
     wallet, quote = await wallet_of(request.person), await quote_for(request.account)
-    text = texts.welcome(name=request.account.first_name, balance=wallet.balance)
+    example = await example_of()
+    text = texts.welcome(name=request.account.first_name, balance=wallet.balance, example=example)
     make_it = _("🎬 Make it · %(credits)s") % {"credits": credits_of(quote.cost)}
     await request.reply(text, reply_markup=row((make_it, "sample")))
 

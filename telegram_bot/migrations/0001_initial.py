@@ -75,11 +75,12 @@ class Migration(migrations.Migration):
                 ("job", models.OneToOneField("generation.generationjob", on_delete=models.CASCADE, related_name="telegram_message", verbose_name="video")),
                 ("bot_id", models.BigIntegerField(verbose_name="bot", help_text="The bot that was asked; another one may not write to this chat.")),
                 ("chat_id", models.BigIntegerField(verbose_name="chat")),
+                ("thread_id", models.BigIntegerField(null=True, blank=True, verbose_name="topic", help_text="The topic that it was asked for in.")),
                 ("reply_to", models.BigIntegerField(null=True, blank=True, verbose_name="message that asked", help_text="The message that asked for it.")),
                 ("status_message_id", models.BigIntegerField(null=True, blank=True, verbose_name="status message")),
                 ("last_text", models.TextField(blank=True, verbose_name="what it shows", help_text="What the status message shows.")),
                 ("state", models.CharField(max_length=10, choices=[("pending", "Pending"), ("sent", "Sent"), ("failed", "Failed")], default="pending")),
-                ("upload_began_at", models.DateTimeField(null=True, blank=True, verbose_name="upload began", help_text="Set when an upload begins: the video may have arrived.")),
+                ("upload_began_at", models.DateTimeField(null=True, blank=True, verbose_name="upload began", help_text="Set when the result begins to be sent: it may have arrived.")),
                 ("file_id", models.CharField(max_length=250, blank=True, verbose_name="file at Telegram", help_text="Sends the same file again without an upload.")),
                 ("created_at", models.DateTimeField(db_default=Now(), editable=False, verbose_name="asked for")),
                 ("sent_at", models.DateTimeField(null=True, blank=True, verbose_name="sent")),
@@ -93,7 +94,8 @@ class Migration(migrations.Migration):
                         fields=["next_attempt_at"],
                         condition=Q(next_attempt_at__isnull=False),
                         name="telegram_outbox",
-                    )
+                    ),
+                    models.Index(fields=["job"], condition=Q(state="failed"), name="telegram_undelivered"),
                 ],
             },
         ),
@@ -207,6 +209,7 @@ class Migration(migrations.Migration):
                 ("state", models.CharField(max_length=10, choices=[("pending", "Pending"), ("sent", "Sent"), ("failed", "Failed")], default="pending")),
                 ("next_attempt_at", models.DateTimeField(db_default=Now(), verbose_name="next attempt")),
                 ("created_at", models.DateTimeField(db_default=Now(), editable=False, verbose_name="made")),
+                ("handed_over_at", models.DateTimeField(null=True, blank=True, verbose_name="handed over", help_text="Set when the request is on its way to Telegram, before the answer.")),
                 ("sent_at", models.DateTimeField(null=True, blank=True, verbose_name="sent")),
             ],
             options={
@@ -217,7 +220,10 @@ class Migration(migrations.Migration):
                         fields=["bot_id", "next_attempt_at"],
                         condition=Q(state="pending"),
                         name="telegram_notices",
-                    )
+                    ),
+                    models.Index(
+                        fields=["chat_id"], condition=Q(state="failed"), name="telegram_undelivered_notices"
+                    ),
                 ],
             },
         ),

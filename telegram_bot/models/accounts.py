@@ -96,7 +96,8 @@ class JobMessage(OutboxRow):
     class State(models.TextChoices):
         PENDING = "pending", "Pending"  # the person still waits for the result
         SENT = "sent", "Sent"
-        FAILED = "failed", "Failed"  # it can never be delivered: the bot is blocked, the chat is gone
+        # The bot is blocked or muted, the topic is closed: sent again when the person writes next.
+        FAILED = "failed", "Failed"
 
     OPEN = Q(state=State.PENDING) | Q(state=State.SENT, status_message_id__isnull=False)
     SINCE = "job__finished_at"
@@ -108,6 +109,9 @@ class JobMessage(OutboxRow):
         "bot", help_text="The bot that was asked; another one may not write to this chat."
     )
     chat_id = models.BigIntegerField("chat")
+    thread_id = models.BigIntegerField(
+        "topic", null=True, blank=True, help_text="The topic that it was asked for in."
+    )
     reply_to = models.BigIntegerField(
         "message that asked", null=True, blank=True, help_text="The message that asked for it."
     )
@@ -118,7 +122,7 @@ class JobMessage(OutboxRow):
         "upload began",
         null=True,
         blank=True,
-        help_text="Set when an upload begins: the video may have arrived.",
+        help_text="Set when the result begins to be sent: it may have arrived.",
     )
     file_id = models.CharField(
         "file at Telegram",
@@ -137,6 +141,8 @@ class JobMessage(OutboxRow):
             models.Index(
                 fields=["next_attempt_at"], condition=Q(next_attempt_at__isnull=False), name="telegram_outbox"
             ),
+            # Looked at whenever a person writes.
+            models.Index(fields=["job"], condition=Q(state="failed"), name="telegram_undelivered"),
         ]
 
     def __str__(self) -> str:

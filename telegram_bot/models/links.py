@@ -115,7 +115,7 @@ class LoginLink(models.Model):
 class ChatNotice(OutboxRow):
     """A message to a chat, written by a process that does not speak to Telegram.
 
-    PENDING → SENT, or FAILED when it can never be delivered.
+    PENDING → SENT, or FAILED when it cannot be delivered; PENDING again when the person writes next.
     """
 
     State = JobMessage.State
@@ -132,6 +132,12 @@ class ChatNotice(OutboxRow):
     state = models.CharField(max_length=10, choices=State, default=State.PENDING)
     next_attempt_at = models.DateTimeField("next attempt", db_default=Now())
     created_at = models.DateTimeField("made", db_default=Now(), editable=False)
+    handed_over_at = models.DateTimeField(
+        "handed over",
+        null=True,
+        blank=True,
+        help_text="Set when the request is on its way to Telegram, before the answer.",
+    )
     sent_at = models.DateTimeField("sent", null=True, blank=True)
 
     class Meta:
@@ -140,7 +146,10 @@ class ChatNotice(OutboxRow):
         indexes = [
             models.Index(
                 fields=["bot_id", "next_attempt_at"], condition=Q(state="pending"), name="telegram_notices"
-            )
+            ),
+            models.Index(
+                fields=["chat_id"], condition=Q(state="failed"), name="telegram_undelivered_notices"
+            ),
         ]
 
     def __str__(self) -> str:

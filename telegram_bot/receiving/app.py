@@ -17,6 +17,7 @@ from telegram_bot.commands.payments import way_to_buy
 from telegram_bot.errors import Refusal
 from telegram_bot.receiving import routes
 from telegram_bot.receiving.context import Asked, Press, Request
+from telegram_bot.sending import outbox
 from telegram_bot.sending.client import BotClient, is_transient
 from telegram_bot.sending.progress import LiveStatus
 from telegram_bot.texts import jobs as texts
@@ -71,25 +72,41 @@ class Dispatcher:
 
     async def _hear(self, message: Message, **common: Any) -> None:
         sender = message.from_user
-        if sender is None or sender.is_bot or (choice := self._choose(message)) is None:
+        # A message of a group, or a channel's that is forwarded to it, names a sender who is no person.
+        if sender is None or sender.is_bot or message.sender_chat or message.is_automatic_forward:
+            return
+        if (choice := self._choose(message)) is None:
             return
         request = Request(
             **common,
             account=await account_of(sender),
             chat=message.chat,
+            thread_id=thread_of(message),
             about=message.message_id,
             argument=choice.argument,
             addressed=choice.addressed,
             message=message,
         )
+        await self._send_what_waits(request)
         with translation.override(users.language_of(request.account)):
             await _run(choice.handler, request)
+
+    async def _send_what_waits(self, asked: Asked) -> None:
+        await in_database(outbox.send_what_waits)(
+            asked.account,
+            bot_id=self._bot.id,
+            chat_id=asked.chat.id,
+            thread_id=asked.thread_id,
+            in_private=asked.in_private,
+        )
 
     def _choose(self, message: Message) -> Choice | None:
         """Choose a handler; None when the bot is not meant: in a group it answers only what is addressed to it."""
         for field, handler in routes.MESSAGES.items():
             if field != TEXT and getattr(message, field, None):
                 return Choice(handler)
+        if message.forward_origin:  # words of another person, and this one would pay for them
+            return Choice(routes.COMMANDS[HELP]) if message.chat.type == Chat.PRIVATE else None
         match = COMMAND.fullmatch(message.text or "")
         if match is None:
             return self._choose_talk(message)
@@ -109,8 +126,9 @@ class Dispatcher:
         addressed = message.chat.type == Chat.PRIVATE or bool(mentions)
         replied = message.reply_to_message
         to_us = replied is not None and replied.from_user is not None and replied.from_user.id == self._bot.id
-        # A forwarded text is another person's, and would be paid for.
-        is_talk = text.strip() and not text.startswith("/") and not message.forward_origin
+        # In a topic, a message that replies to none names the one that opened the topic.
+        to_us = to_us and replied is not None and replied.forum_topic_created is None
+        is_talk = text.strip() and not text.startswith("/")
         if is_talk and (addressed or to_us):
             return Choice(routes.MESSAGES[TEXT], text.strip(), addressed)
         # Joins, pins and the like are not written by a person.
@@ -124,16 +142,24 @@ class Dispatcher:
             **common,
             account=await account_of(query.from_user),
             chat=message.chat if message else Chat(query.from_user.id, Chat.PRIVATE),
+            thread_id=thread_of(message) if isinstance(message, Message) else None,
             about=message.message_id if message else None,
             argument=argument,
             query=query,
         )
+        await self._send_what_waits(press)
         with translation.override(users.language_of(press.account)):
             if handler := routes.BUTTONS.get(name):
                 await _run(handler, press)
             else:
                 await press.refuse(gettext("This button does not work any more. /help shows what does."))
             await press.answer()
+
+
+def thread_of(message: Message) -> int | None:
+    """Find the topic of a message. Elsewhere in groups the field numbers a chain of replies, which is no place."""
+    is_topic = message.is_topic_message or message.chat.type == Chat.PRIVATE
+    return message.message_thread_id if is_topic else None
 
 
 async def _run(handler: Any, asked: Asked) -> None:

@@ -8,15 +8,15 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from telegram import CallbackQuery, Chat, Message, ReplyParameters
+from telegram import CallbackQuery, Chat, Message
 from telegram.error import BadRequest
 
 from accounts.models import User
 from telegram_bot.errors import Refusal
 from telegram_bot.models import TelegramAccount
-from telegram_bot.sending.client import BotClient, is_unmodified, quoting
+from telegram_bot.sending.client import BotClient, is_unmodified, send_in_place
 from telegram_bot.sending.progress import LiveStatus
-from telegram_bot.texts.parts import escaped, only_in_private, shortened
+from telegram_bot.texts.parts import escaped, only_in_private, shortened, without_local_times
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Asked:
     """A request in a chat. `account` is the sender's, whose language is the active one.
 
     `key` is the same when the update is handled again, and no other update's. `about` is the message that asks: the
-    sender's own, or the one that the button belongs to.
+    sender's own, or the one that the button belongs to. `thread_id` is the topic in which that message stands.
     """
 
     bot: BotClient
@@ -37,6 +37,7 @@ class Asked:
     key: str
     account: TelegramAccount
     chat: Chat
+    thread_id: int | None = None
     about: int | None = None
     argument: str = ""
 
@@ -54,14 +55,28 @@ class Asked:
             raise Refusal(only_in_private())
 
     @property
-    def reply_to_asker(self) -> ReplyParameters | None:
+    def reply_to(self) -> int | None:
         """Name the message that is answered, in a group."""
-        return None if self.in_private else quoting(self.about)
+        return None if self.in_private else self.about
+
+    @property
+    def place(self) -> dict[str, int | None]:
+        """Where the result of a job goes, as fields of JobMessage."""
+        here = {"bot_id": self.bot.id, "chat_id": self.chat.id}
+        return here | {"thread_id": self.thread_id, "reply_to": self.about}
 
     async def reply(self, text: str, **how: Any) -> Message:
         """Answer in Telegram's HTML; `how` as send_message has it, a keyboard for instance."""
         await self.acknowledge()
-        return await self.bot.send_message(self.chat.id, text, reply_parameters=self.reply_to_asker, **how)
+        where = {"reply_to": self.reply_to, "thread_id": self.thread_id}
+        try:
+            return await send_in_place(self.bot.send_message, self.chat.id, text, **where, **how)
+        except BadRequest as error:
+            if "tg-time" not in error.message:
+                raise
+            # A Bot API server of one's own that is older than this tag.
+            text = without_local_times(text)
+            return await send_in_place(self.bot.send_message, self.chat.id, text, **where, **how)
 
     async def acknowledge(self) -> None:
         """Answer a press; called before anything is sent."""
@@ -99,6 +114,11 @@ class Press(Asked):
         """The id that the button carries; 0, which no row has, for anything else."""
         carried = self.argument
         return int(carried) if carried.isascii() and carried.isdigit() and len(carried) < 19 else 0
+
+    @property
+    def shown_text(self) -> str:
+        """The text of the message that the button belongs to; empty when Telegram does not say it any more."""
+        return (self.query.message.text if isinstance(self.query.message, Message) else None) or ""
 
     async def answer(self, text: str = "", *, alert: bool = False) -> None:
         """Show a text over the chat for a moment, as plain text; with `alert` until it is tapped away. Only once."""

@@ -1,4 +1,4 @@
-"""The connection to the Bot API: one rate limiter and one send at a time, counters, and errors worth another try."""
+"""The connection to the Bot API: rate limits, the order of sends, counters, and errors worth another try."""
 
 import asyncio
 import logging
@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from django.db import transaction
 from django.db.models import F
-from telegram import LinkPreviewOptions, ReplyParameters
+from telegram import LinkPreviewOptions, Message, ReplyParameters
 from telegram.constants import ParseMode
 from telegram.error import (
     BadRequest,
@@ -89,12 +89,18 @@ traffic = Traffic()
 
 # --- One send at a time ---------------------------------------------------------------------------------------------
 
+Mark = Callable[[bool], Awaitable[None]]
+
 
 class Turn:
-    """The right to send, from the first message on until the end of the turn."""
+    """The right to send, from the first message on until the end of the turn, or until its request is written down.
 
-    def __init__(self) -> None:
+    `mark` writes down that the request is on its way to Telegram, and with False that Telegram did not take it.
+    """
+
+    def __init__(self, mark: Mark | None = None) -> None:
         self._send_lock: asyncio.Lock | None = None
+        self._mark = mark
 
     async def begin(self, send_lock: asyncio.Lock) -> None:
         if self._send_lock is None:
@@ -106,21 +112,34 @@ class Turn:
             self._send_lock.release()
             self._send_lock = None
 
+    async def trace(self, event: str, _: object) -> None:
+        """End the turn when the request is out and written down. Called by httpx in the middle of a request."""
+        if self._mark and self._send_lock is not None and event.endswith("send_request_body.complete"):
+            await self._mark(True)
+            self.end()
+
+    async def refused(self) -> None:
+        self.end()
+        if self._mark:
+            await self._mark(False)
+
 
 _turn: ContextVar[Turn | None] = ContextVar("turn", default=None)
 
 
 @asynccontextmanager
-async def turn() -> AsyncIterator[None]:
+async def turn(mark: Mark | None = None) -> AsyncIterator[None]:
     """Hold the send lock from the first message that is sent inside until the end, where it is written down.
 
     A process that is killed between a send and its mark repeats the message, because nothing says that it was sent.
-    With many under way it would repeat them all; with the lock it is one at most. Telegram takes 30 messages a second
-    from a bot and answers in a few hundredths of one, so the lock costs little. What is waited for before the send,
+    With many under way it would repeat them all; with the lock it is one at most. What is waited for before the send,
     such as a rate limit, delays no other message. Uploads take long and stay outside: `results` has another way not
     to repeat them.
+
+    With `mark` the lock is held until the request has left this process, not until the answer is there: so many
+    messages are under way at once, and a kill still repeats only the one whose leaving was not written down.
     """
-    mine = Turn()
+    mine = Turn(mark)
     token = _turn.set(mine)
     try:
         yield
@@ -129,13 +148,18 @@ async def turn() -> AsyncIterator[None]:
         mine.end()
 
 
+async def _trace(request: httpx.Request) -> None:
+    if (mine := _turn.get()) is not None:
+        request.extensions["trace"] = mine.trace
+
+
 class OrderedRequest(HTTPXRequest):
     """Requests that send a message begin the turn they are made in; one that was refused ends it at once."""
 
     __slots__ = ("_send_lock",)
 
     def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
+        super().__init__(**settings, httpx_kwargs={"event_hooks": {"request": [_trace]}})
         self._send_lock = asyncio.Lock()
 
     async def do_request(
@@ -143,28 +167,43 @@ class OrderedRequest(HTTPXRequest):
     ) -> tuple[int, bytes]:
         name = url.rpartition("/")[2]
         uploads = request_data is not None and request_data.contains_files
-        is_message = name.startswith("send") and name != "sendChatAction" and not uploads
-        mine = _turn.get() if is_message else None
+        mine = _turn.get() if is_message(name) and not uploads else None
         if mine is not None:
             await mine.begin(self._send_lock)
         status, began = 0, monotonic()
         try:
             status, payload = await super().do_request(url, method, request_data, *args, **kwargs)
+        except TelegramError:
+            if mine is not None:
+                await mine.refused()
+            raise
         finally:
             outcome = (
                 OUTCOMES.get(status, "refused" if status < 500 else "error") if status else "unreachable"
             )
             traffic.count(name, outcome, seconds=monotonic() - began)
-            if mine is not None and status != 200:
-                mine.end()
+        if mine is not None and status != 200:
+            await mine.refused()
         return status, payload
+
+
+def is_message(method: str) -> bool:
+    return method.startswith("send") and method != "sendChatAction"
 
 
 # --- The client -----------------------------------------------------------------------------------------------------
 
 
 class RateLimiter(AIORateLimiter):
-    """python-telegram-bot's limiter, which holds nothing up that has to be answered at once."""
+    """python-telegram-bot's limiter for messages, which alone count for Telegram's 30 a second.
+
+    Nothing holds up what has to be answered at once. Edits and the like have limits of their own, so that they take
+    nothing from messages; in a group they count for its 20 a minute, too.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(max_retries=3)
+        self._others = AIORateLimiter(max_retries=3)
 
     async def process_request(
         self,
@@ -177,7 +216,11 @@ class RateLimiter(AIORateLimiter):
     ) -> Any:
         if endpoint in AT_ONCE:
             return await callback(*args, **kwargs)
-        return await super().process_request(callback, args, kwargs, endpoint, data, rate_limit_args)
+        chat_id = data.get("chat_id")
+        in_group = isinstance(chat_id, int) and chat_id < 0
+        if is_message(endpoint) or (in_group and endpoint.startswith("edit")):
+            return await super().process_request(callback, args, kwargs, endpoint, data, rate_limit_args)
+        return await self._others.process_request(callback, args, kwargs, endpoint, data, rate_limit_args)
 
 
 def connect_to(*, token: str, base_url: str) -> BotClient:
@@ -200,7 +243,7 @@ def connect_to(*, token: str, base_url: str) -> BotClient:
         defaults=Defaults(
             parse_mode=ParseMode.HTML, link_preview_options=LinkPreviewOptions(is_disabled=True)
         ),
-        rate_limiter=RateLimiter(max_retries=3),
+        rate_limiter=RateLimiter(),
     )
 
 
@@ -227,6 +270,34 @@ def quoting(message_id: int | None) -> ReplyParameters | None:
     return ReplyParameters(message_id, allow_sending_without_reply=True)
 
 
+async def send_in_place(
+    send: Callable[..., Awaitable[Message]],
+    chat_id: int,
+    *what: Any,
+    reply_to: int | None,
+    thread_id: int | None,
+    **how: Any,
+) -> Message:
+    """Send into a topic and as a reply to a message, and without the one of them that is gone meanwhile.
+
+    In a topic Telegram refuses a reply to a deleted message, whatever the request allows.
+    """
+    try:
+        return await send(
+            chat_id, *what, reply_parameters=quoting(reply_to), message_thread_id=thread_id, **how
+        )
+    except BadRequest as error:
+        why = error.message.lower()
+        if reply_to is not None and "repl" in why:
+            reply_to = None
+        elif thread_id is not None and "thread not found" in why and chat_id > 0:
+            # Not so in a group: what was asked for in a topic is not shown to those outside of it.
+            reply_to = thread_id = None
+        else:
+            raise
+    return await send_in_place(send, chat_id, *what, reply_to=reply_to, thread_id=thread_id, **how)
+
+
 # --- Errors ---------------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +313,12 @@ def is_transient(error: BaseException) -> bool:
 def may_have_arrived(error: TelegramError) -> bool:
     """Check that the request was out when the connection broke: Telegram may have carried it out."""
     return isinstance(error.__cause__, (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError))
+
+
+def is_gone(error: TelegramError) -> bool:
+    """Check that a message can never be edited again: it was deleted, or is too old."""
+    why = error.message.lower()
+    return "to edit not found" in why or "can't be edited" in why or "message_id_invalid" in why
 
 
 def is_unmodified(error: TelegramError) -> bool:

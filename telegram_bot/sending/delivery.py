@@ -1,12 +1,16 @@
 """Delivery by the Bot API: results of jobs, notices, and refunds of Stars, each a channel of the outbox.
 
 A row is due from the transaction that gives cause to it. A crash loses none. It repeats one text at most (see
-`client.turn`), and no video: one that may have arrived is put into the status message when it is tried again.
+`client.turn`), and no result: one that may have arrived is put into the status message when it is tried again. What
+cannot be sent to a chat waits for the next message of its person (`outbox.send_what_waits`).
 """
 
 import asyncio
+import contextlib
 import logging
 from abc import abstractmethod
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -32,7 +36,6 @@ from telegram_bot.sending.client import (
     is_transient,
     is_unmodified,
     may_have_arrived,
-    quoting,
     wait_asked_for,
 )
 from telegram_bot.sending.outbox import Sent
@@ -46,7 +49,9 @@ R = TypeVar("R", bound=OutboxRow)
 
 GIVE_UP_AFTER = timedelta(days=1)
 ALREADY_REFUNDED = "CHARGE_ALREADY_REFUNDED"
-UPLOADS_AT_ONCE = 4
+# Uploads are in memory as a whole: many small ones at once, and few large ones.
+UPLOADS_AT_ONCE, LARGE_AT_ONCE = 24, 4
+LARGE_BYTES = 4 * 1000 * 1000
 # Bots may upload 50 MB (core.telegram.org/bots/faq); measured in thousands here to stay on the safe side.
 MAX_UPLOAD_BYTES = 50 * 1000 * 1000
 # From this many failed uploads on, each further one that fails is followed by a link.
@@ -83,7 +88,9 @@ class TelegramChannel(Channel[R]):
         except InvalidToken:
             raise
         except (TelegramError, OSError) as error:
+            # What waited for its person is old, and gets its tries all the same.
             too_old = self.give_up_after and row.age is not None and row.age > self.give_up_after
+            too_old = too_old and row.attempts >= LINK_AFTER
             if not isinstance(error, PERMANENT) and not too_old:
                 raise TryLater(str(error) or repr(error), wait=wait_asked_for(error)) from error
             logger.warning("%s cannot be delivered: %s", row, error)
@@ -91,16 +98,26 @@ class TelegramChannel(Channel[R]):
 
 
 class Notices(TelegramChannel[ChatNotice]):
-    """Texts from other processes, sent one after the other."""
+    """Texts from other processes, which leave one after the other."""
 
     table = ChatNotice
+    at_once = 16
 
     async def send(self, row: ChatNotice) -> None:
+        sent = {"state": ChatNotice.State.SENT, "sent_at": Now()}
+        if row.handed_over_at is not None:
+            # The process ended before the answer was there. It has arrived, unless Telegram was in trouble, too.
+            await update(row, **sent, error="sent; the answer of Telegram was not heard")
+            return
         markup = InlineKeyboardMarkup.de_json({"inline_keyboard": row.keyboard}, self._bot)
-        async with client.turn():
-            await self._bot.send_message(row.chat_id, row.text, reply_markup=markup if row.keyboard else None)
-            mark = partial(update, row, state=ChatNotice.State.SENT, error="", sent_at=Now())
+
+        async def mark(is_out: bool) -> None:
+            mark = partial(update, row, handed_over_at=Now() if is_out else None)
             await written(mark, about=str(row))
+
+        async with client.turn(mark):
+            await self._bot.send_message(row.chat_id, row.text, reply_markup=markup if row.keyboard else None)
+        await written(partial(update, row, **sent, error=""), about=str(row))
 
 
 class Refunds(TelegramChannel[StarPayment]):
@@ -133,7 +150,8 @@ class Results(TelegramChannel[JobMessage]):
 
     def __init__(self, bot: BotClient, live: LiveStatus) -> None:
         super().__init__(bot)
-        self._live, self._uploads = live, asyncio.Semaphore(UPLOADS_AT_ONCE)
+        self._live = live
+        self._uploads, self._large = asyncio.Semaphore(UPLOADS_AT_ONCE), asyncio.Semaphore(LARGE_AT_ONCE)
 
     async def send(self, row: JobMessage) -> None:
         async with self._live.lock(row.job_id):
@@ -148,13 +166,42 @@ class Results(TelegramChannel[JobMessage]):
             else:
                 await self._remove_status(row, row.status_message_id)
 
+    async def fail(self, row: JobMessage, error: Exception) -> None:
+        """Put the result into the status message, as a link; where that fails, too, leave it for later."""
+        async with self._live.lock(row.job_id):
+            row = await in_database(outbox.load)(row.pk)
+            with translation.override(users.language_for(row.job.user)):
+                try:
+                    sent = await self._into_status(row)
+                except InvalidToken:
+                    raise
+                except TelegramError as why:
+                    if is_transient(why) and row.attempts < LINK_AFTER:
+                        raise TryLater(str(why), wait=wait_asked_for(why)) from why
+                    logger.info("job %s is not shown in its status message: %s", row.job_id.hex, why)
+                    sent = None
+            if sent is None:
+                await super().fail(row, error)
+            else:
+                mark = partial(mark_sent, row, sent, error=str(error))
+                await written(mark, about=f"the delivery of job {row.job_id.hex}")
+
+    async def _into_status(self, row: JobMessage) -> Sent | None:
+        """Show the result in the status message; None when there is none."""
+        if (status := row.status_message_id) is None:
+            return None
+        if row.job.state == State.COMPLETED:
+            return await self._show_text(row, status, *self._link(row))
+        return await self._show_text(row, status, texts.ended(row.job))
+
     async def _send_result(self, row: JobMessage) -> None:
         if row.job.deleted_at is not None:  # before it was sent: only the status message is left
             await self._remove_status(row, row.status_message_id)
             await mark_failed(row, error="deleted by its owner")
             return
         try:
-            async with client.turn():
+            # Without a status message a text that may have arrived can only be sent again.
+            async with client.turn() if row.status_message_id is None else nullcontext():
                 sent = await self._send(row)
                 mark = partial(mark_sent, row, sent)
                 status = await written(mark, about=f"the delivery of job {row.job_id.hex}")
@@ -185,14 +232,15 @@ class Results(TelegramChannel[JobMessage]):
                 return await self._send_video(row)
             case State.CANCELED:
                 return await self._show_cancel(row)
-        return await self._say(row, texts.failed(row.job))
+        return await self._say(row, texts.ended(row.job))
 
     async def _send_video(self, row: JobMessage) -> Sent:
         job = row.job
         if (job.size_bytes or 0) > MAX_UPLOAD_BYTES:
-            return await self._send_link(row)
+            return await self._say(row, *self._link(row))
+        large = self._large if (job.size_bytes or 0) > LARGE_BYTES else nullcontext()
         try:
-            async with self._uploads:
+            async with large, self._uploads:
                 return await self._upload(row)
         except (InvalidToken, Forbidden, ChatMigrated):
             raise
@@ -202,31 +250,50 @@ class Results(TelegramChannel[JobMessage]):
             if not refused and row.attempts + 1 < LINK_AFTER:
                 raise
             logger.warning("job %s cannot be uploaded, sending a link: %s", job.id.hex, error)
-            return await self._send_link(row)
+            return await self._say(row, *self._link(row))
 
     async def _upload(self, row: JobMessage) -> Sent:
-        """Send the video as a message of its own; where an earlier one may have arrived, put it into the status
-        message, which can be done any number of times and still shows one video.
-        """
-        await self._bot.send_chat_action(row.chat_id, ChatAction.UPLOAD_VIDEO)
+        with contextlib.suppress(BadRequest):  # it is only a sign that something comes
+            await self._bot.send_chat_action(
+                row.chat_id, ChatAction.UPLOAD_VIDEO, message_thread_id=row.thread_id
+            )
         clip: bytes | str = row.file_id
         if not clip:
             clip = await asyncio.to_thread(_read, row.job.video.name or "")
-        if row.upload_began_at is not None and row.status_message_id is not None:
+        status = row.status_message_id
+        show = partial(self._show_video, row, status, clip) if status else None
+        return await self._send_once(
+            row,
+            self._bot.send_video,
+            clip,
+            show=show,
+            reply_markup=texts.of_job(row.job),
+            read_timeout=MEDIA_SECONDS,
+            **_facts(row),
+        )
+
+    async def _send_once(
+        self,
+        row: JobMessage,
+        send: Callable[..., Awaitable[Message]],
+        what: bytes | str,
+        *,
+        show: Callable[[], Awaitable[Sent]] | None,
+        **how: Any,
+    ) -> Sent:
+        """Send a result as a message of its own; where an earlier one may have arrived, `show` it in the status
+        message, which can be done any number of times and still shows one.
+        """
+        if row.upload_began_at is not None and show:
             try:
-                return await self._put_into_status(row, clip, row.status_message_id)
+                return await show()
             except BadRequest as error:
-                logger.info("the status message %s cannot show the video: %s", row.status_message_id, error)
-        # From now on the video may be in the chat, even if this process dies.
+                logger.info("the status message of job %s cannot show it: %s", row.job_id.hex, error)
+        # From now on the result may be in the chat, even if this process dies.
         await update(row, upload_began_at=Now())
         try:
-            message = await self._bot.send_video(
-                row.chat_id,
-                clip,
-                reply_parameters=quoting(row.reply_to),
-                reply_markup=texts.of_job(row.job),
-                read_timeout=MEDIA_SECONDS,
-                **_facts(row),
+            message = await client.send_in_place(
+                send, row.chat_id, what, reply_to=row.reply_to, thread_id=row.thread_id, **how
             )
         except TelegramError as error:
             if not may_have_arrived(error):
@@ -234,7 +301,7 @@ class Results(TelegramChannel[JobMessage]):
             raise
         return Sent(message.message_id, _file_id(message))
 
-    async def _put_into_status(self, row: JobMessage, clip: bytes | str, status: int) -> Sent:
+    async def _show_video(self, row: JobMessage, status: int, clip: bytes | str) -> Sent:
         try:
             message = await self._bot.edit_message_media(
                 InputMediaVideo(clip, **_facts(row)),
@@ -249,30 +316,37 @@ class Results(TelegramChannel[JobMessage]):
             return Sent(status, in_status=True)
         return Sent(status, _file_id(message if isinstance(message, Message) else None), in_status=True)
 
-    async def _send_link(self, row: JobMessage) -> Sent:
+    def _link(self, row: JobMessage) -> tuple[str, InlineKeyboardMarkup | None]:
+        """Make the text and buttons that stand for a video that is not sent as a file."""
         balance, url = row.job.user.credit_account.balance, links.video_page(row.job)
-        return await self._say(row, texts.link_instead(row.job, balance_left=balance, url=url))
+        return texts.link_instead(row.job, balance_left=balance, url=url)
 
     async def _show_cancel(self, row: JobMessage) -> Sent:
         """Change the status message, without a sound: the person who canceled knows."""
-        job, status = row.job, row.status_message_id
-        text = texts.canceled(job.prompt)
-        if status is None:
-            return await self._say(row, text)
+        text = texts.ended(row.job)
+        if row.status_message_id is not None:
+            try:
+                return await self._show_text(row, row.status_message_id, text)
+            except BadRequest as error:
+                logger.info("the status message of job %s cannot be changed: %s", row.job_id.hex, error)
+        return await self._say(row, text)
+
+    async def _show_text(
+        self, row: JobMessage, status: int, text: str, markup: InlineKeyboardMarkup | None = None
+    ) -> Sent:
         try:
             await self._bot.edit_message_text(
-                text, chat_id=row.chat_id, message_id=status, reply_markup=texts.of_job(job)
+                text, chat_id=row.chat_id, message_id=status, reply_markup=markup or texts.of_job(row.job)
             )
         except BadRequest as error:
             if not is_unmodified(error):
-                return await self._say(row, text)
+                raise
         return Sent(status, in_status=True)
 
-    async def _say(self, row: JobMessage, text: str) -> Sent:
-        message = await self._bot.send_message(
-            row.chat_id, text, reply_markup=texts.of_job(row.job), reply_parameters=quoting(row.reply_to)
-        )
-        return Sent(message.message_id)
+    async def _say(self, row: JobMessage, text: str, markup: InlineKeyboardMarkup | None = None) -> Sent:
+        status, markup = row.status_message_id, markup or texts.of_job(row.job)
+        show = partial(self._show_text, row, status, text, markup) if status else None
+        return await self._send_once(row, self._bot.send_message, text, show=show, reply_markup=markup)
 
 
 def _read(name: str) -> bytes:

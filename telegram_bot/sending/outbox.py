@@ -32,10 +32,8 @@ def tell(*, chat_id: int, text: str, markup: "InlineKeyboardMarkup | None" = Non
 
 
 def prune() -> int:
-    """Delete notices that were settled and are a week old."""
-    old = ChatNotice.objects.filter(created_at__lt=Now() - KEEP_NOTICES).exclude(
-        state=ChatNotice.State.PENDING
-    )
+    """Delete notices that were sent and are a week old; what could not be sent waits for the person."""
+    old = ChatNotice.objects.filter(created_at__lt=Now() - KEEP_NOTICES, state=ChatNotice.State.SENT)
     return old.delete()[0]
 
 
@@ -59,12 +57,20 @@ def update(row: JobMessage | ChatNotice, **values: object) -> None:
 
 
 @transaction.atomic
-def mark_sent(row: JobMessage, sent: Sent) -> int | None:
-    """Settle a row whose result is sent. Returns the status message that is still to be removed."""
+def mark_sent(row: JobMessage, sent: Sent, *, error: str = "") -> int | None:
+    """Settle a row whose result is sent. Returns the status message that is still to be removed.
+
+    `error` says why it was sent in another way than as a message of its own.
+    """
     rows = JobMessage.objects.filter(pk=row.pk)
     values = {"status_message_id": None} if sent.in_status else {}
     rows.update(
-        state=JobMessage.State.SENT, sent_at=Now(), file_id=sent.file_id, error="", attempts=0, **values
+        state=JobMessage.State.SENT,
+        sent_at=Now(),
+        file_id=sent.file_id,
+        error=error[:500],
+        attempts=0,
+        **values,
     )
     remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=sent.message_id)
     status = rows.values_list("status_message_id", flat=True).get()
@@ -79,6 +85,34 @@ def mark_failed(row: JobMessage | ChatNotice, *, error: str, blocked: bool = Fal
     if blocked:
         # A private chat has the id of the person.
         TelegramAccount.objects.filter(telegram_id=row.chat_id, blocked_at=None).update(blocked_at=Now())
+
+
+@transaction.atomic
+def send_what_waits(
+    account: TelegramAccount, *, bot_id: int, chat_id: int, thread_id: int | None, in_private: bool
+) -> None:
+    """Make due again what could not be sent to a person who writes now: here, if it was asked for here or in private.
+
+    In a group they are sent only what they asked for in that group.
+    """
+    failed = JobMessage.State.FAILED
+    results = JobMessage.objects.filter(
+        bot_id=bot_id, state=failed, job__user=account.user_id, job__deleted_at=None
+    )
+    if not in_private:
+        results = results.filter(chat_id=chat_id)
+    again = {"state": JobMessage.State.PENDING, "attempts": 0, "next_attempt_at": Now()}
+    due = 0
+    if ids := list(results.values_list("pk", flat=True)):
+        # From another chat, their status messages are out of reach.
+        results.exclude(chat_id=chat_id).update(chat_id=chat_id, reply_to=None, status_message_id=None)
+        results.exclude(thread_id=thread_id).update(thread_id=thread_id, reply_to=None)
+        due = JobMessage.objects.filter(pk__in=ids, state=failed).update(**again)
+    if in_private:
+        notices = ChatNotice.objects.filter(bot_id=bot_id, chat_id=account.telegram_id, state=failed)
+        due += notices.update(**again, handed_over_at=None)
+    if due:
+        wakeup.call(wakeup.OUTBOX)
 
 
 def remember(
@@ -101,7 +135,7 @@ def find(*, bot_id: int, chat_id: int, message_id: int) -> MessageRef | None:
     return last_in(bot_id=bot_id, chat_id=chat_id, reply_to=message_id)
 
 
-def last_in(*, bot_id: int, chat_id: int, **asked: int) -> MessageRef | None:
+def last_in(*, bot_id: int, chat_id: int, **asked: int | None) -> MessageRef | None:
     """Find the newest job that was asked for in a chat; `asked` narrows it down to fields of JobMessage."""
     rows = JobMessage.objects.filter(bot_id=bot_id, chat_id=chat_id, job__deleted_at=None, **asked)
     row = rows.select_related("job__preset").order_by("-id").first()

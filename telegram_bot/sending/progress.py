@@ -23,7 +23,7 @@ from generation.web.presenters import cards
 from telegram_bot import users
 from telegram_bot.models import JobMessage
 from telegram_bot.sending import outbox
-from telegram_bot.sending.client import BotClient, is_unmodified, wait_asked_for
+from telegram_bot.sending.client import BotClient, is_gone, is_unmodified, wait_asked_for
 from telegram_bot.texts import jobs as texts
 
 logger = logging.getLogger(__name__)
@@ -184,8 +184,8 @@ class LiveStatus:
         except (BadRequest, Forbidden) as error:
             if not is_unmodified(error):
                 logger.info("the status message of job %s cannot be edited: %s", row.job_id.hex, error)
-                if isinstance(error, BadRequest):
-                    # Deleted by the person, or too old: the result will come as a new message anyway.
+                if is_gone(error):
+                    # The result will come as a new message anyway.
                     await update(row, status_message_id=None)
                 self._tracked.pop(row.job_id, None)
                 return

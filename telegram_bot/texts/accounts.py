@@ -13,20 +13,50 @@ from generation.errors import in_words
 from generation.jobs.catalog import Quote
 from generation.models import Preset
 from telegram_bot.models import TelegramAccount
-from telegram_bot.texts.parts import button, credits_of, escaped, lines, paragraphs, row, seconds_of
+from telegram_bot.texts.parts import (
+    button,
+    credits_of,
+    escaped,
+    leading_to,
+    lines,
+    paragraphs,
+    row,
+    seconds_of,
+)
 
 CHOSEN = "✅ "
+
+# --- What Telegram shows before the first message -------------------------------------------------------------------
+
+
+def description() -> str:
+    """Telegram takes 512 characters."""
+    return _(
+        "Describe a scene in words, and get a video of it in this chat.\n\n"
+        "Press Start for your first credits and a prompt to try."
+    )
+
+
+def short_description() -> str:
+    """Telegram takes 120 characters."""
+    return _("Makes short videos of what you describe.")
+
 
 # --- Joining and parting --------------------------------------------------------------------------------------------
 
 
-def link_begun(url: str, *, life: timedelta) -> str:
-    return paragraphs(
+def link_begun(url: str, *, life: timedelta) -> tuple[str, InlineKeyboardMarkup | None]:
+    text = paragraphs(
         _("🔗 <b>Connect with your account on the web</b>"),
         _("Open this link in the browser where you are signed in, then confirm here."),
-        escaped(url),
         _valid_for(life) + " " + _("Do not pass it on."),
     )
+    return leading_to(text, _("🔗 Connect"), url)
+
+
+def confirms_on_web(url: str) -> tuple[str, InlineKeyboardMarkup | None]:
+    text = _("Now confirm it in your browser, where you began:")
+    return leading_to(text, _("Confirm on the web"), url)
 
 
 def asks_to_join(user: User, plan: WalletMerge) -> str:
@@ -38,11 +68,12 @@ def asks_to_join(user: User, plan: WalletMerge) -> str:
         moves.append(_("%(credits)s move there.") % {"credits": credits_of(plan.moved)})
     if plan.stayed:
         moves.append(
-            _("Unspent welcome credits (%(credits)s) do not: everybody has them once.")
+            _("Unspent welcome credits (%(credits)s) do not: each person gets them once.")
             % {"credits": credits_of(plan.stayed)}
         )
     warning = _(
-        "Whoever signs in there as <b>%(name)s</b> will have your credits and videos. Agree only if it is you."
+        "The person who signs in there as <b>%(name)s</b> will have your credits and videos. "
+        "Agree only if it is you."
     )
     return paragraphs(
         _("🔗 Connect this Telegram account with the account <b>%(name)s</b> on %(site)s?") % names,
@@ -75,13 +106,13 @@ def parted(name: str) -> str:
 # --- Signing in -----------------------------------------------------------------------------------------------------
 
 
-def login(url: str, *, account: TelegramAccount, life: timedelta) -> str:
-    warning = _("It works once. Do not pass it on: whoever opens it is in your account.")
-    return paragraphs(
+def login(url: str, *, account: TelegramAccount, life: timedelta) -> tuple[str, InlineKeyboardMarkup | None]:
+    warning = _("It works once. Do not pass it on: it opens your account.")
+    text = paragraphs(
         _("🔑 Sign in on the web as <b>%(name)s</b>:") % {"name": escaped(account.user.username)},
-        escaped(url),
         f"{_valid_for(life)} {warning}",
     )
+    return leading_to(text, _("🔑 Sign in"), url)
 
 
 def _valid_for(life: timedelta) -> str:

@@ -21,8 +21,9 @@ from telegram_bot.texts.parts import (
     button,
     credits_of,
     escaped,
-    example,
+    leading_to,
     lines,
+    local_time,
     nothing_deducted,
     paragraphs,
     prompt_line,
@@ -60,19 +61,19 @@ def of_history(jobs: list[GenerationJob]) -> InlineKeyboardMarkup | None:
     return InlineKeyboardMarkup.from_row(done) if done else None
 
 
-def welcome(*, name: str, balance: int) -> str:
+def welcome(*, name: str, balance: int, example: str) -> str:
     greeting = _("👋 Welcome, %(name)s!") % {"name": escaped(name)} if name else _("👋 Welcome!")
     return paragraphs(
         lines(greeting, _("Describe a scene, and you get a video of it here.")),
         balance_of(balance),
-        lines(_("Try this:"), sample()),
+        lines(_("Try this:"), sample(example)),
         _("/help shows all commands."),
     )
 
 
-def sample() -> str:
+def sample(example: str) -> str:
     """Give a command to tap and send."""
-    return f"<code>/video {example()}</code>"
+    return f"<code>/video {escaped(example)}</code>"
 
 
 def command_list(quote: Quote, menu: Sequence[BotCommand]) -> str:
@@ -88,12 +89,12 @@ def command_list(quote: Quote, menu: Sequence[BotCommand]) -> str:
     )
 
 
-def video_usage(quote: Quote) -> str:
+def video_usage(quote: Quote, *, example: str) -> str:
     return paragraphs(
         _("🎬 <b>Video Generation</b>"),
         lines(
             _("Usage: <code>/video &lt;your prompt&gt;</code>"),
-            _("Example: <code>/video %(example)s</code>") % {"example": example()},
+            _("Example: <code>/video %(example)s</code>") % {"example": escaped(example)},
         ),
         lines(
             _("💰 Cost: %(credits)s") % {"credits": credits_of(quote.cost)},
@@ -111,13 +112,14 @@ def balance(*, free: int, held: int, entries: list[CreditTransaction]) -> str:
 
 
 def _entry(entry: CreditTransaction) -> str:
-    when, change = date_format(entry.created_at, "j E, H:i"), f"{entry.amount:+d}".replace("-", "−")
-    return f"{when} UTC · {change} · {escaped(shortened(translated_reason(entry.reason), LINE_UNITS))}"
+    when = local_time(entry.created_at, f"{date_format(entry.created_at, 'j E, H:i')} UTC")
+    change = f"{entry.amount:+d}".replace("-", "−")
+    return f"{when} · {change} · {escaped(shortened(translated_reason(entry.reason), LINE_UNITS))}"
 
 
-def history(jobs: list[GenerationJob]) -> str:
+def history(jobs: list[GenerationJob], *, example: str) -> str:
     if not jobs:
-        return lines(_("You have no videos yet. Try this:"), sample())
+        return lines(_("You have no videos yet. Try this:"), sample(example))
     return paragraphs(_("🎞 <b>Your last videos</b>"), *(_numbered(*each) for each in enumerate(jobs, 1)))
 
 
@@ -134,7 +136,8 @@ def _numbered(number: int, job: GenerationJob) -> str:
     }[state]
     line = f"{number}. {mark} {escaped(shortened(job.prompt, LINE_UNITS))}\n{word}"
     if state == State.COMPLETED:
-        return f"{line} · {credits_of(job.cost)} · {date_format(job.created_at, 'j E Y, H:i')} UTC"
+        when = local_time(job.created_at, f"{date_format(job.created_at, 'j E Y, H:i')} UTC")
+        return f"{line} · {credits_of(job.cost)} · {when}"
     if state == State.FAILED:
         return f"{line} · {escaped(_(job.error_message))}"
     if state == State.RUNNING:
@@ -162,7 +165,7 @@ def changed_prompt(prompt: str, *, mention: str) -> str:
 
 
 def shared(prompt: str, *, address: str) -> str:
-    heading = _("🔗 Whoever has this link can watch the video:")
+    heading = _("🔗 Anyone who has this link can watch the video:")
     return paragraphs(lines(heading, escaped(address)), prompt_line(prompt))
 
 
@@ -211,9 +214,18 @@ def caption(job: GenerationJob, *, balance_left: int) -> str:
     )
 
 
-def link_instead(job: GenerationJob, *, balance_left: int, url: str) -> str:
-    link = lines(_("It could not be sent as a file. Watch it here:"), escaped(url))
-    return paragraphs(caption(job, balance_left=balance_left), link)
+def link_instead(
+    job: GenerationJob, *, balance_left: int, url: str
+) -> tuple[str, InlineKeyboardMarkup | None]:
+    text = paragraphs(
+        caption(job, balance_left=balance_left), _("It could not be sent as a file. Watch it here:")
+    )
+    return leading_to(text, _("▶️ Watch the video"), url, below=of_job(job))
+
+
+def ended(job: GenerationJob) -> str:
+    """Say why there is no video."""
+    return canceled(job.prompt) if job.state == State.CANCELED else failed(job)
 
 
 def failed(job: GenerationJob) -> str:

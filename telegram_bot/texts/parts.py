@@ -1,6 +1,10 @@
 """Parts of messages, and the buttons below them."""
 
 import html
+import re
+from datetime import datetime
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
@@ -10,10 +14,6 @@ from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 PROMPT_UNITS = 800
 # Telegram's limit for the data of a button, in bytes.
 MAX_DATA = 64
-
-
-def example() -> str:
-    return _("A red fox running through fresh snow at sunrise")
 
 
 def lines(*texts: str) -> str:
@@ -38,6 +38,19 @@ def shortened(text: str, units: int) -> str:
 
 def prompt_line(prompt: str) -> str:
     return _("Prompt: %(prompt)s") % {"prompt": escaped(shortened(prompt, PROMPT_UNITS))}
+
+
+# Telegram knows the reader's time zone, and the bot does not; what stands inside is for programs that do not know it.
+LOCAL_TIME = re.compile(r"</?tg-time[^>]*>")
+
+
+def local_time(when: datetime, otherwise: str, *, how: str = "dt") -> str:
+    """Show a moment in the reader's own zone and language; `how` by the letters of Telegram's tg-time."""
+    return f'<tg-time unix="{int(when.timestamp())}" format="{how}">{otherwise}</tg-time>'
+
+
+def without_local_times(text: str) -> str:
+    return LOCAL_TIME.sub("", text)
 
 
 def credits_of(number: int) -> str:
@@ -79,3 +92,26 @@ def button(label: str, name: str, argument: str = "") -> InlineKeyboardButton:
 def row(*named: tuple[str, str], argument: str = "") -> InlineKeyboardMarkup:
     """Put buttons side by side, each a label and a name, which all carry the same argument."""
     return InlineKeyboardMarkup.from_row([button(label, name, argument) for label, name in named])
+
+
+def leading_to(
+    text: str, label: str, url: str, *, below: InlineKeyboardMarkup | None = None
+) -> tuple[str, InlineKeyboardMarkup | None]:
+    """Lead to a page by a button; by its address in the text where Telegram takes no button for it.
+
+    `below` has the other buttons. Returns the text and all buttons.
+    """
+    if not _is_public(url):
+        return paragraphs(text, escaped(url)), below
+    rows = [[InlineKeyboardButton(label, url=url)], *(below.inline_keyboard if below else [])]
+    return text, InlineKeyboardMarkup(rows)
+
+
+def _is_public(url: str) -> bool:
+    """Check that an address is one that Telegram lets a button have, unlike http://localhost."""
+    address = urlsplit(url)
+    host = address.hostname or ""
+    try:
+        return address.scheme in ("http", "https") and ip_address(host).is_global
+    except ValueError:
+        return "." in host and address.scheme in ("http", "https")

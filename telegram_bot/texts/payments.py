@@ -7,7 +7,17 @@ from django.utils.translation import ngettext
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup
 
 from telegram_bot.models import CreditPack, StarInvoice, StarPayment
-from telegram_bot.texts.parts import balance_of, button, credits_of, escaped, lines, paragraphs, row
+from telegram_bot.texts.parts import (
+    balance_of,
+    button,
+    credits_of,
+    escaped,
+    leading_to,
+    lines,
+    local_time,
+    paragraphs,
+    row,
+)
 
 State = StarPayment.State
 
@@ -42,12 +52,16 @@ def offers_button(*, url: str | None = None) -> InlineKeyboardMarkup:
     return InlineKeyboardMarkup.from_button(InlineKeyboardButton(label, url=url))
 
 
-def nothing_for_sale() -> str:
+def nothing_for_sale() -> tuple[str, InlineKeyboardMarkup | None]:
+    if settings.CREDITS_URL and not settings.CREDITS_URL.startswith("mailto:"):
+        text = _("Credits are not for sale in Telegram at the moment. There are more on the web.")
+        return leading_to(text, _("Get credits"), settings.CREDITS_URL)
     contact = settings.CREDITS_URL.removeprefix("mailto:") or settings.SUPPORT_CONTACT
     if not contact:
-        return _("Credits are not for sale here at the moment. For more, ask whoever runs this bot.")
+        text = _("Credits are not for sale here at the moment. For more, ask the operator of this bot.")
+        return text, None
     text = _("Credits are not for sale here at the moment. For more, turn to %(contact)s")
-    return text % {"contact": escaped(contact)}
+    return text % {"contact": escaped(contact)}, None
 
 
 def title_of(invoice: StarInvoice) -> str:
@@ -89,7 +103,7 @@ def support(payments: list[StarPayment]) -> str:
         how %= {"contact": escaped(settings.SUPPORT_CONTACT)}
     else:
         how = _(
-            "Write to whoever runs this bot, and name the receipt. Telegram's own support cannot help with it."
+            "Write to the operator of this bot, and name the receipt. Telegram's own support cannot help with it."
         )
     none, heading = _("You have not paid for anything yet."), _("Your last payments:")
     latest = lines(heading, *map(_line, payments)) if payments else none
@@ -97,7 +111,7 @@ def support(payments: list[StarPayment]) -> str:
 
 
 def _line(payment: StarPayment) -> str:
-    day = formats.date_format(payment.paid_at, "j E Y")
+    day = local_time(payment.paid_at, formats.date_format(payment.paid_at, "j E Y"), how="D")
     bought = credits_of(payment.purchase.posted_delta) if payment.purchase else _("not credited")
     states = {
         State.PAID: _("paid"),
@@ -109,12 +123,13 @@ def _line(payment: StarPayment) -> str:
     return f"{day} · ⭐ {payment.stars} · {bought} · {state}\n<code>{escaped(payment.charge_id)}</code>"
 
 
-def terms() -> str:
-    url = [_("All terms: %(url)s") % {"url": escaped(settings.TERMS_URL)}] if settings.TERMS_URL else []
-    return paragraphs(
+def terms() -> tuple[str, InlineKeyboardMarkup | None]:
+    text = paragraphs(
         _("📄 <b>Terms</b>"),
         _("Credits pay for videos here. They do not expire, and cannot be passed on or exchanged for money."),
         _("A video that fails costs nothing."),
         _("Credits that you bought and did not spend can be turned back into Stars: /paysupport."),
-        *url,
     )
+    if not settings.TERMS_URL:
+        return text, None
+    return leading_to(text, _("All terms"), settings.TERMS_URL)

@@ -89,3 +89,9 @@ def the_video(bot: Bot, chat: int) -> Message:
 def labels(message: Message) -> list[str]:
     """The labels of the buttons below a message."""
     return [button["text"] for row in message.buttons for button in row]
+
+
+def link_below(message: Message) -> str:
+    """The address that a button below the message leads to."""
+    [url] = [button["url"] for row in message.buttons for button in row if "url" in button]
+    return str(url)

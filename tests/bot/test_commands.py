@@ -8,11 +8,23 @@ import pytest
 
 from accounts import ledger
 from accounts.models import User, UserLimits
-from generation.models import BlockedPrompt, GenerationJob
+from accounts.staff import operations
+from accounts.staff.actor import Actor
+from generation.models import BlockedPrompt, GenerationJob, GpuNode
 from telegram_bot import commands
 from telegram_bot.models import TelegramAccount
 from telegram_bot.receiving import routes
-from tests.bot.bot_process import NASTY, Bot, job_of, labels, people, the_status, the_video, user_of
+from tests.bot.bot_process import (
+    NASTY,
+    Bot,
+    inbox_is_empty,
+    job_of,
+    labels,
+    people,
+    the_status,
+    the_video,
+    user_of,
+)
 from tests.processes import wait_for
 
 
@@ -118,6 +130,51 @@ def test_the_menu_of_commands_is_set(bot: Bot):
     ]  # fmt: skip
 
 
+def test_telegram_shows_what_the_bot_does_before_the_first_message(bot: Bot):
+    wait_for(lambda: len(bot.telegram.descriptions) == 4, message=bot.log)
+    assert "get a video of it in this chat" in bot.telegram.descriptions["long", ""]
+    assert re.search("[а-я]", bot.telegram.descriptions["long", "ru"])
+    assert re.search("[а-я]", bot.telegram.descriptions["short", "ru"])
+
+
+def test_a_description_that_its_operator_wrote_stays(own_bot: Bot):
+    own_bot.telegram.descriptions["long", ""] = "Ours"
+    own_bot.start()
+    wait_for(lambda: len(own_bot.telegram.descriptions) == 4, message=own_bot.log)
+    assert own_bot.telegram.descriptions["long", ""] == "Ours"
+
+
+def test_a_sample_is_one_that_the_demonstration_model_can_draw(bot: Bot, ada: int, node: GpuNode):
+    GpuNode.objects.update(backend="CogVideoX-tiny")
+    bot.telegram.say("/start", sender=ada)
+    welcome = bot.next_message(ada)
+    assert "/video A golden star flying right at night\n" in welcome.text
+    assert "A golden star flying right at night" in bot.answer_to("/video", sender=ada)
+    assert "A golden star flying right at night" in bot.answer_to("/history", sender=ada)
+    GpuNode.objects.update(backend="CogVideoX-5B")
+    bot.telegram.press(welcome, "Make it", sender=ada)
+    assert "Prompt: A golden star flying right at night\n" in the_status(bot, ada).text
+
+
+@pytest.mark.parametrize("command", ["/balance", "/history"])
+def test_times_are_in_the_zone_of_the_reader(
+    bot: Bot, ada: int, finish_job: Callable[..., Any], command: str
+):
+    """Telegram knows the zone, and writes the time itself; a server older than that gets the text."""
+    bot.telegram.say("/video a red fox", sender=ada)
+    job = finish_job(job_of(ada))
+    the_video(bot, ada)
+    wait_for(lambda: len(bot.telegram.shown(ada)) == 1 and inbox_is_empty(), message=bot.log)
+    bot.telegram.fail(
+        "sendMessage", 400, 'Bad Request: can\'t parse entities: Unsupported start tag "tg-time"'
+    )
+    bot.answer_to(command, sender=ada)
+    first, second = [call.parameters["text"] for call in bot.telegram.called("sendMessage")][-2:]
+    when = re.search(r'<tg-time unix="(\d+)" format="dt">[^<]* UTC</tg-time>', first)
+    assert when and abs(int(when[1]) - job.created_at.timestamp()) < 60
+    assert second == re.sub("</?tg-time[^>]*>", "", first)
+
+
 # --- Refusals ---
 
 
@@ -127,6 +184,7 @@ def test_the_menu_of_commands_is_set(bot: Bot):
         ("x" * 201, "❌ Prompt too long. Maximum 200 characters."),
         ("a\x00b", "❌ The prompt has characters that cannot be stored."),
         ("a\ud800b", "❌ The prompt has characters that cannot be stored."),
+        ("\u200b\u2060\u3164\u2800\ufe0f\u0301\U000e0041", "❌ Please write what the video should show."),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_refused_in_words(bot: Bot, ada: int, prompt: str, answer: str):
@@ -171,3 +229,14 @@ def test_a_banned_person_is_told_so(bot: Bot, ada: int):
     bot.answer_to("/start", sender=ada)
     User.objects.filter(pk=user_of(ada).pk).update(is_active=False)
     assert bot.answer_to("/video a red fox", sender=ada) == "❌ This account is not active."
+
+
+def test_a_banned_person_is_told_why(bot: Bot, ada: int, settings: Any, staff: Any):
+    settings.TELEGRAM_BOT_TOKEN = bot.telegram.token
+    bot.answer_to("/start", sender=ada)
+    operations.ban(user=user_of(ada), actor=Actor(staff, address="10.0.0.1"), reason="Spam <3")
+    why = "This account is banned: Spam <3"
+    assert bot.next_message(ada, after=1).text == f"🚫 {why}"
+    assert bot.answer_to("/start", sender=ada) == why
+    assert bot.answer_to("/login", sender=ada) == why
+    assert bot.answer_to("/video a red fox", sender=ada) == f"❌ {why}"

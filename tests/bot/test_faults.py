@@ -13,7 +13,16 @@ from generation.jobs import lifecycle, stored_files
 from generation.models import GenerationJob, Preset
 from telegram_bot.models import JobMessage, TelegramAccount, TelegramUpdate
 from telegram_bot.sending.delivery import LINK_AFTER
-from tests.bot.bot_process import NASTY, Bot, inbox_is_empty, job_of, the_status, the_video
+from tests.bot.bot_process import (
+    NASTY,
+    Bot,
+    inbox_is_empty,
+    job_of,
+    labels,
+    link_below,
+    the_status,
+    the_video,
+)
 from tests.clips import FACTS, FILES
 from tests.processes import wait_for
 from tests.staff import sent
@@ -112,7 +121,7 @@ def test_a_video_that_cannot_be_uploaded_comes_as_a_link(bot: Bot, ada: int, fin
     message = wait_for(
         lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("✅")], message=bot.log
     )[0]
-    address = message.text.splitlines()[-1]
+    address = link_below(message)
     assert address.startswith("https://videos.example.org/telegram/video/")
     assert Client().get(urlsplit(address).path).status_code == 200
     assert "Credits remaining: 450" in message.text
@@ -130,7 +139,7 @@ def test_a_video_above_fifty_megabytes_comes_as_a_link(bot: Bot, ada: int, start
     message = wait_for(
         lambda: [m for m in bot.telegram.shown(ada) if m.text.startswith("✅")], message=bot.log
     )[0]
-    assert message.text.splitlines()[-1].startswith("https://videos.example.org/telegram/video/")
+    assert link_below(message).startswith("https://videos.example.org/telegram/video/")
     assert not bot.telegram.called("sendVideo")
 
 
@@ -142,13 +151,17 @@ def test_after_repeated_failures_a_link_is_sent(bot: Bot, ada: int, finish_job: 
     bot.telegram.fail("sendVideo", 500, "Internal Server Error", times=100)
     finish_job(job_of(ada))
     wait_for(lambda: JobMessage.objects.get().attempts == LINK_AFTER - 1, message=bot.log)
-    assert not [m for m in bot.telegram.shown(ada) if "/telegram/video/" in m.text]
+    assert not [m for m in bot.telegram.shown(ada) if "▶️ Watch the video" in labels(m)]
     JobMessage.objects.update(next_attempt_at=Now())
-    wait_for(lambda: [m for m in bot.telegram.shown(ada) if "/telegram/video/" in m.text], message=bot.log)
+    wait_for(
+        lambda: [m for m in bot.telegram.shown(ada) if "▶️ Watch the video" in labels(m)], message=bot.log
+    )
     assert len(bot.telegram.called("sendVideo")) == 2
 
 
-def test_whoever_blocked_the_bot_is_not_tried_again(bot: Bot, ada: int, finish_job: Callable[..., Any]):
+def test_a_chat_that_blocked_the_bot_is_not_tried_again_before_its_person_writes(
+    bot: Bot, ada: int, finish_job: Callable[..., Any]
+):
     bot.telegram.say("/video a red fox", sender=ada)
     the_status(bot, ada)
     bot.telegram.blocked_by.add(ada)
@@ -157,10 +170,11 @@ def test_whoever_blocked_the_bot_is_not_tried_again(bot: Bot, ada: int, finish_j
     assert "blocked by the user" in row.error
     assert row.next_attempt_at is None
     assert TelegramAccount.objects.get(telegram_id=ada).blocked_at is not None
-    bot.telegram.blocked_by.clear()
-    bot.answer_to("/balance", sender=ada)
-    assert TelegramAccount.objects.get(telegram_id=ada).blocked_at is None
     assert not bot.telegram.called("sendVideo")
+    bot.telegram.blocked_by.clear()
+    bot.telegram.say("/balance", sender=ada)
+    the_video(bot, ada)
+    assert TelegramAccount.objects.get(telegram_id=ada).blocked_at is None
 
 
 def test_a_status_message_that_the_person_deleted_does_not_hinder_the_video(

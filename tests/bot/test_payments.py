@@ -100,7 +100,8 @@ def test_from_buy_to_the_receipt(bot, ada, pack):
 
 def test_nothing_is_for_sale_until_staff_say_so_by_a_tick_in_the_list(bot, ada, staff):
     assert (
-        "not for sale here at the moment. For more, ask whoever runs this bot" in ask(bot, "/buy", ada).text
+        "not for sale here at the moment. For more, ask the operator of this bot"
+        in ask(bot, "/buy", ada).text
     )
     assert "/buy" not in ask(bot, "/help", ada).text
     assert labels(ask(bot, "/balance", ada)) == []

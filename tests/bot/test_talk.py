@@ -2,7 +2,12 @@
 
 from typing import Any
 
-from tests.bot.bot_process import NASTY, Bot, job_of, people, the_status
+import pytest
+
+from generation.models import GenerationJob
+from telegram_bot.models import TelegramAccount
+from tests.bot.bot_process import GROUP, NASTY, Bot, inbox_is_empty, job_of, people, the_status
+from tests.processes import wait_for
 
 
 def message_of(sender: int, **content: Any) -> dict[str, Any]:
@@ -22,6 +27,32 @@ def test_a_text_that_somebody_else_wrote_is_not_paid_for(bot: Bot, ada: int):
     origin = {"type": "hidden_user", "date": 1, "sender_user_name": "Grace"}
     bot.telegram.push_message(message_of(ada, text="look at this", forward_origin=origin))
     assert "/video <prompt>" in bot.next_message(ada).text
+
+
+@pytest.mark.parametrize("command", ["/video a red fox", "/again", "/balance"])
+def test_a_command_that_was_forwarded_is_not_carried_out(bot: Bot, ada: int, command: str):
+    origin = {"type": "user", "date": 1, "sender_user": {"id": 5, "is_bot": False, "first_name": "Grace"}}
+    bot.telegram.push_message(message_of(ada, text=command, forward_origin=origin))
+    assert bot.next_message(ada).text.startswith("🤖 Commands")
+    assert not GenerationJob.objects.exists()
+
+
+def test_posts_of_a_channel_in_its_group_are_no_requests(bot: Bot, ada: int):
+    """Telegram names itself, 777000, as the sender of a post that it forwards to the channel's group."""
+    channel = {"id": -100777, "type": "channel", "title": "News"}
+    post = {
+        "chat": {"id": GROUP, "type": "supergroup", "title": "Friends"},
+        "from": {"id": 777000, "is_bot": False, "first_name": "Telegram"},
+        "sender_chat": channel,
+        "text": "/video@videos_test_bot a red fox",
+    }
+    origin = {"type": "channel", "date": 1, "chat": channel, "message_id": 1}
+    bot.telegram.push_message(post | {"is_automatic_forward": True, "forward_origin": origin})
+    bot.telegram.push_message(post)
+    bot.telegram.say("/balance", sender=ada, chat=GROUP)
+    wait_for(lambda: bot.telegram.shown(GROUP) and inbox_is_empty())
+    assert not GenerationJob.objects.exists()
+    assert not TelegramAccount.objects.filter(telegram_id=777000).exists()
 
 
 def test_a_picture_gets_help_and_not_silence(bot: Bot, ada: int):
