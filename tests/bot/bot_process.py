@@ -47,9 +47,13 @@ class Bot:
 
     def answer_to(self, text: str, *, sender: int, **facts: Any) -> str:
         """Send a text; returns the next message in the sender's own chat."""
-        before = len(self.telegram.shown(sender))
+        before = {message.message_id for message in self.telegram.shown(sender)}
         self.telegram.say(text, sender=sender, **facts)
-        return self.next_message(sender, after=before).text
+        # Not by their number: a status message may go meanwhile.
+        return wait_for(
+            lambda: [m for m in self.telegram.shown(sender) if m.message_id not in before],
+            message=f"no answer in chat {sender}: {self.log}",
+        )[0].text
 
     def next_message(self, chat: int, *, after: int = 0) -> Message:
         return wait_for(
