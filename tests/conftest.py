@@ -118,6 +118,9 @@ left_running: list[str] = []
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Nothing of the run goes on when it is over."""
+    from generation.media.sandbox import decoders
+
+    decoders.stop()
     fork_server.stop()
     preforked.let_go()
     if hasattr(session.config, "workerinput"):

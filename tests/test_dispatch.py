@@ -2,7 +2,6 @@
 what a claim costs beside many jobs and nodes.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -280,34 +279,3 @@ def test_two_hundred_jobs_are_claimed_with_as_many_queries_as_one(user: User, ma
     assert Counter(JobAttempt.objects.values_list("node", flat=True)).most_common(1)[0][1] == 1, (
         "idle ones first"
     )
-
-
-# --- Two hundred of each ----------------------------------------------------------------------------------------------
-
-
-def test_two_hundred_clips_of_as_many_nodes_are_stored_soon_after_they_are_made(
-    user: User, processes: Processes, settings: Any
-) -> None:
-    settings.VIDEO_COOLDOWN_SECONDS = 0
-    processes.environment |= {"NODE_HEALTH_SECONDS": "30"}
-    with OtherServers(seconds=2) as servers:
-        add(servers, *["fine"] * 200)
-        submit(user, 200)
-        GpuNode.objects.update(last_seen_at=timezone.now())
-        processes.start("run_reconciler")
-        processes.start("run_worker")
-        most, made_at = 0, 0.0
-
-        def done() -> bool:
-            nonlocal most, made_at
-            most, now = max(most, OrmQ.objects.count()), states()
-            if not made_at and not now["queued"] + now["running"]:
-                made_at = time.monotonic()
-            return now["completed"] == 200
-
-        wait_for(done, seconds=300, every=0.5, message="not all are stored")
-        print(
-            f"all stored {time.monotonic() - made_at:.1f} s after the last was made"
-        )  # the machine may be busy
-    assert most < 20, "tasks piled up"
-    assert Counter(JobAttempt.objects.values_list("state", flat=True)) == {"succeeded": 200}

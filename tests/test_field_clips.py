@@ -460,7 +460,7 @@ def test_a_poster_is_not_a_blank_frame_of_ten_bits(tmp_path: Path) -> None:
 def ended_by(number: int, folder: Path) -> Path:
     """A decoder that a signal ends."""
     program = folder / "decoder.py"
-    program.write_text(f"import os\nos.kill(os.getpid(), {number})\n")
+    program.write_text(f"import os\ndef main(*_): os.kill(os.getpid(), {number})\n")
     return program
 
 
@@ -479,7 +479,7 @@ def test_a_file_that_costs_too_much_computing_is_at_fault_whatever_the_clock_say
     busy = tmp_path / "busy.py"
     busy.write_text(
         f"import sys\nsys.path.insert(0, {str(sandbox.DECODER.parent)!r})\nimport decoder\n"
-        "decoder.prepare = lambda *paths, limits: [None for _ in iter(int, 1)]\ndecoder.main(*sys.argv[1:])\n"
+        "decoder.prepare = lambda *paths, limits: [None for _ in iter(int, 1)]\nmain = decoder.main\n"
     )
     monkeypatch.setattr(sandbox, "DECODER", busy)
     with pytest.raises(UnplayableVideo, match="more computing"):

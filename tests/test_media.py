@@ -23,6 +23,15 @@ from generation.jobs import stored_files
 from generation.media import MediaFailure, UnplayableVideo, VideoFacts, sandbox
 from tests.clips import facts_of, write_clip
 from tests.environment import REPOSITORY
+from tests.processes import still_alive, wait_for
+
+ASKING = """
+import sys
+from pathlib import Path
+from generation.media import sandbox
+sandbox.DECODER, folder = Path(sys.argv[1]), Path(sys.argv[2])
+sandbox.prepare(folder / "a.mp4", folder / "b.mp4", folder / "b.jpg")
+"""
 
 
 def prepare(clip: Path, **limits: float) -> VideoFacts:
@@ -309,10 +318,44 @@ def test_what_takes_too_long_is_no_fault_of_the_file_and_its_process_is_gone(tmp
 
 def test_a_decoder_that_crashes_takes_nothing_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crashing = tmp_path / "crashing.py"
-    crashing.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    crashing.write_text("import os, signal\ndef main(*_): os.kill(os.getpid(), signal.SIGSEGV)\n")
     monkeypatch.setattr(sandbox, "DECODER", crashing)
-    with pytest.raises(UnplayableVideo, match=r"crashed \(signal 11\)"):
-        prepare(write_clip(tmp_path / "clip.mp4"))
+    before = None
+    for _ in range(2):
+        with pytest.raises(UnplayableVideo, match=r"crashed \(signal 11\)"):
+            prepare(write_clip(tmp_path / "clip.mp4"))
+        forking = next(child.pid for child in psutil.Process().children() if str(crashing) in child.cmdline())
+        assert before in (None, forking), "a crash is one clip's, and the next is decoded by the same program"
+        before = forking
+
+
+def test_a_clip_is_not_answered_with_what_is_said_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text(
+        "import json, time\n"
+        "def main(limits, source, *_):\n"
+        "    time.sleep(30 if 'slow' in source else 0)\n"
+        "    print(json.dumps({'unplayable': source}))\n"
+    )
+    monkeypatch.setattr(sandbox, "DECODER", slow)
+    with pytest.raises(MediaFailure, match=r"more than 0\.3 s"):
+        prepare(tmp_path / "slow.mp4", seconds=0.3)
+    with pytest.raises(UnplayableVideo, match=r"quick\.mp4"):
+        prepare(tmp_path / "quick.mp4")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not end a process with its parent")
+def test_decoders_end_with_the_process_that_asked(tmp_path: Path) -> None:
+    slow = tmp_path / "slow.py"
+    slow.write_text("import time\ndef main(*_): time.sleep(60)\n")
+    asking = subprocess.Popen([sys.executable, "-c", ASKING, str(slow), str(tmp_path)], cwd=REPOSITORY)
+    wait_for(lambda: len(psutil.Process(asking.pid).children(recursive=True)) == 2)
+    below = psutil.Process(asking.pid).children(recursive=True)
+    asking.kill()
+    asking.wait()
+    assert still_alive(below, seconds=10) == []
 
 
 def test_a_fault_of_our_own_is_not_blamed_on_the_file(tmp_path: Path) -> None:
@@ -339,7 +382,9 @@ def test_a_full_disk_is_a_fault_of_our_own(tmp_path: Path, kind: dict[str, str])
 
 def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = tmp_path / "spy.py"
-    spy.write_text("import json, os, sys\nprint(json.dumps({'failed': ' '.join(sorted(os.environ))}))\n")
+    spy.write_text(
+        "import json, os\ndef main(*_): print(json.dumps({'failed': ' '.join(sorted(os.environ))}))\n"
+    )
     monkeypatch.setattr(sandbox, "DECODER", spy)
     monkeypatch.setenv("SECRET_KEY", "secret")
     with pytest.raises(MediaFailure) as caught:

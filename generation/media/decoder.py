@@ -1,4 +1,4 @@
-"""The program that opens clips: sandbox.py starts it for one file, under limits, and it is gone when it is done.
+"""The program that opens clips: forking.py forks it for one file, under limits, and it is gone when it is done.
 
 A clip comes from a machine that is not trusted, and decoders crash. So this runs apart from the worker, imports neither
 Django nor any other module of the project, sees no environment, and answers with one line of JSON on stdout:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from generation.media.folders import atomic_write
 
-# Started by its path, so that nothing else of the project is imported with it.
+# Started by their paths, so that nothing else of the project is imported with them.
 DECODER = Path(__file__).with_name("decoder.py")
+FORKING = Path(__file__).with_name("forking.py")
 # The decoder sees neither our secrets nor anything else of the environment but what Python needs to start.
 KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 # The worker is stopped, the machine is out of memory, or the decoder's own alarm went off: no fault of the file.
@@ -72,24 +75,75 @@ def prepare(
         raise MediaFailure(f"The clip could not be written: {error.strerror}.") from error
 
 
+class Decoders:
+    """This process's forking program, started for the first clip; one clip at a time. It ends with this process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._program: subprocess.Popen[bytes] | None = None
+        self._owner = 0
+
+    def run(self, *arguments: str, seconds: float) -> tuple[str, int]:
+        """Run a decoder; returns what it printed and its exit status, negative for a signal.
+
+        Raises TimeoutError, and MediaFailure when the forking program was stopped.
+        """
+        with self._lock:
+            program = self._running()
+            assert program.stdin and program.stdout
+            try:
+                program.stdin.write(json.dumps(arguments).encode() + b"\n")
+                program.stdin.flush()
+                if not select.select([program.stdout], [], [], seconds)[0]:
+                    raise TimeoutError
+                done = json.loads(program.stdout.readline())
+            except BaseException as error:
+                # The answer to this clip must not be taken for the next one's.
+                self.stop()
+                if isinstance(error, BrokenPipeError | ValueError):
+                    raise MediaFailure(f"The decoder was stopped (status {program.returncode}).") from None
+                raise
+        return done["answer"], done["status"]
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-s", "-P", str(FORKING), str(DECODER)]
+        ours = self._program if self._owner == os.getpid() else None
+        if ours is not None and (ours.args != command or ours.poll() is not None):
+            self.stop()
+            ours = None
+        if ours is None:
+            self._owner = os.getpid()
+            kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+            ours = self._program = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                # Each thread's own arena would reserve 64 MB of the address space that is limited.
+                env=kept | {"MALLOC_ARENA_MAX": "2"},
+            )
+        return ours
+
+    def stop(self) -> None:
+        """End the program, and on Linux the decoder that it has started."""
+        if self._program is not None and self._owner == os.getpid():
+            self._program.kill()
+            self._program.communicate()
+        self._program = None
+
+
+decoders = Decoders()
+
+
 def _decode(*paths: Path, **limits: float) -> VideoFacts:
-    kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
+    arguments = [json.dumps(limits), *(str(path.resolve()) for path in paths)]
     try:
-        done = subprocess.run(
-            [sys.executable, "-s", "-P", DECODER, json.dumps(limits), *(path.resolve() for path in paths)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            # Each thread's own arena would reserve 64 MB of the address space that is limited.
-            env=kept | {"MALLOC_ARENA_MAX": "2"},
-            timeout=limits["seconds"],
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        printed, status = decoders.run(*arguments, seconds=limits["seconds"])
+    except TimeoutError:
         raise MediaFailure(
             f"Checking the clip took this machine more than {limits['seconds']:g} s."
         ) from None
-    stopped_by = -done.returncode
+    stopped_by = -status
     if stopped_by in OUR_SIGNALS:
         raise MediaFailure(f"The decoder was stopped (signal {stopped_by}).")
     if stopped_by == signal.SIGXCPU:
@@ -97,9 +151,9 @@ def _decode(*paths: Path, **limits: float) -> VideoFacts:
     if stopped_by > 0:
         raise UnplayableVideo(f"The file is unplayable: decoding it crashed (signal {stopped_by}).")
     try:
-        answer = json.loads(done.stdout)
+        answer = json.loads(printed)
     except ValueError:
-        raise MediaFailure(f"The decoder ended with status {done.returncode} and no answer.") from None
+        raise MediaFailure(f"The decoder ended with status {status} and no answer.") from None
     if "unplayable" in answer:
         raise UnplayableVideo(f"The file is unplayable: {answer['unplayable']}.")
     if "failed" in answer:

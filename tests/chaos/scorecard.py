@@ -23,7 +23,7 @@ report the holds and purchases that the attacks made up, and nothing else.)
 The same seed gives the same plan of faults, victims and pauses; how the processes interleave is up to the machine.
 
 """
-ROW_ORDER = [f"R{number}" for number in range(1, 13)]
+ROW_ORDER = [f"R{number}" for number in range(1, 14)]
 # R12, that audit_credits ends with 0, is part of every row.
 BARS = set(ROW_ORDER) - {"R12"}
 
