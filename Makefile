@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH_INSTALL ?= torch==2.13.0
 # More than there are cores, of which there should be two: most tests wait for processes half of their time.
-TEST_PROCESSES ?= 3
+TEST_PROCESSES ?= 4
 MINUTES ?= 120
 SEED ?= $(shell $(PYTHON) -c 'import random; print(random.randrange(1, 100000))')
 PROMPT ?= A golden star flies right at night

@@ -8,6 +8,7 @@ from typing import Any
 from django.utils import translation
 from django.utils.translation import gettext
 from telegram import CallbackQuery, Chat, Message, Update
+from telegram.constants import ChatID
 from telegram.error import TelegramError
 
 from generation.database import DATABASE_AWAY, in_database
@@ -73,7 +74,7 @@ class Dispatcher:
     async def _hear(self, message: Message, **common: Any) -> None:
         sender = message.from_user
         # A message of a group, or a channel's that is forwarded to it, names a sender who is no person.
-        if sender is None or sender.is_bot or message.sender_chat or message.is_automatic_forward:
+        if sender is None or sender.is_bot or sender.id == ChatID.SERVICE_CHAT or message.sender_chat:
             return
         if (choice := self._choose(message)) is None:
             return
@@ -105,7 +106,7 @@ class Dispatcher:
         for field, handler in routes.MESSAGES.items():
             if field != TEXT and getattr(message, field, None):
                 return Choice(handler)
-        if message.forward_origin:  # words of another person, and this one would pay for them
+        if message.forward_origin or message.via_bot:  # another's words, and this person would pay for them
             return Choice(routes.COMMANDS[HELP]) if message.chat.type == Chat.PRIVATE else None
         match = COMMAND.fullmatch(message.text or "")
         if match is None:

@@ -37,6 +37,13 @@ def test_a_command_that_was_forwarded_is_not_carried_out(bot: Bot, ada: int, com
     assert not GenerationJob.objects.exists()
 
 
+def test_a_command_that_another_bot_wrote_for_its_sender_is_not_carried_out(bot: Bot, ada: int):
+    other = {"id": 6, "is_bot": True, "first_name": "Foxes", "username": "foxes_bot"}
+    bot.telegram.push_message(message_of(ada, text="/video a red fox", via_bot=other))
+    assert bot.next_message(ada).text.startswith("🤖 Commands")
+    assert not GenerationJob.objects.exists()
+
+
 def test_posts_of_a_channel_in_its_group_are_no_requests(bot: Bot, ada: int):
     """Telegram names itself, 777000, as the sender of a post that it forwards to the channel's group."""
     channel = {"id": -100777, "type": "channel", "title": "News"}
@@ -49,6 +56,7 @@ def test_posts_of_a_channel_in_its_group_are_no_requests(bot: Bot, ada: int):
     origin = {"type": "channel", "date": 1, "chat": channel, "message_id": 1}
     bot.telegram.push_message(post | {"is_automatic_forward": True, "forward_origin": origin})
     bot.telegram.push_message(post)
+    bot.telegram.push_message({key: value for key, value in post.items() if key != "sender_chat"})
     bot.telegram.say("/balance", sender=ada, chat=GROUP)
     wait_for(lambda: bot.telegram.shown(GROUP) and inbox_is_empty())
     assert not GenerationJob.objects.exists()
