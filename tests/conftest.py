@@ -44,7 +44,7 @@ TOGETHER = {
     ),
 }
 # What takes a minute or more by itself, most of it spent waiting; the longest first. Begun last, it would keep one
-# process busy while the others have nothing left. Each is given two at the start, so the fourth waits for the first.
+# process busy while the others have nothing left.
 SLOW = (
     *TOGETHER["one platform and browsers"],
     "tests/e2e/test_graceful_stop.py",
