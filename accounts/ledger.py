@@ -343,7 +343,7 @@ def _move_along(path: list[CreditAccount], amount: int, *, reason: str, actor: U
 
 
 class _Values(TypedDict, total=False):
-    """What an entry holds besides its wallet and kind."""
+    """The fields of an entry besides its wallet and kind."""
 
     reason: Required[str]
     posted: int

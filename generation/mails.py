@@ -22,7 +22,7 @@ from generation.outbox import Channel, Outbox, TryLater
 logger = logging.getLogger(__name__)
 
 Source, State = GenerationJob.Source, GenerationJob.State
-# Those that are waited for on the site: a chat and a program are told in their own ways.
+# Jobs of the site only: the bot and the API have notifications of their own.
 SOURCES = (Source.WEB, Source.STAFF)
 # For a process that dies while it sends; then the mail is sent by another, perhaps for the second time.
 CLAIM_SECONDS = 120

@@ -13,7 +13,7 @@ from django.conf import settings as django_settings
 from django.core.files import File
 from django.core.files.storage import default_storage
 from django.db import connection
-from django.test import TransactionTestCase
+from django.test import Client, TransactionTestCase
 from django.utils import timezone
 
 from tests import leftovers, preforked
@@ -225,6 +225,25 @@ def user(make_user: Callable[..., Any]) -> Any:
 @pytest.fixture
 def staff(make_user: Callable[..., Any]) -> Any:
     return make_user("grace", is_staff=True, is_superuser=True)
+
+
+@pytest.fixture
+def browser(user: Any) -> Client:
+    """The user's browser, signed in."""
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+@pytest.fixture
+def submit(user: Any) -> Callable[..., Any]:
+    """Submit a prompt as the dashboard does."""
+    from generation.jobs import submission
+
+    def make(prompt: str = "A red fox", *, owner: Any = user, **options: Any) -> Any:
+        return submission.submit(user=owner, prompt=prompt, source="web", **options)
+
+    return make
 
 
 @pytest.fixture

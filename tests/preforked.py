@@ -69,12 +69,6 @@ def forked_pid(pid: int) -> int | None:
     return None
 
 
-def release() -> None:
-    """Let go of the server: it ends when no other test process holds it."""
-    while _held:
-        _held.pop().close()
-
-
 def _hold_server() -> Path:
     """Keep this run's server alive for as long as this process lives; return its socket."""
     run = os.environ.get("TEST_RUN") or os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())

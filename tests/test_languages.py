@@ -21,13 +21,6 @@ def words_of(page):
     return re.search(r'src="(/words/[^"]+)"', page.content.decode())[1]
 
 
-@pytest.fixture
-def browser(user):
-    client = Client()
-    client.force_login(user)
-    return client
-
-
 @pytest.mark.parametrize(
     ("accepted", "language"), [("ru-RU,ru;q=0.9", "ru"), ("de,ru;q=0.5", "ru"), ("de", "en"), ("", "en")]
 )

@@ -16,7 +16,7 @@ from django.utils import timezone
 from accounts import api_keys, ledger, merging
 from accounts.models import ApiKey, CreditTransaction, User
 from generation import privacy
-from generation.jobs import lifecycle, submission
+from generation.jobs import lifecycle
 from generation.models import GenerationJob, JobAttempt, Preset
 from generation.web import presenters
 
@@ -32,21 +32,6 @@ def _no_waiting(settings):
     """No cooldown unless a test asks for one, and no memory of how often the last test signed in."""
     settings.VIDEO_COOLDOWN_SECONDS = 0
     cache.clear()
-
-
-@pytest.fixture
-def browser(user):
-    client = Client()
-    client.force_login(user)
-    return client
-
-
-@pytest.fixture
-def submit(user):
-    def make(prompt="A red fox", *, owner=user, **options):
-        return submission.submit(user=owner, prompt=prompt, source="web", **options)
-
-    return make
 
 
 def text(response):

@@ -7,7 +7,6 @@ from html import unescape
 
 import pytest
 from django.db import connection
-from django.test import Client
 from django.utils import timezone
 
 from accounts import ledger
@@ -25,13 +24,6 @@ FROM_VIDEO = HTMX | {"HX-Current-URL": "http://testserver/videos/video_x/"}
 @pytest.fixture(autouse=True)
 def _no_waiting(settings):
     settings.VIDEO_COOLDOWN_SECONDS = 0
-
-
-@pytest.fixture
-def browser(user):
-    client = Client()
-    client.force_login(user)
-    return client
 
 
 @pytest.fixture

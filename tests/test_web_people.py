@@ -31,21 +31,6 @@ def _no_waiting(settings):
 
 
 @pytest.fixture
-def browser(user):
-    client = Client()
-    client.force_login(user)
-    return client
-
-
-@pytest.fixture
-def submit(user):
-    def make(prompt="A red fox", **options):
-        return submission.submit(user=user, prompt=prompt, source="web", **options)
-
-    return make
-
-
-@pytest.fixture
 def fail(start_job):
     """Bring a queued job to FAILED, as a node that reports a failure does."""
 

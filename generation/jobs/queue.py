@@ -73,7 +73,7 @@ EXPECTED_EXITS = (0, -signal.SIGTERM)
 
 
 class Tasks:
-    """What the pusher puts tasks into: dispatches go to a worker of their own, where one may wait."""
+    """Queue that the pusher fills. Sends dispatches to a worker of their own, where at most one waits."""
 
     def __init__(self, tasks: Queue, dispatches: Queue) -> None:
         self._tasks, self._dispatches = tasks, dispatches
@@ -137,7 +137,7 @@ class NotifiedBroker(ORM):
         return due
 
     def _is_late(self) -> bool:
-        """Look at the jobs once a second, whoever was not heard: a wake-up may be lost, and a node free again."""
+        """Look at the jobs once a second: a wake-up may be lost, and a node may be free again."""
         if time.monotonic() - self._looked_at < WAIT_SECONDS:
             return False
         self._looked_at = time.monotonic()

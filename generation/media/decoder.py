@@ -504,7 +504,7 @@ def _top_level_boxes(source: Path) -> Iterator[bytes]:
 # --- Look: shape, direction and colours as a person sees them ---------------------------------------------------------
 @dataclass(frozen=True)
 class Look:
-    """How a player shows the frames.
+    """The presentation of the frames in a player.
 
     width, height: pixels as they are shown, square, even. turns: the filters that put a frame upright.
     cube: what becomes of each colour, where it is not one of an ordinary screen.
@@ -579,7 +579,7 @@ def renderer(
             ("scale", scaling),
             ("format", pix_fmt),
         ]
-    # FFmpeg's transpose also turns, unless it is told otherwise.
+    # FFmpeg's transpose also turns by default.
     steps += [(name, "cclock_flip" if name == "transpose" else "") for name in look.turns]
     for name, options in [*steps, ("buffersink", "")]:
         step = graph.add(name, options or None)

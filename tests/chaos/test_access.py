@@ -359,7 +359,7 @@ def test_somebody_elses_video_is_the_same_404_as_none(
     }
     row = score(
         "R11",
-        test="somebody else's video, by API, site and stream",
+        test="another user's video, by API, site and stream",
         load=f"{len(about_a_job)} addresses, a video that is {', '.join(states)}",
         faults=", ".join(visitors),
         bar="status, headers and body are those of a video that never was",
