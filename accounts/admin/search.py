@@ -62,7 +62,7 @@ def find(actor: Actor, typed: str) -> list[Found]:
 
 
 def palette(request: HttpRequest, _lowered: str) -> list[SearchResult]:
-    """Search for unfold's command palette. Reads the request, because unfold lowers the text, and keys differ by case."""
+    """Search for unfold's command palette. Reads the request: unfold lowers the text, keys have capitals."""
     found = find(Actor.of(request), request.GET.get("s", ""))
     return [SearchResult(each.title, each.note, each.href, each.icon) for each in found]
 
