@@ -214,6 +214,8 @@ def test_only_the_holder_of_the_lease_moves_an_attempt(user, start_job):
 
 
 VERDICTS = {
+    "made": lambda token: lifecycle.begin_storing(**token),
+    "rejected": lambda token: lifecycle.attempt_rejected(**token, why="no"),
     "refused": lambda token: lifecycle.attempt_refused(**token, retry_after=60, why="429"),
     "lost": lambda token: lifecycle.attempt_lost(**token, error="silent", pause=60),
     "failed": lambda token: lifecycle.attempt_failed(**token, code="x", message="x", error="x"),
@@ -233,6 +235,19 @@ def test_a_verdict_that_comes_after_the_lease_went_on_changes_nothing(user, star
     assert (attempt.state, attempt.job.state, attempt.job.attempt_count) == ("open", "running", 1)
     assert (node.consecutive_failures, node.leave_alone_until) == (0, None)
     assert balance(user) == (500, 50)
+
+
+@pytest.mark.parametrize("verdict", VERDICTS.values(), ids=VERDICTS)
+def test_open_pages_hear_when_the_gpu_is_done_with_a_canceled_job(user, start_job, monkeypatch, verdict):
+    """They say that it is stopping until then, whatever its last word is."""
+    attempt = start_job(submit(user))
+    lifecycle.cancel(job=attempt.job)
+    told = []
+    monkeypatch.setattr("generation.jobs.events.publish", told.append)
+    verdict({"attempt_id": attempt.pk, "token": attempt.pk})
+    attempt.refresh_from_db()
+    assert attempt.state != "open"
+    assert [job.id for job in told] == [attempt.job_id]
 
 
 def test_a_busy_node_does_not_count_as_an_attempt_and_is_left_alone(user, start_job, node):

@@ -199,6 +199,15 @@ def bearer(user: User) -> dict[str, str]:
     return {"Authorization": f"Bearer {api_keys.issue(user=user)[1]}"}
 
 
+def shown(job: GenerationJob, state: str = "") -> str:
+    """The words by which the card of a job, in a state or in any, is known."""
+    return f'id="card-{job.id.hex}" class="card {state}'
+
+
+def shows(job: GenerationJob, state: str = "") -> Callable[[Event], bool]:
+    return lambda event: shown(job, state) in event.data
+
+
 def submit(user: User, prompt: str = "A paper boat in the rain") -> GenerationJob:
     return submission.submit(user=user, prompt=prompt, source="web")
 
@@ -212,15 +221,12 @@ class TestBrowser:
             assert events.response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
             assert events.response.headers["Cache-Control"] == "no-cache"
             assert events.response.headers["X-Accel-Buffering"] == "no"
-            first = events.until("job").json
-            assert first == {"id": job.id.hex, "state": "queued", "step": 0, "steps": 20}
-            assert "A paper boat in the rain" in events.until(f"card-{job.id.hex}").data
+            assert "A paper boat in the rain" in events.until("card", shows(job, "queued")).data
             attempt = start_job(job)
             lifecycle.record_progress(attempt_id=attempt.pk, token=attempt.pk, step=7)
-            assert events.until("job", lambda event: event.json["step"] == 7).json["state"] == "running"
-            assert "step 7 of 20" in events.until(f"card-{job.id.hex}").data
+            events.until("card", lambda event: "step 7 of 20" in event.data and shows(job, "running")(event))
             lifecycle.cancel(job=job)
-            events.until("job", lambda event: event.json["state"] == "canceled")
+            events.until("card", shows(job, "canceled"))
 
     def test_jobs_of_others_are_not_sent(
         self, server: Server, user: User, make_user: Callable[..., User]
@@ -229,13 +235,13 @@ class TestBrowser:
         with listening(server, "/events", cookie(user)) as events:
             lifecycle.cancel(job=other)
             mine = submit(user)
-            assert events.until("job").json["id"] == mine.id.hex
+            assert shows(mine)(events.until("card"))
 
     def test_several_pages_of_one_person_hear_the_same(self, server: Server, user: User) -> None:
         headers = cookie(user)
         with listening(server, "/events", headers) as one, listening(server, "/events", headers) as two:
             job = submit(user)
-            assert one.until(f"card-{job.id.hex}").data == two.until(f"card-{job.id.hex}").data
+            assert one.until("card", shows(job)).data == two.until("card", shows(job)).data
 
     def test_a_queued_job_is_sent_again_when_others_left_the_queue(
         self,
@@ -246,9 +252,9 @@ class TestBrowser:
     ) -> None:
         ahead, mine = submit(make_user("bob")), submit(user)
         with listening(server, "/events", cookie(user)) as events:
-            before = events.until(f"card-{mine.id.hex}").data
+            before = events.until("card", shows(mine)).data
             start_job(ahead)
-            events.until(f"card-{mine.id.hex}", lambda event: event.data != before)
+            events.until("card", lambda event: shows(mine)(event) and event.data != before)
 
     def test_jobs_that_ended_during_a_gap_are_sent(self, server: Server, user: User, settings: Any) -> None:
         settings.VIDEO_COOLDOWN_SECONDS = 0
@@ -256,19 +262,19 @@ class TestBrowser:
         GenerationJob.objects.filter(pk=long_ago.pk).update(finished_at=now - timedelta(hours=1))
         live = submit(user)
         with listening(server, "/events", cookie(user)) as events:
-            assert events.until("job").json["id"] == live.id.hex
+            assert shows(live)(events.until("card"))
         lifecycle.cancel(job=live)
         seen = int((now - timedelta(hours=2)).timestamp() * 1000)
         with listening(server, "/events", cookie(user) | {"Last-Event-ID": str(seen)}) as events:
-            told = {events.until("job").json["id"], events.until("job").json["id"]}
-        assert told == {live.id.hex, long_ago.id.hex}
+            told = [events.until("card"), events.until("card")]
+        assert [sum(map(shows(job), told)) for job in (live, long_ago)] == [1, 1]
 
     @pytest.mark.parametrize("said", ["x", "-1", "9" * 40, "٣" * 13])
     def test_a_strange_last_event_id_does_no_harm(self, server: Server, user: User, said: str) -> None:
         job = submit(user)
         headers = [(b"Cookie", cookie(user)["Cookie"].encode()), (b"Last-Event-ID", said.encode())]
         with web.stream("GET", f"{server.url}/events", headers=headers, timeout=PATIENCE) as response:
-            assert Events(response).until("job").json["id"] == job.id.hex
+            assert shows(job)(Events(response).until("card"))
 
     def test_a_session_is_required(self, server: Server) -> None:
         assert web.get(f"{server.url}/events").status_code == 401
@@ -358,7 +364,7 @@ class TestServer:
                 page.read_until("retry: 2000")
             jobs = [submit(person) for person in people]
             for number, page in enumerate(pages):
-                page.read_until(f'{{"id": "{jobs[number % 4].id.hex}", "state": "queued"')
+                page.read_until(shown(jobs[number % 4], "queued"))
             threads = sum(worker.num_threads() for worker in server.workers)
             backends = connections_of_others()
         assert len([query for query in backends if query.startswith("LISTEN")]) == len(server.workers) == 1
@@ -368,7 +374,7 @@ class TestServer:
     def test_events_go_on_after_the_listener_lost_its_connection(self, server: Server, user: User) -> None:
         with listening(server, "/events", cookie(user)) as events:
             job = submit(user)
-            events.until("job")
+            events.until("card")
             with connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
@@ -377,14 +383,14 @@ class TestServer:
                 )
                 assert cursor.fetchone()[0] >= 1
             lifecycle.cancel(job=job)
-            assert events.until("job", lambda event: event.json["state"] == "canceled")
+            assert events.until("card", shows(job, "canceled"))
 
     def test_a_server_that_stops_ends_its_streams_first(
         self, django_db_setup: None, user: User, tmp_path: Path
     ) -> None:
         with serving(tmp_path) as server, listening(server, "/events", cookie(user)) as events:
             submit(user)
-            events.until("job")
+            events.until("card")
             server.process.terminate()
             # Reading to a clean end: a connection that was cut would raise.
             assert all(event.name for event in events)

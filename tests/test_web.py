@@ -253,7 +253,7 @@ def test_htmx_gets_a_fresh_composer_the_card_and_the_balance(browser):
     assert html.startswith('<form id="composer"')
     assert "></textarea>" in html
     assert 'hx-swap-oob="afterbegin:#gallery"' in html
-    assert f'sse-swap="card-{job.id.hex}"' in html
+    assert f'id="card-{job.id.hex}"' in html
     assert "<b>450</b>" in html
     assert "<html" not in html
 

@@ -28,9 +28,12 @@ job_finished = Signal()
 job_retried = Signal()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class JobEvent:
-    """A job as it is now: ids in hex, `step` of `steps` denoising steps done."""
+    """A job as it is now: ids in hex, `step` of `steps` denoising steps done.
+
+    Equal to itself alone: what is shared of an event that says the same may be from before the change.
+    """
 
     job: str
     user: int

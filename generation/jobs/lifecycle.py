@@ -103,6 +103,7 @@ def begin_storing(
     if not running.update(state=State.STORING, step=F("num_inference_steps"), generation_ms=generation_ms):
         # Canceled or past its deadline meanwhile: the late result is discarded and never charged.
         _close(held, JobAttempt.State.CANCELED, error="finished after the job had ended; discarded")
+        _publish_stop(attempt_id)
         enqueue.dispatch()
         return False
     events.publish(GenerationJob.objects.get(current_attempt=attempt_id))
@@ -192,9 +193,9 @@ def _queue_uncounted(attempt_id: uuid.UUID) -> None:
     attempt = JobAttempt.objects.get(pk=attempt_id)
     running = GenerationJob.objects.filter(current_attempt=attempt, state=State.RUNNING)
     count = F("attempt_count") - int(attempt.counts)
-    if running.update(state=State.QUEUED, current_attempt=None, step=0, attempt_count=count):
-        events.publish(GenerationJob.objects.get(pk=attempt.job_id))
-        enqueue.dispatch()
+    running.update(state=State.QUEUED, current_attempt=None, step=0, attempt_count=count)
+    events.publish(GenerationJob.objects.get(pk=attempt.job_id))
+    enqueue.dispatch()
 
 
 @transaction.atomic
@@ -229,8 +230,8 @@ def attempt_lost(
     if again.update(state=State.QUEUED, current_attempt=None, step=0, generation_ms=None) and job:
         job.refresh_from_db()
         events.publish(job)
-    elif job is not None:
-        _fail(held_up, code=code, message=message)
+    elif job is None or not _fail(held_up, code=code, message=message):
+        _publish_stop(attempt_id)
     enqueue.dispatch()
     return True
 
@@ -251,11 +252,9 @@ def attempt_failed(
         node_health.count_failure(held, error=error)
     if not _close(held, JobAttempt.State.FAILED, error=error):
         return
-    _fail(
-        GenerationJob.objects.filter(current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]),
-        code=code,
-        message=message,
-    )
+    live = GenerationJob.objects.filter(current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING])
+    if not _fail(live, code=code, message=message):
+        _publish_stop(attempt_id)
     enqueue.dispatch()
 
 
@@ -387,6 +386,11 @@ def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> Ge
 def _announce(job: GenerationJob) -> None:
     events.job_finished.send(sender=GenerationJob, job=job)
     events.publish(job)
+
+
+def _publish_stop(attempt_id: uuid.UUID) -> None:
+    """Tell listeners that the node is done with a job that had ended before: until then pages say that it stops."""
+    events.publish(GenerationJob.objects.get(attempts=attempt_id))
 
 
 def _ask_to_stop(job: GenerationJob) -> None:

@@ -174,7 +174,7 @@ class Stream(ABC):
 
 
 class BrowserStream(Stream):
-    """All jobs of the signed-in user: `job` with JSON, and `card-<hex>` with the card's HTML."""
+    """All jobs of the signed-in user, each change as an event `card` with the card's HTML."""
 
     def __init__(self, request: ASGIRequest, *, user: User) -> None:
         super().__init__(Inbox(user=user.pk))
@@ -194,12 +194,8 @@ class BrowserStream(Stream):
                 self.inbox.note(event)
         frames = []
         for event in events:
-            card = await _card(event, self._language)
-            now = timezone.now()
-            facts = {"id": event.job, "state": event.state, "step": event.step, "steps": event.steps}
-            frames.append(frame("job", json.dumps(facts), at=now))
-            if card:
-                frames.append(frame(f"card-{event.job}", card, at=now))
+            if card := await _card(event, self._language):
+                frames.append(frame("card", card, at=timezone.now()))
         return frames
 
 

@@ -26,9 +26,7 @@ SCREENS = {
 WATCH = """() => {
     window.seen = [];
     window.pushed = 0;
-    document.addEventListener("htmx:sseBeforeMessage", (event) => {
-        if (event.target.matches(".card")) window.pushed += 1;
-    });
+    document.addEventListener("htmx:sseBeforeMessage", () => { window.pushed += 1; });
     const look = () => {
         const bar = document.querySelector(".card.running progress");
         const words = document.querySelector(".card.running .status")?.textContent;

@@ -22,6 +22,22 @@ COUNT_STREAMS = """() => {
     window.opened = 0;
     document.addEventListener("htmx:sseOpen", () => { window.opened += 1; });
 }"""
+# As the event that a busy page reads in the same breath as the answer that brought the card.
+CANCELED_AT_ONCE = """() => {
+    const Plain = window.EventSource;
+    let stream;
+    window.EventSource = function (...about) { return (stream = new Plain(...about)); };
+    new MutationObserver((_, observer) => {
+        const card = document.querySelector(".card.queued, .card.running");
+        if (!card) return;
+        observer.disconnect();
+        const next = card.cloneNode(true);
+        next.className = "card canceled";
+        next.dataset.state = "canceled";
+        delete next.dataset.live;
+        stream.dispatchEvent(new MessageEvent("card", { data: next.outerHTML }));
+    }).observe(document, { subtree: true, childList: true });
+}"""
 SLOWLY_MS = 20
 RIGHT_AGAIN = """() => {
     const [newest, older] = document.querySelectorAll(".card");
@@ -66,6 +82,19 @@ def test_a_clip_is_canceled_in_the_middle_and_says_where_it_stopped(new_page: Ca
     question.get_by_role("button", name="Delete").click()
     expect(page.get_by_text("The video was deleted.")).to_be_visible()
     expect(page.locator(".card")).to_have_count(0)
+
+
+def test_a_change_that_comes_together_with_the_card_is_seen(new_page: Callable[..., Page]) -> None:
+    page = new_page()
+    sign_up(page, "hasty")
+    page.add_init_script(f"({CANCELED_AT_ONCE})()")
+    page.goto("/")
+    page.get_by_label("Prompt: what").fill("Over before it began")
+    page.get_by_role("button", name="Generate ·").click()
+    expect(page.locator(".card")).to_have_class("card canceled")
+    page = page.context.new_page()
+    page.goto("/")
+    cancel_all(page)
 
 
 def test_an_open_page_goes_on_when_the_web_process_was_restarted(

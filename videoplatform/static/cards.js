@@ -34,28 +34,15 @@
   document.addEventListener("htmx:sseError", () => (eventsUp = false));
   document.addEventListener("htmx:sseClose", () => (eventsUp = false));
 
+  // One element hears for all cards: htmx listens for an element only some time after it has put it in the page, and a
+  // card that changed in that time would stay as it was.
   document.addEventListener("htmx:sseBeforeMessage", (event) => {
-    if (event.target.id === "job-events") {
-      event.preventDefault();
-      jobChanged(JSON.parse(event.detail.data));
-    } else if (one(".htmx-request", event.target)) {
-      event.preventDefault(); // its own request, a cancel, is about to bring the card
-      setTimeout(catchUp, 1500);
-    } else if (movedOnly(event.target, cardIn(event.detail.data))) {
-      event.preventDefault();
-    }
+    event.preventDefault();
+    const card = one(".card", new DOMParser().parseFromString(event.detail.data, "text/html"));
+    const known = document.getElementById(card.id);
+    if (known) replace(known, card);
+    else if (LIVE.includes(card.dataset.state)) adopt(card.dataset.job);
   });
-
-  const announced = new Map();
-  function jobChanged(job) {
-    const known = one(`#card-${CSS.escape(job.id)}`);
-    const live = LIVE.includes(job.state);
-    if (!known && live) adopt(job.id);
-    if (live || announced.get(job.id) === job.state) return;
-    announced.set(job.id, job.state);
-    // Only what was seen alive is news: a stream begins by saying how everything stands.
-    if (known && LIVE.includes(known.dataset.state)) ended(job.state, known);
-  }
 
   let endedUnseen = "";
   function ended(state, card) {
@@ -119,8 +106,10 @@
   }
 
   function replace(known, card) {
+    // Only what was seen alive is news: a stream begins by saying how everything stands.
     const over = LIVE.includes(known.dataset.state) && !LIVE.includes(card.dataset.state);
-    if (known.dataset.live !== undefined && !movedOnly(known, card)) {
+    if (one(".htmx-request", known)) setTimeout(catchUp, 1500); // its own request, a cancel, is about to bring the card
+    else if (known.dataset.live !== undefined && !movedOnly(known, card)) {
       htmx.swap(known, card.outerHTML, { swapStyle: "outerHTML" });
     }
     if (over) ended(card.dataset.state, card);
@@ -167,10 +156,6 @@
   document.addEventListener("resume", wakeUp);
 
   // --- Cards in the page --------------------------------------------------------------------------------------------
-  function cardIn(html) {
-    return one(".card", new DOMParser().parseFromString(html, "text/html"));
-  }
-
   // The same state as before: only texts and bar change, so that a click or the focus on “Cancel” is not lost.
   function movedOnly(card, next) {
     if (!next || next.dataset.state !== card.dataset.state || next.dataset.live !== card.dataset.live) return false;
