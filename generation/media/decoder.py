@@ -379,7 +379,7 @@ class Timeline:
     def finish(self) -> None:
         """Give each frame its time. Raises Unplayable when there are fewer than two, or the clip is too long."""
         if self.count < 2:
-            raise Unplayable("it is a single picture" if self.count else "it has no frames")
+            raise Unplayable("it is a single picture" if self.count else "it is cut short or damaged")
         last = self._moments[-1]
         end = last + self._last_length
         # In an MP4 a sample lasts until the next one is decoded, not until it is shown: its track knows better.
