@@ -67,7 +67,10 @@ def test_the_answer_waits_for_the_database_and_the_lease_is_renewed_after_it(
     assert renew.calls > 2
 
 
-def test_a_node_is_not_blamed_for_a_request_that_our_own_end_cut_off(attempt: JobAttempt) -> None:
+def test_neither_node_nor_job_is_blamed_for_a_request_that_our_own_end_cut_off(
+    attempt: JobAttempt, settings: Any
+) -> None:
+    settings.JOB_MAX_ATTEMPTS = 1
     token = uuid.uuid4()
     assert locks.take(attempt_id=attempt.pk, token=token)
     assert lifecycle.request_sent(attempt_id=attempt.pk, token=token)
@@ -75,7 +78,7 @@ def test_a_node_is_not_blamed_for_a_request_that_our_own_end_cut_off(attempt: Jo
     async_to_sync(AttemptRunner(attempt, token=token).run)()
     attempt.refresh_from_db()
     job, node = GenerationJob.objects.get(), GpuNode.objects.get()
-    assert (attempt.state, job.state, job.current_attempt) == ("lost", "queued", None)
+    assert (attempt.state, job.state, job.current_attempt, job.attempt_count) == ("lost", "queued", None, 0)
     assert (node.consecutive_failures, node.leave_alone_until, node.set_aside_at) == (0, None, None)
 
 

@@ -189,7 +189,7 @@ def attempt_rejected(*, attempt_id: uuid.UUID, token: uuid.UUID, why: str) -> No
 
 
 def _queue_uncounted(attempt_id: uuid.UUID) -> None:
-    """Queue the job again as if this attempt, which its node did not take, had never been opened."""
+    """Queue the job again as if this attempt had never been opened."""
     attempt = JobAttempt.objects.get(pk=attempt_id)
     running = GenerationJob.objects.filter(current_attempt=attempt, state=State.RUNNING)
     count = F("attempt_count") - int(attempt.counts)
@@ -207,21 +207,24 @@ def attempt_lost(
     code: str = "node_lost",
     message: str = NODE_LOST,
     pause: float = 0.0,
-    blame_node: bool = True,
+    ours: bool = False,
     certain: bool = False,
 ) -> bool:
     """Close an attempt that is no verdict on the job: it queues again while attempts are left, else it fails.
 
     With `pause` its node is left alone for that many seconds. certain: it would come to the same with every job there.
-    False when the lease is lost.
+    ours: it was lost by our own fault, so neither the node nor the job pays for it. False when the lease is lost.
     """
     held = locks.held(attempt_id=attempt_id, token=token)
     if pause:
         _leave_alone(held, seconds=pause, why=error)
-    if blame_node:
+    if not ours:
         node_health.count_failure(held, error=error, certain=certain)
     if not _close(held, JobAttempt.State.LOST, error=error):
         return False
+    if ours:
+        _queue_uncounted(attempt_id)
+        return True
     held_up = GenerationJob.objects.filter(
         current_attempt=attempt_id, state__in=[State.RUNNING, State.STORING]
     )

@@ -204,7 +204,7 @@ class AttemptRunner:
     async def _hold_request(self, client: nodes.NodeClient) -> None:
         """Hold the one long request that makes the clip; if this process dies meanwhile, its answer is lost."""
         if self.attempt.posted_at is not None:
-            await self._lost("the request was cut off when a process of the service ended", blame_node=False)
+            await self._lost("the request was cut off when a process of the service ended", ours=True)
             return
         if not await self._record(lifecycle.request_sent):
             return
@@ -306,14 +306,12 @@ class AttemptRunner:
         certain = isinstance(error, nodes.PermanentNodeError)
         await self._record(lifecycle.attempt_refused, retry_after=pause, why=str(error), certain=certain)
 
-    async def _lost(
-        self, error: str, *, pause: float = 0.0, blame_node: bool = True, stop: bool = False
-    ) -> None:
-        """Take the attempt from its node. stop: the node may still be at it."""
+    async def _lost(self, error: str, *, pause: float = 0.0, ours: bool = False, stop: bool = False) -> None:
+        """Take the attempt from its node. ours: by our own fault. stop: the node may still be at it."""
         logger.warning(
             "job %s: attempt %s on %s is lost: %s", self._job, self.attempt.pk.hex, self.attempt.node, error
         )
-        lost = await self._record(lifecycle.attempt_lost, error=error, pause=pause, blame_node=blame_node)
+        lost = await self._record(lifecycle.attempt_lost, error=error, pause=pause, ours=ours)
         self._stop_there = stop and lost
 
     async def _failed(self, *, code: str, message: str, error: str) -> None:
