@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests import environment  # noqa: F401  (Django's settings, to render the pages about errors)
 from tests.stack import Stack
+from tests.staff_screenshots import PICTURES
 from tests.visitor import create_key, generate, register_passkey, share, sign_up
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,10 +37,6 @@ LIVE_PROMPTS = [
     "A red star growing on a black background",
 ]
 CLIP_MS = 180_000
-# Those out of sight are loaded when somebody scrolls to them.
-PICTURES_ARE_THERE = """() => [...document.images].every(
-    (image) => image.complete || image.getBoundingClientRect().top > innerHeight
-)"""
 WELL_UNDER_WAY = "() => document.querySelector('.card.running progress')?.value > 4"
 CAN_PLAY = "() => [...document.querySelectorAll('video')].every((video) => video.readyState >= 3)"
 SPINNER_FADES_MS = 1500
@@ -194,7 +191,7 @@ def go(page: Page, name: str, path: str, look: str) -> None:
 
 def shoot(page: Page, name: str, *, whole: bool = True) -> None:
     page.wait_for_load_state("load")
-    page.wait_for_function(PICTURES_ARE_THERE)
+    page.evaluate(PICTURES)
     if name in SHOWN:
         page.screenshot(path=BEST / f"{name}.jpg", type="jpeg", quality=72)
     page.screenshot(path=ALL / f"{name}.jpg", type="jpeg", quality=80, full_page=whole)

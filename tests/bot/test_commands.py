@@ -79,12 +79,14 @@ def test_balance_shows_what_is_free_and_held_and_how_it_came_to_that(bot: Bot, a
     assert len(answer) == 5
 
 
-def test_balance_shows_the_last_five_lines_and_no_charge_of_what_was_held(
+def test_balance_shows_the_last_five_lines_one_for_each_video(
     bot: Bot, ada: int, finish_job: Callable[..., Any]
 ):
     bot.telegram.say("/video a red fox", sender=ada)
     finish_job(job_of(ada))
     the_video(bot, ada)
+    lines = bot.answer_to("/balance", sender=ada).splitlines()[2:]
+    assert [line.partition(" · ")[2] for line in lines] == ["−50 · Video completed", "+500 · Welcome credits"]
     for number in range(6):
         ledger.grant(user=user_of(ada), amount=number + 1, reason=f"Gift {number} <3")
     lines = bot.answer_to("/balance", sender=ada).splitlines()[2:]
