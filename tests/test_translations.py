@@ -77,7 +77,13 @@ def test_compiled_catalogs_are_up_to_date(po):
 
 
 def by_context(messages: Iterable[Message]) -> dict[tuple[str | None, str], tuple[str, ...]]:
-    return {(each.context, key(each.id)): forms(each.string) for each in messages if each.id}
+    found = {}
+    for each in messages:
+        # Of compiled messages Babel gives the context in bytes.
+        context = each.context.decode() if isinstance(each.context, bytes) else each.context
+        if each.id:
+            found[context, key(each.id)] = forms(each.string)
+    return found
 
 
 def forms(string: str | tuple[str, ...]) -> tuple[str, ...]:
