@@ -42,7 +42,8 @@ async def balance(request: Request) -> None:
     await request.reply(text, reply_markup=await way_to_buy(request))
 
 
-@command("buy", menu=gettext_lazy("Buy credits with Telegram Stars"))
+# Telegram keeps the menu, whether or not a pack is for sale just now; without one, the reply says whom to ask.
+@command("buy", menu=gettext_lazy("Get credits"))
 @deep_link("buy")
 async def buy(request: Request) -> None:
     """Show the packs for sale."""

@@ -130,6 +130,8 @@ def test_the_menu_of_commands_is_set(bot: Bot):
         "video", "balance", "history", "cancel", "presets", "settings", "buy", "link", "login", "paysupport",
         "terms", "help", "start",
     ]  # fmt: skip
+    # Nothing is for sale: the menu promises no purchase.
+    assert {"command": "buy", "description": "Get credits"} in bot.telegram.menus[""]
 
 
 def test_telegram_shows_what_the_bot_does_before_the_first_message(bot: Bot):
