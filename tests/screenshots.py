@@ -37,6 +37,7 @@ LIVE_PROMPTS = [
     "A red star growing on a black background",
 ]
 CLIP_MS = 180_000
+PATIENCE_MS = 30_000  # a busy machine may take its time
 WELL_UNDER_WAY = "() => document.querySelector('.card.running progress')?.value > 4"
 CAN_PLAY = "() => [...document.querySelectorAll('video')].every((video) => video.readyState >= 3)"
 SPINNER_FADES_MS = 1500
@@ -84,6 +85,7 @@ def main() -> None:
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     options = parser.parse_args()
     django.setup()
+    expect.set_options(timeout=PATIENCE_MS)
     for folder in (ALL, BEST):
         folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -139,6 +141,8 @@ def take_live(browser: Browser, site: str, furnished: Furnished) -> None:
         page.goto("/")
     for prompt in LIVE_PROMPTS:
         generate(pages[0], prompt, preset="Standard")
+        # The card may come before the answer, which brings a new composer.
+        expect(pages[0].get_by_label("Prompt: what")).to_have_value("")
     pages[0].wait_for_function(WELL_UNDER_WAY, timeout=CLIP_MS)
     for page, (size, theme) in zip(pages, LOOKS, strict=True):
         shoot(page, f"dashboard-{size}-{theme}", whole=False)
