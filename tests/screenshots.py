@@ -41,6 +41,7 @@ PATIENCE_MS = 30_000  # a busy machine may take its time
 WELL_UNDER_WAY = "() => document.querySelector('.card.running progress')?.value > 4"
 CAN_PLAY = "() => [...document.querySelectorAll('video')].every((video) => video.readyState >= 3)"
 SPINNER_FADES_MS = 1500
+COMPOSER_SETTLES_MS = 1000
 
 FOR_VISITORS = {
     "front": "/",
@@ -141,8 +142,9 @@ def take_live(browser: Browser, site: str, furnished: Furnished) -> None:
         page.goto("/")
     for prompt in LIVE_PROMPTS:
         generate(pages[0], prompt, preset="Standard")
-        # The card may come before the answer, which brings a new composer.
+        # The card may come before the answer, which brings a new composer; a press in that moment can be lost.
         expect(pages[0].get_by_label("Prompt: what")).to_have_value("")
+        pages[0].wait_for_timeout(COMPOSER_SETTLES_MS)
     pages[0].wait_for_function(WELL_UNDER_WAY, timeout=CLIP_MS)
     for page, (size, theme) in zip(pages, LOOKS, strict=True):
         shoot(page, f"dashboard-{size}-{theme}", whole=False)
