@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests import environment  # noqa: F401  (Django's settings, to render the pages about errors)
 from tests.stack import Stack
+from tests.staff_screenshots import PICTURES
 from tests.visitor import create_key, generate, register_passkey, share, sign_up
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -36,13 +37,11 @@ LIVE_PROMPTS = [
     "A red star growing on a black background",
 ]
 CLIP_MS = 180_000
-# Those out of sight are loaded when somebody scrolls to them.
-PICTURES_ARE_THERE = """() => [...document.images].every(
-    (image) => image.complete || image.getBoundingClientRect().top > innerHeight
-)"""
+PATIENCE_MS = 30_000  # a busy machine may take its time
 WELL_UNDER_WAY = "() => document.querySelector('.card.running progress')?.value > 4"
 CAN_PLAY = "() => [...document.querySelectorAll('video')].every((video) => video.readyState >= 3)"
 SPINNER_FADES_MS = 1500
+COMPOSER_SETTLES_MS = 1000
 
 FOR_VISITORS = {
     "front": "/",
@@ -87,6 +86,7 @@ def main() -> None:
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     options = parser.parse_args()
     django.setup()
+    expect.set_options(timeout=PATIENCE_MS)
     for folder in (ALL, BEST):
         folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -142,6 +142,9 @@ def take_live(browser: Browser, site: str, furnished: Furnished) -> None:
         page.goto("/")
     for prompt in LIVE_PROMPTS:
         generate(pages[0], prompt, preset="Standard")
+        # The card may come before the answer, which brings a new composer; a press in that moment can be lost.
+        expect(pages[0].get_by_label("Prompt: what")).to_have_value("")
+        pages[0].wait_for_timeout(COMPOSER_SETTLES_MS)
     pages[0].wait_for_function(WELL_UNDER_WAY, timeout=CLIP_MS)
     for page, (size, theme) in zip(pages, LOOKS, strict=True):
         shoot(page, f"dashboard-{size}-{theme}", whole=False)
@@ -194,7 +197,7 @@ def go(page: Page, name: str, path: str, look: str) -> None:
 
 def shoot(page: Page, name: str, *, whole: bool = True) -> None:
     page.wait_for_load_state("load")
-    page.wait_for_function(PICTURES_ARE_THERE)
+    page.evaluate(PICTURES)
     if name in SHOWN:
         page.screenshot(path=BEST / f"{name}.jpg", type="jpeg", quality=72)
     page.screenshot(path=ALL / f"{name}.jpg", type="jpeg", quality=80, full_page=whole)

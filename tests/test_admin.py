@@ -237,6 +237,12 @@ class TestUsers:
         assert queries() == few
 
 
+def test_a_list_offers_all_only_where_some_are_left_out(admin: Client, job: GenerationJob) -> None:
+    jobs = page("generation_generationjob_changelist")
+    assert "Show all" not in admin.get(jobs).content.decode()
+    assert "Show all" in admin.get(jobs, {"q": "nothing like it"}).content.decode()
+
+
 def test_a_list_that_is_not_counted_to_its_end_says_so(
     admin: Client, make_user: Callable[..., User], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,11 @@ def test_the_docs_are_served_from_our_own_files() -> None:
     assert "https://" not in page
 
 
+def test_the_docs_lead_back_to_the_site() -> None:
+    page = Client().get("/v1/docs").content.decode()
+    assert '<a href="/">Video platform</a><a href="/api-keys/">API keys</a>' in page
+
+
 @pytest.fixture
 def api_schema(live_server: LiveServer, user: User, node: GpuNode, settings: Any) -> Any:
     settings.VIDEO_COOLDOWN_SECONDS = 0

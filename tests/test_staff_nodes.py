@@ -373,9 +373,10 @@ class TestReports:
         assert "We look at every report" in thanks.content.decode()
         report = Report.objects.get()
         support = signed_in(in_role(make_user, "support").user)
-        assert (
-            "It is me &lt;b&gt;" in support.get(page("generation_report_change", report.pk)).content.decode()
-        )
+        read = support.get(page("generation_report_change", report.pk)).content.decode()
+        assert "It is me &lt;b&gt;" in read
+        assert f"It shows a real person: {job.public_id}" in read
+        assert page("generation_generationjob_poster", job.pk) in read
         assert support.post(page("generation_report_remove", report.pk), sent(reason="x")).status_code == 403
         client = signed_in(in_role(make_user, "operator").user)
         answer = client.post(

@@ -5,12 +5,13 @@ No gettext is needed for these tests; `make messages` needs it.
 
 import re
 import tokenize
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
-from babel.messages.catalog import Catalog
+from babel.messages.catalog import Catalog, Message
 from babel.messages.extract import extract_javascript, extract_python
 from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
@@ -71,9 +72,18 @@ def test_translations_have_the_same_gaps_to_fill(po):
 
 def test_compiled_catalogs_are_up_to_date(po):
     with po.with_suffix(".mo").open("rb") as file:
-        compiled = {key(message.id): forms(message.string) for message in read_mo(file) if message.id}
-    written = {key(message.id): forms(message.string) for message in catalog(po) if message.id}
-    assert compiled == written, "run `make messages`"
+        compiled = by_context(read_mo(file))
+    assert compiled == by_context(catalog(po)), "run `make messages`"
+
+
+def by_context(messages: Iterable[Message]) -> dict[tuple[str | None, str], tuple[str, ...]]:
+    found = {}
+    for each in messages:
+        # Of compiled messages Babel gives the context in bytes.
+        context = each.context.decode() if isinstance(each.context, bytes) else each.context
+        if each.id:
+            found[context, key(each.id)] = forms(each.string)
+    return found
 
 
 def forms(string: str | tuple[str, ...]) -> tuple[str, ...]:

@@ -557,6 +557,14 @@ def test_the_history_has_one_line_a_video_and_its_entries_on_demand(browser, sub
     assert "<details open" not in rows[2]
 
 
+def test_one_canceled_video_is_not_several_in_russian(browser, submit):
+    lifecycle.cancel(job=submit("Never mind"))
+    page = browser.get("/credits/", HTTP_ACCEPT_LANGUAGE="ru").content.decode()
+    assert "Отменено" in page
+    assert "Отменены" not in page
+    assert "Отменены" in browser.get("/", HTTP_ACCEPT_LANGUAGE="ru").content.decode()
+
+
 def test_a_long_history_has_pages_that_miss_nothing(browser, user):
     for n in range(60):
         ledger.grant(user=user, amount=1, reason=f"gift {n:02}")

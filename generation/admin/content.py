@@ -162,7 +162,8 @@ class ReportAdmin(ReadOnlyAdmin):
 
     @display(description="Video")
     def video(self, report: Report) -> SafeString | str:
-        return link("generation_generationjob", report.job_id, report.job.public_id)
+        job = report.job
+        return format_html("{} {}", poster(job), link("generation_generationjob", job.pk, job.public_id))
 
     @display(description="Prompt")
     def prompt(self, report: Report) -> str:

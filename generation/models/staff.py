@@ -8,6 +8,8 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy as _
 
+from generation.models.fields import public_id
+
 
 class BulkRefund(models.Model):
     """A refund of many jobs, decided once and carried out in the background, one job a transaction.
@@ -205,4 +207,4 @@ class Report(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"{self.about}: {self.job_id}"
+        return f"{self.get_about_display()}: {public_id(self.job_id)}"

@@ -8,6 +8,7 @@ from django.db.models import Q, QuerySet
 from django.http import QueryDict
 from django.utils.functional import Promise
 from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from generation.models import GenerationJob, JobQuerySet
 
@@ -29,7 +30,7 @@ class Filter:
         "making": (_("In the making"), GenerationJob.LIVE),
         "ready": (_("Ready"), (State.COMPLETED,)),
         "failed": (_("Failed"), (State.FAILED,)),
-        "canceled": (_("Canceled"), (State.CANCELED,)),
+        "canceled": (pgettext_lazy("several videos", "Canceled"), (State.CANCELED,)),
     }
     SOURCES: ClassVar[dict[str, Promise]] = {
         Source.WEB.value: _("Web"),

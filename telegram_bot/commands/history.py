@@ -102,7 +102,8 @@ async def share(press: Press) -> None:
     job = await own_job(press.account, press.argument)
     address = sharing.address(await in_database(sharing.share)(job=job))
     stop = row((_("Stop sharing"), "unshare"), argument=job.id.hex)
-    await press.reply(texts.shared(job.prompt, address=address), reply_markup=stop)
+    text, buttons = texts.shared(job.prompt, address=address, below=stop)
+    await press.reply(text, reply_markup=buttons)
 
 
 @button("unshare")

@@ -2,7 +2,6 @@
 
 import logging
 
-from django.db.models import F
 from django.utils import translation
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -10,7 +9,7 @@ from telegram import InlineKeyboardMarkup, LabeledPrice, PreCheckoutQuery
 from telegram.error import BadRequest
 
 from accounts import ledger
-from accounts.models import CreditAccount, CreditTransaction, User
+from accounts.models import CreditAccount, User
 from generation.database import DATABASE_AWAY, in_database
 from telegram_bot import payments, refunds, users
 from telegram_bot.commands.welcome import for_sale, wallet_of
@@ -25,26 +24,26 @@ logger = logging.getLogger(__name__)
 
 # What stands behind `?start=` in a link to the offers.
 HERE = "buy_here"
-LAST_ENTRIES = 5
+LAST_LINES = 5
 
 
 @in_database
-def statement_of(person: User) -> tuple[CreditAccount, list[CreditTransaction]]:
-    """Find the wallet and the last entries that changed the free credits: a capture of held credits does not."""
+def statement_of(person: User) -> tuple[CreditAccount, list[ledger.HistoryLine]]:
+    """Find the wallet and its last lines, one for each video, as on the web."""
     wallet = ledger.open_account(user=person)
-    moved = wallet.transactions.exclude(posted_delta=F("held_delta"))
-    return wallet, list(moved.order_by("-id")[:LAST_ENTRIES])
+    return wallet, ledger.history(account=wallet, limit=LAST_LINES)
 
 
 @command("balance", menu=gettext_lazy("Show your credits"))
 async def balance(request: Request) -> None:
     """Show free credits and the last entries."""
-    wallet, entries = await statement_of(request.person)
-    text = jobs.balance(free=wallet.balance, held=wallet.held, entries=entries)
+    wallet, latest = await statement_of(request.person)
+    text = jobs.balance(free=wallet.balance, held=wallet.held, latest=latest)
     await request.reply(text, reply_markup=await way_to_buy(request))
 
 
-@command("buy", menu=gettext_lazy("Buy credits with Telegram Stars"))
+# Telegram keeps the menu, whether or not a pack is for sale just now; without one, the reply says whom to ask.
+@command("buy", menu=gettext_lazy("Get credits"))
 @deep_link("buy")
 async def buy(request: Request) -> None:
     """Show the packs for sale."""

@@ -6,9 +6,9 @@ from django.contrib.humanize.templatetags.humanize import ordinal
 from django.utils.formats import date_format
 from django.utils.translation import gettext as _
 from django.utils.translation import pgettext
-from telegram import BotCommand, InlineKeyboardMarkup
+from telegram import BotCommand, CopyTextButton, InlineKeyboardButton, InlineKeyboardMarkup
 
-from accounts.models import CreditTransaction
+from accounts.ledger import HistoryLine
 from accounts.templatetags.accounts import translated_reason
 from generation.errors import CooldownActive, DailyLimitReached, GenerationError, TooManyAtOnce, in_words
 from generation.jobs.catalog import Quote
@@ -103,18 +103,19 @@ def video_usage(quote: Quote, *, example: str) -> str:
     )
 
 
-def balance(*, free: int, held: int, entries: list[CreditTransaction]) -> str:
-    """Show the wallet and `entries`, newest first."""
+def balance(*, free: int, held: int, latest: list[HistoryLine]) -> str:
+    """Show the wallet and its `latest` lines, newest first."""
     wallet = balance_of(free)
     if held:
         wallet += "\n" + _("%(credits)s held for videos being made") % {"credits": credits_of(held)}
-    return paragraphs(wallet, lines(*map(_entry, entries))) if entries else wallet
+    return paragraphs(wallet, lines(*map(_line, latest))) if latest else wallet
 
 
-def _entry(entry: CreditTransaction) -> str:
-    when = local_time(entry.created_at, f"{date_format(entry.created_at, 'j E, H:i')} UTC")
-    change = f"{entry.amount:+d}".replace("-", "−")
-    return f"{when} · {change} · {escaped(shortened(translated_reason(entry.reason), LINE_UNITS))}"
+def _line(line: HistoryLine) -> str:
+    moved = line.latest
+    when = local_time(moved.created_at, f"{date_format(moved.created_at, 'j E, H:i')} UTC")
+    change = f"{line.amount:+d}".replace("-", "−") if line.amount else "0"
+    return f"{when} · {change} · {escaped(shortened(translated_reason(moved.reason), LINE_UNITS))}"
 
 
 def history(jobs: list[GenerationJob], *, example: str) -> str:
@@ -164,9 +165,14 @@ def changed_prompt(prompt: str, *, mention: str) -> str:
     )
 
 
-def shared(prompt: str, *, address: str) -> str:
-    heading = _("🔗 Anyone who has this link can watch the video:")
-    return paragraphs(lines(heading, escaped(address)), prompt_line(prompt))
+def shared(
+    prompt: str, *, address: str, below: InlineKeyboardMarkup
+) -> tuple[str, InlineKeyboardMarkup | None]:
+    """Lead to the shared video by a button, which stays when the message is passed on, and by one that copies."""
+    text = lines(_("🔗 Anyone who has the link can watch the video."), prompt_line(prompt))
+    copy = InlineKeyboardButton(_("📋 Copy the link"), copy_text=CopyTextButton(address))
+    rows = InlineKeyboardMarkup([[copy], *below.inline_keyboard])
+    return leading_to(text, _("▶️ Watch the video"), address, below=rows)
 
 
 # --- The message that is the job ------------------------------------------------------------------------------------

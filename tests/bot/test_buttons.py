@@ -198,8 +198,10 @@ def test_share_sends_a_link_that_can_be_taken_back(bot: Bot, ada: int, video: Me
     message = bot.next_message(ada, after=1)
     job = job_of(ada)
     link = sharing.link_of(job)
-    assert f"https://videos.example.org/s/{link.token}/" in message.text
-    assert message.text.endswith(f"Prompt: {NASTY}")
+    address = f"https://videos.example.org/s/{link.token}/"
+    assert message.text == f"🔗 Anyone who has the link can watch the video.\nPrompt: {NASTY}"
+    assert message.buttons[0] == [{"text": "▶️ Watch the video", "url": address}]
+    assert message.buttons[1] == [{"text": "📋 Copy the link", "copy_text": {"text": address}}]
     bot.telegram.press(message, "Stop sharing", sender=ada)
     gone = f"🔗 The link does not work any more.\nPrompt: {NASTY}"
     wait_for(lambda: message.text == gone, message=bot.log)

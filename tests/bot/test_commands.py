@@ -79,12 +79,14 @@ def test_balance_shows_what_is_free_and_held_and_how_it_came_to_that(bot: Bot, a
     assert len(answer) == 5
 
 
-def test_balance_shows_the_last_five_lines_and_no_charge_of_what_was_held(
+def test_balance_shows_the_last_five_lines_one_for_each_video(
     bot: Bot, ada: int, finish_job: Callable[..., Any]
 ):
     bot.telegram.say("/video a red fox", sender=ada)
     finish_job(job_of(ada))
     the_video(bot, ada)
+    lines = bot.answer_to("/balance", sender=ada).splitlines()[2:]
+    assert [line.partition(" · ")[2] for line in lines] == ["−50 · Video completed", "+500 · Welcome credits"]
     for number in range(6):
         ledger.grant(user=user_of(ada), amount=number + 1, reason=f"Gift {number} <3")
     lines = bot.answer_to("/balance", sender=ada).splitlines()[2:]
@@ -128,6 +130,8 @@ def test_the_menu_of_commands_is_set(bot: Bot):
         "video", "balance", "history", "cancel", "presets", "settings", "buy", "link", "login", "paysupport",
         "terms", "help", "start",
     ]  # fmt: skip
+    # Nothing is for sale: the menu promises no purchase.
+    assert {"command": "buy", "description": "Get credits"} in bot.telegram.menus[""]
 
 
 def test_telegram_shows_what_the_bot_does_before_the_first_message(bot: Bot):

@@ -41,7 +41,7 @@ def test_a_video_comes_into_the_topic_in_which_it_was_asked_for(
     assert (status.thread, video.thread) == (TOPIC, TOPIC)
     assert [call.parameters["message_thread_id"] for call in bot.telegram.called("sendChatAction")] == ["5"]
     bot.telegram.press(video, "Share", sender=ada)
-    shared = wait_for(lambda: [m for m in bot.telegram.shown(chat or ada) if "/s/" in m.text])[0]
+    shared = wait_for(lambda: [m for m in bot.telegram.shown(chat or ada) if "the link" in m.text])[0]
     assert shared.thread == TOPIC
 
 

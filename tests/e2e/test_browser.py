@@ -307,6 +307,27 @@ def test_nothing_is_wider_than_a_small_phone(new_page: Callable[..., Page]) -> N
     expect(page.get_by_role("link", name="Sign in")).to_be_visible()
 
 
+def test_a_press_is_not_lost_while_the_button_is_renewed(new_page: Callable[..., Page]) -> None:
+    page = new_page()
+    sign_up(page, "slow-hand")
+    more = page.locator(".more > summary")
+    where = more.bounding_box()
+    more.click()
+    assert more.bounding_box() == where
+    page.get_by_label("Prompt: what").fill("A slow hand")
+    page.get_by_role("button", name="Generate ·").hover()
+    page.mouse.down()
+    page.evaluate("""() => new Promise((done) => {
+        document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+            if (detail.target.id === "submit-bar") setTimeout(done);
+        });
+        htmx.trigger(document.body, "wallet");
+    })""")
+    page.mouse.up()
+    expect(page.locator(".card", has_text="A slow hand")).to_be_visible()
+    cancel_all(page)
+
+
 def test_an_api_key_is_shown_once_and_copied(new_page: Callable[..., Page], stack) -> None:
     page = new_page(permissions=["clipboard-read", "clipboard-write"])
     sign_up(page, "keymaker")

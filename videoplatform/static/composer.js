@@ -106,6 +106,12 @@
     begin(sample.dataset.sample);
   });
 
+  // A button that is replaced while it is pressed gets no click: the new one comes after the press.
+  document.addEventListener("htmx:beforeSwap", ({ detail }) => {
+    if (detail.target.id !== "submit-bar" || !one("#submit-bar :active")) return;
+    detail.shouldSwap = false;
+    document.addEventListener("pointerup", () => setTimeout(() => htmx.trigger(document.body, "wallet")), { once: true });
+  });
   document.addEventListener("htmx:load", ({ detail: { elt } }) => {
     if (elt.matches?.("#composer, #submit-bar") || one("#submit-bar", elt)) readCooldown();
   });
