@@ -30,6 +30,8 @@ READ_TIMEOUT = 10.0
 # Bytes a second.
 SLOWEST = 1024
 MAGIC_BYTES = 12
+# As in media.decoder, which no other module can import.
+FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
 # Answers about one address of the file, which may have another.
 REFUSALS = (protocol.NodeRejected, protocol.NodeUnauthorized)
@@ -148,8 +150,8 @@ class _Progress:
         self.received += len(chunk)
 
     def check_magic(self) -> None:
-        """Check the first bytes: MP4 begins with a `ftyp` box, WebM with the EBML mark, an error page with neither."""
-        if self.head[4:8] != b"ftyp" and self.head[:4] != b"\x1aE\xdf\xa3":
+        """Check the first bytes: an MP4 begins with one of these boxes, WebM with the EBML mark."""
+        if self.head[4:8] not in FIRST_BOXES and self.head[:4] != b"\x1aE\xdf\xa3":
             raise protocol.NodeAnsweredNonsense("The node sent a file that is no video.")
 
     def headers(self) -> dict[str, str]:
