@@ -1,6 +1,6 @@
-"""The wallet over REST, and the shape of errors in the OpenAPI document, which every part of the API shares."""
+"""The wallet over REST, and what every part of the API shares: the shape of errors, and what counts as left out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 from drf_spectacular.utils import OpenApiResponse, extend_schema
@@ -38,7 +38,22 @@ def documented(name: str, summary: str, response: Any, *statuses: int, **options
     return extend_schema(operation_id=name, summary=summary, responses=responses, **options)
 
 
-class CreditsPage(serializers.Serializer):
+class EmptyIsLeftOut(serializers.Serializer):
+    """Takes a field that is null, empty or blank as left out: so many SDKs, and all forms, send what is not set."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            blank = {name for name, value in data.items() if isinstance(value, str) and not value.strip()}
+            data = {name: value for name, value in data.items() if value is not None and name not in blank}
+            for name in data:
+                self.check_field_name(name)
+        return super().to_internal_value(data)
+
+    def check_field_name(self, name: str) -> None:
+        """Accept any: what an address has beside its fields is ignored."""
+
+
+class CreditsPage(EmptyIsLeftOut):
     """The part of the history to list."""
 
     after = serializers.IntegerField(

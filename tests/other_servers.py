@@ -46,6 +46,7 @@ WAYS = {
     "late_file": "a finished file is there two seconds after it is first asked for; until then it is 404",
     "early_file": "a finished file is there two seconds after it is first asked for; until then it is 400",
     "page_for_file": "the first answer for the file is a web page with 200",
+    "cut_file": "the first answer for the file has no length and ends in the middle",
     "broken_file": "the first twelve answers for the file are 500",
     "forgets": "knows no job once it has taken it, but goes on with it",
     # --- It speaks another dialect
@@ -67,6 +68,7 @@ WAYS = {
     "elsewhere_redirect": "/content is a redirect to another host (localhost)",
     "content_json": "/content is JSON that names a signed address of the same host",
     "wrapped": "the job is the one of a list under data, and its id is a number beside a task_id",
+    "numbered": "ids are numbers, under data, beside a success of its own; a file that is not there yet is 202",
     "moves": "is a redirect to another host, whatever is asked",
     "gzip": "compresses every answer, the file too",
     # --- It hangs
@@ -134,6 +136,8 @@ class Machine:
             name = (name + "/+=?#" + "x" * 900)[:900]
         elif self.way == "quoted_id":
             name = f"{name}/part=="
+        elif self.way == "numbered":
+            name = str(len(self.jobs) + 1)
         job = Job(fields, name, self.seconds)
         self.jobs[name] = self.keys[key] = job
         return job
@@ -163,6 +167,8 @@ class Machine:
             status = "Finished"
         name = "task_id" if self.way in ("task_id", "wrapped") else "id"
         shown = {name: self.shown_id(job, created=created), "object": "video", "status": status}
+        if self.way == "numbered":
+            return {"status": "success", "data": shown | {"id": int(job.id)}}
         return {"code": 0, "data": [{"id": 17} | shown]} if self.way == "wrapped" else shown
 
 
@@ -279,8 +285,14 @@ class Routes(BaseHTTPRequestHandler):
         if time.monotonic() - job.file_asked_at < LATE_SECONDS and self.machine.way in (
             "late_file",
             "early_file",
+            "numbered",
         ):
-            return self.answer(404 if self.machine.way == "late_file" else 400, {"detail": "Not ready"})
+            status = {"late_file": 404, "early_file": 400}.get(self.machine.way, 202)
+            return self.answer(status, {"detail": "Not ready"})
+        if job.file_asked == 1 and self.machine.way == "cut_file":
+            self.wfile.write(b"HTTP/1.0 200 OK\r\nContent-Type: video/mp4\r\n\r\n" + clip_of(16, 8)[:1500])
+            self.close_connection = True
+            return None
         if job.file_asked == 1 and self.machine.way == "page_for_file":
             return self.page()
         if job.file_asked <= 12 and self.machine.way == "broken_file":

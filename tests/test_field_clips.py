@@ -179,6 +179,38 @@ def test_a_webm_that_is_cut_short_is_not_taken_for_a_shorter_one(tmp_path: Path)
         prepare(clip)
 
 
+def remuxed(path: Path, **options: str) -> Path:
+    """The same packets in another MP4."""
+    other = path.with_name("other.mp4")
+    with av.open(str(path)) as source, av.open(str(other), "w", options=options) as out:
+        stream: Any = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                out.mux(packet)
+    return other
+
+
+def test_an_mp4_in_fragments_plays_and_is_missed_when_it_is_cut_short(tmp_path: Path) -> None:
+    clip = remuxed(film(tmp_path / "clip.mp4"), movflags="frag_keyframe+empty_moov")
+    facts = prepare(clip)
+    assert (facts.frames, facts.duration_ms, facts.faststart) == (20, 800, True)
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    with pytest.raises(UnplayableVideo, match="cut short"):
+        prepare(clip)
+
+
+@pytest.mark.parametrize("head", [b"", b"\0\0\0\x08wide", b"\0\0\0\x08free"], ids=["none", "wide", "free"])
+def test_a_movie_needs_no_mark_of_its_kind_in_front(tmp_path: Path, head: bytes) -> None:
+    clip = remuxed(film(tmp_path / "clip.mp4"))  # its index is at the end, and says where its pictures are
+    data = clip.read_bytes()
+    size = int.from_bytes(data[:4])
+    mark = head + b"\0\0\0" + bytes([size - len(head)]) + b"free" if size - len(head) >= 8 else head
+    clip.write_bytes((mark + data[len(mark) :])[:size] + data[size:])
+    facts = prepare(clip)
+    assert (facts.frames, facts.duration_ms) == (20, 800)
+
+
 # --- Time ---
 
 

@@ -27,10 +27,19 @@ KEY = "other-key"
 # These make the clip, at the first attempt and of one post.
 AT_ONCE = (
     *("fine", "page_once", "replica", "proxy_refusal", "conflict_once"),
-    *("late_file", "early_file", "page_for_file", "broken_file"),
+    *("late_file", "early_file", "page_for_file", "broken_file", "cut_file"),
     *("unknown", "shouts", "prefixed", "long_id", "recoded_id", "quoted_id", "task_id"),
     *("health_page", "health_word", "health_shape", "health_missing"),
-    *("signed_path", "signed_redirect", "elsewhere", "elsewhere_redirect", "gzip", "content_json", "wrapped"),
+    *(
+        "signed_path",
+        "signed_redirect",
+        "elsewhere",
+        "elsewhere_redirect",
+        "gzip",
+        "content_json",
+        "wrapped",
+        "numbered",
+    ),
 )
 # These make it, too: the number of attempts and of posts.
 WITH_MORE = {"wants_model": (1, 2), "page_at_post": (1, 2), "expires": (2, 2)}

@@ -3,7 +3,9 @@
 Apart from `errors`: REST framework loads these while it is itself being imported.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from typing import IO, Any
 
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
@@ -65,6 +67,8 @@ class AnyAccept(BaseContentNegotiation):
 
     def select_parser(self, request: Request, parsers: Iterable[BaseParser]) -> BaseParser | None:
         kind = (request.content_type or "").partition(";")[0].strip().lower()
+        if kind in ("", "text/json") or kind.endswith("+json"):  # a body without a type is JSON as well
+            kind = PlainJSONParser.media_type
         return next((parser for parser in parsers if parser.media_type == kind), None)
 
     def select_renderer(
@@ -75,12 +79,13 @@ class AnyAccept(BaseContentNegotiation):
 
 
 class PlainJSONParser(JSONParser):
-    """JSON that nests too deeply for the parser's stack is bad input, not our failure."""
+    """JSON, with or without a byte order mark; what nests too deeply for the parser's stack is bad input."""
 
     def parse(
         self, stream: IO[Any], media_type: str | None = None, parser_context: Mapping[str, Any] | None = None
     ) -> Any:
+        body = stream.read()
         try:
-            return super().parse(stream, media_type, parser_context)
+            return super().parse(BytesIO(body.removeprefix(BOM_UTF8)), media_type, parser_context)
         except RecursionError:
             raise ParseError("JSON parse error - too deeply nested") from None

@@ -3,7 +3,7 @@
 Serializers check what is read; of what is written they are the declaration, and a function beside each makes the JSON.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from django.conf import settings
 from drf_spectacular.utils import extend_schema_field, inline_serializer
 from rest_framework import serializers
 
+from accounts.api import EmptyIsLeftOut
 from generation.errors import EmptyPrompt, InvalidSetting
 from generation.jobs import catalog, scheduling, submission
 from generation.models import GenerationJob, Preset, fields
@@ -89,18 +90,8 @@ class Seconds(Text):
         return super().to_internal_value(str(data) if type(data) is int and abs(data) < 10**6 else data)
 
 
-class KnownFieldsOnly(serializers.Serializer):
-    """Refuses a misspelt or unsupported field by name, instead of ignoring it.
-
-    A field that is null or empty counts as left out: that is how many SDKs, and all forms, send what is not set.
-    """
-
-    def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            data = {name: value for name, value in data.items() if value not in (None, "")}
-            for name in data:
-                self.check_field_name(name)
-        return super().to_internal_value(data)
+class KnownFieldsOnly(EmptyIsLeftOut):
+    """Refuses a misspelt or unsupported field by name, instead of ignoring it."""
 
     def check_field_name(self, name: str) -> None:
         if name not in self.fields:
@@ -139,7 +130,7 @@ class NewRemix(KnownFieldsOnly):
     prompt = Prompt(help_text="What the clip should show instead.")
 
 
-class PageQuery(serializers.Serializer):
+class PageQuery(EmptyIsLeftOut):
     """The part of a list to return."""
 
     after = Text(required=False, help_text="The last id of the page before.")
@@ -147,7 +138,7 @@ class PageQuery(serializers.Serializer):
     order = serializers.ChoiceField(choices=["asc", "desc"], default="desc", help_text="By time of creation.")
 
 
-class ContentQuery(serializers.Serializer):
+class ContentQuery(EmptyIsLeftOut):
     """The file of a video to return."""
 
     variant = serializers.ChoiceField(choices=["video", "thumbnail"], default="video")

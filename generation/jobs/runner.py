@@ -99,7 +99,9 @@ class AttemptRunner:
                 if await self._silent_too_long(error, time.monotonic() - asked_at):
                     return
                 # A server without idempotency makes a clip for each post that it took, answered or not.
-                await asyncio.sleep(RETRY_SECONDS if self.attempt.remote_id else next(pauses))
+                usual = RETRY_SECONDS if self.attempt.remote_id else next(pauses)
+                asked = error.retry_after if isinstance(error, nodes.NodeBusy) else 0.0
+                await asyncio.sleep(max(usual, min(asked, settings.LEASE_SECONDS / 3)))
                 continue
             except nodes.PermanentNodeError as error:
                 pause = None if self._is_certain(error) else next(doubts, None)

@@ -52,8 +52,7 @@ def store(attempt_id: str) -> None:
     with locks.kept(attempt_id=attempt.pk, token=token), work_folder() as folder:
         raw, clip, poster = folder / "raw.mp4", folder / "clip.mp4", folder / "poster.jpg"
         try:
-            async_to_sync(_download)(attempt, raw)
-            facts = media.prepare(raw, clip, poster)
+            facts = _fetch(attempt, raw, clip, poster)
         except nodes.TransientNodeError as error:
             if not _repeat_later(attempt, token, error):
                 _nothing_to_store(attempt, token, error)
@@ -75,6 +74,19 @@ def remove_files() -> None:
     """Remove stored files that no job names: deleted videos, and what a killed worker left."""
     while stored_files.remove_due():
         pass
+
+
+def _fetch(attempt: JobAttempt, raw: Path, clip: Path, poster: Path) -> media.VideoFacts:
+    """Fetch and prepare the file; where it does not play, once more: an answer without a length may end early."""
+    async_to_sync(_download)(attempt, raw)
+    try:
+        return media.prepare(raw, clip, poster)
+    except media.UnplayableVideo:
+        size = raw.stat().st_size
+        async_to_sync(_download)(attempt, raw)
+        if raw.stat().st_size == size:
+            raise
+        return media.prepare(raw, clip, poster)
 
 
 async def _download(attempt: JobAttempt, destination: Path) -> None:

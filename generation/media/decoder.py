@@ -61,6 +61,8 @@ AAC_FRAME = 1024
 AAC_PRIMING = 3
 # Ends that differ by less are one: the last packet of AAC is seldom full.
 SLACK_SECONDS = 0.1
+# What an MP4 begins with, or a QuickTime movie, which needs no `ftyp`.
+FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 # The outermost elements of Matroska and WebM.
 EBML, SEGMENT = b"\x1aE\xdf\xa3", b"\x18S\x80g"
 # Errors of FFmpeg that say nothing of the file: the disk, or a limit of ours.
@@ -202,11 +204,13 @@ def opened(source: Path, **options: str) -> Iterator[InputContainer]:
         head = file.read(12)
     if not head:
         raise Unplayable("the file is empty")
-    kind = "mov" if head[4:8] == b"ftyp" else "matroska" if head[:4] == EBML else None
+    kind = "mov" if head[4:8] in FIRST_BOXES else "matroska" if head[:4] == EBML else None
     if kind is None:
         raise Unplayable("it is neither MP4 nor WebM")
     if kind == "matroska":
         _check_segment(source)
+    else:
+        _check_fragments(source)
     try:
         container = av.open(str(source), "r", format=kind, options=options | {"protocol_whitelist": "file"})
     except (av.error.FFmpegError, ValueError) as error:
@@ -246,6 +250,14 @@ def _check_segment(source: Path) -> None:
             end = file.tell() + size
             file.seek(end)
     if source.stat().st_size < end:
+        raise Unplayable("it is cut short")
+
+
+def _check_fragments(source: Path) -> None:
+    """Check that the last fragment of an MP4 is whole: no index counts the frames of all of them."""
+    boxes = list(_top_level_boxes(source))
+    ends = [end for kind, end in boxes if kind in (b"moof", b"mdat")]
+    if any(kind == b"moof" for kind, _ in boxes) and max(ends) > source.stat().st_size:
         raise Unplayable("it is cut short")
 
 
@@ -477,14 +489,14 @@ def _described(
 
 def _has_index_in_front(source: Path) -> bool:
     """Look whether the index of an MP4 comes before its pictures, so that playing can begin before all is there."""
-    boxes = list(_top_level_boxes(source))
+    boxes = [kind for kind, _ in _top_level_boxes(source)]
     if b"moov" not in boxes or b"moof" in boxes:
         return False
     return b"mdat" not in boxes or boxes.index(b"moov") < boxes.index(b"mdat")
 
 
-def _top_level_boxes(source: Path) -> Iterator[bytes]:
-    """Yield the kinds of the outermost boxes of an MP4, in their order (ISO/IEC 14496-12, 4.2)."""
+def _top_level_boxes(source: Path) -> Iterator[tuple[bytes, int]]:
+    """Yield the kinds of the outermost boxes of an MP4 and where they end, in their order (ISO/IEC 14496-12, 4.2)."""
     with source.open("rb") as file:
         position = 0
         for _ in range(10_000):
@@ -493,9 +505,9 @@ def _top_level_boxes(source: Path) -> Iterator[bytes]:
             if len(header) < 8:
                 return
             size, kind = struct.unpack(">I4s", header[:8])
-            yield kind
             if size == 1 and len(header) == 16:
                 size = struct.unpack(">Q", header[8:])[0]
+            yield kind, position + size
             if size < 8:
                 return
             position += size

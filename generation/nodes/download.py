@@ -25,10 +25,16 @@ ATTEMPTS = 10
 DOUBTFUL_ATTEMPTS = 6
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 5.0
-# A node that sends nothing for this long is taken for gone, and the rest is asked for again.
+# A node that sends nothing for this long is taken for gone, and the rest is asked for again; one that drips is, too.
 READ_TIMEOUT = 10.0
+# Bytes a second.
+SLOWEST = 1024
 MAGIC_BYTES = 12
+# As in media.decoder, which no other module can import.
+FIRST_BOXES = (b"ftyp", b"styp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
+# Answers about one address of the file, which may have another.
+REFUSALS = (protocol.NodeRejected, protocol.NodeUnauthorized)
 CHANGED = "The clip changed on the node while it was fetched."
 
 
@@ -77,18 +83,22 @@ async def _receive_all(
         try:
             await _receive(transport, place, progress, max_bytes)
             return
-        except (protocol.TransientNodeError, *protocol.DOUBTFUL, protocol.NodeRejected) as error:
+        except (protocol.TransientNodeError, *protocol.DOUBTFUL, *REFUSALS) as error:
             left, pause = (ATTEMPTS, FIRST_PAUSE) if progress.received > known else (left - 1, pause)
             doubtful = not isinstance(error, protocol.TransientNodeError)
             doubts -= doubtful
-            # Where not a byte came in all that time, the caller may have other files to fetch meanwhile.
-            hangs = isinstance(error, protocol.NodeTimeout) and not progress.received
+            # Where next to nothing came in all that time, the caller may have other files to fetch meanwhile.
+            come = progress.received - known
+            hangs = isinstance(error, protocol.NodeTimeout) and come < READ_TIMEOUT * SLOWEST
             if not left or not doubts or hangs:
                 raise
             logger.info("download of %s: %s Trying again.", path, error)
             asked = error.retry_after if isinstance(error, protocol.NodeBusy) else 0.0
             named = error.address if isinstance(error, _FileNamed) else None
-        if doubtful and (other := named or await _ask_for(elsewhere) or path) != place:
+            other = (named or await _ask_for(elsewhere) or path) if doubtful else place
+            if isinstance(error, protocol.NodeUnauthorized) and other == place:
+                raise
+        if other != place:
             progress.start_over()
             place = other
         await asyncio.sleep(min(max(pause, asked), LONGEST_PAUSE))
@@ -140,8 +150,8 @@ class _Progress:
         self.received += len(chunk)
 
     def check_magic(self) -> None:
-        """Check the first bytes: MP4 begins with a `ftyp` box, WebM with the EBML mark, an error page with neither."""
-        if self.head[4:8] != b"ftyp" and self.head[:4] != b"\x1aE\xdf\xa3":
+        """Check the first bytes: an MP4 begins with one of these boxes, WebM with the EBML mark."""
+        if self.head[4:8] not in FIRST_BOXES and self.head[:4] != b"\x1aE\xdf\xa3":
             raise protocol.NodeAnsweredNonsense("The node sent a file that is no video.")
 
     def headers(self) -> dict[str, str]:
@@ -153,22 +163,43 @@ class _Progress:
 
 
 async def _receive(transport: Transport, place: str, progress: _Progress, max_bytes: int) -> None:
+    try:
+        async with asyncio.timeout(READ_TIMEOUT) as patience:
+            await _receive_patiently(transport, place, progress, max_bytes, patience)
+    except TimeoutError:
+        raise protocol.NodeTimeout("The clip comes too slowly.") from None
+
+
+async def _receive_patiently(
+    transport: Transport, place: str, progress: _Progress, max_bytes: int, patience: asyncio.Timeout
+) -> None:
+    """Receive what is missing. patience: put off by what comes."""
     async with transport.stream(place, headers=progress.headers(), read_timeout=READ_TIMEOUT) as response:
         if response.status_code == 416 and progress.received:
             _settle_unsatisfiable(response, progress)
             return
         if response.status_code not in (200, 206):
             raise transport.refuse(await read_answer(response))
-        if "json" in response.headers.get("content-type", ""):
-            if address := protocol.file_url((await read_answer(response)).json_value()):
+        pieces, head = plain_pieces(response), b""
+        # What it says of its type is not trusted.
+        while not head.strip() and (piece := await anext(pieces, b"")):
+            head += piece
+        is_first = response.status_code == 200 or not progress.received
+        if is_first and head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[", b'"'):
+            if address := protocol.file_url(
+                (await read_answer(response, begun=head, rest=pieces)).json_value()
+            ):
                 raise _FileNamed(transport.absolute(address))
             raise protocol.NodeAnsweredNonsense("The node sent JSON in place of the clip.")
         _check_part(response, progress)
         _check_whole(response, progress, max_bytes)
-        async for piece in plain_pieces(response):
-            if progress.received + len(piece) > max_bytes:
+        while head:
+            if progress.received + len(head) > max_bytes:
                 raise protocol.ResultTooLarge(f"The clip has more than {max_bytes} bytes.")
-            progress.add(piece)
+            progress.add(head)
+            now = asyncio.get_running_loop().time()
+            patience.reschedule(min((patience.when() or now) + len(head) / SLOWEST, now + READ_TIMEOUT))
+            head = await anext(pieces, b"")
     if progress.total is not None and progress.received < progress.total:
         raise protocol.NodeUnreachable(
             f"The clip broke off after {progress.received} of {progress.total} bytes."
@@ -192,7 +223,7 @@ def _check_part(response: httpx.Response, progress: _Progress) -> None:
         progress.start_over()
         return
     found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-    if not progress.received or not found or found[1] != str(progress.received):
+    if not found or found[1] != str(progress.received):
         raise progress.changed("The node sent another part of the clip than was asked for.")
     if progress.total is not None and found[3] not in ("*", str(progress.total)):
         raise progress.changed()
@@ -207,7 +238,11 @@ def _check_whole(response: httpx.Response, progress: _Progress, max_bytes: int) 
         progress.resumable = False
         return
     length = response.headers.get("content-length", "")
-    if length.isascii() and length.isdigit() and len(length) <= 18:
+    found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+    if response.status_code == 206 and found and found[3] != "*":
+        # A part may be shorter than what was asked for.
+        progress.total = int(found[3])
+    elif length.isascii() and length.isdigit() and len(length) <= 18:
         progress.total = progress.received + int(length)
     if progress.total is not None and progress.total > max_bytes:
         raise protocol.ResultTooLarge(f"The clip has {progress.total} bytes; {max_bytes} are allowed.")

@@ -191,8 +191,18 @@ _NOT_READY = re.compile(
     r"|unready|down|offline|unavailable|degraded|maintenance"
 )
 # Where a job's record names its file, or holds the object or the list that does; in this order.
-_FILE_KEY = re.compile(r"((video|download|output|result|file|content)_)?url|(unsigned_)?urls")
-_FILE_PARENT = re.compile(r"outputs?|results?|videos?|data|metadata|content")
+_FILE_KEYS = tuple(
+    map(
+        re.compile,
+        (
+            r"((video|download|output|result|file|content)_)?(url|uri)|(unsigned_|video_)?urls",
+            r"(task_)?results?|(generated_)?(videos?|samples?)|outputs?|data|metadata|content|response|(asset|artifact)s?"
+            r"|generations?|files?",
+            r"(?!.*(thumb|poster|image|cover|preview|frame|input|reference|audio|status|poll|cancel|self|hook|callback"
+            r"|stream|web|page|log))(.*_)?(url|uri|link|href)s?",
+        ),
+    )
+)
 
 
 def whole_number(value: object) -> int | None:
@@ -241,21 +251,27 @@ def known_file_name(path: object) -> str | None:
         return None
 
 
+def spelt(value: str) -> str:
+    """Bring a name or a word into one spelling: lower case, joined by `_`."""
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", value)
+    return re.sub(r"[^a-z0-9]+", "_", apart.lower()).strip("_")
+
+
 def word(value: object) -> str:
-    """Read a status word in one spelling: lower case, joined by `_`, without a prefix such as TASK_STATUS_."""
-    spelt = re.sub(r"[^a-z0-9]+", "_", value.lower()).strip("_") if isinstance(value, str) else ""
-    return re.sub(r"^((task|job|video|generation)_)?(status|state)_", "", spelt)
+    """Read a status word, without a prefix such as TASK_STATUS_."""
+    said = spelt(value) if isinstance(value, str) else ""
+    return re.sub(r"^((task|job|video|generation)_)?(status|state)_", "", said)
 
 
-def file_url(record: object, *, depth: int = 3) -> str | None:
+def file_url(record: object, *, depth: int = 4) -> str | None:
     """Find the address of the finished file in a job's record: absolute, or a path on the node."""
     if isinstance(record, str):
         return record if re.match(r"https?://|/(?!/)", record) else None
     if isinstance(record, list):
-        return file_url(record[0], depth=depth) if len(record) == 1 else None
+        return file_url(record[0], depth=depth) if record else None
     if not isinstance(record, dict) or not depth:
         return None
-    keys = [key for known in (_FILE_KEY, _FILE_PARENT) for key in record if known.fullmatch(key)]
+    keys = [key for known in _FILE_KEYS for key in record if known.fullmatch(spelt(key))]
     return next(filter(None, (file_url(record[key], depth=depth - 1) for key in keys)), None)
 
 

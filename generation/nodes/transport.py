@@ -31,6 +31,8 @@ DEFAULT_RETRY_AFTER = 5.0
 MAX_RETRY_AFTER = 600.0
 MAX_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)
+# Where an error has its text, in this order.
+MESSAGE_KEYS = ("error", "detail", "message", "msg", "errors", "error_message", "reason", "title")
 # Of an unpacked body, at once.
 PIECE_BYTES = 256 * 1024
 # OpenSSL's codes for a certificate that is signed by itself, or by one that is not known here.
@@ -239,9 +241,10 @@ def error_for_status(answer: Answer, *, detail: str) -> protocol.NodeError:
         return protocol.NodeAnsweredNonsense(f"The node answered {status} with a web page.")
     if status in (401, 403):
         return protocol.NodeUnauthorized(f"The node does not accept the key{suffix}")
-    if status == 429 or (status == 503 and "retry-after" in answer.headers):
-        return protocol.NodeBusy(f"The node is busy{suffix}", retry_after=retry_after(answer.headers))
-    if status in (408, 425):
+    if status in (202, 425, 429) or (status == 503 and "retry-after" in answer.headers):
+        said = "busy" if status in (429, 503) else "not ready for this"
+        return protocol.NodeBusy(f"The node is {said}{suffix}", retry_after=retry_after(answer.headers))
+    if status == 408:
         return protocol.NodeTimeout(f"The node answered {status}{suffix}")
     if status >= 500:
         return protocol.NodeServerError(f"The node answered {status}{suffix}")
@@ -259,26 +262,30 @@ def error_for_status(answer: Answer, *, detail: str) -> protocol.NodeError:
 def message_of(answer: Answer) -> str:
     """Return the node's own message in an error body, in any of the usual shapes; empty when there is none."""
     try:
-        body = answer.json_object()
+        body = answer.json_value()
     except protocol.NodeAnsweredNonsense:
         return ""
-    for key in ("error", "detail", "message"):
-        value = body.get(key)
-        if isinstance(value, dict):
-            value = value.get("message")
-        if isinstance(value, list):
-            value = "; ".join(_validation_line(item) for item in value[:5])
-        if isinstance(value, str) and value.strip():
-            return value
-    return ""
+    return _said(body) if isinstance(body, str | dict) else ""
 
 
-def _validation_line(item: object) -> str:
-    """Describe one entry of FastAPI's list of validation errors."""
-    if not isinstance(item, dict):
-        return str(item)[:MAX_MESSAGE]
-    place, text = item.get("loc"), str(item.get("msg", ""))[:MAX_MESSAGE]
-    return f"{place[-1]}: {text}" if isinstance(place, list) and place else text
+def _said(value: object, *, depth: int = 4) -> str:
+    """Read a message: a text, a list of them, or an object with one, as FastAPI's, or of fields each with its own."""
+    if isinstance(value, list):
+        return "; ".join(filter(None, (_said(item, depth=depth - 1) for item in value[:5]))) if depth else ""
+    if not isinstance(value, dict):
+        return "" if value is None or isinstance(value, bool) else str(value)[: 5 * MAX_MESSAGE].strip()
+    found = (
+        next(filter(None, (_said(value.get(key), depth=depth - 1) for key in MESSAGE_KEYS)), "")
+        if depth
+        else ""
+    )
+    if found:
+        place = value.get("loc")
+        return f"{place[-1]}: {found}" if isinstance(place, list) and place else found
+    fields = [
+        f"{name}: {_said(said, depth=1)}" for name, said in value.items() if said and isinstance(said, list)
+    ]
+    return "; ".join(fields[:5])
 
 
 def retry_after(headers: httpx.Headers) -> float:
@@ -297,10 +304,12 @@ def retry_after(headers: httpx.Headers) -> float:
     return min(max(seconds, 1.0), MAX_RETRY_AFTER)
 
 
-async def read_answer(response: httpx.Response) -> Answer:
-    """Read the whole answer, at most MAX_JSON_BYTES of it."""
-    body = bytearray()
-    async for piece in plain_pieces(response):
+async def read_answer(
+    response: httpx.Response, *, begun: bytes = b"", rest: AsyncIterator[bytes] | None = None
+) -> Answer:
+    """Read the whole answer, at most MAX_JSON_BYTES of it. begun, rest: of one that has been looked at before."""
+    body = bytearray(begun)
+    async for piece in rest or plain_pieces(response):
         body += piece
         if len(body) > MAX_JSON_BYTES:
             raise protocol.NodeAnsweredNonsense("The node's answer is too long.")
@@ -325,15 +334,19 @@ async def plain_pieces(response: httpx.Response) -> AsyncIterator[bytes]:
         raise protocol.NodeAnsweredNonsense(
             "The node's answer is compressed in a way that was not asked for."
         )
-    unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # by its head, gzip or zlib
+    unpacker: Any = None
     try:
         async for chunk in response.aiter_raw():
+            if unpacker is None:
+                # By its head gzip or zlib; some servers send deflate without one.
+                has_head = encoding != "deflate" or chunk[0] & 15 == 8
+                unpacker = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32 if has_head else -zlib.MAX_WBITS)
             yield (piece := unpacker.decompress(chunk, PIECE_BYTES))
             while unpacker.unconsumed_tail or len(piece) == PIECE_BYTES:
                 yield (piece := unpacker.decompress(unpacker.unconsumed_tail, PIECE_BYTES))
     except zlib.error:
         raise protocol.NodeAnsweredNonsense("The node's answer could not be unpacked.") from None
-    if not unpacker.eof:
+    if unpacker is not None and not unpacker.eof:
         raise protocol.NodeUnreachable("The connection to the node broke off (the answer ended early).")
 
 
