@@ -60,7 +60,9 @@ class CreditsPage(EmptyIsLeftOut):
         required=False, min_value=0, max_value=MAX_ID, help_text="The last id of the page before."
     )
     limit = serializers.IntegerField(default=20, min_value=1, max_value=100)
-    order = serializers.ChoiceField(choices=["asc", "desc"], default="desc", help_text="By time.")
+    order = serializers.ChoiceField(
+        choices=["asc", "desc"], default="desc", allow_blank=True, help_text="By time."
+    )
 
 
 class TransactionSerializer(serializers.Serializer):

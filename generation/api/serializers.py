@@ -133,15 +133,17 @@ class NewRemix(KnownFieldsOnly):
 class PageQuery(EmptyIsLeftOut):
     """The part of a list to return."""
 
-    after = Text(required=False, help_text="The last id of the page before.")
+    after = Text(required=False, allow_blank=True, help_text="The last id of the page before.")
     limit = serializers.IntegerField(default=20, min_value=1, max_value=100)
-    order = serializers.ChoiceField(choices=["asc", "desc"], default="desc", help_text="By time of creation.")
+    order = serializers.ChoiceField(
+        choices=["asc", "desc"], default="desc", allow_blank=True, help_text="By time of creation."
+    )
 
 
 class ContentQuery(EmptyIsLeftOut):
     """The file of a video to return."""
 
-    variant = serializers.ChoiceField(choices=["video", "thumbnail"], default="video")
+    variant = serializers.ChoiceField(choices=["video", "thumbnail"], default="video", allow_blank=True)
 
 
 # --- What is written --------------------------------------------------------------------------------------------------
