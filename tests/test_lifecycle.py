@@ -28,7 +28,7 @@ from generation.errors import (
     UnknownPreset,
 )
 from generation.jobs import catalog, lifecycle, locks, scheduling, stored_files, submission
-from generation.jobs.events import job_finished
+from generation.jobs.events import jobs_finished
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
 from generation.staff import jobs
 from tests.clips import FACTS, FILES
@@ -355,14 +355,14 @@ def test_a_live_video_cannot_be_deleted_and_an_ended_one_keeps_its_row(user, fin
 def test_listeners_hear_of_an_end_inside_its_transaction(user, finish_job):
     heard = []
 
-    def listen(job: GenerationJob, **_: Any) -> None:
-        heard.append((job.state, CreditTransaction.objects.filter(kind="capture").exists()))
+    def listen(jobs: list[GenerationJob], **_: Any) -> None:
+        heard.append((jobs[0].state, CreditTransaction.objects.filter(kind="capture").exists()))
 
-    job_finished.connect(listen)
+    jobs_finished.connect(listen)
     try:
         finish_job(submit(user))
     finally:
-        job_finished.disconnect(listen)
+        jobs_finished.disconnect(listen)
     assert heard == [("completed", True)]
 
 

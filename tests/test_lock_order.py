@@ -77,8 +77,8 @@ class World:
 
     def submit_again(self, job: GenerationJob) -> GenerationJob:
         with transaction.atomic():
-            wallet = ledger.lock_account(user=self.user)
-            return submission.submit_again(job, wallet=wallet, idempotency_key="again")
+            wallets = {self.user.pk: ledger.lock_account(user=self.user)}
+            return submission.submit_again([job], wallets=wallets)[0]
 
     def running(self) -> JobAttempt:
         self.submit()
@@ -173,9 +173,9 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "lifecycle.cancel": (World.running, lambda w, a: lifecycle.cancel(job=a.job)),
     "lifecycle.expire": (World.overdue, lambda w, job: lifecycle.expire(job_id=job.pk)),
     "lifecycle.delete": (World.finished, lambda w, job: lifecycle.delete(job=job)),
-    "lifecycle.cancel_all": (
+    "lifecycle.cancel_each": (
         lambda w: [w.running(), w.running(), w.submit()],
-        lambda w, _: lifecycle.cancel_all(user=w.user, reason="banned"),
+        lambda w, _: lifecycle.cancel_each(jobs=w.user.jobs.all(), reason="banned"),
     ),
     "lifecycle.refund": (
         World.finished,
@@ -243,9 +243,8 @@ PARTS = {
     "scheduling.others_for",
     "scheduling.claim_next",
     "scheduling.could_move",
-    "scheduling.open_attempt",
+    "scheduling.open_attempts",
     "scheduling.queue_positions",
-    "scheduling.why_not_on",
     "locks.held",
     "locks.lock_jobs",
     "locks.kept",
@@ -353,7 +352,7 @@ def _transition(world: World, attempt: JobAttempt, chance: random.Random) -> Non
                 attempt_id=attempt.pk, token=attempt.pk, retry_after=0.01, why="busy"
             ),
             lambda: lifecycle.cancel(job=attempt.job),
-            lambda: lifecycle.cancel_all(user=world.user, reason="banned"),
+            lambda: lifecycle.cancel_each(jobs=world.user.jobs.all(), reason="banned"),
             lambda: (
                 attempt.job.is_live
                 or lifecycle.attempt_stopped(attempt_id=attempt.pk, token=attempt.pk, stopped_at_step=None)

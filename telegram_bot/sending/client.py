@@ -78,7 +78,7 @@ class Traffic:
 @in_database
 @transaction.atomic
 def _add(figures: dict[tuple[str, str], tuple[int, float]]) -> None:
-    for (what, outcome), (number, seconds) in figures.items():
+    for (what, outcome), (number, seconds) in sorted(figures.items()):  # locked in one order
         row, _ = BotTraffic.objects.get_or_create(what=what, outcome=outcome)
         BotTraffic.objects.filter(pk=row.pk).update(
             number=F("number") + number, seconds=F("seconds") + seconds

@@ -208,7 +208,8 @@ class Results(TelegramChannel[JobMessage]):
         except ChatMigrated as error:
             # A group became a supergroup: its old messages are out of reach.
             moved = JobMessage.objects.filter(chat_id=row.chat_id)
-            await in_database(moved.update)(chat_id=error.new_chat_id, status_message_id=None, reply_to=None)
+            there = {"chat_id": error.new_chat_id, "status_message_id": None, "reply_to": None}
+            await in_database(outbox.update_each)(moved, **there)
             return
         logger.info("job %s is delivered", row.job_id.hex)
         await self._remove_status(row, status)
