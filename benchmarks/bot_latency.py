@@ -153,8 +153,7 @@ def finish_videos(clip: Path, number: int) -> None:
         },
     )
     for _ in range(number):
-        attempt = scheduling.claim_next()
-        assert attempt is not None
+        [attempt] = scheduling.claim(1)
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=1000)
         name = default_storage.save(f"videos/{attempt.job_id.hex}.mp4", File(clip.open("rb")))
         files = (name, f"posters/{attempt.job_id.hex}.jpg")  # a poster that the bot has no need of

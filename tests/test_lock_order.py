@@ -87,8 +87,7 @@ class World:
 
     def running(self) -> JobAttempt:
         self.submit()
-        attempt = scheduling.claim_next()
-        assert attempt is not None
+        [attempt] = scheduling.claim(1)
         GpuNode.objects.update(consecutive_failures=1)
         return attempt
 
@@ -107,8 +106,7 @@ class World:
         JobAttempt.objects.filter(pk=refused.pk).update(node=self.node)
         lifecycle.attempt_rejected(attempt_id=refused.pk, token=refused.pk, why="no such field")
         GpuNode.objects.filter(pk=self.node.pk).update(enabled=False)
-        attempt = scheduling.claim_next()
-        assert attempt is not None
+        [attempt] = scheduling.claim(1)
         assert attempt.node_id == known
         return attempt
 
@@ -280,7 +278,6 @@ PARTS = {
     "lifecycle.entries_of",
     "lifecycle.receipt",
     "scheduling.others_for",
-    "scheduling.claim_next",
     "scheduling.could_move",
     "scheduling.open_attempts",
     "scheduling.queue_positions",
@@ -366,7 +363,7 @@ def _anything(world: World, chance: random.Random) -> None:
     try:
         if attempt is None or chance.random() < 0.3:
             world.submit()
-            scheduling.claim_next()
+            scheduling.claim(1)
         else:
             _transition(world, attempt, chance)
     except GenerationError:

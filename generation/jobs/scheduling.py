@@ -81,11 +81,6 @@ class _Past:
     barred: set[int] = field(default_factory=set)
 
 
-def claim_next() -> JobAttempt | None:
-    """Claim one job."""
-    return next(iter(claim(1)), None)
-
-
 @transaction.atomic
 def claim(most: int = CLAIMED_AT_ONCE) -> list[JobAttempt]:
     """Give the fairest queued jobs to the least loaded healthy nodes with free slots.
