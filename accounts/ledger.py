@@ -8,8 +8,7 @@ balance.
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Required, TypedDict, Unpack
@@ -87,7 +86,7 @@ def grant(
 def grant_each(*, accounts: Sequence[CreditAccount], amount: int, reason: str, actor: User) -> None:
     """Give credits to each of these locked wallets, in one query. Raises InvalidAmount, as `grant`."""
     _check_grant(amount)
-    _enter_each(accounts, Kind.GRANT, amount, reason=reason, actor=actor)
+    _insert([_entry(account, Kind.GRANT, posted=amount, reason=reason, actor=actor) for account in accounts])
 
 
 def welcome_id(user: User) -> str:
@@ -148,22 +147,30 @@ def compensate(*, refund: CreditTransaction, reason: str, actor: User | None = N
     return entry
 
 
-def reserve(
-    *, user: User, amount: int, reference: uuid.UUID, reason: str, account: CreditAccount | None = None
-) -> CreditTransaction:
+@transaction.atomic
+def reserve(*, user: User, amount: int, reference: uuid.UUID, reason: str) -> CreditTransaction:
     """Hold credits for a job; 0 is a valid hold, so that a free job has one too.
-
-    account: the user's wallet where the caller's transaction has locked it already, which saves a savepoint, too.
 
     Raises:
         InsufficientBalance: fewer are free.
     """
-    if amount < 0:
-        raise InvalidAmount()
-    with nullcontext() if account else transaction.atomic():
-        account = account or lock_account(user=user)
+    return reserve_each([(lock_account(user=user), reference, amount)], reason=reason)[0]
+
+
+def reserve_each(
+    holds: Iterable[tuple[CreditAccount, uuid.UUID, int]], *, reason: str
+) -> list[CreditTransaction]:
+    """Hold credits for jobs, each in a locked wallet for a reference, in one query. Raises as `reserve`."""
+    entries = []
+    for account, reference, amount in holds:
+        if amount < 0:
+            raise InvalidAmount()
         _require_free(account, amount)
-        return _enter(account, Kind.RESERVE, held=amount, reference=reference, reason=reason, actor=user)
+        owner = account.user_id
+        entries.append(
+            _entry(account, Kind.RESERVE, held=amount, reference=reference, reason=reason, actor_id=owner)
+        )
+    return _insert(entries)
 
 
 def capture(*, reference: uuid.UUID, reason: str) -> CreditTransaction:
@@ -172,7 +179,7 @@ def capture(*, reference: uuid.UUID, reason: str) -> CreditTransaction:
     Raises:
         NotFound: nothing was held. AlreadyResolved: it was released before.
     """
-    return _resolve(reference, Kind.CAPTURE, reason=reason)
+    return _resolve_each([reference], Kind.CAPTURE, reason=reason)[0]
 
 
 def release(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> CreditTransaction:
@@ -181,7 +188,14 @@ def release(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> 
     Raises:
         NotFound: nothing was held. AlreadyResolved: it was captured before.
     """
-    return _resolve(reference, Kind.RELEASE, reason=reason, actor=actor)
+    return release_each(references=[reference], reason=reason, actor=actor)[0]
+
+
+def release_each(
+    *, references: Collection[uuid.UUID], reason: str, actor: User | None = None
+) -> list[CreditTransaction]:
+    """Give back what was held for several jobs, in the queries of one: for all or none. Raises as `release`."""
+    return _resolve_each(references, Kind.RELEASE, reason=reason, actor=actor)
 
 
 @transaction.atomic
@@ -235,7 +249,7 @@ def adjust_each(*, accounts: Sequence[CreditAccount], amount: int, reason: str, 
         raise InvalidAmount()
     for account in accounts:
         _require_free(account, -amount)
-    _enter_each(accounts, Kind.ADJUST, amount, reason=reason, actor=actor)
+    _insert([_entry(account, Kind.ADJUST, posted=amount, reason=reason, actor=actor) for account in accounts])
 
 
 @transaction.atomic
@@ -285,10 +299,13 @@ def _lock_path(entry: CreditTransaction) -> list[CreditAccount]:
     A merge locks its wallets, so the answer stays true until the transaction ends.
     """
     while True:
-        path = _path(entry)
-        locked = _lock(*path)
-        if _path(entry) == path:
-            return [locked[wallet] for wallet in path]
+        with transaction.atomic():
+            path = _path(entry)
+            locked = _lock(*path)
+            if _path(entry) == path:
+                return [locked[wallet] for wallet in path]
+            # Back to the savepoint, which gives the locks back: others may have to come before them.
+            transaction.set_rollback(True)
 
 
 def _lock(*ids: int) -> dict[int, CreditAccount]:
@@ -298,29 +315,41 @@ def _lock(*ids: int) -> dict[int, CreditAccount]:
 
 
 @transaction.atomic
-def _resolve(
-    reference: uuid.UUID, kind: CreditTransaction.Kind, *, reason: str, actor: User | None = None
-) -> CreditTransaction:
-    hold = CreditTransaction.objects.filter(kind=Kind.RESERVE, reference=reference).first()
-    if hold is None:
-        raise NotFound(f"Nothing is held for {reference}.")
-    account = _lock(hold.account_id)[hold.account_id]
-    earlier = CreditTransaction.objects.filter(resolves=hold, kind__in=[Kind.CAPTURE, Kind.RELEASE]).first()
-    if earlier is not None:
-        if earlier.kind == kind:
-            return earlier
-        raise AlreadyResolved(f"The hold of {reference} was resolved before, by {earlier.kind}.")
-    posted = -hold.held_delta if kind == Kind.CAPTURE else 0
-    return _enter(
-        account,
-        kind,
-        posted=posted,
-        held=-hold.held_delta,
-        reference=reference,
-        resolves=hold,
-        reason=reason,
-        actor=actor,
+def _resolve_each(
+    references: Collection[uuid.UUID],
+    kind: CreditTransaction.Kind,
+    *,
+    reason: str,
+    actor: User | None = None,
+) -> list[CreditTransaction]:
+    rows = CreditTransaction.objects.filter(kind=Kind.RESERVE, reference__in=references).order_by("pk")
+    holds = {hold.reference: hold for hold in rows}
+    for reference in references:
+        if reference not in holds:
+            raise NotFound(f"Nothing is held for {reference}.")
+    accounts = _lock(*{hold.account_id for hold in holds.values()})
+    ends = CreditTransaction.objects.filter(
+        resolves__in=list(holds.values()), kind__in=[Kind.CAPTURE, Kind.RELEASE]
     )
+    earlier = {end.resolves_id: end for end in ends}
+    for end in earlier.values():
+        if end.kind != kind:
+            raise AlreadyResolved(f"The hold of {end.reference} was resolved before, by {end.kind}.")
+    entries = [
+        _entry(
+            accounts[hold.account_id],
+            kind,
+            posted=-hold.held_delta if kind == Kind.CAPTURE else 0,
+            held=-hold.held_delta,
+            reference=hold.reference,
+            resolves=hold,
+            reason=reason,
+            actor=actor,
+        )
+        for hold in holds.values()
+        if hold.pk not in earlier
+    ]
+    return [*earlier.values(), *_insert(entries)]
 
 
 def _move_along(path: list[CreditAccount], amount: int, *, reason: str, actor: User | None) -> None:
@@ -353,38 +382,35 @@ class _Values(TypedDict, total=False):
     counterpart: CreditAccount | None
     external_id: str | None
     actor: User | None
+    actor_id: int
 
 
 def _enter(
     account: CreditAccount, kind: CreditTransaction.Kind, **values: Unpack[_Values]
 ) -> CreditTransaction:
-    entry = _entry(account, kind, **values)
-    entry.save(force_insert=True)
-    account.posted, account.held = entry.posted_after, entry.held_after
-    return entry
+    return _insert([_entry(account, kind, **values)])[0]
 
 
-def _enter_each(
-    accounts: Sequence[CreditAccount], kind: CreditTransaction.Kind, amount: int, *, reason: str, actor: User
-) -> None:
-    CreditTransaction.objects.bulk_create(
-        _entry(account, kind, posted=amount, reason=reason, actor=actor) for account in accounts
-    )
+def _insert(entries: list[CreditTransaction]) -> list[CreditTransaction]:
+    """Write entries, in their order, by the one statement that moves balances."""
+    return CreditTransaction.objects.bulk_create(entries)
 
 
 def _entry(
     account: CreditAccount, kind: CreditTransaction.Kind, **values: Unpack[_Values]
 ) -> CreditTransaction:
+    """Make an entry, to be inserted, and move the figures of the locked `account` as the trigger will."""
     posted, held = values.pop("posted", 0), values.pop("held", 0)
     values["reason"] = values["reason"][:500]
+    account.posted, account.held = account.posted + posted, account.held + held
     return CreditTransaction(
         account=account,
         kind=kind,
         posted_delta=posted,
         held_delta=held,
         # The trigger computes these from the locked row and moves the balance; what is sent is not trusted.
-        posted_after=account.posted + posted,
-        held_after=account.held + held,
+        posted_after=account.posted,
+        held_after=account.held,
         **values,
     )
 

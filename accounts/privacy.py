@@ -68,7 +68,7 @@ def close(*, user: User) -> None:
 @transaction.atomic
 def _anonymise(user: User) -> None:
     superusers = User.objects.select_for_update(no_key=True).filter(is_superuser=True, is_active=True)
-    if {row.pk for row in superusers} == {user.pk}:
+    if {row.pk for row in superusers.order_by("pk")} == {user.pk}:
         raise LastSuperuser
     account_closing.send(sender=User, user=user)
     # Sessions that are not listed, if there are any, end with the password they were made under.

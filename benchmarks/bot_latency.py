@@ -1,11 +1,12 @@
-"""Measure how soon the bot answers a command: idle, while it uploads ten videos, and beside a bare python-telegram-bot.
+"""Measure how soon the bot answers a command: idle, while it uploads ten videos, and beside a bare python-telegram-bot;
+and how many notices and videos it delivers a second when a round trip to Telegram takes 100 ms.
 
 The bare bot is python-telegram-bot's own Application with one handler that answers at once: no database, no durable
 inbox, nothing that survives a kill. Both talk to Bot API servers of the tests' own in this process, and are asked in
 turn.
 Timed from the moment an update is there to be fetched until its answer has arrived at the server.
 
-    python -m benchmarks.bot_latency [--commands 60] [--videos 10] [--megabytes 4] [--line 1.0]
+    python -m benchmarks.bot_latency [--commands 60] [--videos 10] [--megabytes 4] [--line 1.0] [--deliveries 200]
 """
 
 import argparse
@@ -26,6 +27,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parent.parent
 BARE_TOKEN = "4343:for-benchmarks-only-BBBBBBBBBBBBBBBBBBBBB"
 PATIENCE_SECONDS = 120.0
+ROUND_TRIP_SECONDS = 0.1
 PAUSES = (0.05, 0.25)
 COMMANDS = ("/balance", "/video a red fox in the snow", "/history", "/help")
 REGULARS = range(50_000, 50_020)
@@ -50,12 +52,12 @@ def serve_bare_bot() -> None:
 
 
 @contextmanager
-def running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+def running(command: list[str], environment: dict[str, str]) -> Iterator[int]:
     process = subprocess.Popen(
         [sys.executable, *command], cwd=REPOSITORY, env=os.environ | environment, stdout=subprocess.DEVNULL
     )
     try:
-        yield
+        yield process.pid
     finally:
         process.terminate()
         process.wait(30)
@@ -126,10 +128,10 @@ def order_videos(telegram: Any, number: int) -> None:
     """Submit by /video, each video by another person; no node makes them yet."""
     from telegram_bot.models import JobMessage
 
-    before = JobMessage.objects.count()
+    shown = JobMessage.objects.filter(status_message_id__isnull=False)
+    before = shown.count()
     for sender in range(60_000, 60_000 + number):
         telegram.say("/video a red fox", sender=sender)
-    shown = JobMessage.objects.filter(status_message_id__isnull=False)
     wait_for(lambda: shown.count() >= before + number, message="the videos were not accepted")
 
 
@@ -153,8 +155,7 @@ def finish_videos(clip: Path, number: int) -> None:
         },
     )
     for _ in range(number):
-        attempt = scheduling.claim_next()
-        assert attempt is not None
+        [attempt] = scheduling.claim(1)
         assert lifecycle.begin_storing(attempt_id=attempt.pk, token=attempt.pk, generation_ms=1000)
         name = default_storage.save(f"videos/{attempt.job_id.hex}.mp4", File(clip.open("rb")))
         files = (name, f"posters/{attempt.job_id.hex}.jpg")  # a poster that the bot has no need of
@@ -167,24 +168,78 @@ def videos_that_came(telegram: Any) -> int:
         return sum(bool(message.video) for message in telegram.messages)
 
 
+# --- Deliveries a second ----------------------------------------------------------------------------------------------
+def deliveries(telegram: Any, pid: int, folder: Path, number: int) -> str:
+    """Deliver so many notices and so many small videos, each to a person of its own; returns a table."""
+    from django.conf import settings
+    from django.db import transaction
+
+    from telegram_bot.models import ChatNotice, JobMessage
+    from telegram_bot.sending import outbox
+    from tests.clips import write_clip
+
+    settings.TELEGRAM_BOT_TOKEN = telegram.token
+    order_videos(telegram, number)
+    chats = range(60_000, 60_000 + number)
+
+    def notices() -> None:
+        for chat in chats:
+            outbox.tell(chat_id=chat, text="Hello")
+
+    clip, telegram.latency = write_clip(folder / "small.mp4"), ROUND_TRIP_SECONDS
+    kinds: dict[str, tuple[str, Callable[[], None], Any]] = {
+        "notices": ("sendMessage", notices, ChatNotice.objects.exclude(state="sent")),
+        "videos": (
+            "sendVideo",
+            lambda: finish_videos(clip, number),
+            JobMessage.objects.exclude(state="sent", status_message_id=None),
+        ),
+    }
+    rows = [
+        "| | a second | most in one second | most under way | CPU of the bot each (ms) |",
+        "|---|---|---|---|---|",
+    ]
+    for name, (method, begin, left) in kinds.items():
+        used = cpu_seconds(pid)
+        with transaction.atomic():  # all are due at once
+            begin()
+        wait_for(lambda left=left: not left.exists(), message=f"the {name} were not delivered")
+        moments = [call.at for call in telegram.called(method)][-number:]
+        used = 1000 * (cpu_seconds(pid) - used) / number
+        rate = (number - 1) / (moments[-1] - moments[0])
+        at_once = [
+            max(sum(0 <= b - a < span for b in moments) for a in moments) for span in (1, ROUND_TRIP_SECONDS)
+        ]
+        rows.append(f"| {name} | {rate:.1f} | {at_once[0]} | {at_once[1]} | {used:.1f} |")
+    telegram.reset()
+    return "\n".join(rows)
+
+
+def cpu_seconds(pid: int) -> float:
+    figures = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(figures[11]) + int(figures[12])) / os.sysconf("SC_CLK_TCK")
+
+
 # --- The run ----------------------------------------------------------------------------------------------------------
-def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
+def measure(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, list[float]], str]:
     from tests.bot_api_server import BotApiServer
 
     with BotApiServer() as ours, BotApiServer(token=BARE_TOKEN) as bare:
         bare_bot = ["-m", "benchmarks.bot_latency", "--serve-bare-bot"]
-        with running(["manage.py", "run_bot"], ours.environment), running(bare_bot, bare.environment):
+        with running(["manage.py", "run_bot"], ours.environment) as pid, running(bare_bot, bare.environment):
             servers = {"ours, idle": ours, "bare python-telegram-bot, idle": bare}
             for telegram in servers.values():
                 for _ in REGULARS:
                     latency(telegram, "/start")
+            delivered = deliveries(ours, pid, folder, arguments.deliveries)
             times = ask(servers, number=arguments.commands)
             order_videos(ours, arguments.videos)
             ours.bytes_a_second = 1e6 * arguments.line
             finish_videos(large_clip(folder, megabytes=arguments.megabytes), arguments.videos)
             wait_for(lambda: ours.called("sendChatAction"), message="no upload began")
             busy = ask_until(ours, lambda: videos_that_came(ours) >= arguments.videos)
-            return times | {f"ours, {arguments.videos} videos being sent": busy}
+            times |= {f"ours, {arguments.videos} videos being sent": busy}
+            return times, delivered
 
 
 def table(results: dict[str, list[float]]) -> str:
@@ -216,10 +271,10 @@ def run(arguments: argparse.Namespace) -> None:
 
         with embedded_postgres.hold(folder):
             call_command("migrate", verbosity=0)
-            results = measure(folder, arguments)
+            results, delivered = measure(folder, arguments)
             connections.close_all()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; Python {sys.version.split()[0]}\n")
-    print(table(results))
+    print(table(results), delivered, sep="\n\n")
 
 
 def main() -> None:
@@ -228,6 +283,9 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=10, help="being sent at the same time")
     parser.add_argument("--megabytes", type=float, default=4.0, help="size of each")
     parser.add_argument("--line", type=float, default=1.0, help="megabytes a second that an upload gets")
+    parser.add_argument(
+        "--deliveries", type=int, default=200, help="notices, and as many videos, due at once"
+    )
     parser.add_argument("--serve-bare-bot", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve_bare_bot:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from smtplib import SMTPException
 
 from allauth.account.models import EmailAddress
@@ -30,11 +31,16 @@ MOST_ATTEMPTS = 30  # two hours, about
 SUBJECT_LENGTH = 60
 
 
-def expect(job: GenerationJob) -> None:
-    """Have the owner of a job that ends in this transaction get a mail, if they chose so."""
-    wanted = job.user.mail_when_ready and bool(settings.EMAIL_HOST)
-    if wanted and job.source in SOURCES and job.state in (State.COMPLETED, State.FAILED):
-        ReadyMail.objects.create(job=job, next_attempt_at=Now())
+def expect(jobs: Sequence[GenerationJob]) -> None:
+    """Have the owners of jobs that end in this transaction get a mail, if they chose so."""
+    if settings.EMAIL_HOST:
+        ReadyMail.objects.bulk_create(
+            ReadyMail(job=job, next_attempt_at=Now())
+            for job in jobs
+            if job.user.mail_when_ready
+            and job.source in SOURCES
+            and job.state in (State.COMPLETED, State.FAILED)
+        )
 
 
 def compose(mail: ReadyMail) -> EmailMessage | None:

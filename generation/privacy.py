@@ -29,14 +29,17 @@ def forget(*, user: User) -> None:
 
     Safe to repeat: `forget_closed_accounts` does, until nothing is left.
     """
-    lifecycle.cancel_all(user=user, reason=gettext_noop("The account was deleted"))
-    for job in GenerationJob.objects.filter(user=user, finished_at__isnull=False, deleted_at=None):
+    jobs = GenerationJob.objects.filter(user=user)
+    lifecycle.cancel_each(jobs=jobs, reason=gettext_noop("The account was deleted"))
+    for job in jobs.filter(finished_at__isnull=False, deleted_at=None):
         with transaction.atomic():
             lifecycle.delete(job=job)
             SharedLink.objects.filter(job=job).delete()
             GenerationJob.objects.filter(pk=job.pk).update(**FORGOTTEN)
     # Those that were deleted before.
-    GenerationJob.objects.filter(user=user, deleted_at__isnull=False).exclude(prompt="").update(**FORGOTTEN)
+    with transaction.atomic():
+        lock_videos(of=user)
+        jobs.filter(deleted_at__isnull=False).exclude(prompt="").update(**FORGOTTEN)
 
 
 def forget_closed_accounts() -> int:

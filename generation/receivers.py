@@ -1,5 +1,6 @@
 """Receivers: a ban cancels live jobs, a closed account is forgotten, a fresh database gets its presets."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django.db.models.signals import post_migrate, post_save
@@ -11,7 +12,7 @@ from accounts.privacy import Part
 from accounts.signals import account_closed, personal_data
 from generation import mails, privacy
 from generation.jobs import lifecycle
-from generation.jobs.events import job_finished
+from generation.jobs.events import jobs_finished
 from generation.models import GenerationJob, Preset
 
 QUICK, STANDARD = gettext_noop("Quick"), gettext_noop("Standard")
@@ -25,12 +26,12 @@ FIRST_PRESETS: tuple[dict[str, Any], ...] = (
 @receiver(post_save, sender=User, dispatch_uid="generation.cancel_jobs_of_banned")
 def cancel_jobs_of_banned(instance: User, created: bool, **_: Any) -> None:
     if not created and not instance.is_active:
-        lifecycle.cancel_all(user=instance, reason=gettext_noop("The account was closed"))
+        lifecycle.cancel_each(jobs=instance.jobs.all(), reason=gettext_noop("The account was closed"))
 
 
-@receiver(job_finished, dispatch_uid="generation.mail_about_job")
-def mail_about_job(job: GenerationJob, **_: Any) -> None:
-    mails.expect(job)
+@receiver(jobs_finished, dispatch_uid="generation.mail_about_jobs")
+def mail_about_jobs(jobs: Sequence[GenerationJob], **_: Any) -> None:
+    mails.expect(jobs)
 
 
 @receiver(account_closed, dispatch_uid="generation.forget_who_left")

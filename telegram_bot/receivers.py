@@ -4,6 +4,7 @@ without python-telegram-bot.
 
 import html
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from django.conf import settings
@@ -16,28 +17,30 @@ from accounts import notices
 from accounts.models import Ban, Notice, User
 from accounts.privacy import Part
 from accounts.signals import account_closed, account_closing, personal_data
-from generation.jobs.events import job_finished, job_retried
+from generation.jobs.events import jobs_finished, jobs_retried
 from generation.models import GenerationJob
 from telegram_bot import users, wakeup
 from telegram_bot.models import ChatNotice, CreditPack, JobMessage, MessageRef, StarPayment, TelegramAccount
 from telegram_bot.sending import outbox
 
 
-@receiver(job_finished, dispatch_uid="telegram_bot.make_delivery_due")
-def make_delivery_due(job: GenerationJob, **_: Any) -> None:
-    """Make the result due in the transaction that ends the job, in whichever process."""
-    pending = JobMessage.objects.filter(job=job, state=JobMessage.State.PENDING)
-    if pending.update(next_attempt_at=Now()):
+@receiver(jobs_finished, dispatch_uid="telegram_bot.make_deliveries_due")
+def make_deliveries_due(jobs: Sequence[GenerationJob], **_: Any) -> None:
+    """Make the results due in the transaction that ends the jobs, in whichever process."""
+    pending = JobMessage.objects.filter(job__in=jobs, state=JobMessage.State.PENDING)
+    if outbox.update_each(pending, next_attempt_at=Now()):
         wakeup.call(wakeup.OUTBOX)
 
 
-@receiver(job_retried, dispatch_uid="telegram_bot.deliver_retried")
-def deliver_retried(original: GenerationJob, job: GenerationJob, **_: Any) -> None:
-    """Deliver a job that staff have made again to the chat that asked for the first one."""
-    asked = JobMessage.objects.filter(job=original).first()
-    if asked is not None:
-        place = {name: getattr(asked, name) for name in ("bot_id", "chat_id", "thread_id", "reply_to")}
-        JobMessage.objects.create(job=job, **place)
+@receiver(jobs_retried, dispatch_uid="telegram_bot.deliver_retried")
+def deliver_retried(pairs: Sequence[tuple[GenerationJob, GenerationJob]], **_: Any) -> None:
+    """Deliver jobs that staff have made again to the chats that asked for the first ones."""
+    again = {original.pk: job for original, job in pairs}
+    place = ("bot_id", "chat_id", "thread_id", "reply_to")
+    JobMessage.objects.bulk_create(
+        JobMessage(job=again[asked["job"]], **{name: asked[name] for name in place})
+        for asked in JobMessage.objects.filter(job__in=again).values("job", *place)
+    )
 
 
 @receiver(notices.made, dispatch_uid="telegram_bot.pass_notice_on")
@@ -69,9 +72,11 @@ def tell_of_ban(instance: Ban, **_: Any) -> None:
 @receiver(account_closing, dispatch_uid="telegram_bot.unlink")
 def unlink(user: User, **_: Any) -> None:
     """Forget the person on Telegram: the next message is a stranger's. Their former account has a name, too."""
+    accounts = TelegramAccount.objects.filter(user=user)
+    # Before the account that it was, as everywhere.
+    list(accounts.select_for_update().order_by("pk").values_list("pk"))
     joined = User.objects.filter(former_telegram_account__user=user)
     joined.update(username=f"deleted_{uuid.uuid4().hex[:12]}", anonymised_at=Now())
-    accounts = TelegramAccount.objects.filter(user=user)
     ChatNotice.objects.filter(chat_id__in=accounts.values("telegram_id")).delete()
     accounts.delete()
 

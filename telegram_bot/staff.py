@@ -1,11 +1,13 @@
 """Operations of the staff on Telegram accounts, updates, deliveries and payments."""
 
+from collections.abc import Sequence
+
 from django.db.models.functions import Now
 
 from accounts import merging
 from accounts.models import WalletMerge
 from accounts.staff.actor import Refused
-from accounts.staff.audit_log import Operation, operation
+from accounts.staff.audit_log import Operation, Outcome, operation
 from telegram_bot import linking, refunds, wakeup
 from telegram_bot.models import JobMessage, StarPayment, TelegramUpdate
 
@@ -29,27 +31,37 @@ def undo_merge(op: Operation, merge: WalletMerge) -> None:
 
 
 @operation("telegram_bot.change_telegramupdate", "update.again")
-def handle_again(op: Operation, update: TelegramUpdate) -> None:
-    """Have a failed update handled again. Handlers find what they did the first time.
+def handle_again(op: Operation, updates: Sequence[TelegramUpdate]) -> Outcome[TelegramUpdate]:
+    """Have failed updates handled again. Handlers find what they did the first time."""
 
-    Raises:
-        Refused: it did not fail.
-    """
-    failed = TelegramUpdate.objects.filter(pk=update.pk, state=TelegramUpdate.State.FAILED)
-    if not failed.update(state=TelegramUpdate.State.RECEIVED, error="", settled_at=None):
-        raise Refused("Only what could not be handled is handled again.")
-    op.record(update, before={"error": update.error})
+    def why_not(update: TelegramUpdate) -> str | None:
+        failed = update.state == TelegramUpdate.State.FAILED
+        return None if failed else "Only what could not be handled is handled again."
+
+    chosen = TelegramUpdate.objects.filter(pk__in=[update.pk for update in updates])
+    found = op.possible(chosen, why_not)
+    op.record_each([(update, {"error": update.error}, {}) for update in found])
+    again = {"state": TelegramUpdate.State.RECEIVED, "error": "", "settled_at": None}
+    chosen.filter(pk__in=[update.pk for update in found]).update(**again)
     wakeup.call(wakeup.INBOX)
+    return op.outcome(found)
 
 
 @operation("telegram_bot.change_jobmessage", "delivery.again")
-def deliver_again(op: Operation, message: JobMessage) -> None:
-    """Retry a delivery that failed. Raises Refused when it was delivered, or is being tried."""
-    failed = JobMessage.objects.filter(pk=message.pk, state=JobMessage.State.FAILED)
-    if not failed.update(state=JobMessage.State.PENDING, attempts=0, next_attempt_at=Now()):
-        raise Refused("Only what could not be delivered is delivered again.")
-    op.record(message, before={"error": message.error})
+def deliver_again(op: Operation, messages: Sequence[JobMessage]) -> Outcome[JobMessage]:
+    """Retry deliveries that failed."""
+
+    def why_not(message: JobMessage) -> str | None:
+        failed = message.state == JobMessage.State.FAILED
+        return None if failed else "Only what could not be delivered is delivered again."
+
+    chosen = JobMessage.objects.filter(pk__in=[message.pk for message in messages])
+    found = op.possible(chosen, why_not)
+    op.record_each([(message, {"error": message.error}, {}) for message in found])
+    again = {"state": JobMessage.State.PENDING, "attempts": 0, "next_attempt_at": Now()}
+    chosen.filter(pk__in=[message.pk for message in found]).update(**again)
     wakeup.call(wakeup.OUTBOX)
+    return op.outcome(found)
 
 
 @operation("telegram_bot.refund_starpayment", "payment.refund")

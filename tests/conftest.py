@@ -277,8 +277,7 @@ def start_job(node: Any) -> Callable[[Any], Any]:
     def start(job: Any) -> Any:
         # However long the test took so far: what is silent for half a minute gets no jobs.
         GpuNode.objects.filter(pk=node.pk).update(last_seen_at=timezone.now())
-        attempt = scheduling.claim_next()
-        assert attempt is not None
+        [attempt] = scheduling.claim(1)
         assert attempt.job_id == job.pk, "another job was queued before this one"
         assert locks.take(attempt_id=attempt.pk, token=attempt.pk)
         return attempt

@@ -28,7 +28,7 @@ from generation.errors import (
     UnknownPreset,
 )
 from generation.jobs import catalog, lifecycle, locks, scheduling, stored_files, submission
-from generation.jobs.events import job_finished
+from generation.jobs.events import jobs_finished
 from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
 from generation.staff import jobs
 from tests.clips import FACTS, FILES
@@ -256,9 +256,9 @@ def test_a_busy_node_does_not_count_as_an_attempt_and_is_left_alone(user, start_
     lifecycle.attempt_refused(attempt_id=attempt.pk, token=attempt.pk, retry_after=7, why="429")
     job.refresh_from_db()
     assert (job.state, job.attempt_count) == ("queued", 0)
-    assert scheduling.claim_next() is None
+    assert not scheduling.claim(1)
     GpuNode.objects.update(leave_alone_until=timezone.now())
-    assert scheduling.claim_next() is not None
+    assert scheduling.claim(1)
 
 
 def test_a_moved_attempt_that_is_refused_leaves_the_number_of_attempts_as_it_was(
@@ -355,14 +355,14 @@ def test_a_live_video_cannot_be_deleted_and_an_ended_one_keeps_its_row(user, fin
 def test_listeners_hear_of_an_end_inside_its_transaction(user, finish_job):
     heard = []
 
-    def listen(job: GenerationJob, **_: Any) -> None:
-        heard.append((job.state, CreditTransaction.objects.filter(kind="capture").exists()))
+    def listen(jobs: list[GenerationJob], **_: Any) -> None:
+        heard.append((jobs[0].state, CreditTransaction.objects.filter(kind="capture").exists()))
 
-    job_finished.connect(listen)
+    jobs_finished.connect(listen)
     try:
         finish_job(submit(user))
     finally:
-        job_finished.disconnect(listen)
+        jobs_finished.disconnect(listen)
     assert heard == [("completed", True)]
 
 
@@ -374,7 +374,7 @@ def test_the_queue_is_fair_fewest_running_first_then_oldest(no_cooldown, user, m
     bob = make_user("bob")
     mine = [submit(user), submit(user)]
     his = submit(bob)
-    order = [scheduling.claim_next().job_id for _ in range(3)]
+    order = [scheduling.claim(1)[0].job_id for _ in range(3)]
     assert order == [mine[0].pk, his.pk, mine[1].pk]
 
 
@@ -383,18 +383,18 @@ def test_a_node_gets_one_job_more_than_it_runs_and_its_slot_is_free_while_a_file
 ):
     for _ in range(4):
         submit(user)
-    first, second = scheduling.claim_next(), scheduling.claim_next()
-    assert scheduling.claim_next() is None
+    [first], [second] = scheduling.claim(1), scheduling.claim(1)
+    assert not scheduling.claim(1)
     lifecycle.begin_storing(attempt_id=first.pk, token=first.pk)
-    assert scheduling.claim_next() is not None
+    assert scheduling.claim(1)
     assert second.node == node
 
 
 def test_a_field_node_gets_one_request_at_a_time_and_only_what_it_can_finish_in_time(no_cooldown, user, node):
     GpuNode.objects.update(detected_protocol="generate_video")
     long, short, waiting = submit(user, preset="standard"), submit(user), submit(user)
-    assert scheduling.claim_next().job_id == short.pk
-    assert scheduling.claim_next() is None
+    assert scheduling.claim(1)[0].job_id == short.pk
+    assert not scheduling.claim(1)
     assert {long.state, waiting.state} == {"queued"}
 
 
@@ -407,7 +407,7 @@ def test_a_field_node_is_judged_by_its_slowest_of_the_last_clips(
     GpuNode.objects.update(detected_protocol="generate_video")
     JobAttempt.objects.filter(pk=JobAttempt.objects.first().pk).update(generation_ms=milliseconds)
     submit(user)
-    assert (scheduling.claim_next() is not None) == gets_it
+    assert bool(scheduling.claim(1)) == gets_it
 
 
 @pytest.mark.parametrize(
@@ -424,17 +424,17 @@ def test_a_field_node_is_judged_by_its_slowest_of_the_last_clips(
 def test_a_node_that_cannot_take_work_gets_none(user, node, change):
     submit(user)
     GpuNode.objects.update(**change)
-    assert scheduling.claim_next() is None
+    assert not scheduling.claim(1)
 
 
 def test_a_job_that_names_a_model_or_a_size_runs_only_where_it_is_served(no_cooldown, user, node):
     GpuNode.objects.update(sizes=["96x64"])
     elsewhere = [submit(user, model="CogVideoX-5B"), submit(user, size="720x480")]
     here = submit(user, model="CogVideoX-tiny", size="96x64")
-    assert scheduling.claim_next().job_id == here.pk
-    assert scheduling.claim_next() is None
+    assert scheduling.claim(1)[0].job_id == here.pk
+    assert not scheduling.claim(1)
     GpuNode.objects.update(backend="CogVideoX-5B", sizes=["720x480"], capacity=3)
-    assert [scheduling.claim_next().job_id for _ in range(2)] == [job.pk for job in elsewhere]
+    assert [scheduling.claim(1)[0].job_id for _ in range(2)] == [job.pk for job in elsewhere]
 
 
 def test_the_least_loaded_node_is_next(no_cooldown, user, node):
@@ -447,7 +447,7 @@ def test_the_least_loaded_node_is_next(no_cooldown, user, node):
     )
     for _ in range(4):
         submit(user)
-    nodes = [scheduling.claim_next().node_id for _ in range(4)]
+    nodes = [scheduling.claim(1)[0].node_id for _ in range(4)]
     assert sorted(nodes) == [node.pk, node.pk, other.pk, other.pk]
     assert nodes[0] != nodes[1]
 
@@ -483,7 +483,7 @@ def test_a_job_stays_where_it_is_when_others_are_at_work_or_it_was_its_last_atte
 ):
     for _ in range(2):
         submit(user)
-    attempt, elsewhere = scheduling.claim_next(), scheduling.claim_next()
+    [attempt], [elsewhere] = scheduling.claim(1), scheduling.claim(1)
     assert attempt.node != elsewhere.node
     assert not scheduling.could_move(attempt), "the other node has a slot, but nothing idle"
     lifecycle.attempt_failed(
@@ -543,9 +543,9 @@ def test_eight_dispatchers_never_claim_a_job_twice_nor_overfill_a_node(no_cooldo
     GpuNode.objects.update(capacity=4)
     for _ in range(8):
         submit(user)
-    claimed = [a.job_id for a in at_once(*[scheduling.claim_next] * 8) if isinstance(a, JobAttempt)]
-    while (more := scheduling.claim_next()) is not None:
-        claimed.append(more.job_id)
+    claimed = [a.job_id for found in at_once(*[partial(scheduling.claim, 1)] * 8) for a in found]
+    while more := scheduling.claim(1):
+        claimed.append(more[0].job_id)
     assert len(claimed) == len(set(claimed)) == 5
 
 
@@ -559,7 +559,7 @@ def test_cancel_and_complete_at_once_end_in_exactly_one_of_them(no_cooldown, use
 
     for _ in range(6):
         job = submit(user)
-        attempt = scheduling.claim_next()
+        [attempt] = scheduling.claim(1)
         results = at_once(*[partial(finish, attempt), partial(lifecycle.cancel, job=job)] * 2)
         assert not [r for r in results if isinstance(r, Exception) and not isinstance(r, CannotCancel)]
         job.refresh_from_db()

@@ -14,11 +14,16 @@ import pytest
 from django.db import OperationalError, connection, transaction
 from django.db.models.functions import Now
 
-from accounts import ledger
+from accounts import ledger, ledger_check
+from accounts.models import User
+from accounts.staff import operations
+from accounts.staff.actor import Actor
 from generation.errors import GenerationError
 from generation.jobs import enqueue, lifecycle, locks, node_health, scheduling, stored_files, submission
-from generation.models import GenerationJob, GpuNode, JobAttempt
+from generation.models import GenerationJob, GpuNode, JobAttempt, Preset
 from generation.nodes import NodeError, NodeHealth
+from generation.staff import jobs as staff_jobs
+from generation.staff import moderation
 from tests.clips import FACTS, FILES
 
 pytestmark = pytest.mark.django_db
@@ -77,13 +82,12 @@ class World:
 
     def submit_again(self, job: GenerationJob) -> GenerationJob:
         with transaction.atomic():
-            wallet = ledger.lock_account(user=self.user)
-            return submission.submit_again(job, wallet=wallet, idempotency_key="again")
+            wallets = {self.user.pk: ledger.lock_account(user=self.user)}
+            return submission.submit_again([job], wallets=wallets)[0]
 
     def running(self) -> JobAttempt:
         self.submit()
-        attempt = scheduling.claim_next()
-        assert attempt is not None
+        [attempt] = scheduling.claim(1)
         GpuNode.objects.update(consecutive_failures=1)
         return attempt
 
@@ -102,8 +106,7 @@ class World:
         JobAttempt.objects.filter(pk=refused.pk).update(node=self.node)
         lifecycle.attempt_rejected(attempt_id=refused.pk, token=refused.pk, why="no such field")
         GpuNode.objects.filter(pk=self.node.pk).update(enabled=False)
-        attempt = scheduling.claim_next()
-        assert attempt is not None
+        [attempt] = scheduling.claim(1)
         assert attempt.node_id == known
         return attempt
 
@@ -114,6 +117,23 @@ class World:
         attempt = self.running()
         GenerationJob.objects.update(deadline_at=Now() - timedelta(seconds=1))
         return attempt.job
+
+    def failed(self) -> GenerationJob:
+        attempt = self.running()
+        mine = {"attempt_id": attempt.pk, "token": attempt.pk}
+        lifecycle.attempt_failed(**mine, code="c", message="m", error="e")
+        return attempt.job
+
+    def second_node(self) -> GpuNode:
+        self.node.pk, self.node.name, self.node.base_url = None, "second", "http://127.0.0.1:11"
+        self.node.save(force_insert=True)
+        return self.node
+
+    @property
+    def act(self) -> dict[str, Any]:
+        """How an act of staff is called."""
+        User.objects.filter(pk=self.user.pk).update(is_staff=True, is_superuser=True)
+        return {"actor": Actor(User.objects.get(pk=self.user.pk), "127.0.0.1"), "reason": "x"}
 
     def set_aside(self) -> GpuNode:
         GpuNode.objects.update(set_aside_at=Now(), next_canary_at=Now() - timedelta(seconds=1))
@@ -173,9 +193,9 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "lifecycle.cancel": (World.running, lambda w, a: lifecycle.cancel(job=a.job)),
     "lifecycle.expire": (World.overdue, lambda w, job: lifecycle.expire(job_id=job.pk)),
     "lifecycle.delete": (World.finished, lambda w, job: lifecycle.delete(job=job)),
-    "lifecycle.cancel_all": (
+    "lifecycle.cancel_each": (
         lambda w: [w.running(), w.running(), w.submit()],
-        lambda w, _: lifecycle.cancel_all(user=w.user, reason="banned"),
+        lambda w, _: lifecycle.cancel_each(jobs=w.user.jobs.all(), reason="banned"),
     ),
     "lifecycle.refund": (
         World.finished,
@@ -227,6 +247,23 @@ OPERATIONS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]
     "stored_files.discard": (lambda w: stored_files.announce(CLIP), lambda w, _: stored_files.discard(CLIP)),
     "stored_files.remove_due": (lambda w: stored_files.let_go(CLIP), lambda w, _: stored_files.remove_due()),
 }
+# Acts of staff on a selection, and on one.
+ACTS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]] = {
+    "staff.jobs.cancel_each": (
+        lambda w: [w.running().job, w.submit()],
+        lambda w, jobs: staff_jobs.cancel_each(jobs, **w.act),
+    ),
+    "staff.jobs.retry_each": (
+        lambda w: [w.failed(), w.failed()],
+        lambda w, jobs: staff_jobs.retry_each(jobs, **w.act),
+    ),
+    "staff.jobs.move_each": (
+        lambda w: ([w.running().job, w.running().job], w.second_node()),
+        lambda w, prepared: staff_jobs.move_each(*prepared, **w.act),
+    ),
+    "staff.jobs.refund": (World.finished, lambda w, job: staff_jobs.refund(job, **w.act)),
+    "staff.moderation.remove": (World.finished, lambda w, job: moderation.remove(job, **w.act)),
+}
 # These write nothing by themselves: they read, or are parts of the operations above.
 PARTS = {
     "submission.same_again",
@@ -241,11 +278,9 @@ PARTS = {
     "lifecycle.entries_of",
     "lifecycle.receipt",
     "scheduling.others_for",
-    "scheduling.claim_next",
     "scheduling.could_move",
-    "scheduling.open_attempt",
+    "scheduling.open_attempts",
     "scheduling.queue_positions",
-    "scheduling.why_not_on",
     "locks.held",
     "locks.lock_jobs",
     "locks.kept",
@@ -275,9 +310,9 @@ def test_no_operation_is_left_out() -> None:
     assert everything == OPERATIONS.keys() | PARTS
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", [*OPERATIONS, *ACTS])
 def test_an_operation_locks_rows_in_the_one_order(world: World, operation: str) -> None:
-    prepare, run = OPERATIONS[operation]
+    prepare, run = (OPERATIONS | ACTS)[operation]
     prepared = prepare(world)
     with watched_locks() as taken:
         run(world, prepared)
@@ -328,7 +363,7 @@ def _anything(world: World, chance: random.Random) -> None:
     try:
         if attempt is None or chance.random() < 0.3:
             world.submit()
-            scheduling.claim_next()
+            scheduling.claim(1)
         else:
             _transition(world, attempt, chance)
     except GenerationError:
@@ -353,10 +388,76 @@ def _transition(world: World, attempt: JobAttempt, chance: random.Random) -> Non
                 attempt_id=attempt.pk, token=attempt.pk, retry_after=0.01, why="busy"
             ),
             lambda: lifecycle.cancel(job=attempt.job),
-            lambda: lifecycle.cancel_all(user=world.user, reason="banned"),
+            lambda: lifecycle.cancel_each(jobs=world.user.jobs.all(), reason="banned"),
             lambda: (
                 attempt.job.is_live
                 or lifecycle.attempt_stopped(attempt_id=attempt.pk, token=attempt.pk, stopped_at_step=None)
             ),
         ]
     )()
+
+
+ROUNDS = 200
+
+
+@pytest.mark.django_db(transaction=True)
+def test_bulk_acts_of_staff_and_the_ends_of_jobs_at_once_never_block_each_other(
+    world: World, make_user: Callable[..., Any], staff: Any
+) -> None:
+    """Each round at the same moment: three jobs of two wallets are canceled in one act, one of them is stored or
+    fails, and both wallets are granted credits in another act.
+    """
+    people, actor = [make_user("b"), world.user], Actor(staff, "127.0.0.1")
+    model = world.submit()
+    lifecycle.cancel(job=model)
+    rounds = [[_copy(model, owner) for owner in (*people, world.user)] for _ in range(ROUNDS)]
+    everything = [job for jobs in rounds for job in jobs]
+    with transaction.atomic():
+        wallets = {wallet.user_id: wallet for wallet in ledger.lock_accounts(users=people)}
+        submission._queue(everything, wallets, reason="Held")
+        attempts = scheduling.open_attempts([(job, world.node) for job in everything])
+    attempt_of = {attempt.job_id: attempt.pk for attempt in attempts}
+    stored = {jobs[-1].pk for jobs in rounds[::2]}
+    GenerationJob.objects.filter(pk__in=stored).update(state="storing")
+    begin, failures = threading.Barrier(3), []
+
+    def cancel(jobs: list[GenerationJob]) -> None:
+        with transaction.atomic():  # as a page of the admin
+            staff_jobs.cancel_each(jobs, actor=actor, reason="x")
+
+    def end(jobs: list[GenerationJob]) -> None:
+        attempt = attempt_of[jobs[-1].pk]
+        if jobs[-1].pk in stored:
+            stored_files.announce(FILES)
+            assert lifecycle.complete(attempt_id=attempt, files=FILES, facts=FACTS)
+        else:
+            lifecycle.attempt_failed(attempt_id=attempt, token=attempt, code="c", message="m", error="e")
+
+    def grant(_: list[GenerationJob]) -> None:
+        operations.grant(people, actor=actor, amount=1, reason="x")
+
+    def run(act: Callable[[list[GenerationJob]], None]) -> None:
+        try:
+            for jobs in rounds:
+                begin.wait(60)
+                act(jobs)
+        except BaseException as error:
+            failures.append(error)
+            begin.abort()
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run, args=(act,)) for act in (cancel, end, grant)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert not failures, failures
+    assert not GenerationJob.objects.filter(finished_at=None).exists()
+    assert GenerationJob.objects.filter(state="completed").count() == ROUNDS / 2
+    assert not ledger_check.audit().discrepancies
+
+
+def _copy(job: GenerationJob, owner: Any) -> GenerationJob:
+    settings = {name: getattr(job, name) for name in Preset.COPIED}
+    return GenerationJob(**submission.same_again(job), **settings, user=owner, cost=0, source="api")

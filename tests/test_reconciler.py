@@ -69,8 +69,7 @@ def duties(settings: Any, user: Any, node: GpuNode, server: VideosServer) -> dic
 
     def attempt(state: str) -> JobAttempt:
         job = submission.submit(user=user, prompt=state, source="api")
-        opened = scheduling.claim_next()
-        assert opened is not None
+        [opened] = scheduling.claim(1)
         assert opened.job_id == job.pk
         return opened
 

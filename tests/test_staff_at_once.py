@@ -14,8 +14,8 @@ from accounts.models import AuditEvent, CreditAccount, CreditTransaction, User
 from accounts.staff import operations
 from accounts.staff.actor import Actor, DoneBefore, Refused
 from generation.jobs import submission
-from generation.models import BulkRefund
-from generation.staff import bulk_refunds, jobs
+from generation.models import BulkRefund, Report
+from generation.staff import bulk_refunds, jobs, moderation
 from tests.staff import in_role
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -75,3 +75,15 @@ def test_one_clip_is_refunded_once_one_form_granted_once_one_bulk_refund_carried
     assert AuditEvent.objects.filter(act="user.grant").count() == 1
     assert CreditAccount.objects.get(user=user).balance == 540
     assert not ledger_check.audit().discrepancies
+
+
+def test_reports_of_one_video_that_several_dismiss_are_settled_once(
+    make_user: Callable[..., User], submit: Callable[..., Any]
+) -> None:
+    job, owner = submit(), in_role(make_user, "owner")
+    for number in range(HANDS):
+        moderation.report(job=job, about="other", words="", address=f"192.0.2.{number}")
+    reports = list(Report.objects.all())
+    results = at_once(lambda number: moderation.dismiss(reports[number], actor=owner, reason="Fine"))
+    assert sum("settled before" in str(result) for result in results) == HANDS - 1
+    assert not Report.objects.filter(outcome="").exists()

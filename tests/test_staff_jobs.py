@@ -11,16 +11,16 @@ from django.db import OperationalError, connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
-from django_q.models import OrmQ
+from django_q.models import Failure, OrmQ
 
 from accounts import ledger_check, merging, notices
 from accounts.models import AuditEvent, CreditAccount, CreditTransaction, Notice, User
 from accounts.staff.actor import Actor, DoneBefore, Refused
 from generation import privacy
-from generation.jobs import lifecycle, submission
-from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode
+from generation.jobs import lifecycle, scheduling, submission
+from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode, JobAttempt
 from generation.staff import bulk_refunds, jobs
-from telegram_bot.models import ChatNotice, JobMessage, TelegramAccount
+from telegram_bot.models import ChatNotice, JobMessage, TelegramAccount, TelegramUpdate
 from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
@@ -333,19 +333,72 @@ class TestManyRows:
         assert AuditEvent.objects.filter(act="user.grant", credits=7).count() == 12
         assert not ledger_check.audit().discrepancies
 
-    @pytest.mark.parametrize("action", ["cancel_all", "retry_all", "move_all"])
-    def test_what_is_possible_of_many_jobs_is_told_in_the_queries_of_few(
-        self, admin: Client, make_user: MakeUser, action: str
+    def test_jobs_are_moved_made_again_and_canceled_in_the_queries_of_few(
+        self, admin: Client, make_user: MakeUser, second: GpuNode
     ) -> None:
-        made = [
-            submission.submit(user=make_user(f"p{number}"), prompt="One", source="web") for number in range(8)
-        ]
-        if action == "retry_all":
-            for job in made:
-                lifecycle._fail(GenerationJob.objects.filter(pk=job.pk), code="x", message="x")
-        few, _ = self.ask_and_do(admin, "generation_generationjob", made[:2], action)
-        many, _ = self.ask_and_do(admin, "generation_generationjob", made[2:], action)
+        people = [make_user(f"p{number}") for number in range(11)]
+        kind = "generation_generationjob"
+        submitted = [submission.submit(user=one, prompt="One", source="telegram") for one in people * 5]
+        JobMessage.objects.bulk_create(
+            JobMessage(job=job, bot_id=1, chat_id=7, status_message_id=5) for job in submitted
+        )
+        GpuNode.objects.update(capacity=100)
+        GpuNode.objects.filter(pk=second.pk).update(enabled=False)
+        assert len(scheduling.claim()) == 55
+        GpuNode.objects.filter(pk=second.pk).update(enabled=True)
+        made = {"move_all": submitted, "retry_all": submitted}
+        for action, ends in (("move_all", "running"), ("retry_all", "failed"), ("cancel_all", "canceled")):
+            rows = made.get(action) or list(GenerationJob.objects.filter(source="staff"))
+            if action == "retry_all":
+                lifecycle._fail(GenerationJob.objects.all(), code="x", message="x")
+            form = {"target": second.pk} if action == "move_all" else {}
+            few = self.ask_and_do(admin, kind, rows[:5], action, **form)
+            many = self.ask_and_do(admin, kind, rows[5:], action, **form)
+            assert many == few, action
+            assert max(few) < 70, action
+            changed = GenerationJob.objects.filter(pk__in=[job.pk for job in rows], state=ends)
+            assert changed.count() == 55, action
+        assert not JobAttempt.objects.filter(state="open").exclude(node=second).exists()
+        assert {balance(user) for user in people} == {500}
+        again = JobMessage.objects.filter(job__source="staff")
+        assert again.filter(chat_id=7, next_attempt_at__isnull=False).count() == 55
+        assert AuditEvent.objects.filter(act__startswith="job.").count() == 3 * 55
+        assert not ledger_check.audit().discrepancies
+
+    @pytest.mark.parametrize(
+        "kind", ["telegram_bot_telegramupdate", "telegram_bot_jobmessage", "django_q_failure"]
+    )
+    def test_what_failed_is_done_again_in_the_queries_of_few(
+        self, admin: Client, user: User, kind: str
+    ) -> None:
+        now, numbers = timezone.now(), range(55)
+        if kind == "telegram_bot_telegramupdate":
+            rows: list[Any] = [
+                TelegramUpdate(bot_id=1, update_id=number, raw="{}", state="failed") for number in numbers
+            ]
+            action, left = "handle_again", TelegramUpdate.objects.filter(state="failed")
+        elif kind == "telegram_bot_jobmessage":
+            chain = [submission.submit(user=user, prompt="One", source="telegram")]
+            while len(chain) < 55:
+                chain += submission.submit_again(chain[-1:], wallets={user.pk: user.credit_account})
+            rows = [JobMessage(job=job, bot_id=1, chat_id=7, state="failed") for job in chain]
+            action, left = "deliver_again", JobMessage.objects.filter(state="failed")
+        else:
+            facts = {
+                "func": "generation.jobs.tasks.dispatch",
+                "started": now,
+                "stopped": now,
+                "success": False,
+            }
+            rows = [Failure(id=f"{number}", name="n", **facts) for number in numbers]
+            action, left = "run_again", Failure.objects.all()
+        rows = type(rows[0]).objects.bulk_create(rows)
+        few = self.ask_and_do(admin, kind, rows[:5], action)
+        many = self.ask_and_do(admin, kind, rows[5:], action)
         assert many == few
+        assert not left.exists()
+        assert AuditEvent.objects.count() == 55
+        assert OrmQ.objects.count() == (55 if action == "run_again" else 0)
 
 
 class TestBulkRefund:

@@ -135,11 +135,11 @@ class TestSwitches:
             page("generation_gpunode_drain", node.pk), sent(reason="New driver"), follow=True
         )
         assert said(answer) == "node-1 is drained (New driver)."
-        assert scheduling.claim_next() is None
+        assert not scheduling.claim(1)
         raced = client.post(page("generation_gpunode_drain", node.pk), sent(reason="x"))
         assert "switched off already" in raced.content.decode()
         client.post(page("generation_gpunode_enable", node.pk), sent(reason="Done"))
-        assert scheduling.claim_next() is not None
+        assert scheduling.claim(1)
         assert list(AuditEvent.objects.values_list("act", flat=True)) == ["node.enable", "node.drain"]
 
     def test_set_aside_by_hand_no_trial_brings_it_back_but_staff_do(

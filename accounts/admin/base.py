@@ -31,6 +31,7 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 from accounts.ledger import LedgerError
 from accounts.staff import audit_log
 from accounts.staff.actor import Actor, DoneBefore, Refused
+from accounts.staff.audit_log import Outcome
 
 # A page that names more rows than this is not read before it is confirmed.
 MOST_CHOSEN = 500
@@ -337,31 +338,24 @@ def ask_about_each(
     chosen: QuerySet[Any],
     *,
     title: str,
-    do: Callable[..., object],
+    do: Callable[..., Outcome[Any]],
     why_not: WhyNot = _possible,
     form_class: type[forms.Form] = ReasonForm,
 ) -> HttpResponseBase:
-    """Ask about rows of a list, then call the operation `do` for each, in the order of their ids.
+    """Ask about rows of a list, then call the operation `do` with them.
 
     why_not: as for `row_action`; it is asked about each row, so what it needs comes with the rows. A row that `do`
     refuses is passed over, and the message says so.
     """
-    rows = sorted(chosen[:MOST_CHOSEN], key=lambda row: row.pk)
+    rows = list(chosen[:MOST_CHOSEN])
     possible = sum(why_not(row) is None for row in rows)
 
     def act(actor: Actor, values: dict[str, Any]) -> str:
-        done, refusals = 0, set()
-        for each in rows:
-            once = uuid.uuid5(values["once"], str(each.pk))
-            try:
-                do(each, actor=actor, **values | {"once": once})
-                done += 1
-            except (Refused, LedgerError) as refusal:
-                if audit_log.carried_out(once):
-                    done += 1  # by the same form, sent before
-                else:
-                    refusals.add(str(refusal))
-        return " ".join([f"Done for {done} of {len(rows)} ({values['reason']}).", *sorted(refusals)])
+        outcome = do(rows, actor=actor, **values)
+        done = len(outcome.results) + outcome.repeated
+        return " ".join(
+            [f"Done for {done} of {len(rows)} ({values['reason']}).", *sorted(set(outcome.refusals))]
+        )
 
     over = "" if possible == len(rows) else " The others are passed over."
     explanation = f"Possible for {possible} of {len(rows)} chosen.{over}"

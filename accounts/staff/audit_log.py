@@ -6,19 +6,37 @@ Entries are added in the transaction of the change itself, and the database refu
 import functools
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
 
 from accounts.models import AuditEvent
-from accounts.staff.actor import Actor, DoneBefore
+from accounts.staff.actor import Actor, DoneBefore, Refused
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Row = TypeVar("Row", bound=models.Model)
 # A subject with its values before and after.
 Change = tuple[models.Model, dict[str, Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[R]):
+    """The end of an operation on several rows: a result for each for which it was carried out, and why others were
+    passed over. repeated: rows for which the same form had carried it out before.
+    """
+
+    results: list[R]
+    repeated: int
+    refusals: list[str]
+
+    def only(self) -> R:
+        """Return the result of an operation on one row. Raises DoneBefore or Refused where there is none."""
+        if self.results:
+            return self.results[0]
+        raise DoneBefore if self.repeated else Refused(next(iter(self.refusals), None))
 
 
 @dataclass
@@ -33,6 +51,27 @@ class Operation:
     reason: str
     once: uuid.UUID | None = None
     recorded: bool = False
+    repeated: int = 0
+    refusals: list[str] = field(default_factory=list)
+
+    def possible(self, rows: models.QuerySet[Row], why_not: Callable[[Row], str | None]) -> list[Row]:
+        """Lock rows in the order of their keys and read them; pass over those that `why_not` finds a reason against,
+        and those of which the log says that the same form has done it. Their `Outcome` tells of them.
+        """
+        locked = list(rows.order_by("pk").select_for_update(no_key=True, of=("self",)))
+        forms = {self._once_for(row): row for row in locked} if self.once else {}
+        done = set(AuditEvent.objects.filter(once__in=forms).values_list("once", flat=True))
+        before = {forms[once].pk for once in done}
+        self.repeated += len(before)
+        reasons = {row.pk: why_not(row) for row in locked if row.pk not in before}
+        self.refusals += filter(None, reasons.values())
+        return [row for row in locked if row.pk not in before and reasons[row.pk] is None]
+
+    def outcome(self, results: list[R]) -> Outcome[R]:
+        return Outcome(results, self.repeated, self.refusals)
+
+    def _once_for(self, subject: models.Model) -> uuid.UUID | None:
+        return self.once and uuid.uuid5(self.once, str(subject.pk))
 
     def record(
         self,
@@ -49,10 +88,9 @@ class Operation:
         """
         self._add([self._entry(subject, before or {}, after or {}, credits, once=self.once)])
 
-    def record_each(self, changes: Sequence[Change], *, credits: int) -> None:  # noqa: A002
+    def record_each(self, changes: Sequence[Change], *, credits: int = 0) -> None:  # noqa: A002
         """Add an entry for each of several subjects of one form, in one query. Raises DoneBefore, as `record`."""
-        ids = [self.once and uuid.uuid5(self.once, str(subject.pk)) for subject, _, _ in changes]
-        self._add([self._entry(*each, credits, once=once) for each, once in zip(changes, ids, strict=True)])
+        self._add([self._entry(*each, credits, once=self._once_for(each[0])) for each in changes])
 
     def _entry(
         self,
@@ -78,7 +116,7 @@ class Operation:
         )
 
     def _add(self, entries: list[AuditEvent]) -> None:
-        once = entries[0].once
+        once = entries[0].once if entries else None
         try:
             with transaction.atomic():
                 AuditEvent.objects.bulk_create(entries)

@@ -380,16 +380,16 @@ class GenerationJobAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Cancel what is live of these", permissions=["cancel"])
     def cancel_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:
-        return self._each(request, queryset, title="Cancel", do=jobs.cancel, why_not=why_not_cancel)
+        return self._each(request, queryset, title="Cancel", do=jobs.cancel_each, why_not=why_not_cancel)
 
     @admin.action(description="Make again what failed of these", permissions=["retry"])
     def retry_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:
         chosen = jobs.with_made_again(queryset)
-        return self._each(request, chosen, title="Retry", do=jobs.retry, why_not=why_not_retry)
+        return self._each(request, chosen, title="Retry", do=jobs.retry_each, why_not=why_not_retry)
 
     @admin.action(description="Move what runs of these to another node", permissions=["move"])
     def move_all(self, request: HttpRequest, queryset: QuerySet[GenerationJob]) -> HttpResponseBase:
-        move = {"do": jobs.move, "why_not": why_not_move, "form_class": MoveForm}
+        move = {"do": jobs.move_each, "why_not": why_not_move, "form_class": MoveForm}
         return self._each(request, queryset, title="Move", **move)
 
     @admin.action(description="Refund what was charged of these", permissions=["refund"])

@@ -22,10 +22,10 @@ CHANNEL = "generation_job"
 # A subscriber that does not read loses its oldest events, never the newest, and then gets a None: look again.
 BACKLOG = 1000
 
-# Sent with `job` inside the transaction that ends a job: a receiver that only inserts rows commits or falls with it.
-job_finished = Signal()
-# Sent with `original` and `job` inside the transaction by which staff queue a failed job again.
-job_retried = Signal()
+# Sent with `jobs` inside the transaction that ends them: a receiver that only inserts rows commits or falls with it.
+jobs_finished = Signal()
+# Sent with `pairs` inside the transaction by which staff queue failed jobs again: of each the original and the new one.
+jobs_retried = Signal()
 
 
 @dataclass(frozen=True, eq=False)

@@ -124,7 +124,7 @@ def complete(*, attempt_id: uuid.UUID, files: tuple[str, str], facts: VideoFacts
     locks.lock_jobs(storing)
     if not stored_files.held(files):
         return False
-    job = _end(
+    ended = _end(
         storing,
         state=State.COMPLETED,
         video=files[0],
@@ -135,13 +135,13 @@ def complete(*, attempt_id: uuid.UUID, files: tuple[str, str], facts: VideoFacts
         duration_ms=facts.duration_ms,
         size_bytes=facts.size_bytes,
     )
-    if job is None:
+    if not ended:
         return False
     # A playable file for the current attempt counts, also if the lease ran out meanwhile.
     _close(JobAttempt.objects.filter(pk=attempt_id, state=JobAttempt.State.OPEN), JobAttempt.State.SUCCEEDED)
     stored_files.claim(files)
-    ledger.capture(reference=job.id, reason=COMPLETED)
-    _announce(job)
+    ledger.capture(reference=ended[0].id, reason=COMPLETED)
+    _announce(ended)
     return True
 
 
@@ -275,7 +275,6 @@ def attempt_stopped(*, attempt_id: uuid.UUID, token: uuid.UUID, stopped_at_step:
 # --- The ends ---------------------------------------------------------------------------------------------------------
 
 
-@transaction.atomic
 def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCELED) -> GenerationJob:
     """Stop a queued or running job and give its credits back at once; the reconciler stops it on its node.
 
@@ -284,16 +283,28 @@ def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCE
     Raises:
         CannotCancel: it is being stored or has ended otherwise.
     """
-    live = GenerationJob.objects.filter(pk=job.pk, state__in=[State.QUEUED, State.RUNNING])
-    locks.lock_jobs(live)
-    ended = _end(live, state=State.CANCELED, error_code="canceled", error_message=gettext_noop("Canceled."))
-    if ended is None:
-        job.refresh_from_db()
-        if job.state == State.CANCELED:
-            return job
-        raise BeingStored() if job.state == State.STORING else CannotCancel()
+    if ended := cancel_each(jobs=GenerationJob.objects.filter(pk=job.pk), actor=actor, reason=reason):
+        return ended[0]
+    job.refresh_from_db()
+    if job.state == State.CANCELED:
+        return job
+    raise BeingStored() if job.state == State.STORING else CannotCancel()
+
+
+@transaction.atomic
+def cancel_each(
+    *, jobs: "QuerySet[GenerationJob]", reason: str, actor: User | None = None
+) -> list[GenerationJob]:
+    """Cancel those of these jobs that are queued or running, in the queries of one; returns them.
+
+    What is being stored finishes.
+    """
+    live = jobs.filter(state__in=[State.QUEUED, State.RUNNING])
+    # All are locked before the first wallet is; later ones are not among them.
+    locked = live.filter(pk__in=locks.lock_jobs(live))
+    ended = _end(locked, state=State.CANCELED, error_code="canceled", error_message=gettext_noop("Canceled."))
     _ask_to_stop(ended)
-    ledger.release(reference=ended.id, reason=reason, actor=actor)
+    ledger.release_each(references=[job.id for job in ended], reason=reason, actor=actor)
     _announce(ended)
     return ended
 
@@ -305,9 +316,8 @@ def expire(*, job_id: uuid.UUID) -> bool:
     locks.lock_jobs(live)
     minutes = round(settings.JOB_DEADLINE_SECONDS / 60)
     ended = _fail(live, code="timed_out", message=f"Video generation timed out (>{minutes} min)")
-    if ended is not None:
-        _ask_to_stop(ended)
-    return ended is not None
+    _ask_to_stop(ended)
+    return bool(ended)
 
 
 @transaction.atomic
@@ -327,21 +337,6 @@ def delete(*, job: GenerationJob) -> None:
     job.refresh_from_db()
     if job.is_live:
         raise CannotDelete()
-
-
-@transaction.atomic
-def cancel_all(*, user: User, reason: str) -> int:
-    """Cancel every live job of a user who was banned or is leaving; returns how many. What is being stored finishes."""
-    canceled = 0
-    live = GenerationJob.objects.filter(user=user, state__in=[State.QUEUED, State.RUNNING])
-    # All are locked before the first release touches the wallet; later ones are not among them.
-    for job in GenerationJob.objects.filter(pk__in=locks.lock_jobs(live)):
-        try:
-            cancel(job=job, reason=reason)
-            canceled += 1
-        except CannotCancel:
-            logger.info("job %s ended before it could be canceled", job.id.hex)
-    return canceled
 
 
 def refund(*, job: GenerationJob, reason: str, actor: User) -> None:
@@ -369,26 +364,27 @@ def receipt(job: GenerationJob) -> dict[str, int]:
     return totals
 
 
-def _fail(live: "QuerySet[GenerationJob]", *, code: str, message: str) -> GenerationJob | None:
+def _fail(live: "QuerySet[GenerationJob]", *, code: str, message: str) -> list[GenerationJob]:
     ended = _end(live, state=State.FAILED, error_code=code, error_message=message[:500])
-    if ended is not None:
-        ledger.release(reference=ended.id, reason=f"{FAILED}: {message}")
-        logger.warning("job %s failed: %s (%s)", ended.id.hex, message, code)
-        _announce(ended)
+    ledger.release_each(references=[job.id for job in ended], reason=f"{FAILED}: {message}")
+    for job in ended:
+        logger.warning("job %s failed: %s (%s)", job.id.hex, message, code)
+    _announce(ended)
     return ended
 
 
-def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> GenerationJob | None:
-    """Make the one conditional UPDATE behind every end; returns the job as it is now, None when the race was lost."""
-    job_id = live.values_list("pk", flat=True).first()
-    if job_id is None or not live.filter(pk=job_id).update(state=state, finished_at=Now(), **values):
-        return None
-    return GenerationJob.objects.select_related("user").get(pk=job_id)
+def _end(live: "QuerySet[GenerationJob]", *, state: str, **values: object) -> list[GenerationJob]:
+    """Make the one conditional UPDATE behind every end; returns the jobs that it ended, as they are now."""
+    rows = live.order_by("pk").select_for_update(no_key=True, of=("self",))
+    ids = list(rows.values_list("pk", flat=True))
+    live.filter(pk__in=ids).update(state=state, finished_at=Now(), **values)
+    return list(GenerationJob.objects.filter(pk__in=ids).select_related("user").order_by("pk"))
 
 
-def _announce(job: GenerationJob) -> None:
-    events.job_finished.send(sender=GenerationJob, job=job)
-    events.publish(job)
+def _announce(jobs: list[GenerationJob]) -> None:
+    if jobs:
+        events.jobs_finished.send(sender=GenerationJob, jobs=jobs)
+        events.publish(*jobs)
 
 
 def _publish_stop(attempt_id: uuid.UUID) -> None:
@@ -396,8 +392,8 @@ def _publish_stop(attempt_id: uuid.UUID) -> None:
     events.publish(GenerationJob.objects.get(attempts=attempt_id))
 
 
-def _ask_to_stop(job: GenerationJob) -> None:
-    JobAttempt.objects.filter(job=job, state=JobAttempt.State.OPEN).update(cancel_requested_at=Now())
+def _ask_to_stop(jobs: list[GenerationJob]) -> None:
+    JobAttempt.objects.filter(job__in=jobs, state=JobAttempt.State.OPEN).update(cancel_requested_at=Now())
 
 
 def _leave_alone(held: "QuerySet[JobAttempt]", *, seconds: float, why: str) -> None:

@@ -2,7 +2,7 @@
 
 Rows are locked in this order by everything that writes them in one transaction, and several of one kind by primary key:
 
-    GPU node → attempt → job → stored file → wallet
+    GPU node → attempt → job → stored file → wallet → delivery
 
 Two transactions that keep to it never wait for each other in a circle. One that begins in the middle (a step that is
 noted, a wallet that is granted credits) just never goes back to the left. A row that the same transaction has just

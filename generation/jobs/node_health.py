@@ -167,7 +167,8 @@ def blame_refusers(taker: "QuerySet[JobAttempt]") -> None:
 def have_canaries_made(nodes: Collection[int]) -> None:
     """Have these nodes show with a canary clip whether they work. One that fails sets its node aside."""
     doubtful = GpuNode.objects.filter(pk__in=nodes, set_aside_at=None, next_canary_at=None)
-    doubtful.update(next_canary_at=Now())
+    locked = doubtful.order_by("pk").select_for_update(no_key=True)
+    doubtful.filter(pk__in=list(locked.values_list("pk", flat=True))).update(next_canary_at=Now())
 
 
 # --- Canary clips -----------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from functools import partial
 from multiprocessing import connection
@@ -47,7 +47,7 @@ from django_q.signals import post_spawn
 from django_q.signing import SignedPackage
 from django_q.tasks import async_task
 
-from accounts.staff.audit_log import Operation, operation
+from accounts.staff.audit_log import Operation, Outcome, operation
 from generation.database import check_hearing, listen_parameters
 from generation.jobs import locks
 from generation.models import GenerationJob, JobAttempt
@@ -105,10 +105,14 @@ class NotifiedBroker(ORM):
 
     def enqueue(self, task: str) -> int:
         """Insert and notify in the caller's transaction: both happen when it commits, or neither."""
-        key: int = self.get_connection().create(key=self.list_key, payload=task, lock=Now()).pk
+        return self.insert([task])[0]
+
+    def insert(self, tasks: Collection[str]) -> list[int]:
+        rows = [OrmQ(key=self.list_key, payload=task, lock=Now()) for task in tasks]
+        self.get_connection().bulk_create(rows)
         with connections[Conf.ORM].cursor() as cursor:
             cursor.execute(f"NOTIFY {CHANNEL}")
-        return key
+        return [row.pk for row in rows]
 
     def dequeue(self) -> list[tuple[int | None, str]] | None:
         """Claim what is due, at most one task besides a dispatch: more would keep the pusher from the next dispatch."""
@@ -187,6 +191,18 @@ class NotifiedBroker(ORM):
             self._listener_pid = os.getpid()
             self._listener.execute(f"LISTEN {CHANNEL}")
         return self._listener
+
+
+class Collected(NotifiedBroker):
+    """A broker that keeps tasks until they are inserted together, in one query."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packages: list[str] = []
+
+    def enqueue(self, task: str) -> int:
+        self.packages.append(task)
+        return 0
 
 
 def waiting() -> int:
@@ -332,8 +348,14 @@ def _fail_fast(why: str) -> None:
 
 
 @operation("django_q.change_failure", "task.run_again")
-def run_again(op: Operation, task: Failure) -> None:
-    """Queue a failed task anew; the failure is deleted, and if it fails again it comes back."""
-    op.record(task, before={"task": task.func, "error": str(task.result)[:500]})
-    if Failure.objects.filter(pk=task.pk).delete()[0]:
-        async_task(task.func, *task.args or (), **task.kwargs or {})
+def run_again(op: Operation, tasks: Sequence[Failure]) -> Outcome[Failure]:
+    """Queue failed tasks anew; the failures are deleted, and if they fail again they come back."""
+    chosen = Failure.objects.filter(pk__in=[task.pk for task in tasks])
+    found = op.possible(chosen, lambda _: None)
+    op.record_each([(task, {"task": task.func, "error": str(task.result)[:500]}, {}) for task in found])
+    tasks_again = Collected()
+    for task in found:
+        async_task(task.func, *task.args or (), **(task.kwargs or {}) | {"broker": tasks_again})
+    tasks_again.insert(tasks_again.packages)
+    chosen.filter(pk__in=[task.pk for task in found]).delete()
+    return op.outcome(found)

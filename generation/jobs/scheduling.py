@@ -81,11 +81,6 @@ class _Past:
     barred: set[int] = field(default_factory=set)
 
 
-def claim_next() -> JobAttempt | None:
-    """Claim one job."""
-    return next(iter(claim(1)), None)
-
-
 @transaction.atomic
 def claim(most: int = CLAIMED_AT_ONCE) -> list[JobAttempt]:
     """Give the fairest queued jobs to the least loaded healthy nodes with free slots.
@@ -119,18 +114,25 @@ def others_for(job: GenerationJob, *, asked: Iterable[int]) -> bool:
     return any(place.makes(job) for place in _places(_usable_nodes().exclude(pk__in=asked)))
 
 
-def why_not_on(node: GpuNode, job: GenerationJob) -> str | None:
-    """Say why `node` cannot take a job now, to be read after its name; None when it can. Exact while it is locked."""
-    if not node.enabled or node.set_aside_at is not None:
-        return "is switched off or set aside"
-    places = _places(_usable_nodes().filter(pk=node.pk))
-    if not places:
-        return "does not answer or is busy just now"
-    if not places[0].makes(job):
-        return "cannot make this video: it has another model or size, or is too slow for it"
-    if places[0].taken >= node.slots:
-        return "has no free slot"
-    return None
+class Room:
+    """The free slots of one node, which are taken one by one. Exact while its row is locked."""
+
+    def __init__(self, node: GpuNode) -> None:
+        self._node = node
+        self._place = next(iter(_places(_usable_nodes().filter(pk=node.pk))), None)
+
+    def take(self, job: GenerationJob) -> str | None:
+        """Take a slot for a job; or say why the node cannot take it now, to be read after the node's name."""
+        if not self._node.enabled or self._node.set_aside_at is not None:
+            return "is switched off or set aside"
+        if self._place is None:
+            return "does not answer or is busy just now"
+        if not self._place.makes(job):
+            return "cannot make this video: it has another model or size, or is too slow for it"
+        if not self._place.is_free:
+            return "has no free slot"
+        self._place.taken += 1
+        return None
 
 
 def queue_positions(jobs: Iterable[GenerationJob]) -> dict[uuid.UUID, int]:
@@ -297,19 +299,25 @@ def _open(chosen: list[tuple[GenerationJob, GpuNode]]) -> list[JobAttempt]:
     # no_key: a row that only references the job, being inserted just now, must not make it look taken.
     queued = GenerationJob.objects.filter(pk__in=[job.pk for job, _ in chosen], state=State.QUEUED)
     locked = queued.order_by("pk").select_for_update(skip_locked=True, no_key=True, of=("self",)).in_bulk()
-    attempts: list[JobAttempt] = []
+    pairs: list[tuple[GenerationJob, GpuNode]] = []
     used_up: Counter[int] = Counter()
     for job, node in chosen:
         if job.pk in locked and used_up[node.pk] < free.get(node.pk, 0):
             used_up[node.pk] += 1
-            attempts.append(_attempt(locked[job.pk], nodes[node.pk]))
+            pairs.append((locked[job.pk], nodes[node.pk]))
+    return open_attempts(pairs)
+
+
+def open_attempts(pairs: list[tuple[GenerationJob, GpuNode]], *, counts: bool = True) -> list[JobAttempt]:
+    """Open attempts at locked jobs, whose leases are free for a reconciler. counts: towards JOB_MAX_ATTEMPTS."""
+    attempts = [_attempt(job, node, counts=counts) for job, node in pairs]
     JobAttempt.objects.bulk_create(attempts)
     opened = {attempt.job_id: attempt for attempt in attempts}
     current = JobAttempt.objects.filter(job=OuterRef("pk"), state=JobAttempt.State.OPEN).values("pk")
     GenerationJob.objects.filter(pk__in=opened).update(
         state=State.RUNNING,
         current_attempt=Subquery(current),
-        attempt_count=F("attempt_count") + 1,
+        attempt_count=F("attempt_count") + int(counts),
         started_at=Now(),
         step=0,
     )
@@ -319,14 +327,7 @@ def _open(chosen: list[tuple[GenerationJob, GpuNode]]) -> list[JobAttempt]:
     return attempts
 
 
-def open_attempt(job: GenerationJob, node: GpuNode, *, counts: bool = True) -> JobAttempt:
-    """Open an attempt, whose lease is free for a reconciler. counts: towards JOB_MAX_ATTEMPTS."""
-    attempt = _attempt(job, node, counts=counts)
-    attempt.save(force_insert=True)
-    return attempt
-
-
-def _attempt(job: GenerationJob, node: GpuNode, *, counts: bool = True) -> JobAttempt:
+def _attempt(job: GenerationJob, node: GpuNode, *, counts: bool) -> JobAttempt:
     identity = uuid.uuid4()
     protocol = node.effective_protocol
     return JobAttempt(id=identity, job=job, node=node, protocol=protocol, counts=counts, lease_token=identity)

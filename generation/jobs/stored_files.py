@@ -54,7 +54,8 @@ def store(video: Path, poster: Path, names: tuple[str, str]) -> None:
 
 def held(names: Sequence[str]) -> bool:
     """Lock the rows of files that were written; False when they were removed meanwhile, because it took too long."""
-    return len(UnclaimedFile.objects.select_for_update().filter(name__in=names)) == len(names)
+    rows = UnclaimedFile.objects.select_for_update().filter(name__in=names).order_by("pk")
+    return len(rows) == len(names)
 
 
 def claim(names: Iterable[str]) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import unicodedata
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Required, TypedDict, Unpack
 
@@ -89,28 +90,34 @@ def submit(
         job.source, job.idempotency_key, job.request_digest = source, key, digest
         limits.check(user, agreed)
         try:
-            _queue(job, wallet, reason=HELD)
+            _queue([job], {user.pk: wallet}, reason=HELD)
         except InsufficientBalance as error:
             raise errors.InsufficientCredits(cost=job.cost, balance=error.balance) from None
     logger.info("job %s queued for user %s by %s", job.id.hex, user.pk, source)
     return job
 
 
-def submit_again(job: GenerationJob, *, wallet: CreditAccount, idempotency_key: str) -> GenerationJob:
-    """Queue a job again for its owner, by staff and free, with the settings of its time and no check.
+def submit_again(
+    jobs: Sequence[GenerationJob], *, wallets: Mapping[int, CreditAccount]
+) -> list[GenerationJob]:
+    """Queue jobs again for their owners, by staff and free, with the settings of their time and no check.
 
-    Must be called inside a transaction that has locked the wallet.
+    wallets: by the id of the owner; the caller's transaction has locked them.
     """
-    again = GenerationJob(
-        **same_again(job),
-        user=job.user,
-        **{name: getattr(job, name) for name in Preset.COPIED},
-        source=GenerationJob.Source.STAFF,
-        cost=0,
-        idempotency_key=idempotency_key,
-        remixed_from=job,
-    )
-    _queue(again, wallet, reason=MADE_AGAIN)
+    again = [
+        GenerationJob(
+            **same_again(job),
+            user=job.user,
+            **{name: getattr(job, name) for name in Preset.COPIED},
+            source=GenerationJob.Source.STAFF,
+            cost=0,
+            # Every retry of a job has the same, so that there is one.
+            idempotency_key=f"staff-retry:{job.id.hex}",
+            remixed_from=job,
+        )
+        for job in jobs
+    ]
+    _queue(again, wallets, reason=MADE_AGAIN)
     return again
 
 
@@ -151,11 +158,16 @@ def _job(user: User, agreed: UserLimits, request: VideoRequest, *, retry: bool) 
     return job
 
 
-def _queue(job: GenerationJob, wallet: CreditAccount, *, reason: str) -> None:
-    ledger.reserve(user=job.user, account=wallet, amount=job.cost, reference=job.id, reason=reason)
-    job.save(force_insert=True)
-    job.refresh_from_db(fields=["deadline_at"])  # set by PostgreSQL's clock
-    events.publish(job)
+def _queue(jobs: Sequence[GenerationJob], wallets: Mapping[int, CreditAccount], *, reason: str) -> None:
+    ledger.reserve_each([(wallets[job.user_id], job.id, job.cost) for job in jobs], reason=reason)
+    GenerationJob.objects.bulk_create(jobs)
+    # Set by PostgreSQL's clock.
+    deadlines = dict(
+        GenerationJob.objects.filter(pk__in=[job.pk for job in jobs]).values_list("pk", "deadline_at")
+    )
+    for job in jobs:
+        job.deadline_at = deadlines[job.pk]
+    events.publish(*jobs)
     enqueue.dispatch()
 
 

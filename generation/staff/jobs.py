@@ -1,8 +1,15 @@
-"""Operations of the staff on one job: cancel, refund, move to another node, retry; and how much an actor may refund."""
+"""Operations of the staff on jobs: cancel, refund, move to another node, retry; and how much an actor may refund.
 
+What is done to a selection takes the queries of one job: one transaction that locks all rows in the order of
+`jobs/locks.py`. The same for one job is a selection of one.
+"""
+
+import asyncio
 import logging
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
@@ -13,10 +20,10 @@ from django_q.tasks import async_task
 from accounts import ledger, notices
 from accounts.models import AuditEvent, CreditTransaction, Notice, User
 from accounts.staff.actor import Actor, Refused, refuse
-from accounts.staff.audit_log import Operation, operation
-from generation.errors import BeingStored, GenerationError
-from generation.jobs import events, lifecycle, scheduling, submission
-from generation.jobs.events import job_retried
+from accounts.staff.audit_log import Operation, Outcome, operation
+from generation.errors import BeingStored
+from generation.jobs import lifecycle, locks, scheduling, submission
+from generation.jobs.events import jobs_retried
 from generation.jobs.node_health import endpoint_of
 from generation.models import GenerationJob, GpuNode, JobAttempt
 from generation.models.fields import public_id
@@ -34,15 +41,24 @@ class BeyondLimit(Refused):
 
 
 @operation("generation.cancel_job", "job.cancel")
-def cancel(op: Operation, job: GenerationJob) -> GenerationJob:
-    """Stop a queued or running job and release its credits. Raises Refused when it is being stored, or has ended."""
-    op.record(job, before={"state": job.state}, after={"state": State.CANCELED})
-    job.refresh_from_db()
-    refuse(why_not_cancel(job))
-    try:
-        return lifecycle.cancel(job=job, actor=op.actor.user, reason=op.reason)
-    except GenerationError as error:
-        raise Refused(error.message) from error
+def cancel_each(op: Operation, jobs: Sequence[GenerationJob]) -> Outcome[GenerationJob]:
+    """Stop jobs that are queued or running and release their credits."""
+    found = op.possible(_locked(jobs), why_not_cancel)
+    op.record_each([(job, {"state": job.state}, {"state": State.CANCELED}) for job in found])
+    chosen = GenerationJob.objects.filter(pk__in=[job.pk for job in found])
+    return op.outcome(lifecycle.cancel_each(jobs=chosen, actor=op.actor.user, reason=op.reason))
+
+
+def cancel(job: GenerationJob, **how: Any) -> GenerationJob:
+    """Do as `cancel_each` for one. Raises Refused when it is being stored, or has ended."""
+    return cancel_each([job], **how).only()
+
+
+def _locked(jobs: Sequence[GenerationJob]) -> "QuerySet[GenerationJob]":
+    """Lock jobs and their open attempts, and select them with what is asked about each."""
+    chosen = GenerationJob.objects.filter(pk__in=[job.pk for job in jobs])
+    locks.lock_jobs(chosen)
+    return with_made_again(chosen.select_related("user", "preset"))
 
 
 def why_not_cancel(job: GenerationJob) -> str | None:
@@ -130,32 +146,41 @@ def check_refund_limit(actor: Actor, credits: int) -> None:  # noqa: A002  (cred
 
 
 @operation("generation.move_job", "job.move")
-def move(op: Operation, job: GenerationJob, target: GpuNode) -> JobAttempt:
-    """End the open attempt and open one on `target`, which begins afresh and does not count towards JOB_MAX_ATTEMPTS.
+def move_each(op: Operation, jobs: Sequence[GenerationJob], target: GpuNode) -> Outcome[JobAttempt]:
+    """End the open attempts of running jobs and open others on `target`, as far as it has free slots.
 
-    Raises:
-        Refused: the job does not run, or the node cannot take it now.
+    They begin afresh, and do not count towards JOB_MAX_ATTEMPTS.
     """
     node = GpuNode.objects.select_for_update(no_key=True).get(pk=target.pk)
-    attempts = JobAttempt.objects.select_for_update(of=("self",))
-    old = attempts.filter(job=job, state=JobAttempt.State.OPEN).first()
-    job.refresh_from_db()
-    refuse(why_not_move(job))
-    if old is None or old.pk != job.current_attempt_id:
-        raise Refused("This video has just ended, or went to another node.")
-    if node.pk == old.node_id:
-        raise Refused(f"It is being made on {node} already.")
-    if why := scheduling.why_not_on(node, job):
-        raise Refused(f"{node} {why}.")
-    op.record(job, before={"node": str(old.node)}, after={"node": str(node)})
-    JobAttempt.objects.filter(pk=old.pk).update(
+    chosen, room = _locked(jobs), scheduling.Room(node)
+    open_ones = JobAttempt.objects.filter(job__in=[job.pk for job in jobs], state=JobAttempt.State.OPEN)
+    old = {attempt.job_id: attempt for attempt in open_ones.select_related("node")}
+
+    def why_not(job: GenerationJob) -> str | None:
+        if (why := why_not_move(job)) is not None:
+            return why
+        if job.pk not in old or old[job.pk].pk != job.current_attempt_id:
+            return "This video has just ended, or went to another node."
+        if node.pk == old[job.pk].node_id:
+            return f"It is being made on {node} already."
+        why = room.take(job)
+        return why and f"{node} {why}."
+
+    found = op.possible(chosen, why_not)
+    op.record_each([(job, {"node": str(old[job.pk].node)}, {"node": str(node)}) for job in found])
+    moved = [old[job.pk].pk for job in found]
+    JobAttempt.objects.filter(pk__in=moved).update(
         state=JobAttempt.State.CANCELED, closed_at=Now(), error=f"moved to {node} by staff: {op.reason}"[:500]
     )
-    attempt = scheduling.open_attempt(job, node, counts=False)
-    GenerationJob.objects.filter(pk=job.pk).update(current_attempt=attempt, started_at=Now(), step=0)
-    events.publish(GenerationJob.objects.get(pk=job.pk))
-    async_task("generation.staff.jobs.stop_on_node", str(old.pk))
-    return attempt
+    attempts = scheduling.open_attempts([(job, node) for job in found], counts=False)
+    if moved:
+        async_task("generation.staff.jobs.stop_on_nodes", [str(pk) for pk in moved])
+    return op.outcome(attempts)
+
+
+def move(job: GenerationJob, target: GpuNode, **how: Any) -> JobAttempt:
+    """Do as `move_each` for one. Raises Refused when it does not run, or the node cannot take it now."""
+    return move_each([job], target, **how).only()
 
 
 def why_not_move(job: GenerationJob) -> str | None:
@@ -167,15 +192,19 @@ def why_not_move(job: GenerationJob) -> str | None:
     return None if job.state == State.RUNNING else f"This video is {job.state} already."
 
 
-def stop_on_node(attempt_id: str) -> None:
-    """Cancel an attempt on its node, as a task. A node that does not answer works on, and its result is discarded."""
-    attempt = JobAttempt.objects.select_related("node").filter(pk=attempt_id).first()
-    if attempt is None or not attempt.remote_id:
-        return
-    try:
-        async_to_sync(stop)(attempt)
-    except NodeError as error:
-        logger.info("attempt %s could not be stopped on %s: %s", attempt_id, attempt.node, error)
+def stop_on_nodes(attempt_ids: list[str]) -> None:
+    """Cancel attempts on their nodes, as a task. A node that does not answer works on, and its result is discarded."""
+    attempts = JobAttempt.objects.select_related("node").filter(pk__in=attempt_ids).exclude(remote_id="")
+    async_to_sync(_stop_all)(list(attempts))
+
+
+async def _stop_all(attempts: list[JobAttempt]) -> None:
+    answers = await asyncio.gather(*map(stop, attempts), return_exceptions=True)
+    for attempt, answer in zip(attempts, answers, strict=True):
+        if isinstance(answer, NodeError):
+            logger.info("attempt %s could not be stopped on %s: %s", attempt.pk, attempt.node, answer)
+        elif isinstance(answer, BaseException):
+            raise answer
 
 
 async def stop(attempt: JobAttempt) -> None:
@@ -185,19 +214,19 @@ async def stop(attempt: JobAttempt) -> None:
 
 
 @operation("generation.retry_job", "job.retry")
-def retry(op: Operation, job: GenerationJob) -> GenerationJob:
-    """Queue a failed video again for its user, at no cost; it is delivered where it was asked for.
+def retry_each(op: Operation, jobs: Sequence[GenerationJob]) -> Outcome[GenerationJob]:
+    """Queue failed videos again for their users, at no cost; each is delivered where it was asked for."""
+    found = op.possible(_locked(jobs), why_not_retry)
+    op.record_each([(job, {}, {}) for job in found])
+    wallets = {wallet.user_id: wallet for wallet in ledger.lock_accounts(users=[job.user for job in found])}
+    again = submission.submit_again(found, wallets=wallets)
+    jobs_retried.send(sender=GenerationJob, pairs=list(zip(found, again, strict=True)))
+    return op.outcome(again)
 
-    Raises:
-        Refused: it did not fail, it was retried before, or its owner is gone.
-    """
-    wallet = ledger.lock_account(user=job.user)
-    job = GenerationJob.objects.select_related("user", "preset").get(pk=job.pk)
-    refuse(why_not_retry(job))
-    op.record(job)
-    again = submission.submit_again(job, wallet=wallet, idempotency_key=_retry_key(job))
-    job_retried.send(sender=GenerationJob, original=job, job=again)
-    return again
+
+def retry(job: GenerationJob, **how: Any) -> GenerationJob:
+    """Do as `retry_each` for one. Raises Refused when it did not fail, was retried before, or its owner is gone."""
+    return retry_each([job], **how).only()
 
 
 def why_not_retry(job: GenerationJob) -> str | None:
@@ -223,8 +252,3 @@ def with_made_again(jobs: "QuerySet[GenerationJob]") -> "QuerySet[GenerationJob]
     """Annotate jobs with what `why_not_retry` asks about each."""
     retries = GenerationJob.objects.filter(source=GenerationJob.Source.STAFF, remixed_from=OuterRef("pk"))
     return jobs.annotate(made_again=retries.values("pk")[:1])
-
-
-def _retry_key(job: GenerationJob) -> str:
-    """Make the key that every retry of a job has, so that there is one."""
-    return f"staff-retry:{job.id.hex}"

@@ -41,6 +41,7 @@ def remove(op: Operation, job: GenerationJob) -> None:
 @operation("generation.remove_video", "report.dismiss")
 def dismiss(op: Operation, report: Report) -> None:
     """Keep the video and settle every open report of it. Raises Refused when the report was settled before."""
+    lock(report.job)  # each settles all reports of a video
     report = Report.objects.select_for_update(of=("self",)).select_related("job").get(pk=report.pk)
     refuse(why_not_dismiss(report))
     op.record(report)

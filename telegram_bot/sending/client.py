@@ -78,7 +78,7 @@ class Traffic:
 @in_database
 @transaction.atomic
 def _add(figures: dict[tuple[str, str], tuple[int, float]]) -> None:
-    for (what, outcome), (number, seconds) in figures.items():
+    for (what, outcome), (number, seconds) in sorted(figures.items()):  # locked in one order
         row, _ = BotTraffic.objects.get_or_create(what=what, outcome=outcome)
         BotTraffic.objects.filter(pk=row.pk).update(
             number=F("number") + number, seconds=F("seconds") + seconds
@@ -198,12 +198,14 @@ class RateLimiter(AIORateLimiter):
     """python-telegram-bot's limiter for messages, which alone count for Telegram's 30 a second.
 
     Nothing holds up what has to be answered at once. Edits and the like have limits of their own, so that they take
-    nothing from messages; in a group they count for its 20 a minute, too.
+    nothing from messages; in a group they count for its 20 a minute, too. With 30 results a second as many status
+    messages are deleted, beside the edits of `progress.EDITS_PER_SECOND`. Rates are for sixths of a second: counted by
+    the second, twice as many could leave in the first one.
     """
 
     def __init__(self) -> None:
-        super().__init__(max_retries=3)
-        self._others = AIORateLimiter(max_retries=3)
+        super().__init__(overall_max_rate=5, overall_time_period=1 / 6, max_retries=3)
+        self._others = AIORateLimiter(overall_max_rate=7, overall_time_period=1 / 6, max_retries=3)
 
     async def process_request(
         self,

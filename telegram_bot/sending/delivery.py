@@ -54,6 +54,7 @@ UPLOADS_AT_ONCE, LARGE_AT_ONCE = 24, 4
 LARGE_BYTES = 4 * 1000 * 1000
 # Bots may upload 50 MB (core.telegram.org/bots/faq); measured in thousands here to stay on the safe side.
 MAX_UPLOAD_BYTES = 50 * 1000 * 1000
+SIGN_AFTER_SECONDS = 1.0
 # From this many failed uploads on, each further one that fails is followed by a link.
 LINK_AFTER = 4
 
@@ -208,7 +209,8 @@ class Results(TelegramChannel[JobMessage]):
         except ChatMigrated as error:
             # A group became a supergroup: its old messages are out of reach.
             moved = JobMessage.objects.filter(chat_id=row.chat_id)
-            await in_database(moved.update)(chat_id=error.new_chat_id, status_message_id=None, reply_to=None)
+            there = {"chat_id": error.new_chat_id, "status_message_id": None, "reply_to": None}
+            await in_database(outbox.update_each)(moved, **there)
             return
         logger.info("job %s is delivered", row.job_id.hex)
         await self._remove_status(row, status)
@@ -253,24 +255,32 @@ class Results(TelegramChannel[JobMessage]):
             return await self._say(row, *self._link(row))
 
     async def _upload(self, row: JobMessage) -> Sent:
-        with contextlib.suppress(BadRequest):  # it is only a sign that something comes
-            await self._bot.send_chat_action(
-                row.chat_id, ChatAction.UPLOAD_VIDEO, message_thread_id=row.thread_id
-            )
         clip: bytes | str = row.file_id
         if not clip:
             clip = await asyncio.to_thread(_read, row.job.video.name or "")
         status = row.status_message_id
         show = partial(self._show_video, row, status, clip) if status else None
-        return await self._send_once(
-            row,
-            self._bot.send_video,
-            clip,
-            show=show,
-            reply_markup=texts.of_job(row.job),
-            read_timeout=MEDIA_SECONDS,
-            **_facts(row),
-        )
+        sign = asyncio.create_task(self._show_that_it_comes(row))
+        try:
+            return await self._send_once(
+                row,
+                self._bot.send_video,
+                clip,
+                show=show,
+                reply_markup=texts.of_job(row.job),
+                read_timeout=MEDIA_SECONDS,
+                **_facts(row),
+            )
+        finally:
+            sign.cancel()
+
+    async def _show_that_it_comes(self, row: JobMessage) -> None:
+        """Show in the chat that a video is on its way, if it takes a while: each request delays other deliveries."""
+        await asyncio.sleep(SIGN_AFTER_SECONDS)
+        with contextlib.suppress(TelegramError):  # the upload hears of the same trouble
+            await self._bot.send_chat_action(
+                row.chat_id, ChatAction.UPLOAD_VIDEO, message_thread_id=row.thread_id
+            )
 
     async def _send_once(
         self,

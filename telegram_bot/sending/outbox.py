@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import transaction
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from generation.models import GenerationJob
@@ -54,6 +55,15 @@ def load(row_id: int) -> JobMessage:
 
 def update(row: JobMessage | ChatNotice, **values: object) -> None:
     type(row)._default_manager.filter(pk=row.pk).update(**values)
+
+
+@transaction.atomic
+def update_each(rows: "QuerySet[JobMessage]", **values: object) -> int:
+    """Change several rows, locked in the order of their keys first; returns how many."""
+    locked = list(
+        rows.order_by("pk").select_for_update(no_key=True, of=("self",)).values_list("pk", flat=True)
+    )
+    return JobMessage.objects.filter(pk__in=locked).update(**values)
 
 
 @transaction.atomic

@@ -36,7 +36,12 @@ def test_a_video_comes_into_the_topic_in_which_it_was_asked_for(
 ):
     bot.telegram.say("/video a red fox", sender=ada, chat=chat, thread=TOPIC)
     status = the_status(bot, chat or ada)
+    bot.telegram.hold("sendVideo")
     finish_job(job_of(ada))
+    # Only an upload that takes a while is announced: the request would take the place of other deliveries.
+    wait_for(lambda: bot.telegram.called("sendChatAction"), message=bot.log)
+    assert bot.telegram.called("sendVideo")[0].at < bot.telegram.called("sendChatAction")[0].at
+    bot.telegram.release()
     video = the_video(bot, chat or ada)
     assert (status.thread, video.thread) == (TOPIC, TOPIC)
     assert [call.parameters["message_thread_id"] for call in bot.telegram.called("sendChatAction")] == ["5"]

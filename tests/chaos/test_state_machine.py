@@ -129,7 +129,7 @@ class Books(RuleBasedStateMachine):
     @precondition(lambda self: any(state == "queued" for _, state in self.jobs.values()))
     @rule()
     def dispatch(self) -> None:
-        attempt = scheduling.claim_next()
+        attempt = next(iter(scheduling.claim(1)), None)
         if attempt is None:
             return
         owner, state = self.jobs[attempt.job_id]
