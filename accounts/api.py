@@ -34,7 +34,8 @@ class ErrorBody(serializers.Serializer):
 def documented(name: str, summary: str, response: Any, *statuses: int, **options: Any) -> Callable[[F], F]:
     """Describe a view in the OpenAPI document: its response (or responses by status), and the errors it may have."""
     responses = response if isinstance(response, dict) else {200: response}
-    responses = responses | {status: OpenApiResponse(ErrorBody) for status in statuses}
+    # Any call may be one too many.
+    responses = responses | {status: OpenApiResponse(ErrorBody) for status in sorted({*statuses, 429})}
     return extend_schema(operation_id=name, summary=summary, responses=responses, **options)
 
 

@@ -1,7 +1,9 @@
-"""Signing in: allauth's adapter, sessions, pages for signed-in users, and the second factor that staff need."""
+"""Signing in: allauth's adapter, passwords, sessions, pages for signed-in users, and the second factor of staff."""
 
 import functools
 import logging
+import secrets
+import threading
 import time
 from collections.abc import Callable
 from smtplib import SMTPException
@@ -16,23 +18,24 @@ from allauth.mfa.models import Authenticator
 from allauth.mfa.signals import authenticator_added
 from django.conf import settings
 from django.contrib import messages
-from django.contrib.auth.base_user import AbstractBaseUser
-from django.contrib.auth.signals import user_logged_in
+from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.contrib.auth.views import redirect_to_login
 from django.contrib.sessions.backends.db import SessionStore as DatabaseSessionStore
-from django.core.exceptions import ValidationError
+from django.core import signing
+from django.core.exceptions import PermissionDenied
+from django.db.models import Q
 from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
-from django.utils.html import format_html
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
-from unfold.forms import AuthenticationForm
 
+from accounts import limits
 from accounts.models import User
+from accounts.staff.actor import address_of
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -42,6 +45,10 @@ MIN_KEY_LENGTH = 8  # Django's own minimum
 OPEN_TO_ALL = {"login", "logout", "jsi18n"}
 # The session's key for the page of the admin that is shown once the second step is set up.
 STAFF_NEXT = "staff_next"
+# The cookie by which a browser is known that an account was signed in with, and how many accounts it remembers.
+DEVICE, DEVICE_AGE, DEVICE_ACCOUNTS = "device", 365 * 24 * 3600, 5
+# A check that finds all places taken waits this long for one.
+HASH_SECONDS = 0.3
 
 
 class AccountAdapter(DefaultAccountAdapter):
@@ -62,6 +69,63 @@ class AccountAdapter(DefaultAccountAdapter):
             logger.exception("a mail (%s) could not be sent", template_prefix)
             text = _("An email to %(address)s could not be sent just now. Please ask for it again later.")
             messages.error(self.request, text % {"address": email})
+
+    def pre_authenticate(self, request: HttpRequest, **credentials: Any) -> None:
+        """Count a guess before it is checked, so that guesses sent at once count, too. Raises limits.TooOften.
+
+        Guesses from elsewhere do not lock the owner out: they count for the name and their own network, and the bound
+        for a name over all networks does not hold for a device that the account was signed in with before.
+        """
+        name = str(credentials.get("email") or credentials.get("username") or "").strip().lower()
+        network, device = limits.network_of(address_of(request)), _device(request)
+        known = Q(pk__in=device["users"]) & (Q(username__iexact=name) | Q(email__iexact=name))
+        if device["users"] and User.objects.filter(known).exists():
+            self._guesses = [("guess_device", f"{device['id']} {name}")]
+        else:
+            self._guesses = [("guess", f"{network} {name}"), ("guess_network", network), ("guess_name", name)]
+        for limit, source in self._guesses:
+            limits.take(limit, source)
+
+    def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
+        """Check a password; a right one is no guess."""
+        user: User | None = super().authenticate(request, **credentials)
+        for limit, source in self._guesses if user else ():
+            limits.give_back(limit, source)
+        return user
+
+    def post_login(self, request: HttpRequest, user: User, **how: Any) -> HttpResponse:
+        """Remember the device after a whole sign-in."""
+        response: HttpResponse = super().post_login(request, user, **how)
+        device = _device(request)
+        users = [user.pk, *(pk for pk in device["users"] if pk != user.pk)][:DEVICE_ACCOUNTS]
+        value = signing.dumps({"id": device["id"], "users": users}, salt=DEVICE)
+        response.set_cookie(DEVICE, value, DEVICE_AGE, secure=settings.HTTPS, httponly=True, samesite="Lax")
+        return response
+
+
+def _device(request: HttpRequest) -> dict[str, Any]:
+    try:
+        return dict(signing.loads(request.COOKIES.get(DEVICE, ""), salt=DEVICE, max_age=DEVICE_AGE))
+    except signing.BadSignature:
+        return {"id": secrets.token_hex(8), "users": []}
+
+
+class BoundedHasher(PBKDF2PasswordHasher):
+    """Django's own hash of passwords, of which only PASSWORD_CHECKS_AT_ONCE are made at once in a process.
+
+    Each takes half a second of a core, also for a client that has left: without a bound, a few dozen posts keep all
+    other pages waiting. Raises limits.TooBusy.
+    """
+
+    places = threading.BoundedSemaphore(settings.PASSWORD_CHECKS_AT_ONCE)
+
+    def encode(self, password: str, salt: str, iterations: int | None = None) -> str:
+        if not self.places.acquire(timeout=HASH_SECONDS):
+            raise limits.TooBusy(2)
+        try:
+            return str(super().encode(password, salt, iterations))
+        finally:
+            self.places.release()
 
 
 class SessionStore(DatabaseSessionStore):
@@ -121,18 +185,14 @@ def _redirect_to_sign_in(request: HttpRequest) -> HttpResponse:
     return redirect_to_login(request.get_full_path() if request.method == "GET" else reverse("dashboard"))
 
 
-# --- The second factor of staff ---------------------------------------------------------------------------------------
+# --- Staff ------------------------------------------------------------------------------------------------------------
 
 
-class StaffSignInForm(AuthenticationForm):
-    """The admin's own form, which asks for a password alone and must not lead around a second step."""
-
-    def confirm_login_allowed(self, user: AbstractBaseUser) -> None:
-        super().confirm_login_allowed(user)
-        if get_adapter().is_mfa_enabled(user):
-            page = f"{reverse('account_login')}?{urlencode({'next': reverse('admin:index')})}"
-            text = 'Your account has two-step sign-in. Please <a href="{}" class="underline">sign in on the site</a>.'
-            raise ValidationError(format_html(text, page))
+def lead_to_sign_in(request: HttpRequest) -> HttpResponse:
+    """Lead from the admin to the site's sign-in, the only one; it comes back to the page that was wanted."""
+    if request.user.is_authenticated:
+        raise PermissionDenied("This account has no right to the admin.")
+    return redirect_to_login(request.GET.get("next") or reverse("admin:index"))
 
 
 class RequireSecondFactor:
@@ -171,14 +231,6 @@ def _require_second_factor(request: HttpRequest, user: User) -> HttpResponse | N
         return None
     query = urlencode({"next": request.get_full_path()})
     return HttpResponseRedirect(f"{reverse('mfa_reauthenticate')}?{query}")
-
-
-@receiver(user_logged_in, dispatch_uid="accounts.staff.record_password")
-def record_password(request: HttpRequest, user: User, **_: Any) -> None:
-    """Tell allauth of a password that the admin's own form has checked."""
-    match = getattr(request, "resolver_match", None)
-    if match is not None and match.view_name == "admin:login":
-        record_authentication(request, user, "password", username=user.username)
 
 
 @receiver(authenticator_added, dispatch_uid="accounts.staff.count_as_used")

@@ -1,10 +1,8 @@
 """The site's pages about the account, its credits and API keys, and the choice of language."""
 
 import uuid
-from typing import cast
 
 from allauth.account.models import EmailAddress
-from allauth.core import ratelimit
 from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.contrib import messages
@@ -115,18 +113,15 @@ def export_data(request: SiteRequest) -> StreamingHttpResponse:
 def close_account(request: SiteRequest) -> HttpResponse:
     """Ask for the password, then close the account for good."""
     form = CloseAccountForm(request.POST or None, user=request.user)
-    if request.method == "POST":
-        if too_many := ratelimit.consume_or_429(request, action="reauthenticate", user=request.user):
-            return cast("HttpResponse", too_many)
-        if form.is_valid():
-            try:
-                privacy.close(user=request.user)
-            except privacy.LastSuperuser:
-                text = _("You are the last superuser of this site: make another superuser first.")
-                messages.error(request, text)
-                return redirect("close_account")
-            logout(request)
-            return render(request, "accounts/closed.html")
+    if request.method == "POST" and form.is_valid():
+        try:
+            privacy.close(user=request.user)
+        except privacy.LastSuperuser:
+            text = _("You are the last superuser of this site: make another superuser first.")
+            messages.error(request, text)
+            return redirect("close_account")
+        logout(request)
+        return render(request, "accounts/closed.html")
     return render(request, "accounts/close.html", {"form": form}, status=422 if form.errors else 200)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from django.conf import settings
 from django.db.models.functions import Now
 
+from accounts import limits
 from generation import mails, media, privacy
 from generation.database import DATABASE_AWAY, in_database
 from generation.jobs import canary, enqueue, lifecycle, locks, node_health, stored_files
@@ -99,6 +100,7 @@ class Reconciler:
             "stopping ended jobs": (SWEEP_SECONDS, self._stop_ended),
             "having files removed": (REMOVAL_SECONDS, in_database(_remove_files)),
             "forgetting closed accounts": (REMOVAL_SECONDS, in_database(privacy.forget_closed_accounts)),
+            "forgetting used-up limits": (REMOVAL_SECONDS, in_database(limits.prune)),
             "having figures added up": (ADDING_UP_SECONDS, in_database(enqueue.add_up)),
             "going on with refunds": (SWEEP_SECONDS, in_database(bulk_refunds.wake_stalled)),
         }

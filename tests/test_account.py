@@ -130,15 +130,6 @@ def test_a_recovery_code_works_once(with_app):
     assert [sign_in(), sign_in()] == [200, 302]
 
 
-def test_the_admins_own_form_is_no_way_around_the_second_step(with_app):
-    User.objects.filter(pk=with_app.pk).update(is_staff=True, is_superuser=True)
-    visitor = Client()
-    form = {"username": with_app.username, "password": PASSWORD}
-    answer = visitor.post("/admin/login/", form)
-    assert "two-step sign-in" in answer.content.decode()
-    assert visitor.get("/admin/").status_code == 302
-
-
 def test_staff_without_the_right_cannot_take_a_second_step_away(with_app, make_user):
     url = f"/admin/mfa/authenticator/{Authenticator.objects.filter(user=with_app).first().pk}/delete/"
     helper = Client()

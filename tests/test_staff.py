@@ -333,20 +333,13 @@ class TestSecondFactor:
         assert "two-step sign-in" in said(answer)
 
     @pytest.mark.django_db(transaction=True)  # allauth tells of the new second step after the commit
-    @pytest.mark.parametrize(
-        ("form", "name"),
-        [("/admin/login/", "username"), ("/accounts/login/", "login")],
-        ids=["admin", "site"],
-    )
-    def test_the_first_sign_in_is_three_screens_and_ends_where_one_wanted_to_be(
-        self, staff: User, form: str, name: str
-    ) -> None:
+    def test_the_first_sign_in_is_three_screens_and_ends_where_one_wanted_to_be(self, staff: User) -> None:
         wanted = page("generation_generationjob_changelist")
         EmailAddress.objects.create(user=staff, email="grace@example.org", verified=False)
         newcomer = Client()
-        assert newcomer.get(wanted, follow=True).resolver_match.view_name == "admin:login"
-        entry = {name: "grace", "password": "a long enough password", "next": wanted}
-        set_up = newcomer.post(form, entry, follow=True)
+        assert newcomer.get(wanted, follow=True).resolver_match.view_name == "account_login"
+        entry = {"login": "grace", "password": "a long enough password", "next": wanted}
+        set_up = newcomer.post("/accounts/login/", entry, follow=True)
         assert set_up.resolver_match.view_name == "mfa_activate_totp", "the password was given a moment ago"
         assert "two-step sign-in" in said(set_up)
         codes = yield_hotp_counters_from_time()
@@ -360,12 +353,6 @@ class TestSecondFactor:
     def test_a_session_that_is_not_fresh_is_asked_for_the_password(self, admin: Client) -> None:
         answer = admin.get(page("index"), follow=True)
         assert answer.resolver_match.view_name == "account_reauthenticate"
-
-    def test_the_admins_form_leads_on_to_the_one_with_two_steps(self, staff: User) -> None:
-        TOTP.activate(staff, generate_totp_secret())
-        entry = {"username": "grace", "password": "a long enough password"}
-        html = Client().post(page("login"), entry).content.decode()
-        assert 'href="/accounts/login/?next=%2Fadmin%2F"' in html
 
     def test_whoever_has_one_must_have_used_it(self, admin: Client, staff: User) -> None:
         TOTP.activate(staff, generate_totp_secret())

@@ -5,6 +5,7 @@ docs/configuration.md lists every variable. Credits are whole numbers, times are
 
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -99,6 +100,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "allauth.account.middleware.AccountMiddleware",
+    "accounts.limits.LimitForms",
     "accounts.auth.RequireSecondFactor",
     "django_htmx.middleware.HtmxMiddleware",
 ]
@@ -162,11 +164,13 @@ if DATABASE_POOL_SIZE:
     }
 
 # --- Accounts ---------------------------------------------------------------------------------------------------------
+# Only allauth uses it, for codes of the second step that were used: no other process may take one again.
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "accounts_cache"}}
 AUTH_USER_MODEL = "accounts.User"
-AUTHENTICATION_BACKENDS = [
-    "django.contrib.auth.backends.ModelBackend",
-    "allauth.account.auth_backends.AuthenticationBackend",
-]
+# One, so that a wrong password takes as long as a right one, and no name.
+AUTHENTICATION_BACKENDS = ["allauth.account.auth_backends.AuthenticationBackend"]
+PASSWORD_HASHERS = ["accounts.auth.BoundedHasher"]
+PASSWORD_CHECKS_AT_ONCE = env.int("PASSWORD_CHECKS_AT_ONCE", 2, validate=validate.Range(min=1))
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
@@ -185,7 +189,28 @@ ACCOUNT_EMAIL_NOTIFICATIONS = True
 ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_SESSION_REMEMBER = True
 ACCOUNT_REAUTHENTICATION_TIMEOUT = 600
-ACCOUNT_RATE_LIMITS = {"report_video": "10/h/ip"}  # besides allauth's own
+# allauth's own limits live in each process's memory; these, of accounts.limits, in the database. Times in seconds;
+# 0 times: not limited.
+ACCOUNT_RATE_LIMITS = MFA_RATE_LIMITS = False
+RATE_LIMITS = {
+    "sign_in": (30, 60),
+    "sign_up": (20, 60),
+    "guess": (10, 600),  # of one name's password, from one network
+    "guess_network": (60, 600),  # of all passwords, from one network
+    "guess_name": (100, 3600),  # of one name's password, from all networks and unknown devices
+    "guess_device": (20, 600),  # of one name's password, on a device that was signed in with it
+    "guess_own": (10, 60),  # of one's own password or code, signed in
+    "form": (20, 60),
+    "report": (10, 3600),
+    "api_wrong_key": (60, 60),
+    "api_create": (60, 60),
+    "api_read": (1200, 60),
+}
+for _limit in names("RATE_LIMITS", []):
+    _parts = re.fullmatch(r"(\w+)=(\d{1,9})/([1-9]\d{0,5})", _limit)
+    if _parts is None or _parts[1] not in RATE_LIMITS:
+        raise ImproperlyConfigured(f"RATE_LIMITS: {_limit} is not like sign_in=30/60 (times in seconds).")
+    RATE_LIMITS[_parts[1]] = (int(_parts[2]), int(_parts[3]))
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 MFA_FORMS = {"add_webauthn": "accounts.forms.PasskeyForm"}
@@ -318,7 +343,7 @@ METRICS_TOKEN = env.str("METRICS_TOKEN", "")
 SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", 3600 if HTTPS else 0, validate=NOT_NEGATIVE)
 BEHIND_PROXY = env.bool("BEHIND_PROXY", False)
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if BEHIND_PROXY else None
-ALLAUTH_TRUSTED_PROXY_COUNT = int(BEHIND_PROXY)  # allauth limits attempts to sign in by the client's address
+ALLAUTH_TRUSTED_PROXY_COUNT = int(BEHIND_PROXY)
 X_FRAME_OPTIONS = "DENY"
 # Nothing is uploaded here: prompts and forms are small.
 MAX_REQUEST_BYTES = 4 * 1024 * 1024
@@ -410,7 +435,6 @@ UNFOLD = {
     },
     "DASHBOARD_CALLBACK": "generation.staff.home.context",
     "SCRIPTS": [lambda request: static("submit_once.js")],
-    "LOGIN": {"form": "accounts.auth.StaffSignInForm"},
 }
 
 LOGGING: dict[str, Any] = {

@@ -4,6 +4,7 @@ from django.contrib import admin
 from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
 from django.urls import include, path, re_path, reverse
 
+from accounts.auth import lead_to_sign_in
 from videoplatform import metrics
 
 # Here and not when Django starts: a worker, a bot or a command needs none of the admin's pages, and starts sooner.
@@ -32,6 +33,7 @@ urlpatterns = [
     path("manifest.webmanifest", metrics.manifest, name="manifest"),
     path("v1/", include("generation.api.views")),
     re_path(rf"^admin/(?P<page>{'|'.join(RENAMED)})/(?P<rest>.*)$", admin.site.admin_view(renamed)),
+    path("admin/login/", lead_to_sign_in),
     path("admin/", admin.site.urls),
     path("accounts/", include("allauth.urls")),
     path("telegram/", include("telegram_bot.urls")),

@@ -341,4 +341,14 @@ class Migration(migrations.Migration):
                 "indexes": [models.Index(fields=["user"], condition=Q(seen_at=None), name="notice_unseen")],
             },
         ),
+        migrations.CreateModel(
+            name="RateLimit",
+            fields=[
+                ("key", models.CharField(max_length=60, primary_key=True, serialize=False)),
+                ("free_at", models.DateTimeField(db_index=True)),
+            ],
+            options={
+                "default_permissions": (),
+            },
+        ),
     ]

@@ -138,8 +138,15 @@ CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_auditevent
     FOR EACH STATEMENT EXECUTE FUNCTION accounts_keep_audit_events();
 """
 
+# The table of Django's cache, which `createcachetable` would make.
+CACHE = """
+CREATE TABLE accounts_cache (cache_key varchar(255) PRIMARY KEY, value text NOT NULL, expires timestamptz NOT NULL);
+CREATE INDEX accounts_cache_expires ON accounts_cache (expires);
+"""
+
 # CASCADE takes the triggers along.
 BACKWARD = """
+DROP TABLE accounts_cache;
 DROP INDEX purchase_refunds_of;
 DROP FUNCTION accounts_apply_entry(), accounts_check_transfer(), accounts_guard_balance(), accounts_guard_merge(),
     accounts_refuse(), accounts_keep_audit_events() CASCADE;
@@ -148,4 +155,4 @@ DROP FUNCTION accounts_apply_entry(), accounts_check_transfer(), accounts_guard_
 
 class Migration(migrations.Migration):
     dependencies = [("accounts", "0001_initial")]
-    operations = [migrations.RunSQL([ENTRIES, BALANCES, MERGES, NOTHING_GOES, STAFF_LOG], BACKWARD)]
+    operations = [migrations.RunSQL([ENTRIES, BALANCES, MERGES, NOTHING_GOES, STAFF_LOG, CACHE], BACKWARD)]

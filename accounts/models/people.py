@@ -309,3 +309,16 @@ class ApiKey(models.Model):
 
     def __str__(self) -> str:
         return f"{self.name} ({self.prefix}…)"
+
+
+class RateLimit(models.Model):
+    """How much of a limit one source has used. `accounts.limits` is the only writer."""
+
+    key = models.CharField(primary_key=True, max_length=60)
+    free_at = models.DateTimeField(db_index=True)
+
+    class Meta:
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.key

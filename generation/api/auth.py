@@ -13,17 +13,23 @@ from rest_framework.authentication import BaseAuthentication, get_authorization_
 from rest_framework.exceptions import AuthenticationFailed, ParseError
 from rest_framework.negotiation import BaseContentNegotiation
 from rest_framework.parsers import BaseParser, JSONParser
+from rest_framework.permissions import SAFE_METHODS
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from accounts import api_keys
+from accounts import api_keys, limits
 from accounts.models import ApiKey, User
+from accounts.staff.actor import address_of
 
 REALM = 'Bearer realm="api"'
+READS = limits.Merged("api_read")
 
 
 class ApiKeyAuthentication(BaseAuthentication):
-    """Authenticates the owner of a live API key. No header is anonymous; a wrong header is refused."""
+    """Authenticates the owner of a live API key. No header is anonymous; a wrong header is refused.
+
+    Counts, too: wrong keys by network, calls by key. Raises limits.TooOften.
+    """
 
     def authenticate(self, request: Request) -> tuple[User, ApiKey] | None:
         header = get_authorization_header(request)
@@ -31,7 +37,12 @@ class ApiKeyAuthentication(BaseAuthentication):
             return None
         key = key_of_header(header)
         if key is None:
+            limits.take("api_wrong_key", limits.network_of(address_of(request)))
             raise AuthenticationFailed("This API key is not valid.")
+        if request.method in SAFE_METHODS:
+            READS.take(str(key.pk))
+        else:
+            limits.take("api_create", str(key.pk))
         return key.user, key
 
     def authenticate_header(self, request: Request) -> str:

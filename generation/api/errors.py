@@ -14,6 +14,7 @@ from rest_framework import exceptions
 from rest_framework.response import Response
 from rest_framework.views import set_rollback
 
+from accounts.limits import TooOften
 from generation.api.auth import REALM
 from generation.database import DATABASE_AWAY, RETRY_AFTER
 from generation.errors import CooldownActive, DailyLimitReached, GenerationError
@@ -92,6 +93,9 @@ def describe(error: Exception) -> Problem:
                 # OpenAI's SDK repeats a 409 by itself; repeating these changes nothing.
                 headers["x-should-retry"] = "false"
             return Problem(error.status, error.code, error.message, error.param, headers)
+        case TooOften():
+            text = f"Too many requests. Please wait {error.seconds} s."
+            return Problem(429, "rate_limit_exceeded", text, headers={"Retry-After": str(error.seconds)})
         case exceptions.ValidationError():
             return _first_of(error)
         case exceptions.APIException():

@@ -1,9 +1,8 @@
 """Pages of a shared clip, for visitors without an account. Nothing here says whose clip it is."""
 
-from typing import TypeVar, cast
+from typing import TypeVar
 from urllib.parse import urlsplit
 
-from allauth.core import ratelimit
 from django import forms
 from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse
@@ -59,8 +58,6 @@ def report_video(request: HttpRequest, token: str) -> HttpResponse:
     form = ReportForm(request.POST or None)
     sent = request.method == "POST" and form.is_valid()
     if sent:
-        if too_many := ratelimit.consume_or_429(request, action="report_video"):
-            return cast(HttpResponse, too_many)
         moderation.report(job=job, address=address_of(request), **form.cleaned_data)
     context = {"form": form, "sent": sent, "token": token, "job": job}
     return _unlisted(render(request, "generation/report.html", context))

@@ -105,16 +105,16 @@ def test_the_first_staff_user_signs_in_with_that_password(stack: Watched) -> Non
     password = re.search(r"user admin, password (\S+)", stack.said)
     assert password
     with httpx.Client(base_url=stack.url) as browser:
-        page = browser.get("/admin/login/").text
+        page = browser.get("/admin/", follow_redirects=True).text
         token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', page)
         assert token
         form = {
             "csrfmiddlewaretoken": token[1],
-            "username": "admin",
+            "login": "admin",
             "password": password[1],
             "next": "/admin/",
         }
-        assert browser.post("/admin/login/", data=form).status_code == 302
+        assert browser.post("/accounts/login/", data=form).headers["Location"] == "/admin/"
         assert browser.get("/admin/").status_code == 200
 
 
