@@ -34,7 +34,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
 from accounts import limits
-from accounts.models import User
+from accounts.models import CreditAccount, User
 from accounts.staff.actor import address_of
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,19 @@ class AccountAdapter(DefaultAccountAdapter):
             logger.exception("a mail (%s) could not be sent", template_prefix)
             text = _("An email to %(address)s could not be sent just now. Please ask for it again later.")
             messages.error(self.request, text % {"address": email})
+
+    def save_user(self, request: HttpRequest, user: User, form: Any, commit: bool = True) -> User:
+        """Make the account of a sign-up, and say so where it starts without the usual credits."""
+        user.came_by = limits.network_of(address_of(request))
+        user = super().save_user(request, user, form, commit)
+        if settings.SIGNUP_CREDITS and not CreditAccount.objects.get(user=user).posted:
+            text = _("Free credits come once you have confirmed an email address.")
+            if settings.UNVERIFIED_SIGNUP_CREDITS or not settings.EMAIL_HOST:
+                text = _(
+                    "Your network has had its free credits for new accounts today, so this one starts without."
+                )
+            messages.warning(request, text)
+        return user
 
     def pre_authenticate(self, request: HttpRequest, **credentials: Any) -> None:
         """Count a guess before it is checked, so that guesses sent at once count, too. Raises limits.TooOften.

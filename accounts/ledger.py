@@ -89,11 +89,6 @@ def grant_each(*, accounts: Sequence[CreditAccount], amount: int, reason: str, a
     _insert([_entry(account, Kind.GRANT, posted=amount, reason=reason, actor=actor) for account in accounts])
 
 
-def welcome_id(user: User) -> str:
-    """Name the external id of the user's sign-up grant, which keeps it from being given twice."""
-    return f"signup:{user.pk}"
-
-
 @transaction.atomic
 def purchase(*, user: User, amount: int, external_id: str, reason: str) -> CreditTransaction:
     """Credit a payment, once for its own id (`external_id`)."""

@@ -54,7 +54,7 @@ VIEWS = {
     "account_confirm_email": "form",
     "report_video": "report",
     "account_email": "form:user",
-    "account_change_password": "form:user",
+    "account_change_password": "guess_own:user",
     "account_set_password": "form:user",
     "account_reauthenticate": "guess_own:user",
     "mfa_authenticate": "guess_own:user",

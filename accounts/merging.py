@@ -8,7 +8,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet, Sum
 from django.utils import timezone
 
-from accounts import ledger
+from accounts import ledger, welcome
 from accounts.ledger import LedgerError
 from accounts.models import CreditAccount, CreditTransaction, User, WalletMerge
 
@@ -25,14 +25,14 @@ class CannotUndo(LedgerError):
 
 def plan(*, source: CreditAccount, target: CreditAccount) -> WalletMerge:
     """Plan the merge of the two as they are now; the row is not saved."""
-    welcome = unspent_welcome(source)
-    stays = welcome if _had_welcome(target) else 0
+    unspent = unspent_welcome(source)
+    stays = unspent if welcome.has_had(target) else 0
     return WalletMerge(
         source=source,
         target=target,
         moved=source.posted - stays,
         stayed=stays,
-        brought_welcome=not stays and welcome > 0,
+        brought_welcome=not stays and unspent > 0,
     )
 
 
@@ -96,17 +96,9 @@ def unspent_welcome(account: CreditAccount) -> int:
     if account.merges_away.filter(brought_welcome=True, undone_at=None).exists():
         return 0
     entries = account.transactions
-    given = entries.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
     spent = entries.filter(kind__in=[Kind.CAPTURE, Kind.REFUND])
-    left = _sum(given) + min(0, _sum(spent))
+    left = _sum(welcome.granted(account)) + min(0, _sum(spent))
     return max(0, min(account.posted, left))
-
-
-def _had_welcome(account: CreditAccount) -> bool:
-    """Look for sign-up credits of its own, or of another that came with an earlier merge."""
-    own = account.transactions.filter(kind=Kind.GRANT, external_id=ledger.welcome_id(account.user))
-    brought = WalletMerge.objects.filter(target=account, brought_welcome=True, undone_at=None)
-    return own.exists() or brought.exists()
 
 
 def _sum(entries: "QuerySet[CreditTransaction]") -> int:

@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from allauth.account.models import EmailAddress
+from allauth.account.signals import email_confirmed
 from django.apps import AppConfig, apps
-from django.conf import settings
 from django.db import transaction
 from django.db.models.signals import post_migrate, post_save
 from django.dispatch import Signal, receiver
-from django.utils.translation import gettext_noop
 
-from accounts import ledger
+from accounts import ledger, welcome
 from accounts.models import User
 from accounts.staff import roles
 
@@ -26,18 +26,16 @@ personal_data = Signal()
 
 @receiver(post_save, sender=User, dispatch_uid="accounts.open_wallet")
 def open_wallet(instance: User, created: bool, raw: bool = False, **_: Any) -> None:
-    """Give every new user a wallet and the sign-up grant."""
-    if not created or raw:
-        return
-    with transaction.atomic():
-        ledger.open_account(user=instance)
-        if settings.SIGNUP_CREDITS:
-            ledger.grant(
-                user=instance,
-                amount=settings.SIGNUP_CREDITS,
-                reason=gettext_noop("Welcome credits"),
-                external_id=ledger.welcome_id(instance),
-            )
+    """Give every new user a wallet and the credits to start with."""
+    if created and not raw:
+        with transaction.atomic():
+            ledger.open_account(user=instance)
+            welcome.give_at_signup(instance)
+
+
+@receiver(email_confirmed, dispatch_uid="accounts.welcome_address")
+def welcome_address(email_address: EmailAddress, **_: Any) -> None:
+    welcome.give_for_address(email_address.user, email_address.email)
 
 
 @receiver(post_migrate, dispatch_uid="accounts.install_roles")

@@ -43,7 +43,10 @@ def open_account(*, telegram_id: int) -> TelegramAccount:
         return account
     try:
         with transaction.atomic():
-            user = User.objects.create_user(username=_free_username(telegram_id))
+            user = User(username=_free_username(telegram_id))
+            user.came_by = f"telegram:{telegram_id}"
+            user.set_unusable_password()
+            user.save()
             return TelegramAccount.objects.create(telegram_id=telegram_id, user=user)
     except IntegrityError:
         # Another process opened it at the same moment.

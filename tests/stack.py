@@ -40,7 +40,10 @@ class Stack(Instance):
     def __init__(
         self, data_dir: Path, settings: Mapping[str, str] | None = None, *, bare: bool = False
     ) -> None:
-        ours = {"WEB_PROCESSES": "1"} | ({} if bare else preforked.worker_settings())
+        # Whole test suites sign up from one address.
+        ours = {"WEB_PROCESSES": "1", "SIGNUP_GRANTS_PER_NETWORK": "0"} | (
+            {} if bare else preforked.worker_settings()
+        )
         super().__init__(data_dir, ours | dict(settings or {}))
         self._bare = bare
 

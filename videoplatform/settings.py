@@ -199,8 +199,9 @@ RATE_LIMITS = {
     "guess_network": (60, 600),  # of all passwords, from one network
     "guess_name": (100, 3600),  # of one name's password, from all networks and unknown devices
     "guess_device": (20, 600),  # of one name's password, on a device that was signed in with it
-    "guess_own": (10, 60),  # of one's own password or code, signed in
+    "guess_own": (5, 60),  # of one's own password or code, signed in
     "form": (20, 60),
+    "proof": (1, 1200),  # each solution of a sign-up's puzzle, for as long as it is good
     "report": (10, 3600),
     "api_wrong_key": (60, 60),
     "api_create": (60, 60),
@@ -213,6 +214,9 @@ for _limit in names("RATE_LIMITS", []):
     RATE_LIMITS[_parts[1]] = (int(_parts[2]), int(_parts[3]))
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
+ACCOUNT_FORMS = {"signup": "accounts.forms.SignUpForm"}
+# Sign-ups solve a puzzle, which takes a browser a second.
+SIGNUP_PROOF_OF_WORK = env.bool("SIGNUP_PROOF_OF_WORK", False)
 MFA_FORMS = {"add_webauthn": "accounts.forms.PasskeyForm"}
 MFA_TOTP_TOLERANCE = 1  # half minutes: clocks of phones differ, and so does the speed of typing
 MFA_TOTP_ISSUER = "Video platform"
@@ -227,6 +231,13 @@ EMAIL_USE_TLS = env.bool("EMAIL_USE_TLS", not EMAIL_USE_SSL)
 MFA_ALLOW_UNVERIFIED_EMAIL = not EMAIL_HOST
 EMAIL_TIMEOUT = 10  # the page waits while it is sent
 EMAIL_BACKEND = f"django.core.mail.backends.{'smtp' if EMAIL_HOST else 'console'}.EmailBackend"
+# For web sign-ups that have confirmed no address; the rest comes when they do.
+UNVERIFIED_SIGNUP_CREDITS = env.int(
+    "UNVERIFIED_SIGNUP_CREDITS", 0 if EMAIL_HOST else SIGNUP_CREDITS, validate=NOT_NEGATIVE
+)
+# Accounts a day that start with credits. 0: any number.
+RATE_LIMITS["signup_grants"] = (env.int("SIGNUP_GRANTS_PER_NETWORK", 5, validate=NOT_NEGATIVE), 86400)
+RATE_LIMITS["signup_grants_of_all"] = (env.int("SIGNUP_GRANTS_PER_DAY", 1000, validate=NOT_NEGATIVE), 86400)
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", "Video platform <noreply@localhost>")
 
 

@@ -10,7 +10,7 @@ from django.contrib.auth.validators import UnicodeUsernameValidator
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import migrations, models
 from django.db.models import F, Q
-from django.db.models.functions import Now
+from django.db.models.functions import Lower, Now
 
 
 class Migration(migrations.Migration):
@@ -40,6 +40,7 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "user",
                 "verbose_name_plural": "users",
+                "constraints": [models.UniqueConstraint(Lower("username"), name="username_in_any_case", violation_error_message="This name is taken.")],
             },
             managers=[("objects", UserManager())],
         ),

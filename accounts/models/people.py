@@ -10,6 +10,7 @@ from django.conf import settings
 from django.contrib.auth.models import AbstractUser
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.functions import Lower
 
 
 class User(AbstractUser):
@@ -28,6 +29,16 @@ class User(AbstractUser):
         default=False, help_text="A mail when a video that was ordered on the site is ready, or has failed."
     )
     anonymised_at = models.DateTimeField("closed", null=True, blank=True, editable=False)
+
+    class Meta(AbstractUser.Meta):
+        constraints = [
+            models.UniqueConstraint(
+                Lower("username"), name="username_in_any_case", violation_error_message="This name is taken."
+            )
+        ]
+
+    # How a new user came, not stored: `accounts.welcome` decides by it on the credits to start with.
+    came_by = ""
 
     def __str__(self) -> str:
         return self.username

@@ -59,7 +59,11 @@ def dashboard(request: HttpRequest) -> HttpResponseBase:
     if request.user.is_authenticated:
         return _workspace(request)
     context = catalog.samples_context(catalog.current_offer())
-    context |= {"quotes": catalog.quotes(), "signup_credits": settings.SIGNUP_CREDITS}
+    context |= {
+        "quotes": catalog.quotes(),
+        "signup_credits": settings.SIGNUP_CREDITS,
+        "must_confirm": settings.UNVERIFIED_SIGNUP_CREDITS < settings.SIGNUP_CREDITS,
+    }
     context["site"] = absolute(request, "/").removesuffix("/")
     return render(request, "front.html", context)
 
