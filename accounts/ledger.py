@@ -61,7 +61,7 @@ def lock_account(*, user: User) -> CreditAccount:
     return CreditAccount.objects.select_for_update().get(user=user)
 
 
-def lock_accounts(*, users: Iterable[User]) -> list[CreditAccount]:
+def lock_accounts(*, users: Iterable[User | int]) -> list[CreditAccount]:
     """Lock the wallets of these users until the transaction ends, in one order: two callers do not block each other."""
     rows = CreditAccount.objects.select_for_update(of=("self",)).filter(user__in=users)
     return list(rows.select_related("user").order_by("pk"))

@@ -83,6 +83,16 @@ def undo(*, merge: WalletMerge, reason: str, actor: User) -> WalletMerge:
     return row
 
 
+def same_person(*users: User | None) -> set[int]:
+    """Collect the ids of these users and of all accounts that were ever merged with theirs, step by step."""
+    found, new = set[int](), {user.pk for user in users if user}
+    while new:
+        found |= new
+        merges = WalletMerge.objects.filter(Q(source__user__in=new) | Q(target__user__in=new))
+        new = {pk for pair in merges.values_list("source__user", "target__user") for pk in pair} - found
+    return found
+
+
 def net_moved(row: WalletMerge) -> int:
     """Sum up the credits that went from the source to the target since the merge, less those that came back."""
     entries = CreditTransaction.objects.filter(

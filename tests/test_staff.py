@@ -25,11 +25,10 @@ from django_q.models import OrmQ, Task
 from accounts import ledger, ledger_check
 from accounts.models import AuditEvent, CreditAccount, CreditTransaction, User
 from accounts.staff import audit_log, operations, roles
-from accounts.staff.actor import DoneBefore, NotPermitted, Refused
+from accounts.staff.actor import DoneBefore, NeedsApproval, NotPermitted, Refused
 from generation.jobs import submission
 from generation.models import GenerationJob
 from generation.staff import jobs
-from generation.staff.jobs import BeyondLimit
 from telegram_bot.models import JobMessage
 from tests.staff import in_role, page, said, sent, signed_in
 
@@ -316,7 +315,7 @@ class TestRefundLimit:
         )
         support = in_role(make_user, "support")
         jobs.refund(actor=support, job=first, reason="x")
-        with pytest.raises(BeyondLimit, match="10 of them left"):
+        with pytest.raises(NeedsApproval, match="this waits"):
             jobs.refund(actor=support, job=second, reason="x")
         jobs.refund(actor=in_role(make_user, "finance"), job=second, reason="x")
         assert wallet(user).balance == 500

@@ -77,6 +77,16 @@ def test_one_clip_is_refunded_once_one_form_granted_once_one_bulk_refund_carried
     assert not ledger_check.audit().discrepancies
 
 
+def test_gifts_at_the_same_moment_stay_below_the_ceiling_of_a_day(
+    make_user: Callable[..., User], user: User, settings: Any
+) -> None:
+    settings.GRANT_DAILY_CREDITS = 100
+    owner = in_role(make_user, "owner")
+    results = at_once(lambda _: operations.grant(actor=owner, users=[user], amount=40, reason="Contest"))
+    assert sum(isinstance(result, Refused) for result in results) == HANDS - 2
+    assert CreditAccount.objects.get(user=user).balance == 580
+
+
 def test_reports_of_one_video_that_several_dismiss_are_settled_once(
     make_user: Callable[..., User], submit: Callable[..., Any]
 ) -> None:

@@ -15,7 +15,7 @@ from django_q.models import Failure, OrmQ
 
 from accounts import ledger_check, merging, notices
 from accounts.models import AuditEvent, CreditAccount, CreditTransaction, Notice, User
-from accounts.staff.actor import Actor, DoneBefore, Refused
+from accounts.staff.actor import Actor, DoneBefore, NeedsApproval, Refused
 from generation import privacy
 from generation.jobs import lifecycle, scheduling, submission
 from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode, JobAttempt
@@ -589,7 +589,7 @@ class TestBulkRefund:
     ) -> None:
         settings.REFUND_LIMIT_CREDITS = 149
         for role in ("support", "operator"):
-            with pytest.raises(Refused, match="finance or owner"):
+            with pytest.raises(NeedsApproval, match="this waits"):
                 self.start(in_role(make_user, role), node)
         assert not BulkRefund.objects.exists()
         self.start(in_role(make_user, "finance"), node)

@@ -427,7 +427,7 @@ def test_a_preset_shows_what_was_changed_and_by_whom(make_user: MakeUser) -> Non
 
 def test_a_credit_pack_shows_what_was_changed_too(make_user: MakeUser) -> None:
     pack = CreditPack.objects.create(name="Starter", credits=100, stars=50)
-    client = signed_in(in_role(make_user, "finance").user)
+    client = signed_in(in_role(make_user, "owner").user)
     form = {"name": "Starter", "credits": 120, "stars": 50, "position": 0, "for_sale": "on"}
     form["reason"] = "Summer"
     address = page("telegram_bot_creditpack_change", pack.pk)

@@ -255,6 +255,10 @@ STAFF_REQUIRE_MFA = env.bool("STAFF_REQUIRE_MFA", not DEBUG)
 # The most that support and operators may refund in any 24 hours; finance and owners are not bound by it.
 REFUND_LIMIT_CREDITS = env.int("REFUND_LIMIT_CREDITS", 5000, validate=NOT_NEGATIVE)
 
+# What one member of the staff may give away in any 24 hours; beyond the second, a colleague has to approve it.
+GRANT_DAILY_CREDITS = env.int("GRANT_DAILY_CREDITS", 100_000, validate=NOT_NEGATIVE)
+GRANT_APPROVAL_CREDITS = env.int("GRANT_APPROVAL_CREDITS", 10_000, validate=NOT_NEGATIVE)
+
 # --- Generation: price and limits of a clip ---------------------------------------------------------------------------
 # More credits: a shop, a form, an address to write to.
 CREDITS_URL = env.str("CREDITS_URL", "")

@@ -35,6 +35,7 @@ NAVIGATION = [
         "Users and credits",
         _rows("Users", "group", "accounts.user"),
         _rows("Transactions", "receipt_long", "accounts.credittransaction"),
+        _rows("Approvals", "how_to_reg", "accounts.approval"),
         _rows("Star payments", "star", "telegram_bot.starpayment"),
         _rows("Joined accounts", "merge", "accounts.walletmerge"),
         _rows("API keys", "key", "accounts.apikey"),

@@ -2,8 +2,8 @@
 
 from django.contrib import admin
 
-from accounts.admin import access, audit_log, ledger, users
+from accounts.admin import access, approvals, audit_log, ledger, users
 
 admin.site.index_title = "Home"
 
-__all__ = ["access", "audit_log", "ledger", "users"]
+__all__ = ["access", "approvals", "audit_log", "ledger", "users"]

@@ -72,4 +72,7 @@ class GroupAdmin(PlainGroupAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold 
     def _may_touch(self, request: HttpRequest, group: Group | None) -> bool:
         if group is not None and roles.shipped(group.name):
             return False
-        return Actor.of(request).may("accounts.manage_staff")
+        actor = Actor.of(request)
+        # More rights to a role of one's own would be more rights for oneself.
+        own = group is not None and actor.user.groups.contains(group)
+        return actor.may("accounts.manage_staff") and not own

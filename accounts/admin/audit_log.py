@@ -23,12 +23,12 @@ LATEST = 10
 class AuditEventAdmin(ReadOnlyAdmin):
     """The audit log: actor, operation, subject, time, address and reason."""
 
-    list_display = ("at", "actor", "act", "subject", "reason", "credits", "address")
-    list_select_related = ("actor",)
+    list_display = ("at", "actor", "approved_by", "act", "subject", "reason", "credits", "address")
+    list_select_related = ("actor", "approved_by")
     list_filter = ("act", ("at", RangeDateTimeFilter))
     list_filter_submit = True
     search_fields = ("=actor__username", "subject_name", "=subject_id", "reason", "=address")
-    fields = ("at", "actor", "address", "act", "subject", "reason", "credits", "was", "became")
+    fields = ("at", "actor", "approved_by", "address", "act", "subject", "reason", "credits", "was", "became")
 
     @display(description="About")
     def subject(self, entry: AuditEvent) -> SafeString | str:
@@ -86,7 +86,7 @@ def latest_about(subject: Model) -> "QuerySet[AuditEvent]":
     kind = subject._meta.label_lower
     own = Q(subject_kind=kind, subject_id=str(subject.pk))
     entries = AuditEvent.objects.filter(reduce(or_, (find(subject) for find in _related[kind]), own))
-    return entries.select_related("actor")[:LATEST]
+    return entries.select_related("actor", "approved_by")[:LATEST]
 
 
 def line(entry: AuditEvent, page: Model, *, dated: bool = True) -> SafeString:
@@ -94,7 +94,8 @@ def line(entry: AuditEvent, page: Model, *, dated: bool = True) -> SafeString:
     elsewhere = entry.subject_kind != page._meta.label_lower or entry.subject_id != str(page.pk)
     parts = [
         f"{entry.at:%Y-%m-%d %H:%M}" if dated else "",
-        entry.actor,
+        entry.actor or entry.address,
+        entry.approved_by and f"approved by {entry.approved_by}",
         entry.act,
         _link_to_subject(entry) if elsewhere else "",
         ", ".join(_changes(entry)),

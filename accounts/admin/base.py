@@ -30,7 +30,7 @@ from unfold.widgets import UnfoldAdminTextInputWidget
 
 from accounts.ledger import LedgerError
 from accounts.staff import audit_log
-from accounts.staff.actor import Actor, DoneBefore, Refused
+from accounts.staff.actor import Actor, DoneBefore, NeedsApproval, Refused
 from accounts.staff.audit_log import Outcome
 
 # A page that names more rows than this is not read before it is confirmed.
@@ -366,7 +366,10 @@ def _answer(request: HttpRequest, form: forms.Form, act: Act, back: str) -> Http
     """Answer a valid form; return None when it is refused, with the error in the form."""
     try:
         with transaction.atomic():
-            done = act(Actor.of(request), form.cleaned_data)
+            try:
+                done = act(Actor.of(request), form.cleaned_data)
+            except NeedsApproval as waits:  # not beyond this block, which would undo that it waits
+                done = str(waits)
         if isinstance(done, HttpResponseBase):
             return done
         messages.success(request, done)

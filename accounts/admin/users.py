@@ -160,7 +160,7 @@ class UserAdmin(PlainUserAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold is
 
     def get_readonly_fields(self, request: HttpRequest, obj: Model | None = None) -> tuple[str, ...]:
         fields: tuple[str, ...] = self.shown
-        if not Actor.of(request).may("accounts.manage_staff"):
+        if obj == request.user or not Actor.of(request).may("accounts.manage_staff"):
             fields += ("is_staff", "groups")
         return fields if cast(User, request.user).is_superuser else (*fields, "is_superuser")
 

@@ -7,6 +7,7 @@ import django.utils.timezone
 from django.conf import settings
 from django.contrib.auth.models import UserManager
 from django.contrib.auth.validators import UnicodeUsernameValidator
+from django.core.serializers.json import DjangoJSONEncoder
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import migrations, models
 from django.db.models import F, Q
@@ -242,7 +243,8 @@ class Migration(migrations.Migration):
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
                 ("at", models.DateTimeField(db_default=Now(), editable=False, verbose_name="time")),
-                ("actor", models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name="by")),
+                ("actor", models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+", verbose_name="by")),
+                ("approved_by", models.ForeignKey(settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+")),
                 ("address", models.CharField(max_length=45, verbose_name="IP address", help_text="The IP address it was done from.")),
                 ("act", models.CharField(max_length=40, verbose_name="what", help_text="What was done, as `user.ban` or `job.refund`.")),
                 ("subject_kind", models.CharField(max_length=60, help_text="`app.model` of what it was done to.")),
@@ -264,6 +266,7 @@ class Migration(migrations.Migration):
                     ("adjust_credits", "Can adjust balances up and down"),
                     ("export_transactions", "Can export transactions"),
                     ("limit_user", "Can set the limits of a person"),
+                    ("set_price_factor", "Can set the price factor of a person"),
                     ("ban_user", "Can ban people and let them back in"),
                     ("manage_staff", "Can make staff, give roles, and change what staff sign in with"),
                 ],
@@ -271,6 +274,25 @@ class Migration(migrations.Migration):
                     models.Index(fields=["subject_kind", "subject_id", "-id"], name="audit_event_of_subject"),
                     models.Index(fields=["actor", "act", "at"], name="audit_event_of_actor"),
                 ],
+            },
+        ),
+        migrations.CreateModel(
+            name="Approval",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
+                ("actor", models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name="asked for by")),
+                ("act", models.CharField(max_length=40, verbose_name="what")),
+                ("summary", models.TextField(verbose_name="in words")),
+                ("arguments", models.JSONField(encoder=DjangoJSONEncoder)),
+                ("credits", models.BigIntegerField()),
+                ("reason", models.CharField(max_length=500)),
+                ("permission", models.CharField(max_length=80, help_text="What the other one must be allowed to do.")),
+                ("created_at", models.DateTimeField(db_default=Now(), editable=False, verbose_name="asked for")),
+                ("approved", models.BooleanField(null=True, help_text="Unknown: it waits.")),
+            ],
+            options={
+                "ordering": ["-id"],
+                "default_permissions": ("view",),
             },
         ),
         migrations.CreateModel(

@@ -1,9 +1,11 @@
 """The audit log, limits and bans of users, ledger checks, and notices."""
 
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
+from django.core.serializers.json import DjangoJSONEncoder
 from django.core.validators import MaxValueValidator, MinValueValidator
 from django.db import models
 from django.db.models import Q
@@ -15,8 +17,12 @@ class AuditEvent(models.Model):
     """One act of a member of the staff. Written once; the database refuses changes (see the migrations)."""
 
     at = models.DateTimeField("time", db_default=Now(), editable=False)
+    # Empty: a command on the server.
     actor = models.ForeignKey(
-        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name="by"
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+", verbose_name="by"
+    )
+    approved_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
     )
     address = models.CharField("IP address", max_length=45, help_text="The IP address it was done from.")
     act = models.CharField("what", max_length=40, help_text="What was done, as `user.ban` or `job.refund`.")
@@ -43,6 +49,7 @@ class AuditEvent(models.Model):
             ("adjust_credits", "Can adjust balances up and down"),
             ("export_transactions", "Can export transactions"),
             ("limit_user", "Can set the limits of a person"),
+            ("set_price_factor", "Can set the price factor of a person"),
             ("ban_user", "Can ban people and let them back in"),
             ("manage_staff", "Can make staff, give roles, and change what staff sign in with"),
         ]
@@ -53,6 +60,30 @@ class AuditEvent(models.Model):
 
     def __str__(self) -> str:
         return f"{self.act} {self.subject_name}"
+
+
+class Approval(models.Model):
+    """An operation that one member of the staff asked for, and that another one approves or refuses."""
+
+    VALID = timedelta(days=7)
+    actor = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="+", verbose_name="asked for by"
+    )
+    act = models.CharField("what", max_length=40)
+    summary = models.TextField("in words")
+    arguments = models.JSONField(encoder=DjangoJSONEncoder)
+    credits = models.BigIntegerField()
+    reason = models.CharField(max_length=500)
+    permission = models.CharField(max_length=80, help_text="What the other one must be allowed to do.")
+    created_at = models.DateTimeField("asked for", db_default=Now(), editable=False)
+    approved = models.BooleanField(null=True, help_text="Unknown: it waits.")
+
+    class Meta:
+        ordering = ["-id"]
+        default_permissions = ("view",)
+
+    def __str__(self) -> str:
+        return f"{self.act}, {self.credits} credits"
 
 
 class UserLimits(models.Model):

@@ -1,7 +1,7 @@
 """A member of the staff at work: identity, permissions, and the reasons why an operation is refused."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
@@ -15,6 +15,17 @@ class Refused(Exception):
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or self.__doc__)
+
+
+class NeedsApproval(Exception):
+    """More than the actor may do alone.
+
+    The values are the fields of the Approval; `permission` is what a colleague needs to approve it.
+    """
+
+    def __init__(self, summary: str, **values: Any) -> None:
+        super().__init__(f"{summary}: this waits under “Approvals” until a colleague approves it.")
+        self.values = {"summary": summary, **values}
 
 
 class DoneBefore(Refused):

@@ -5,21 +5,28 @@ Entries are added in the transaction of the change itself, and the database refu
 
 import functools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import IntegrityError, models, transaction
+from django.db.models import Sum
+from django.db.models.functions import Now
 
-from accounts.models import AuditEvent
-from accounts.staff.actor import Actor, DoneBefore, Refused
+from accounts import merging
+from accounts.models import Approval, AuditEvent, User
+from accounts.staff.actor import Actor, DoneBefore, NeedsApproval, Refused
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Row = TypeVar("Row", bound=models.Model)
 # A subject with its values before and after.
 Change = tuple[models.Model, dict[str, Any], dict[str, Any]]
+DAY = timedelta(days=1)
+# By name.
+_operations: dict[str, Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,15 @@ class Outcome(Generic[R]):
 class Operation:
     """One call of an operation, which writes the entry itself, because it alone knows the values before and after.
 
-    once: the id of the form, if there is one; a second call with the same form is refused.
+    once: the id of the form, if there is one; a second call with the same form is refused. approved_by: the colleague
+    who has approved it.
     """
 
     actor: Actor
     act: str
     reason: str
     once: uuid.UUID | None = None
+    approved_by: User | None = None
     recorded: bool = False
     repeated: int = 0
     refusals: list[str] = field(default_factory=list)
@@ -103,6 +112,7 @@ class Operation:
     ) -> AuditEvent:
         return AuditEvent(
             actor=self.actor.user,
+            approved_by=self.approved_by,
             address=self.actor.address,
             act=self.act,
             subject_kind=subject._meta.label_lower,
@@ -114,6 +124,22 @@ class Operation:
             credits=credits,
             once=once,
         )
+
+    def begin_gift(self, users: Iterable[int]) -> None:
+        """Refuse what is for the actor, or for the colleague who approves it, under whichever account.
+
+        Other gifts of the actor wait until the end of the transaction.
+        """
+        User.objects.select_for_update(no_key=True).get(pk=self.actor.user.pk)
+        if merging.same_person(self.actor.user, self.approved_by) & set(users):
+            raise Refused("One of these accounts is your own: a colleague has to do this.")
+
+    def check_alone(self, needed: NeedsApproval, acts: Sequence[str], limit: int | None) -> None:
+        """Raise `needed` where it makes more than `limit` by these acts in 24 hours, approved ones aside."""
+        if limit is None or self.approved_by is not None:
+            return
+        if given_today(self.actor.user, acts, approved_by=None) + needed.values["credits"] > limit:
+            raise needed
 
     def _add(self, entries: list[AuditEvent]) -> None:
         once = entries[0].once if entries else None
@@ -133,7 +159,7 @@ def operation(
     """Make a function an operation of the staff: permission, transaction and entry in the audit log.
 
     The caller passes `actor`, `reason` and `once`, the id of the form if there is one; the function gets an
-    Operation instead.
+    Operation instead. Where the function raises NeedsApproval, it changes nothing, and an Approval is kept.
 
     permission: as `app.codename`. act: the name in the log, such as `user.ban`.
 
@@ -143,18 +169,55 @@ def operation(
 
     def decorate(function: Callable[Concatenate[Operation, P], R]) -> Callable[..., R]:
         @functools.wraps(function)
-        @transaction.atomic
-        def run(*args: Any, actor: Actor, reason: str, once: uuid.UUID | None = None, **kwargs: Any) -> R:
+        def run(
+            *args: Any,
+            actor: Actor,
+            reason: str,
+            once: uuid.UUID | None = None,
+            approved_by: User | None = None,
+            **kwargs: Any,
+        ) -> R:
             actor.must(permission)
-            running = Operation(actor, act, reason, once)
-            result = function(running, *args, **kwargs)
-            if not running.recorded:
-                raise RuntimeError(f"{act} wrote no entry in the audit log")
-            return result
+            running = Operation(actor, act, reason, once, approved_by)
+            try:
+                with transaction.atomic():
+                    result = function(running, *args, **kwargs)
+                    if not running.recorded:
+                        raise RuntimeError(f"{act} wrote no entry in the audit log")
+                    return result
+            except NeedsApproval as needed:
+                with transaction.atomic():
+                    values = {"permission": permission, **needed.values}
+                    kept = Approval.objects.create(actor=actor.user, act=act, reason=reason[:500], **values)
+                    Operation(actor, "approval.ask", reason, once).record(kept, after={"what": kept.summary})
+                raise
 
+        _operations[act] = run
         return run
 
     return decorate
+
+
+def carry_out(approval: Approval, approved_by: Actor) -> None:
+    """Do what was asked for, as its actor, whose rights and limits are checked anew. Raises what it raises."""
+    actor, approver = Actor(approval.actor, approved_by.address), approved_by.user
+    run = _operations[approval.act]
+    run(**approval.arguments, actor=actor, reason=approval.reason, approved_by=approver)
+
+
+def given_today(actor: User, acts: Sequence[str], **only: Any) -> int:
+    """Sum up the credits that the actor gave by these acts in 24 hours."""
+    entries = AuditEvent.objects.filter(actor=actor, act__in=acts, credits__gt=0, at__gt=Now() - DAY, **only)
+    return entries.aggregate(total=Sum("credits"))["total"] or 0
+
+
+def note_command(user: User, credits: int, reason: str) -> None:  # noqa: A002
+    """Add the entry of a grant by a command on the server, which no limit of staff binds."""
+    entry = Operation(Actor(user, "command line"), "user.grant", reason)._entry(
+        user, {}, {}, credits, once=None
+    )
+    entry.actor = None
+    entry.save()
 
 
 def carried_out(once: uuid.UUID) -> bool:

@@ -208,7 +208,9 @@ def _decide(
 
     lines = [f"Charged and not refunded yet on {where}:", f"{total}."]
     if left is not None and total.credits > left:
-        lines.append(f"You may refund {left} more credits today: please ask finance or an owner.")
+        lines.append(
+            f"You may refund {left} more credits today: this waits until finance or an owner approves it."
+        )
     return ask(
         page,
         request,

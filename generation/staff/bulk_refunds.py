@@ -7,8 +7,8 @@ cut off anywhere and gone on with. A job is refunded once, by whichever operatio
 import logging
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import Count, QuerySet, Sum
@@ -17,7 +17,7 @@ from django_q.tasks import async_task
 
 from accounts import notices
 from accounts.models import Notice, User
-from accounts.staff.actor import Refused
+from accounts.staff.actor import NeedsApproval, Refused
 from accounts.staff.audit_log import Operation, operation
 from generation.jobs import lifecycle
 from generation.models import BulkRefund, BulkRefundItem, GenerationJob, GpuNode
@@ -35,8 +35,7 @@ CONNECTION_LOST = (OSError, OperationalError, InterfaceError)
 TASK = "generation.staff.bulk_refunds.carry_on"
 
 
-@dataclass(frozen=True)
-class Total:
+class Total(NamedTuple):
     """The size of a bulk refund."""
 
     jobs: int
@@ -72,20 +71,21 @@ def total_of(jobs: "QuerySet[GenerationJob]") -> Total:
 @operation("generation.refund_job", "batch.refund")
 def start(
     op: Operation,
-    jobs: "QuerySet[GenerationJob]",
+    jobs: "QuerySet[GenerationJob] | list[str]",
     expected: Total,
-    node: GpuNode | None = None,
+    node: GpuNode | str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
 ) -> BulkRefund:
-    """Decide to refund these jobs and have it carried out.
+    """Decide to refund these jobs, or those with these keys, and have it carried out.
 
-    expected: the total that the actor was shown.
+    expected: the total that the actor was shown. node: it, or its name.
 
     Raises:
-        Refused: nothing is left to refund, the total has changed, or it is more than the actor may refund
-        (BeyondLimit).
+        Refused: nothing is left to refund, the total has changed, or the actor's own are among them.
+        NeedsApproval: it is more than the actor may refund alone.
     """
+    jobs = not_refunded(GenerationJob.objects.filter(pk__in=jobs)).order_by()  # type: ignore[misc]  # of a query, too
     total = total_of(jobs)
     if not total.jobs:
         raise Refused("There is nothing left to refund.")
@@ -93,16 +93,21 @@ def start(
         raise Refused(
             f"These are {total.jobs} videos. Please choose a shorter time: at most {MOST_JOBS} at once."
         )
-    if total != expected:
+    if total != Total(*expected):
         raise Refused(f"It has changed meanwhile: {total}. Please look at it again.")
-    check_refund_limit(op.actor, total.credits)
+    op.begin_gift(jobs.values_list("user", flat=True))
     window = {"node": node, "since": since, "until": until}
+    keys = [str(pk) for pk in jobs.values_list("pk", flat=True)]
+    arguments = {"jobs": keys, "expected": total, **window, "node": node and str(node)}
+    where = f" on {node}, {since} to {until}" if node else ""
+    check_refund_limit(op, NeedsApproval(f"{total}{where}", credits=total.credits, arguments=arguments))
+    window["node"] = GpuNode.objects.filter(name=str(node)).first()
     batch = BulkRefund(
         actor=op.actor.user, reason=op.reason, jobs=total.jobs, credits=total.credits, **window
     )
     op.record(batch, after=window | {"videos": total.jobs, "users": total.people}, credits=total.credits)
     batch.save(force_insert=True)
-    items = [BulkRefundItem(batch=batch, job_id=pk) for pk in jobs.order_by().values_list("pk", flat=True)]
+    items = [BulkRefundItem(batch=batch, job_id=key) for key in keys]
     BulkRefundItem.objects.bulk_create(items, batch_size=1000)
     async_task(TASK, str(batch.pk))
     return batch

@@ -17,7 +17,7 @@ from django.utils.timesince import timesince
 from django_q.models import Failure
 
 from accounts.admin import search
-from accounts.models import AuditRun
+from accounts.models import Approval, AuditRun
 from accounts.staff.actor import Actor
 from generation.models import DailyStats, GenerationJob, GpuNode, JobAttempt, Report
 from generation.staff import stats
@@ -55,7 +55,14 @@ def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
         return context
     days = stats.latest()
     return context | {
-        "now_stats": [*_queue(), _reports(), _books(), _failed_tasks(), *(stat() for stat in _others)],
+        "now_stats": [
+            *_queue(),
+            _reports(),
+            _approvals(),
+            _books(),
+            _failed_tasks(),
+            *(stat() for stat in _others),
+        ],
         "day_stats": _work(days),
         "credit_stats": _credits(days),
         "nodes": _nodes(),
@@ -136,6 +143,13 @@ def _reports() -> Stat:
     href = _listed("generation_report", outcome__isempty="1")
     waits = f"oldest: {_seconds(found['oldest'].total_seconds())}" if found["oldest"] else "all are settled"
     return Stat("Reports waiting", str(found["number"]), href, waits, alarm=bool(found["number"]))
+
+
+def _approvals() -> Stat:
+    since = timezone.now() - Approval.VALID
+    found = Approval.objects.filter(approved=None, created_at__gt=since).count()
+    href = _listed("accounts_approval", approved__isnull="True")
+    return Stat("Approvals waiting", str(found), href, "for a second person", alarm=bool(found))
 
 
 def _books() -> Stat:

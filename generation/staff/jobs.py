@@ -8,7 +8,6 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -18,8 +17,9 @@ from django.db.models.functions import Coalesce, Now
 from django_q.tasks import async_task
 
 from accounts import ledger, notices
-from accounts.models import AuditEvent, CreditTransaction, Notice, User
-from accounts.staff.actor import Actor, Refused, refuse
+from accounts.models import CreditTransaction, Notice
+from accounts.staff import audit_log
+from accounts.staff.actor import Actor, NeedsApproval, refuse
 from accounts.staff.audit_log import Operation, Outcome, operation
 from generation.errors import BeingStored
 from generation.jobs import lifecycle, locks, scheduling, submission
@@ -33,11 +33,6 @@ logger = logging.getLogger(__name__)
 State = GenerationJob.State
 
 REFUNDS = ("job.refund", "batch.refund")
-WINDOW = timedelta(days=1)
-
-
-class BeyondLimit(Refused):
-    """It is more than the actor may refund."""
 
 
 @operation("generation.cancel_job", "job.cancel")
@@ -69,15 +64,18 @@ def why_not_cancel(job: GenerationJob) -> str | None:
 
 
 @operation("generation.refund_job", "job.refund")
-def refund(op: Operation, job: GenerationJob) -> int:
-    """Give back, once, the credits of a completed job; returns them.
+def refund(op: Operation, job: GenerationJob | str) -> int:
+    """Give back, once, the credits of a completed job, or of the one with this key; returns them.
 
     Raises:
-        Refused: it was not charged, it was refunded before, or it is more than the actor may refund (BeyondLimit).
+        Refused: it was not charged, it was refunded before, or it is the actor's own.
+        NeedsApproval: it is more than the actor may refund alone.
     """
-    check_refund_limit(op.actor, job.cost)
     job = lock(job)
     refuse(why_not_refund(job))
+    op.begin_gift([job.user_id])
+    summary = f"{job.cost} credits of {job.public_id} back to {job.user}"
+    check_refund_limit(op, NeedsApproval(summary, credits=job.cost, arguments={"job": str(job.pk)}))
     op.record(job, before={"refunded": 0}, after={"refunded": job.cost}, credits=job.cost)
     lifecycle.refund(job=job, reason=op.reason, actor=op.actor.user)
     notices.tell(user=job.user, kind=Notice.Kind.REFUND, videos=1, credits=job.cost, reason=op.reason)
@@ -108,13 +106,13 @@ def with_charged(jobs: "QuerySet[GenerationJob]") -> "QuerySet[GenerationJob]":
     return jobs.annotate(charged=Coalesce(Subquery(sums), 0), refunded=refunded())
 
 
-def lock(job: GenerationJob) -> GenerationJob:
-    """Read the job afresh, with its owner, locked against other refunds and against a merge of accounts.
+def lock(job: GenerationJob | str) -> GenerationJob:
+    """Read a job, or the one with this key, with its owner, locked against other refunds and a merge of accounts.
 
     Wallets come after jobs (generation/jobs/locks.py), and which of them are moved the ledger knows.
     """
     rows = GenerationJob.objects.select_for_update(no_key=True, of=("self",)).select_related("user")
-    return rows.get(pk=job.pk)
+    return rows.get(pk=job if isinstance(job, str) else job.pk)
 
 
 def refund_limit_left(actor: Actor) -> int | None:
@@ -124,25 +122,15 @@ def refund_limit_left(actor: Actor) -> int | None:
     """
     if actor.may("generation.refund_any_amount"):
         return None
-    entries = AuditEvent.objects.filter(actor=actor.user, act__in=REFUNDS, at__gt=Now() - WINDOW)
-    spent = entries.aggregate(total=Sum("credits"))["total"] or 0
-    return max(0, settings.REFUND_LIMIT_CREDITS - int(spent))
+    spent = audit_log.given_today(actor.user, REFUNDS, approved_by=None)
+    return max(0, settings.REFUND_LIMIT_CREDITS - spent)
 
 
-def check_refund_limit(actor: Actor, credits: int) -> None:  # noqa: A002  (credits are credits)
-    """Make sure that the actor may refund so many credits, and lock out the actor's other refunds until the end of the
-    transaction.
-
-    Raises:
-        BeyondLimit: the message names the roles that may.
-    """
-    User.objects.select_for_update(no_key=True).get(pk=actor.user.pk)
-    rest = refund_limit_left(actor)
-    if rest is not None and credits > rest:
-        raise BeyondLimit(
-            f"These are {credits} credits. You may refund {settings.REFUND_LIMIT_CREDITS} in 24 hours and have "
-            f"{rest} of them left: please ask a colleague with the role finance or owner."
-        )
+def check_refund_limit(op: Operation, needed: NeedsApproval) -> None:
+    """Raise `needed` where it is more than the actor may refund; a colleague who may refund any amount approves it."""
+    permission = "generation.refund_any_amount"
+    needed.values["permission"] = permission
+    op.check_alone(needed, REFUNDS, None if op.actor.may(permission) else settings.REFUND_LIMIT_CREDITS)
 
 
 @operation("generation.move_job", "job.move")

@@ -302,18 +302,18 @@ def test_finance_exports_what_is_shown_and_changes_what_is_on_offer(at_work, log
     lines = Path(download.value.path()).read_text().splitlines()
     assert {line.split(",")[3] for line in lines[1:]} == {"capture"}
     assert any("carla" in line for line in lines)
-    for kind in ("generation/preset", "telegram_bot/creditpack"):
+    for kind, page in (("generation/preset", page), ("telegram_bot/creditpack", at_work("owner"))):
         page.goto(f"/admin/{kind}/")
         page.locator("#result_list tbody a[href*='/change/']").first.click()
         page.get_by_label("Position").fill("7")
         page.get_by_label("Reason").fill("A better order")
         page.get_by_role("button", name="Save and continue editing").click()
-        message(page, re.compile(r"the-finance · .*position .* → 7 · A better order"))
+        message(page, re.compile(r"the-(finance|owner) · .*position .* → 7 · A better order"))
         refused(operator, f"/admin/{kind}/add/")
     refused(operator, "/admin/accounts/credittransaction/export/")
     logged("transactions.export", "finance", "Taxes")
     logged("preset.change", "finance", "A better order")
-    logged("creditpack.change", "finance", "A better order")
+    logged("creditpack.change", "owner", "A better order")
 
 
 def test_an_operator_keeps_rules_and_removes_what_was_reported(at_work, clips, new_page, logged):

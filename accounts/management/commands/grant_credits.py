@@ -4,10 +4,12 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
 
 from accounts import ledger
 from accounts.ledger import LedgerError
 from accounts.models import User
+from accounts.staff import audit_log
 
 
 class Command(BaseCommand):
@@ -30,7 +32,9 @@ class Command(BaseCommand):
         if not reason or not reason.isprintable():
             raise CommandError("Please give a reason, in one line of printable characters.")
         try:
-            entry = ledger.grant(user=user, amount=options["amount"], reason=reason)
+            with transaction.atomic():
+                entry = ledger.grant(user=user, amount=options["amount"], reason=reason)
+                audit_log.note_command(user, entry.amount, reason)
         except LedgerError as error:
             raise CommandError(str(error)) from None
         self.stdout.write(f"{user.username}: {entry.amount:+d} credits, balance {entry.balance_after}")

@@ -11,6 +11,7 @@ from django.utils.translation import gettext_noop
 
 from accounts import ledger
 from accounts.models import CreditTransaction
+from accounts.staff import audit_log
 from telegram_bot.users import open_account
 
 COLUMNS = ["telegram_id", "credits"]
@@ -52,6 +53,7 @@ def _import(telegram_id: int, amount: int) -> bool:
             return False
         reason = gettext_noop("Balance from before")
         ledger.grant(user=user, amount=amount, reason=reason, external_id=external_id)
+        audit_log.note_command(user, amount, reason)
     return True
 
 
