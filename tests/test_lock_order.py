@@ -261,7 +261,10 @@ ACTS: dict[str, tuple[Callable[[World], Any], Callable[[World, Any], Any]]] = {
         lambda w: ([w.running().job, w.running().job], w.second_node()),
         lambda w, prepared: staff_jobs.move_each(*prepared, **w.act),
     ),
-    "staff.jobs.refund": (World.finished, lambda w, job: staff_jobs.refund(job, **w.act)),
+    "staff.jobs.refund": (
+        lambda w: (w.finished(), User.objects.create(username="staff", is_staff=True, is_superuser=True)),
+        lambda w, found: staff_jobs.refund(found[0], actor=Actor(found[1], "127.0.0.1"), reason="x"),
+    ),
     "staff.moderation.remove": (World.finished, lambda w, job: moderation.remove(job, **w.act)),
 }
 # These write nothing by themselves: they read, or are parts of the operations above.
