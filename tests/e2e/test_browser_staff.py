@@ -302,7 +302,8 @@ def test_finance_exports_what_is_shown_and_changes_what_is_on_offer(at_work, log
     lines = Path(download.value.path()).read_text().splitlines()
     assert {line.split(",")[3] for line in lines[1:]} == {"capture"}
     assert any("carla" in line for line in lines)
-    for kind, page in (("generation/preset", page), ("telegram_bot/creditpack", at_work("owner"))):
+    for kind, role in (("generation/preset", "finance"), ("telegram_bot/creditpack", "owner")):
+        page = at_work(role)
         page.goto(f"/admin/{kind}/")
         page.locator("#result_list tbody a[href*='/change/']").first.click()
         page.get_by_label("Position").fill("7")
