@@ -11,8 +11,17 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "videoplatform.settings")
 django.setup(set_prefix=False)
 
 # Load all pages now, and not during the first request.
-import videoplatform.urls  # noqa: E402, F401  (models can be imported only after Django is set up)
-from generation.sse.app import EventStreams  # noqa: E402
-from videoplatform.hardening import BodyLimit, FinishCancelled, MeasuringHandler  # noqa: E402
+from django.conf import settings  # noqa: E402
 
-application = EventStreams(BodyLimit(FinishCancelled(MeasuringHandler())))
+import videoplatform.urls  # noqa: E402, F401  (models can be imported only after Django is set up)
+from generation.api.errors import App  # noqa: E402
+from generation.sse.app import EventStreams  # noqa: E402
+from videoplatform.hardening import AccessLog, BodyLimit, FinishCancelled, PatientHandler  # noqa: E402
+
+
+def logged(app: App) -> App:
+    return AccessLog(app) if settings.ACCESS_LOG else app
+
+
+streams = EventStreams(BodyLimit(FinishCancelled(PatientHandler())))
+application = logged(streams)

@@ -56,6 +56,8 @@ def collect_static() -> None:
             return
         print("Collecting static files …", file=sys.stderr, flush=True)
         call_command("collectstatic", interactive=False, verbosity=0, stdout=sys.stderr)
+        for source_map in root.rglob("*.map*"):  # a third of all, for developers of the libraries alone
+            source_map.unlink()
         stamp.truncate(0)
         stamp.write(fingerprint)
 

@@ -1,18 +1,37 @@
-"""Layers in front of the views: limits for bodies, requests that are finished, refusal of what is unreadable."""
+"""Layers in front of the views: limits for bodies, requests that are finished, readers who take their time, refusal of
+what is unreadable, headers of all pages, the access log.
+"""
 
 import asyncio
 import codecs
+import logging
 import os
+import re
+import time
 from collections.abc import Callable
-from typing import IO, Any
+from io import BytesIO
+from typing import IO, Any, cast
 
+from asgiref.sync import SyncToAsync, sync_to_async
+from csp.middleware import CSPMiddleware, PolicyParts
 from django.conf import settings
+from django.contrib.auth.models import AnonymousUser
 from django.core.exceptions import BadRequest
 from django.core.handlers.asgi import ASGIHandler, ASGIRequest
-from django.http import HttpRequest, HttpResponse
+from django.db import close_old_connections
+from django.http import FileResponse, HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.utils.encoding import iri_to_uri
+from django.utils.functional import SimpleLazyObject
+from whitenoise.middleware import WhiteNoiseMiddleware
+from whitenoise.responders import StaticFile
 
+from accounts.privacy import read_in_threads
+from accounts.staff.actor import address_of
 from generation.api import errors
 from generation.api.errors import App, Message, Receive, Send
+
+logger = logging.getLogger(__name__)
 
 # Bytes a second that a body must come at, once REQUEST_SECONDS have passed: a poor telephone line.
 SLOWEST = 1024
@@ -43,9 +62,7 @@ class BodyLimit:
         except BodyRefused as refused:
             if watched.answered:
                 raise
-            response = errors.answer(scope["path"], refused.problem)
-            response["Connection"] = "close"  # the rest of the body is not read
-            await errors.send_response(response, send)
+            await errors.refuse(refused.problem, scope, receive, send)
 
 
 class _Watched:
@@ -121,10 +138,85 @@ class MeasuredRequest(ASGIRequest):
         body_file.seek(0)
 
 
-class MeasuringHandler(ASGIHandler):
-    """Django's own handler, with requests that know the size of their body."""
+class PatientHandler(ASGIHandler):
+    """Django's own handler, with requests that know the size of their body, and answers that wait for their readers
+    without the request's own thread and its connection to the database.
+    """
 
     request_class = MeasuredRequest
+
+    async def send_response(self, response: HttpResponseBase, send: Send) -> None:
+        if not isinstance(response, HttpResponse) or len(response.content) > self.chunk_size:
+            await sync_to_async(close_old_connections)()
+            context = SyncToAsync.thread_sensitive_context.get()
+            if thread := SyncToAsync.context_to_thread_executor.pop(context, None):
+                thread.shutdown(wait=False)  # Django makes another one to close the response
+        await super().send_response(response, send)  # type: ignore[arg-type]
+
+
+class StaticFiles(WhiteNoiseMiddleware):
+    """WhiteNoise whose files are sent piece by piece. Under ASGI Django reads an ordinary FileResponse whole."""
+
+    @staticmethod
+    def serve(static_file: StaticFile, request: HttpRequest) -> FileResponse:
+        response: FileResponse = WhiteNoiseMiddleware.serve(static_file, request)
+        if (file := response.file_to_stream) and isinstance(request, ASGIRequest):
+            response.streaming_content = read_in_threads(iter(lambda: file.read(ASGIHandler.chunk_size), b""))
+        return response
+
+
+class PageHeaders(CSPMiddleware):
+    """Middleware: the content security policy, and an empty cache after signing out."""
+
+    def get_policy_parts(
+        self, request: HttpRequest, response: HttpResponseBase, report_only: bool = False
+    ) -> PolicyParts:
+        parts = super().get_policy_parts(request, response, report_only)
+        for prefix, more in settings.LOOSER_POLICIES.items():
+            if request.path_info.startswith(prefix):
+                parts.update = more
+        return parts
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+        user = getattr(request, "user", None)
+        # A user of the session is lazy. One who signs out is replaced; the API's own user comes by a key.
+        if type(user) is AnonymousUser and not request.path_info.startswith(errors.API_PREFIX):
+            response["Clear-Site-Data"] = '"cache"'
+        if isinstance(user, SimpleLazyObject):  # not looked up for the log's sake
+            user = getattr(request, "_cached_user", None)
+        if user is not None and isinstance(request, ASGIRequest):
+            cast("Message", request.scope)["user"] = user.pk
+        answered: HttpResponseBase = super().process_response(request, response)
+        return answered
+
+
+class AccessLog:
+    """ASGI layer: writes one line a request, without its query, and with keys and tokens in its path left out."""
+
+    # All of them are longer; ids of videos are none, names of files have a dot.
+    _SECRET = re.compile(r"/(?!video_)[\w:=~%-]{20,}(?=/|$)")
+
+    def __init__(self, inner: App) -> None:
+        self._inner = inner
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        begun, status, sent = time.monotonic(), 0, 0
+
+        async def counted(message: Message) -> None:
+            nonlocal status, sent
+            await send(message)
+            status, sent = message.get("status", status), sent + len(message.get("body", b""))
+
+        try:
+            await self._inner(scope, receive, counted)
+        finally:
+            client, path = address_of(ASGIRequest(scope, BytesIO())), iri_to_uri(str(scope["path"]))
+            shown, took = self._SECRET.sub("/…", path), (time.monotonic() - begun) * 1000
+            request = client, scope["method"], shown, status or "-", sent, took, scope.get("user") or "-"
+            logger.info("%s %s %s %s %d bytes %d ms user %s", *request)
 
 
 READABLE_CHARSETS = {"utf-8", "ascii"}

@@ -1,4 +1,4 @@
-"""`/healthz`, `/metrics` for Prometheus, and the web manifest.
+"""`/healthz`, `/metrics` for Prometheus, the web manifest, `robots.txt` and `security.txt`.
 
 The figures of `/metrics` are read from the database when it is asked: every process and host gives the same answer,
 because nothing is counted in memory. What grows for ever is not counted anew each time (`catalog.add_up`). Names and
@@ -17,9 +17,10 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError
 from django.db.models import Count, F, Max, Min, QuerySet, Sum
 from django.db.models.functions import Abs, Greatest, Now
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.templatetags.static import static
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.crypto import constant_time_compare
 from django.utils.translation import gettext as _
 from django.views.decorators.cache import never_cache
@@ -28,6 +29,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from accounts.context_processors import contact_url
 from accounts.models import CreditAccount, CreditTransaction
 from generation.database import DATABASE_AWAY, RETRY_AFTER, hears_notifications
 from generation.jobs import catalog, queue
@@ -273,3 +275,22 @@ def manifest(request: HttpRequest) -> JsonResponse:
         "icons": icons,
     }
     return JsonResponse(facts, content_type="application/manifest+json")
+
+
+@require_safe
+def robots(request: HttpRequest) -> HttpResponse:
+    """Keep crawlers off what needs an account. Pages of shared videos forbid it themselves, which has to be read."""
+    paths = ("/accounts/", "/admin/", "/telegram/", "/v1/")
+    lines = ["User-agent: *", "Allow: /v1/docs", *(f"Disallow: {path}" for path in paths), ""]
+    return HttpResponse("\n".join(lines), content_type="text/plain")
+
+
+@require_safe
+def security_txt(request: HttpRequest) -> HttpResponse:
+    """Tell where to report a hole (RFC 9116); 404 without a SUPPORT_CONTACT that makes an address."""
+    if not (contact := contact_url(settings.SUPPORT_CONTACT)):
+        raise Http404
+    until = timezone.now() + timedelta(days=90)
+    address = f"{settings.SITE_URL}{request.path}"
+    text = f"Contact: {contact}\nExpires: {until:%Y-%m-%dT%H:%M:%SZ}\nCanonical: {address}\n"
+    return HttpResponse(text, content_type="text/plain; charset=utf-8")

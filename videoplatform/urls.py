@@ -31,6 +31,8 @@ urlpatterns = [
     path("healthz", metrics.healthz, name="healthz"),
     path("metrics", metrics.metrics, name="metrics"),
     path("manifest.webmanifest", metrics.manifest, name="manifest"),
+    path("robots.txt", metrics.robots),
+    path(".well-known/security.txt", metrics.security_txt),
     path("v1/", include("generation.api.views")),
     re_path(rf"^admin/(?P<page>{'|'.join(RENAMED)})/(?P<rest>.*)$", admin.site.admin_view(renamed)),
     path("admin/login/", lead_to_sign_in),

@@ -58,6 +58,9 @@ UNREADABLE = Problem(400, "invalid_request", "The request could not be read.")
 SIGNED_OUT = Problem(401, "signed_out", "Please sign in.")
 FORBIDDEN = Problem(403, "permission_denied", "This is not allowed.")
 NOT_FOUND = Problem(404, "not_found", "There is no such video.")
+TOO_MANY_CONNECTIONS = Problem(
+    429, "too_many_connections", "Your network has too many connections open.", headers=RETRY_AFTER
+)
 TOO_SLOW = Problem(408, "request_timeout", "The request did not arrive in time.")
 PRECONDITION_FAILED = Problem(412, "precondition_failed", "The file is not the one this request is for.")
 TOO_LARGE = Problem(413, "request_too_large", "The request is too large.")
@@ -159,6 +162,16 @@ def answer(path: str, problem: Problem, *, request: HttpRequest | None = None) -
         logger.exception("%s could not be rendered with the menu", template)
         page = render_to_string(template)
     return HttpResponse(page, status=problem.status, headers=problem.headers)
+
+
+async def refuse(problem: Problem, scope: Message, receive: Receive, send: Send) -> None:
+    """Answer any request with this problem and close its connection: an ASGI app, but for the first argument."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close"})  # before it is accepted: the server answers 403
+        return
+    response = answer(scope["path"], problem)
+    response["Connection"] = "close"  # the rest of a body is not read
+    await send_response(response, send)
 
 
 async def send_response(response: HttpResponse, send: Send) -> None:

@@ -10,7 +10,7 @@ from django.http.response import HttpResponseBase
 from django.urls import path, re_path
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
-from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerView
+from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 from rest_framework.exceptions import NotFound
 from rest_framework.renderers import JSONRenderer, TemplateHTMLRenderer
 from rest_framework.request import Request
@@ -264,7 +264,7 @@ class Schema(SpectacularJSONAPIView):
         """Ignore `?version=`: there is one version, and the text would otherwise stand in a header."""
 
 
-class Docs(SpectacularSwaggerView):
+class Docs(SpectacularSwaggerSplitView):
     """This API to read and to try, from files of our own."""
 
     http_method_names = ["get", "head"]

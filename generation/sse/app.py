@@ -57,6 +57,8 @@ class EventStreams:
         elif scope["type"] == "http" and scope["method"] == "GET" and scope["path"].endswith("/events"):
             app = await self._choose(ASGIRequest(scope, BytesIO()))
             await app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await errors.refuse(errors.FORBIDDEN, scope, receive, send)
         else:
             await self._inner(scope, receive, send)
 
@@ -90,6 +92,7 @@ class EventStreams:
 
     async def _serve(self, stream: streams.Stream, scope: Message, receive: Receive, send: Send) -> None:
         """Send until the reader goes away, may not read any more, or has seen the end."""
+        scope["user"] = stream.inbox.user  # for the access log
 
         async def disconnected() -> None:
             while (await receive())["type"] != "http.disconnect":

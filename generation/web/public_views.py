@@ -43,12 +43,12 @@ def shared_video(request: HttpRequest, token: str) -> HttpResponse:
 
 @require_safe
 def shared_file(request: HttpRequest, token: str) -> HttpResponseBase:
-    return _revalidated(serve_video(request, _find(token)))
+    return _unlisted(serve_video(request, _find(token)))
 
 
 @require_safe
 def shared_poster(request: HttpRequest, token: str) -> HttpResponseBase:
-    return _revalidated(serve_file(request, str(_find(token).poster), content_type="image/jpeg"))
+    return _unlisted(serve_file(request, str(_find(token).poster), content_type="image/jpeg"))
 
 
 @require_http_methods(["GET", "HEAD", "POST"])
@@ -75,13 +75,6 @@ def _find(token: str) -> GenerationJob:
     if job is None:
         raise Http404
     return job
-
-
-def _revalidated(response: HttpResponseBase) -> HttpResponseBase:
-    """Let browsers keep the file but ask each time: a revoked link stops to work at once."""
-    if response.status_code in (200, 206, 304):
-        response["Cache-Control"] = "private, no-cache"
-    return _unlisted(response)
 
 
 def _unlisted(response: R) -> R:

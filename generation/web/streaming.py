@@ -24,10 +24,10 @@ from accounts.privacy import read_in_threads
 from generation.models import GenerationJob
 
 # One trip to a thread for each of these: large enough to cost nothing, small enough for many viewers at once.
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 64 * 1024
 MAX_TITLE = 60
-# The contents of a stored file never change under its name, and are for one person's browser only.
-CACHE_CONTROL = "private, max-age=3600"
+# For one browser only, which asks each time: after signing out, or without the link, what it keeps is not shown.
+CACHE_CONTROL = "private, no-cache"
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 
 
