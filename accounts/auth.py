@@ -33,7 +33,7 @@ from django.views.decorators.http import require_http_methods
 from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
-from accounts import limits
+from accounts import limits, spelling
 from accounts.models import CreditAccount, User
 from accounts.staff.actor import address_of
 
@@ -60,6 +60,12 @@ class AccountAdapter(DefaultAccountAdapter):
             return bool(super().is_safe_url(url))
         except ValueError:
             return False
+
+    def clean_username(self, username: str, shallow: bool = False) -> str:
+        """Check the name that a person chooses. Raises ValidationError."""
+        name: str = super().clean_username(username, shallow)
+        spelling.check_name(name)
+        return name
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         """Send a mail, or say that it could not be sent: signing up and changing a password go on without it."""

@@ -174,7 +174,7 @@ PASSWORD_CHECKS_AT_ONCE = env.int("PASSWORD_CHECKS_AT_ONCE", 2, validate=validat
 AUTH_PASSWORD_VALIDATORS = [
     {"NAME": f"django.contrib.auth.password_validation.{name}"}
     for name in ("UserAttributeSimilarityValidator", "MinimumLengthValidator", "CommonPasswordValidator")
-]
+] + [{"NAME": "accounts.spelling.NotTrivial"}]
 SESSION_ENGINE = "accounts.auth"
 ACCOUNT_ADAPTER = "accounts.auth.AccountAdapter"
 LOGIN_URL = "account_login"

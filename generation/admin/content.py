@@ -28,6 +28,7 @@ from accounts.admin.base import (
     link,
     row_action,
 )
+from accounts.spelling import skeletons
 from generation.admin.jobs import PROMPT_LISTED, poster
 from generation.jobs import queue, submission
 from generation.models import BlockedPrompt, Preset, Report
@@ -89,7 +90,7 @@ class RuleForm(forms.ModelForm):
                 submission.compiled(text)
             except submission.BadPattern as error:
                 self.add_error("text", f"This is no pattern that can be used: {error}")
-        elif text and not submission.WORD.search(submission.normal(text)):
+        elif text and "  " in skeletons(text):
             self.add_error("text", "There is no word in it.")
         return values
 

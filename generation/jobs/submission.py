@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -17,6 +16,7 @@ from django.utils.translation import gettext, gettext_noop, ngettext
 from accounts import ledger
 from accounts.ledger import InsufficientBalance
 from accounts.models import Ban, CreditAccount, User, UserLimits
+from accounts.spelling import BLANKS, skeletons, spelt_out, unmasked
 from generation import errors
 from generation.jobs import catalog, enqueue, events, limits
 from generation.models import BlockedPrompt, GenerationJob, Preset
@@ -227,10 +227,6 @@ def _check_negative_prompt(text: str) -> str:
     return text
 
 
-# Letters and symbols by category, yet nothing to see: fillers of Hangul, and Braille without dots.
-BLANKS = set("\u115f\u1160\u2800\u3164\uffa0")
-
-
 def _is_visible(character: str) -> bool:
     """Check for a letter, digit, sign or symbol; marks, spaces and controls alone show nothing."""
     return unicodedata.category(character)[0] in "LNPS" and character not in BLANKS
@@ -246,7 +242,6 @@ def _storable(text: str) -> str:
 # --- Blocked words and patterns ---------------------------------------------------------------------------------------
 # Patterns are RE2's: their time is linear in the prompt, whatever the pattern is.
 
-WORD = re.compile(r"\w+")
 # Memory for one compiled pattern, in bytes.
 MAX_MEMORY = 1 << 20
 
@@ -256,23 +251,22 @@ class BadPattern(ValueError):
 
 
 def matching(prompt: str) -> list[BlockedPrompt]:
-    plain = normal(prompt)
-    words = _spaced_words(plain)
+    """Find the rules that a prompt is against, by how it looks: letters in disguise count as what they pass for."""
+    looks, letters = skeletons(prompt), spelt_out(prompt)
+    texts = {unicodedata.normalize("NFKC", prompt).casefold(), unmasked(prompt)}
     return [
         rule
         for rule in BlockedPrompt.objects.filter(enabled=True)
         if (
-            _spaced_words(normal(rule.text)) in words
+            any(
+                words in look or (letters and words.replace(" ", "") in letters)
+                for words in skeletons(rule.text)
+                for look in looks
+            )
             if rule.kind == BlockedPrompt.Kind.WORDS
-            else compiled(rule.text).search(plain) is not None
+            else any(compiled(rule.text).search(text) is not None for text in texts)
         )
     ]
-
-
-def normal(text: str) -> str:
-    """Fold away looks: compatibility forms, case, and invisible characters."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(character for character in folded if unicodedata.category(character) != "Cf")
 
 
 @lru_cache(maxsize=1000)
@@ -285,8 +279,3 @@ def compiled(pattern: str) -> "re2._Regexp[str]":
     except re2.error as error:
         message = error.args[0] if error.args else "it is not understood"
         raise BadPattern(message.decode() if isinstance(message, bytes) else str(message)) from error
-
-
-def _spaced_words(text: str) -> str:
-    """Put one space around each word, so that whole words are found by `in`."""
-    return f" {' '.join(WORD.findall(text))} "
