@@ -59,10 +59,10 @@ class ImpatientProtocol(ASGIProtocol):
         from generation.api import errors  # Django is set up in the workers only
         from videoplatform.asgi import logged
 
-        if self._served[self._source] >= settings.CONNECTIONS_PER_SOURCE:
-            problem = errors.TOO_MANY_CONNECTIONS
-        elif self._served.total() >= settings.MAX_CONNECTIONS:
+        if self._served.total() >= settings.MAX_CONNECTIONS:
             problem = errors.UNAVAILABLE
+        elif self._served[self._source] >= settings.CONNECTIONS_PER_SOURCE:
+            problem = errors.TOO_MANY_CONNECTIONS
         else:
             return False
         self.app, self._keepalive = logged(partial(errors.refuse, problem)), 0

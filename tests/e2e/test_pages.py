@@ -251,6 +251,15 @@ def test_the_policy_is_on_and_has_no_holes(stack, site, chromium):
         policy = context.request.get(path).headers.get("content-security-policy", "")
         assert "default-src 'none'" in policy or path.startswith("/static/"), path
         assert "unsafe" not in policy, path
+    bundle = "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js"
+    assert context.request.get(bundle).status == 200
+    assert context.request.get(f"{bundle}.map").status == 404, "source maps are not shipped"
+    page, complaints = context.new_page(), []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.goto("/v1/docs")
+    expect(page.locator("#swagger-ui .opblock").first).to_be_visible()
+    page.locator("#swagger-ui .opblock").first.click()
+    assert not complaints
     context.close()
 
 
