@@ -168,13 +168,13 @@ def reserve_each(
     return _insert(entries)
 
 
-def capture(*, reference: uuid.UUID, reason: str) -> CreditTransaction:
-    """Charge what was held for a job.
+def capture(*, reference: uuid.UUID, reason: str, amount: int | None = None) -> CreditTransaction:
+    """Charge what was held for a job, or `amount` of it and give back the rest.
 
     Raises:
         NotFound: nothing was held. AlreadyResolved: it was released before.
     """
-    return _resolve_each([reference], Kind.CAPTURE, reason=reason)[0]
+    return _resolve_each([reference], Kind.CAPTURE, reason=reason, amount=amount)[0]
 
 
 def release(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> CreditTransaction:
@@ -231,20 +231,20 @@ def adjust(*, user: User, amount: int, reason: str, actor: User) -> CreditTransa
     Raises:
         InvalidAmount: 0. InsufficientBalance: more would be taken than is free.
     """
-    if amount == 0:
-        raise InvalidAmount()
-    account = lock_account(user=user)
-    _require_free(account, -amount)
-    return _enter(account, Kind.ADJUST, posted=amount, reason=reason, actor=actor)
+    return adjust_each(accounts=[lock_account(user=user)], amount=amount, reason=reason, actor=actor)[0]
 
 
-def adjust_each(*, accounts: Sequence[CreditAccount], amount: int, reason: str, actor: User) -> None:
+def adjust_each(
+    *, accounts: Sequence[CreditAccount], amount: int, reason: str, actor: User
+) -> list[CreditTransaction]:
     """Correct each of these locked balances, in one query. Raises InvalidAmount, InsufficientBalance, as `adjust`."""
     if amount == 0:
         raise InvalidAmount()
     for account in accounts:
         _require_free(account, -amount)
-    _insert([_entry(account, Kind.ADJUST, posted=amount, reason=reason, actor=actor) for account in accounts])
+    return _insert(
+        [_entry(account, Kind.ADJUST, posted=amount, reason=reason, actor=actor) for account in accounts]
+    )
 
 
 @transaction.atomic
@@ -316,6 +316,7 @@ def _resolve_each(
     *,
     reason: str,
     actor: User | None = None,
+    amount: int | None = None,
 ) -> list[CreditTransaction]:
     rows = CreditTransaction.objects.filter(kind=Kind.RESERVE, reference__in=references).order_by("pk")
     holds = {hold.reference: hold for hold in rows}
@@ -334,7 +335,7 @@ def _resolve_each(
         _entry(
             accounts[hold.account_id],
             kind,
-            posted=-hold.held_delta if kind == Kind.CAPTURE else 0,
+            posted=-(hold.held_delta if amount is None else amount) if kind == Kind.CAPTURE else 0,
             held=-hold.held_delta,
             reference=hold.reference,
             resolves=hold,

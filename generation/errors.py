@@ -6,6 +6,7 @@ English for the API, the user's own on the site and in Telegram.
 
 from typing import Any, ClassVar
 
+from django.conf import settings
 from django.utils.translation import gettext, gettext_noop, ngettext, ngettext_lazy
 from django.utils.translation import gettext_lazy as _
 
@@ -180,10 +181,23 @@ def in_words(seconds: int) -> str:
     return ngettext("%(number)d hour", "%(number)d hours", hours) % {"number": hours}
 
 
-def reason_of(message: str) -> str:
-    """Say why a video failed, from what is stored of it, and that it cost nothing; in whole sentences."""
+def deducted(fee: int = 0) -> str:
+    """Say what a video cost that came to nothing."""
+    text = ngettext("%(n)s credit was charged.", "%(n)s credits were charged.", fee)
+    return text % {"n": fee} if fee else gettext(NOTHING_DEDUCTED)
+
+
+def cancel_terms() -> str:
+    """Say when a cancel costs something; empty where it never does."""
+    text = gettext("From %(percent)d%% of the steps on, a cancel costs the share of the price that is made.")
+    percent = settings.CANCEL_CHARGE_AFTER_PERCENT
+    return text % {"percent": percent} if percent else ""
+
+
+def reason_of(message: str, fee: int = 0) -> str:
+    """Say why a video failed, from what is stored of it, and what it cost; in whole sentences."""
     message = message.strip()
     text = gettext(message) if message else ""
     if NOTHING_DEDUCTED in message:
         return text
-    return f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {gettext(NOTHING_DEDUCTED)}"
+    return f"{text}{'' if text.endswith(('.', '!', '?')) else '.'} {deducted(fee)}"

@@ -1,4 +1,4 @@
-"""Checks of jobs against the ledger: one hold of its price each, and one resolution of the right kind at its end."""
+"""Checks of jobs against the ledger: one hold of its price each, and one right resolution at its end."""
 
 from accounts.ledger_check import register
 
@@ -11,8 +11,11 @@ FROM generation_generationjob job
 LEFT JOIN accounts_credittransaction entry ON entry.reference = job.id
 GROUP BY job.id
 HAVING count(*) FILTER (WHERE entry.kind = 'reserve' AND entry.held_delta = job.cost) <> 1
-    OR count(*) FILTER (WHERE entry.kind = 'capture') <> (job.state = 'completed')::int
-    OR count(*) FILTER (WHERE entry.kind = 'release') <> (job.state IN ('failed', 'canceled'))::int
+    OR count(*) FILTER (WHERE entry.kind = 'capture') <> (job.state = 'completed' OR job.cancel_fee > 0)::int
+    OR count(*) FILTER (WHERE entry.kind = 'release')
+       <> (job.state = 'failed' OR job.state = 'canceled' AND job.cancel_fee = 0)::int
+    OR coalesce(sum(entry.posted_delta) FILTER (WHERE entry.kind = 'capture'), 0)
+       <> -CASE job.state WHEN 'completed' THEN job.cost ELSE job.cancel_fee END
 """,
 )
 # A wallet that was merged leads to another one, and that maybe to a third.

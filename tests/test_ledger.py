@@ -71,6 +71,15 @@ def test_a_free_job_has_a_hold_and_a_capture_of_nothing(user):
         ledger.refund(reference=job, reason="Nothing was paid")
 
 
+def test_a_part_is_captured_and_the_rest_given_back(user, staff):
+    job = uuid.uuid4()
+    ledger.reserve(user=user, amount=50, reference=job, reason="Held")
+    for _twice in range(2):
+        assert ledger.capture(reference=job, reason="Canceled", amount=20).charged == 20
+    assert ledger.refund(reference=job, reason="Sorry", actor=staff).amount == 20
+    assert wallet(user) == (500, 0)
+
+
 def test_refund_is_whole_and_once(user, staff):
     job = uuid.uuid4()
     ledger.reserve(user=user, amount=50, reference=job, reason="Held")

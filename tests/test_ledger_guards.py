@@ -86,6 +86,7 @@ ENTRIES = {
     "capture twice": {"kind": "capture", "posted": -50, "held": -50, "reference": "captured", "resolves": "old_hold"},
     "release what was captured": {"kind": "release", "held": -50, "reference": "captured", "resolves": "old_hold"},
     "capture more than was held": {"kind": "capture", "posted": -70, "held": -70, "reference": "held", "resolves": "hold"},
+    "charge more than was held": {"kind": "capture", "posted": -51, "held": -50, "reference": "held", "resolves": "hold"},
     "capture less than was held": {"kind": "capture", "posted": -1, "held": -1, "reference": "held", "resolves": "hold"},
     "release and keep": {"kind": "release", "held": -20, "reference": "held", "resolves": "hold"},
     "hold one job twice": {"kind": "reserve", "held": 50, "reference": "held"},

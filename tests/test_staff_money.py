@@ -1,5 +1,6 @@
 """Credits that staff give away: ceilings, a second person, nothing for oneself, and what canceled videos cost."""
 
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -12,9 +13,12 @@ from django.utils import timezone
 from accounts import ledger_check, merging
 from accounts.models import Approval, AuditEvent, CreditAccount, User, UserLimits
 from accounts.staff.actor import Actor
-from generation.jobs import submission
-from generation.models import BulkRefund, GenerationJob
-from generation.staff import bulk_refunds
+from generation.errors import DailyLimitReached
+from generation.jobs import lifecycle, submission
+from generation.models import BulkRefund, GenerationJob, JobAttempt
+from generation.staff import bulk_refunds, jobs
+from generation.web.presenters import cards
+from telegram_bot.texts.jobs import ended, generating
 from tests.staff import in_role, page, said, sent, signed_in
 
 pytestmark = pytest.mark.django_db
@@ -270,3 +274,120 @@ class TestRights:
         assert signed_in(finance.user).get(page("telegram_bot_creditpack_add")).status_code == 403
         owner = signed_in(in_role(make_user, "owner").user)
         assert owner.get(page("telegram_bot_creditpack_add")).status_code == 200
+
+
+class TestCanceled:
+    """A video that is canceled when most of it is made."""
+
+    @pytest.fixture
+    def nearly(self, user: User, start_job: Callable[..., Any], settings: Any) -> GenerationJob:
+        """15 of 20 steps are made, and cancels cost something from 60 % on."""
+        settings.CANCEL_CHARGE_AFTER_PERCENT = 60
+        attempt = start_job(submission.submit(user=user, prompt="A paper boat", source="web"))
+        assert lifecycle.record_progress(attempt_id=attempt.pk, token=attempt.pk, step=15)
+        return attempt.job
+
+    TERMS = "From 60% of the steps on, a cancel costs the share of the price that is made."
+
+    def test_it_costs_its_share_and_says_so_before_and_after(
+        self, browser: Client, user: User, nearly: GenerationJob
+    ) -> None:
+        shown = browser.get(f"/videos/{nearly.public_id}/").content.decode()
+        assert f'hx-confirm="{self.TERMS}"' in shown
+        assert self.TERMS in Client().get("/").content.decode()
+        assert self.TERMS in Client().get("/v1/schema").content.decode()
+        browser.post(f"/videos/{nearly.public_id}/cancel/")
+        nearly.refresh_from_db()
+        assert (nearly.state, nearly.cancel_fee, balance(user)) == ("canceled", 37, 463)
+        assert CreditAccount.objects.get(user=user).held == 0
+        after = browser.get(f"/videos/{nearly.public_id}/").content.decode()
+        assert "Canceled. 37 credits were charged." in after
+        assert "No credits were deducted" not in after
+        assert "50 credits released" not in after
+        assert lifecycle.receipt(nearly) == {"reserved": 50, "captured": 37, "released": 0, "refunded": 0}
+        assert not ledger_check.audit().discrepancies
+
+    def test_the_bot_says_so_too(self, nearly: GenerationJob, user: User, settings: Any) -> None:
+        def status() -> str:
+            return generating(cards([nearly])[0], expected_seconds=30)
+
+        assert status().endswith(self.TERMS)
+        assert ended(lifecycle.cancel(job=nearly, actor=user)).endswith("37 credits were charged.")
+        settings.CANCEL_CHARGE_AFTER_PERCENT = 0
+        assert "cancel" not in status()
+
+    def test_staff_give_back_what_it_cost(self, nearly: GenerationJob, user: User, finance: Actor) -> None:
+        lifecycle.cancel(job=nearly, actor=user)
+        client = signed_in(finance.user)
+        address = page("generation_generationjob_refund", nearly.pk)
+        assert "the 37 credits" in client.get(address).content.decode()
+        assert "37 credits to ada" in said(client.post(address, sent(reason="Sorry"), follow=True))
+        assert balance(user) == 500
+        assert AuditEvent.objects.get().credits == 37
+        assert not ledger_check.audit().discrepancies
+
+    @pytest.mark.parametrize("how", ["earlier", "by staff", "switched off"])
+    def test_otherwise_it_costs_nothing(
+        self, browser: Client, user: User, nearly: GenerationJob, staff: User, settings: Any, how: str
+    ) -> None:
+        if how == "earlier":
+            GenerationJob.objects.update(step=11)
+        if how == "switched off":
+            settings.CANCEL_CHARGE_AFTER_PERCENT = 0
+            for address in ("/", f"/videos/{nearly.public_id}/", "/v1/schema"):
+                assert "of the steps on" not in browser.get(address).content.decode()
+        if how == "by staff":
+            jobs.cancel(nearly, actor=Actor(staff, "::1"), reason="Maintenance")
+        else:
+            browser.post(f"/videos/{nearly.public_id}/cancel/")
+        nearly.refresh_from_db()
+        assert (nearly.state, balance(user)) == ("canceled", 500)
+        assert "Canceled. No credits were deducted." in (
+            browser.get(f"/videos/{nearly.public_id}/").content.decode()
+        )
+        assert not ledger_check.audit().discrepancies
+
+    def test_books_that_charge_another_amount_are_found(self, nearly: GenerationJob, user: User) -> None:
+        lifecycle.cancel(job=nearly, actor=user)
+        GenerationJob.objects.update(cancel_fee=36)
+        assert len(ledger_check.audit().discrepancies) == 1
+
+    @pytest.mark.parametrize(
+        ("began", "counts"),
+        [("waits", False), ("waits on the node", False), ("steps", True), ("stopped", True), ("field", True)],
+    )
+    def test_it_counts_in_the_videos_of_a_day_once_a_gpu_had_begun(
+        self, user: User, start_job: Callable[..., Any], began: str, counts: bool
+    ) -> None:
+        UserLimits.objects.create(user=user, daily_clips=1)
+        job = submission.submit(user=user, prompt="One", source="web")
+        if began != "waits":
+            attempt = start_job(job)
+            mine = {"attempt_id": attempt.pk, "token": attempt.pk}
+            lifecycle.attempt_posted(**mine, remote_id="1")
+            if began == "steps":
+                lifecycle.record_progress(**mine, step=1)
+            if began == "field":
+                JobAttempt.objects.update(protocol="generate_video")
+        lifecycle.cancel(job=job, actor=user)
+        if began == "stopped":
+            lifecycle.attempt_stopped(**mine, stopped_at_step=2)
+        if not counts:
+            submission.submit(user=user, prompt="Two", source="web")
+            return
+        with pytest.raises(DailyLimitReached):
+            submission.submit(user=user, prompt="Two", source="web")
+
+
+def test_what_price_factors_give_away_is_on_the_home_page(
+    finance: Actor, user: User, finish_job: Callable[..., Any]
+) -> None:
+    UserLimits.objects.create(user=user, price_factor="0.3")
+    assert finish_job(submission.submit(user=user, prompt="One", source="web")).cost == 15
+    UserLimits.objects.update(price_factor="2")
+    finish_job(submission.submit(user=user, prompt="Two", source="web"))
+    UserLimits.objects.update(price_factor="0")
+    lifecycle.cancel(job=submission.submit(user=user, prompt="Three", source="web"))
+    html = signed_in(finance.user).get(page("index")).content.decode()
+    assert re.search(r"Discounts</span>\s*<strong[^>]*>35</strong>", html)
+    assert f"{page('accounts_auditevent_changelist')}?act__exact=user.limit" in html

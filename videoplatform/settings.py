@@ -267,6 +267,8 @@ if CREDITS_URL and urlsplit(CREDITS_URL).scheme not in ("http", "https", "mailto
 VIDEO_COST = env.int("VIDEO_COST", 50, validate=NOT_NEGATIVE)
 VIDEO_COOLDOWN_SECONDS = env.int("VIDEO_COOLDOWN_SECONDS", 60, validate=NOT_NEGATIVE)
 MAX_PROMPT_LENGTH = env.int("MAX_PROMPT_LENGTH", 200, validate=POSITIVE)
+# From this share of the steps on, a user who cancels pays for the share that is made; 0: never.
+CANCEL_CHARGE_AFTER_PERCENT = env.int("CANCEL_CHARGE_AFTER_PERCENT", 0, validate=validate.Range(0, 100))
 STAFF_GENERATE_FREE = env.bool("STAFF_GENERATE_FREE", True)
 VIDEO_EXPECTED_SECONDS = env.int("VIDEO_EXPECTED_SECONDS", 30, validate=POSITIVE)
 

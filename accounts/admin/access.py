@@ -73,6 +73,5 @@ class GroupAdmin(PlainGroupAdmin, LoggedAdmin):  # type: ignore[misc]  # unfold 
         if group is not None and roles.shipped(group.name):
             return False
         actor = Actor.of(request)
-        # More rights to a role of one's own would be more rights for oneself.
         own = group is not None and actor.user.groups.contains(group)
         return actor.may("accounts.manage_staff") and not own

@@ -134,7 +134,7 @@ class Migration(migrations.Migration):
                         )
                         | (
                             Q(
-                                held_delta=F("posted_delta"),
+                                held_delta__lte=F("posted_delta"),
                                 kind="capture",
                                 posted_delta__lte=0,
                                 reference__isnull=False,

@@ -80,7 +80,7 @@ SHAPES = (
     | (Q(kind="purchase", posted_delta__gt=0, external_id__isnull=False) & _HOLDS_NOTHING & _ALONE)
     | (Q(kind="purchase_refund", posted_delta__lt=0) & _HOLDS_NOTHING & _RESOLVING)
     | (Q(kind="reserve", posted_delta=0, held_delta__gte=0) & _OF_A_JOB & _ALONE)
-    | (Q(kind="capture", posted_delta__lte=0, held_delta=F("posted_delta")) & _OF_A_JOB & _RESOLVING)
+    | (Q(kind="capture", posted_delta__lte=0, held_delta__lte=F("posted_delta")) & _OF_A_JOB & _RESOLVING)
     | (Q(kind="release", posted_delta=0, held_delta__lte=0) & _OF_A_JOB & _RESOLVING)
     | (Q(kind="refund", posted_delta__gt=0) & _HOLDS_NOTHING & _OF_A_JOB & _RESOLVING)
     | (Q(kind="adjust") & ~Q(posted_delta=0) & _HOLDS_NOTHING & _ALONE)
@@ -233,7 +233,7 @@ class CreditTransaction(models.Model):
     @property
     def moved(self) -> int:
         """Credits that changed hands or were held or let go, positive."""
-        return max(abs(self.posted_delta), abs(self.held_delta))
+        return abs(self.posted_delta or self.held_delta)
 
     @property
     def balance_before(self) -> int:

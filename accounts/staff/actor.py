@@ -18,10 +18,7 @@ class Refused(Exception):
 
 
 class NeedsApproval(Exception):
-    """More than the actor may do alone.
-
-    The values are the fields of the Approval; `permission` is what a colleague needs to approve it.
-    """
+    """More than the actor may do alone; the values are fields of the Approval."""
 
     def __init__(self, summary: str, **values: Any) -> None:
         super().__init__(f"{summary}: this waits under “Approvals” until a colleague approves it.")

@@ -50,8 +50,7 @@ class Outcome(Generic[R]):
 class Operation:
     """One call of an operation, which writes the entry itself, because it alone knows the values before and after.
 
-    once: the id of the form, if there is one; a second call with the same form is refused. approved_by: the colleague
-    who has approved it.
+    once: the id of the form, if there is one; a second call with it is refused. approved_by: the colleague who did.
     """
 
     actor: Actor
@@ -136,9 +135,8 @@ class Operation:
 
     def check_alone(self, needed: NeedsApproval, acts: Sequence[str], limit: int | None) -> None:
         """Raise `needed` where it makes more than `limit` by these acts in 24 hours, approved ones aside."""
-        if limit is None or self.approved_by is not None:
-            return
-        if given_today(self.actor.user, acts, approved_by=None) + needed.values["credits"] > limit:
+        given = given_today(self.actor.user, acts, approved_by=None)
+        if limit is not None and not self.approved_by and given + needed.values["credits"] > limit:
             raise needed
 
     def _add(self, entries: list[AuditEvent]) -> None:
@@ -169,16 +167,9 @@ def operation(
 
     def decorate(function: Callable[Concatenate[Operation, P], R]) -> Callable[..., R]:
         @functools.wraps(function)
-        def run(
-            *args: Any,
-            actor: Actor,
-            reason: str,
-            once: uuid.UUID | None = None,
-            approved_by: User | None = None,
-            **kwargs: Any,
-        ) -> R:
+        def run(*args: Any, actor: Actor, reason: str, once: uuid.UUID | None = None, **kwargs: Any) -> R:
             actor.must(permission)
-            running = Operation(actor, act, reason, once, approved_by)
+            running = Operation(actor, act, reason, once, kwargs.pop("approved_by", None))
             try:
                 with transaction.atomic():
                     result = function(running, *args, **kwargs)

@@ -149,10 +149,7 @@ def _check_gift(op: Operation, users: Sequence[User], amount: int) -> None:
 
 @operation("accounts.view_approval", "approval.settle")
 def settle(op: Operation, approval: Approval, *, approved: bool) -> None:
-    """Carry out what a colleague asked for, or refuse it. Raises what that operation raises, besides:
-
-    NotPermitted: the actor may not do it alone either. Refused: it is settled, is too old, or is the actor's own.
-    """
+    """Carry out what a colleague asked for, or refuse it. Raises what that operation raises, and Refused."""
     row = Approval.objects.select_for_update(of=("self",)).select_related("actor").get(pk=approval.pk)
     op.actor.must(row.permission)
     refuse(why_not_settle(row))

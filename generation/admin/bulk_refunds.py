@@ -208,9 +208,7 @@ def _decide(
 
     lines = [f"Charged and not refunded yet on {where}:", f"{total}."]
     if left is not None and total.credits > left:
-        lines.append(
-            f"You may refund {left} more credits today: this waits until finance or an owner approves it."
-        )
+        lines.append(f"You may refund {left} more alone: this waits until a colleague approves it.")
     return ask(
         page,
         request,

@@ -342,7 +342,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
     @row_action("Refund", "refund", jobs.refund, icon="undo", why_not=why_not_refund)
     def refund(self, job: GenerationJob) -> Question:
         return (
-            f"{job.user} gets back the {job.cost} credits that {job.public_id} cost. The video stays theirs.",
+            f"{job.user} gets back the {job.cancel_fee or job.cost} credits that {job.public_id} cost. The clip stays.",
             f"Refunded {job.public_id}: $result credits to {job.user} ($reason).",
         )
 

@@ -8,6 +8,8 @@ from typing import Any, cast
 from django.http import Http404, HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import path, re_path
+from django.utils.functional import lazy
+from django.utils.text import format_lazy
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiExample, OpenApiParameter, OpenApiResponse, extend_schema
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
@@ -21,7 +23,7 @@ from accounts.api import Credits, documented
 from accounts.models import User
 from generation.api import serializers
 from generation.api.errors import API_PREFIX, PRECONDITION_FAILED, UNSATISFIABLE_RANGE, answer
-from generation.errors import JobNotFound, VideoGone, VideoNotReady
+from generation.errors import JobNotFound, VideoGone, VideoNotReady, cancel_terms
 from generation.jobs import catalog, lifecycle, submission
 from generation.models import GenerationJob
 from generation.sse.streams import MEDIA_TYPE, video_frame
@@ -178,9 +180,13 @@ class Content(APIView):
 
 
 class Cancel(APIView):
-    @documented("videos_cancel", "Stop making a video", VIDEO, 401, 404, 409, request=None)
+    WORDS = "Gives the held credits back at once. `status` becomes `failed`, `error.code` is `canceled`. {}"
+    EFFECT = format_lazy(WORDS, lazy(cancel_terms, str)())
+
+    @documented(
+        "videos_cancel", "Stop making a video", VIDEO, 401, 404, 409, request=None, description=EFFECT
+    )
     def post(self, request: Request, video_id: str) -> Response:
-        """Gives the held credits back at once. `status` becomes `failed`, `error.code` is `canceled`."""
         job = lifecycle.cancel(job=find_job(request, video_id), actor=caller(request))
         return Response(serializers.video_json(job))
 

@@ -8,8 +8,8 @@ import uuid
 
 from django.conf import settings
 from django.db import transaction
-from django.db.models import F, QuerySet
-from django.db.models.functions import Now
+from django.db.models import Case, F, Q, QuerySet, When
+from django.db.models.functions import Least, Now
 from django.utils.translation import gettext_noop
 
 from accounts import ledger
@@ -278,12 +278,13 @@ def attempt_stopped(*, attempt_id: uuid.UUID, token: uuid.UUID, stopped_at_step:
 def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCELED) -> GenerationJob:
     """Stop a queued or running job and give its credits back at once; the reconciler stops it on its node.
 
-    Canceling a canceled job again is harmless.
+    What is made of it may be charged (CANCEL_CHARGE_AFTER_PERCENT). Canceling a canceled job again is harmless.
 
     Raises:
         CannotCancel: it is being stored or has ended otherwise.
     """
-    if ended := cancel_each(jobs=GenerationJob.objects.filter(pk=job.pk), actor=actor, reason=reason):
+    this = GenerationJob.objects.filter(pk=job.pk)
+    if ended := cancel_each(jobs=this, actor=actor, reason=reason, charge=True):
         return ended[0]
     job.refresh_from_db()
     if job.state == State.CANCELED:
@@ -293,7 +294,7 @@ def cancel(*, job: GenerationJob, actor: User | None = None, reason: str = CANCE
 
 @transaction.atomic
 def cancel_each(
-    *, jobs: "QuerySet[GenerationJob]", reason: str, actor: User | None = None
+    *, jobs: "QuerySet[GenerationJob]", reason: str, actor: User | None = None, charge: bool = False
 ) -> list[GenerationJob]:
     """Cancel those of these jobs that are queued or running, in the queries of one; returns them.
 
@@ -302,11 +303,22 @@ def cancel_each(
     live = jobs.filter(state__in=[State.QUEUED, State.RUNNING])
     # All are locked before the first wallet is; later ones are not among them.
     locked = live.filter(pk__in=locks.lock_jobs(live))
-    ended = _end(locked, state=State.CANCELED, error_code="canceled", error_message=gettext_noop("Canceled."))
+    verdict = {"error_code": "canceled", "error_message": gettext_noop("Canceled.")}
+    ended = _end(locked, state=State.CANCELED, cancel_fee=_share_made() if charge else 0, **verdict)
     _ask_to_stop(ended)
-    ledger.release_each(references=[job.id for job in ended], reason=reason, actor=actor)
+    for job in (each for each in ended if each.cancel_fee):
+        ledger.capture(reference=job.id, reason=reason, amount=job.cancel_fee)
+    free = [job.id for job in ended if not job.cancel_fee]
+    ledger.release_each(references=free, reason=reason, actor=actor)
     _announce(ended)
     return ended
+
+
+def _share_made() -> Case:
+    """Make the price's part that a cancel costs: the share of the steps made, if CANCEL_CHARGE_AFTER_PERCENT are."""
+    after, steps = settings.CANCEL_CHARGE_AFTER_PERCENT or 1000, F("num_inference_steps")  # 0: never
+    due = Q(step__gt=0, step__gte=steps * after / 100.0)
+    return Case(When(due, then=F("cost") * Least("step", steps) / steps), default=0)
 
 
 @transaction.atomic

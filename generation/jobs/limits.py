@@ -8,12 +8,13 @@ from datetime import timedelta
 from decimal import Decimal
 
 from django.conf import settings
-from django.db.models import F
+from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from accounts.models import User, UserLimits
 from generation.errors import CooldownActive, DailyLimitReached, TooManyAtOnce
 from generation.models import GenerationJob
+from generation.nodes import CLIENTS
 
 DAY = timedelta(days=1)
 State = GenerationJob.State
@@ -60,9 +61,12 @@ def price_factor(user: User, agreed: UserLimits | None = None) -> Decimal:
 
 
 def _check_day(user: User, most: int) -> None:
-    """Videos that failed or were canceled do not count: nothing came of them."""
-    counted = GenerationJob.objects.filter(user=user, created_at__gt=Now() - DAY)
-    counted = counted.exclude(state__in=[State.FAILED, State.CANCELED]).order_by("-created_at")
+    """Videos that failed do not count, nor those canceled before a GPU had begun with them."""
+    counted = GenerationJob.objects.filter(user=user, created_at__gt=Now() - DAY).exclude(state=State.FAILED)
+    within_a_request = [client.protocol for client in CLIENTS if not client.background]  # no step is heard
+    begun = Q(step__gt=0) | Q(current_attempt__stopped_at_step__gt=0)
+    begun |= Q(current_attempt__protocol__in=within_a_request, current_attempt__posted_at__isnull=False)
+    counted = counted.filter(~Q(state=State.CANCELED) | begun).order_by("-created_at")
     ages = list(counted.values_list(Now() - F("created_at"), flat=True)[:most])
     if len(ages) >= most:
         left = DAY - (ages[-1] if ages else timedelta())

@@ -5,6 +5,7 @@ import json
 import logging
 import unicodedata
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Required, TypedDict, Unpack
 
@@ -142,6 +143,7 @@ def _job(user: User, agreed: UserLimits, request: VideoRequest, *, retry: bool) 
     preset = request.get("preset") or catalog.default_preset()
     if not preset.enabled and not retry:
         raise catalog.no_such_preset()
+    cost = catalog.price(preset, limits.price_factor(user, agreed))
     job = GenerationJob(
         user=user,
         prompt=check_prompt(request["prompt"]),
@@ -150,7 +152,8 @@ def _job(user: User, agreed: UserLimits, request: VideoRequest, *, retry: bool) 
         **{name: getattr(preset, name) for name in Preset.COPIED},
         model=request.get("model", ""),
         size=request.get("size", ""),
-        cost=catalog.price(preset, limits.price_factor(user, agreed)),
+        cost=cost,
+        discount=max(0, catalog.price(preset, Decimal(1)) - cost),
         remixed_from=request.get("remixed_from"),
     )
     if (seed := request.get("seed")) is not None:

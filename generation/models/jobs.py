@@ -268,6 +268,8 @@ class GenerationJob(models.Model):
         max_length=20, blank=True, help_text="WIDTHxHEIGHT asked for. Empty: the node's own."
     )
     cost = models.PositiveIntegerField("price", help_text="Credits held for it.")
+    discount = models.PositiveIntegerField(default=0, help_text="Credits less than usual, by a price factor.")
+    cancel_fee = models.PositiveIntegerField(default=0, help_text="Credits charged when it was canceled.")
     remixed_from = models.ForeignKey(
         "self",
         null=True,

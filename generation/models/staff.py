@@ -105,6 +105,7 @@ class DailyStats(models.Model):
     bought = models.BigIntegerField(default=0)
     captured = models.BigIntegerField(default=0)
     refunded = models.BigIntegerField(default=0)
+    discounts = models.BigIntegerField(default=0)
     # How many clips took how long, from submit to the end; staff/stats.py has the bounds of the classes.
     times = models.JSONField(default=dict)
     # By the id of a node: clips, milliseconds of work, clips that were charged (staff/stats.py).

@@ -130,6 +130,13 @@ def _credits(days: Sequence[DailyStats]) -> list[Stat]:
             _month(days, f"30 days: {sum(getattr(row, name) for row in days):,}"),
         )
         for name, kind in titles.items()
+    ] + [
+        Stat(
+            "Discounts",
+            f"{days[-1].discounts:,}",
+            _listed("accounts_auditevent", act__exact="user.limit"),
+            _month(days, f"by price factors, 30 days: {sum(row.discounts for row in days):,}"),
+        )
     ]
 
 
@@ -146,8 +153,7 @@ def _reports() -> Stat:
 
 
 def _approvals() -> Stat:
-    since = timezone.now() - Approval.VALID
-    found = Approval.objects.filter(approved=None, created_at__gt=since).count()
+    found = Approval.objects.filter(approved=None, created_at__gt=Now() - Approval.VALID).count()
     href = _listed("accounts_approval", approved__isnull="True")
     return Stat("Approvals waiting", str(found), href, "for a second person", alarm=bool(found))
 

@@ -74,12 +74,13 @@ def refund(op: Operation, job: GenerationJob | str) -> int:
     job = lock(job)
     refuse(why_not_refund(job))
     op.begin_gift([job.user_id])
-    summary = f"{job.cost} credits of {job.public_id} back to {job.user}"
-    check_refund_limit(op, NeedsApproval(summary, credits=job.cost, arguments={"job": str(job.pk)}))
-    op.record(job, before={"refunded": 0}, after={"refunded": job.cost}, credits=job.cost)
+    amount = job.cancel_fee or job.cost
+    summary = f"{amount} credits of {job.public_id} back to {job.user}"
+    check_refund_limit(op, NeedsApproval(summary, credits=amount, arguments={"job": str(job.pk)}))
+    op.record(job, before={"refunded": 0}, after={"refunded": amount}, credits=amount)
     lifecycle.refund(job=job, reason=op.reason, actor=op.actor.user)
-    notices.tell(user=job.user, kind=Notice.Kind.REFUND, videos=1, credits=job.cost, reason=op.reason)
-    return job.cost
+    notices.tell(user=job.user, kind=Notice.Kind.REFUND, videos=1, credits=amount, reason=op.reason)
+    return amount
 
 
 def why_not_refund(job: GenerationJob) -> str | None:

@@ -113,7 +113,8 @@ def _add_up(first: date, end: date) -> list[DailyStats]:
     """Add up each day from `first` up to `end` without it, from jobs and entries themselves."""
     rows = {day: DailyStats(day=day) for day in _days(first, end)}
     times: dict[date, Counter[str]] = {day: Counter() for day in rows}
-    for day, state, duration, number in _query(ENDED, first, end):
+    for day, state, duration, number, discounts in _query(ENDED, first, end):
+        rows[day].discounts += discounts
         setattr(rows[day], state, getattr(rows[day], state) + number)
         if duration is not None:
             times[day][str(duration)] += number
@@ -166,7 +167,7 @@ ENDED = f"""
 SELECT (finished_at AT TIME ZONE 'UTC')::date, state,
        CASE WHEN state = 'completed' THEN
            floor(ln(greatest(1, extract(epoch FROM finished_at - created_at) * 1000)) / {STEP})::int END AS duration,
-       count(*)
+       count(*), coalesce(sum(discount) FILTER (WHERE state = 'completed'), 0)
 FROM generation_generationjob WHERE finished_at >= %(first)s AND finished_at < %(end)s GROUP BY 1, 2, 3
 """  # noqa: S608
 

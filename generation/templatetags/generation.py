@@ -18,10 +18,11 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
 from accounts.ledger import HistoryLine
-from generation.errors import reason_of
+from generation.errors import cancel_terms, reason_of
 from generation.models import GenerationJob
 
 register = template.Library()
+register.simple_tag(cancel_terms)
 
 
 @register.filter
@@ -91,8 +92,8 @@ def with_jobs(lines: Iterable[HistoryLine], owner: Model) -> list[tuple[HistoryL
 
 @register.filter
 def failure(job: GenerationJob) -> str:
-    """Say what happened and that it cost nothing, in whole sentences."""
-    return reason_of(job.error_message)
+    """Say what happened and what it cost, in whole sentences."""
+    return reason_of(job.error_message, job.cancel_fee)
 
 
 @register.simple_tag

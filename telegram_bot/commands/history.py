@@ -12,7 +12,7 @@ from telegram.error import BadRequest
 from accounts.models import CreditAccount, User
 from generation import sharing
 from generation.database import in_database, written
-from generation.errors import CannotCancel, VideoNotReady
+from generation.errors import CannotCancel, VideoNotReady, deducted
 from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from telegram_bot import wakeup
@@ -140,12 +140,12 @@ async def cancel(request: Request) -> None:
     if job is None:
         await request.reply(_("There is nothing to cancel: no video of yours is being made."))
     else:
-        await request.reply(texts.canceled(job.prompt))
+        await request.reply(texts.canceled(job))
 
 
 @button("cancel")
 async def cancel_this(press: Press) -> None:
     """Stop the video that the message is about. The delivery of its result changes the message."""
     job = await own_job(press.account, press.argument)
-    await in_database(lifecycle.cancel)(job=job, actor=press.person, reason=REASON)
-    await press.answer(_("Canceled. No credits were deducted."))
+    job = await in_database(lifecycle.cancel)(job=job, actor=press.person, reason=REASON)
+    await press.answer(f"{_('Canceled.')} {deducted(job.cancel_fee)}")

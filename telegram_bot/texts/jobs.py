@@ -10,6 +10,7 @@ from telegram import BotCommand, CopyTextButton, InlineKeyboardButton, InlineKey
 
 from accounts.ledger import HistoryLine
 from accounts.templatetags.accounts import translated_reason
+from generation import errors
 from generation.errors import CooldownActive, DailyLimitReached, GenerationError, TooManyAtOnce, in_words
 from generation.jobs.catalog import Quote
 from generation.models import GenerationJob
@@ -24,7 +25,6 @@ from telegram_bot.texts.parts import (
     leading_to,
     lines,
     local_time,
-    nothing_deducted,
     paragraphs,
     prompt_line,
     row,
@@ -182,8 +182,7 @@ def generating(card: Card, *, expected_seconds: int) -> str:
     """Show the status of a live job; `expected_seconds` is how long a clip of its preset takes."""
     wait = _("⏱ This takes ~%(seconds)s. Please wait...") % {"seconds": in_words(expected_seconds)}
     text = lines(_("🎬 Generating video..."), prompt_line(card.job.prompt), wait)
-    stage = _stage(card)
-    return paragraphs(text, stage) if stage else text
+    return paragraphs(*filter(None, [text, _stage(card), errors.cancel_terms()]))
 
 
 def _stage(card: Card) -> str:
@@ -231,7 +230,7 @@ def link_instead(
 
 def ended(job: GenerationJob) -> str:
     """Say why there is no video."""
-    return canceled(job.prompt) if job.state == State.CANCELED else failed(job)
+    return canceled(job) if job.state == State.CANCELED else failed(job)
 
 
 def failed(job: GenerationJob) -> str:
@@ -239,8 +238,8 @@ def failed(job: GenerationJob) -> str:
     error = _("Error: %(reason)s") % {"reason": escaped(reason)}
     text = lines(_("❌ Video generation failed"), prompt_line(job.prompt), error)
     # Some reasons say it themselves.
-    return text if nothing_deducted() in reason else lines(text, nothing_deducted())
+    return text if errors.deducted() in reason else lines(text, errors.deducted())
 
 
-def canceled(prompt: str) -> str:
-    return lines(_("🚫 Video canceled"), prompt_line(prompt), nothing_deducted())
+def canceled(job: GenerationJob) -> str:
+    return lines(_("🚫 Video canceled"), prompt_line(job.prompt), errors.deducted(job.cancel_fee))

@@ -73,10 +73,6 @@ def balance_of(number: int) -> str:
     return _("💰 Balance: %(credits)s") % {"credits": credits_of(number)}
 
 
-def nothing_deducted() -> str:
-    return _("No credits were deducted.")
-
-
 def only_in_private() -> str:
     return _("This is between you and me: please write it to me in private.")
 

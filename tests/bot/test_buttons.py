@@ -65,6 +65,7 @@ def test_cancel_stops_a_video_that_waits(bot: Bot, ada: int):
     status = the_status(bot, ada)
     press = bot.telegram.press(status, "Cancel", sender=ada)
     wait_for(lambda: status.text.startswith(f"🚫 Video canceled\nPrompt: {NASTY}\n"), message=bot.log)
+    wait_for(lambda: press.words is not None, message=bot.log)
     assert (press.words, press.alert) == ("Canceled. No credits were deducted.", False)
     assert labels(status) == ["🔁 Again"]
     assert len(bot.telegram.shown(ada)) == 1

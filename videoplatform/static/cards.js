@@ -46,10 +46,11 @@
 
   let endedUnseen = "";
   function ended(state, card) {
-    setText(one("#announcer"), ENDS[state]);
+    const words = card.dataset.charged || ENDS[state];
+    setText(one("#announcer"), words);
     const link = one(".card-prompt", card);
     if (state !== "canceled") notify(ENDS[state], { body: link.textContent, url: link.href });
-    if (document.hidden) endedUnseen = ENDS[state];
+    if (document.hidden) endedUnseen = words;
     htmx.trigger(document.body, "wallet");
   }
 
