@@ -57,6 +57,8 @@ PUBLIC = {
     "choose_language",
     "words",
     "manifest",
+    "robots",
+    "security_txt",
     "about",
 }
 # What the admin shows to staff who may see no model: themselves, and the list of what they may see.
