@@ -39,11 +39,13 @@ def issue(*, user: User, name: str = "default", key_id: uuid.UUID | None = None)
 
 
 def verify(secret: str) -> ApiKey | None:
-    """Find the live key of an active owner. Looked up by digest, so timing tells nothing about a key."""
-    live = ApiKey.objects.select_related("user").filter(revoked_at=None, user__is_active=True)
+    """Find a live key, whose owner may be banned. Looked up by digest, so timing tells nothing about a key."""
+    live = ApiKey.objects.select_related("user").filter(revoked_at=None)
     key = live.filter(digest=digest(secret)).first()
     now = timezone.now()
-    if key is not None and (key.last_used_at is None or now - key.last_used_at > LAST_USED_PRECISION):
+    if key is None or not key.user.is_active:
+        return key
+    if key.last_used_at is None or now - key.last_used_at > LAST_USED_PRECISION:
         ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
     return key
 

@@ -5,4 +5,4 @@ class AccountsConfig(AppConfig):
     name = "accounts"
 
     def ready(self) -> None:
-        from accounts import signals  # noqa: F401  (the sign-up grant, the roles)
+        from accounts import recovery, security_log, signals  # noqa: F401  (their receivers)

@@ -12,7 +12,10 @@ from urllib.parse import urlencode, urlsplit
 
 from allauth.account.adapter import DefaultAccountAdapter
 from allauth.account.authentication import get_authentication_records
+from allauth.account.decorators import reauthentication_required
 from allauth.account.internal.flows.login import record_authentication
+from allauth.core import context
+from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.mfa.adapter import get_adapter
 from allauth.mfa.models import Authenticator
 from allauth.mfa.signals import authenticator_added
@@ -26,6 +29,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Q
 from django.dispatch import receiver
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, HttpResponseRedirect
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
 from django.utils.translation import gettext as _
@@ -34,7 +38,7 @@ from django_htmx.http import HttpResponseClientRedirect
 from django_htmx.middleware import HtmxDetails
 
 from accounts import limits, spelling
-from accounts.models import CreditAccount, User
+from accounts.models import Ban, CreditAccount, User
 from accounts.staff.actor import address_of
 
 logger = logging.getLogger(__name__)
@@ -112,9 +116,31 @@ class AccountAdapter(DefaultAccountAdapter):
             limits.give_back(limit, source)
         return user
 
+    def is_reauthentication_required(self, *, app: str = "") -> bool:
+        """Ask again unless this session has proved who it is lately; the sign-in itself counts.
+
+        Who came by Telegram and has neither password nor second step signs in there once more.
+        """
+        request = context.request
+        since = time.time() - settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
+        if any(record["at"] > since for record in get_authentication_records(request, request.user)):
+            return False
+        if not self.get_reauthentication_methods(request.user):
+            messages.info(
+                request, _("Please sign in anew for this, by /login in the chat; then do it again.")
+            )
+            raise ImmediateHttpResponse(redirect("account"))
+        return True
+
+    def respond_user_inactive(self, request: HttpRequest, user: User) -> HttpResponse:
+        """Tell who knows the password why the account cannot be used."""
+        return render(request, "account/account_inactive.html", {"why": Ban.words_for(user)}, status=403)
+
     def post_login(self, request: HttpRequest, user: User, **how: Any) -> HttpResponse:
         """Remember the device after a whole sign-in."""
         response: HttpResponse = super().post_login(request, user, **how)
+        if how.get("signup"):
+            record_authentication(request, user, "password")  # it was given a moment ago
         device = _device(request)
         users = [user.pk, *(pk for pk in device["users"] if pk != user.pk)][:DEVICE_ACCOUNTS]
         value = signing.dumps({"id": device["id"], "users": users}, salt=DEVICE)
@@ -166,10 +192,14 @@ class SiteRequest(HttpRequest):
 
 SiteView = Callable[Concatenate[SiteRequest, P], HttpResponseBase]
 View = Callable[Concatenate[HttpRequest, P], HttpResponseBase]
+proves_lately = functools.partial(reauthentication_required, allow_get=True)
 
 
-def signed_in(*methods: str) -> Callable[[SiteView[P]], View[P]]:
-    """Require these methods and a sign-in, to which htmx sends the whole browser. Nothing is cached."""
+def signed_in(*methods: str, lately: bool = False) -> Callable[[SiteView[P]], View[P]]:
+    """Require these methods and a sign-in, to which htmx sends the whole browser. Nothing is cached.
+
+    lately: a POST needs a sign-in, or the password or a code again, within ACCOUNT_REAUTHENTICATION_TIMEOUT.
+    """
 
     def decorate(view: SiteView[P]) -> View[P]:
         @require_http_methods(methods)
@@ -177,7 +207,8 @@ def signed_in(*methods: str) -> Callable[[SiteView[P]], View[P]]:
         def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
             if not request.user.is_authenticated:
                 return _redirect_to_sign_in(request)
-            response = view(cast("SiteRequest", request), *args, **kwargs)
+            checked = proves_lately(view) if lately else view
+            response = checked(cast("SiteRequest", request), *args, **kwargs)
             if not response.has_header("Cache-Control"):
                 add_never_cache_headers(response)
             return response
@@ -240,10 +271,6 @@ def _require_second_factor(request: HttpRequest, user: User) -> HttpResponse | N
     if not get_adapter().is_mfa_enabled(user):
         messages.warning(request, _("Staff need two-step sign-in: please set it up, then you go on."))
         request.session[STAFF_NEXT] = request.get_full_path()
-        fresh = time.time() - settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
-        if any(record["method"] == "password" and record["at"] > fresh for record in records):
-            # allauth asks for the password again before it sets a second step up, even right after the sign-in.
-            record_authentication(request, user, "password", reauthenticated=True)
         return HttpResponseRedirect(reverse("mfa_activate_totp"))
     if any(record["method"] == "mfa" for record in records):
         request.session.pop(STAFF_NEXT, None)

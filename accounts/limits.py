@@ -106,6 +106,11 @@ def give_back(limit: str, source: str) -> None:
         RateLimit.objects.filter(pk=_key(limit, source)).update(free_at=F("free_at") - steps["step"])
 
 
+def forget(limit: str, source: str) -> None:
+    """Give the whole allowance back."""
+    RateLimit.objects.filter(pk=_key(limit, source)).delete()
+
+
 def prune() -> int:
     """Delete rows that say nothing any more. Returns their number."""
     return RateLimit.objects.filter(free_at__lt=Now()).delete()[0]

@@ -16,14 +16,13 @@ from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
 from allauth.usersessions.models import UserSession
 from django.contrib.auth.hashers import make_password
-from django.contrib.sessions.models import Session
 from django.core.files.storage import default_storage
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import transaction
 from django.utils import timezone
 from zipstream import ZIP_STORED, ZipStream
 
-from accounts import notices
+from accounts import notices, security_log
 from accounts.models import (
     ApiKey,
     Ban,
@@ -34,6 +33,7 @@ from accounts.models import (
     UserLimits,
     WalletMerge,
 )
+from accounts.recovery import end_sessions
 from accounts.signals import account_closed, account_closing, personal_data
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,8 @@ def _anonymise(user: User) -> None:
         raise LastSuperuser
     account_closing.send(sender=User, user=user)
     # Sessions that are not listed, if there are any, end with the password they were made under.
-    listed = UserSession.objects.filter(user=user)
-    Session.objects.filter(session_key__in=listed.values("session_key")).delete()
-    for model in (UserSession, ApiKey, EmailAddress, Authenticator, Notice):
+    end_sessions(user)
+    for model in (ApiKey, EmailAddress, Authenticator, Notice):
         model.objects.filter(user=user).delete()
     user.groups.clear()
     user.user_permissions.clear()
@@ -93,7 +92,7 @@ def _anonymise(user: User) -> None:
         is_superuser=False,
         anonymised_at=timezone.now(),
     )
-    logger.info("account %s was closed by its owner", user.pk)
+    security_log.note("account closed", user)
 
 
 # --- The export -------------------------------------------------------------------------------------------------------

@@ -20,6 +20,9 @@ account_closing = Signal()
 # The same, after the commit: for what takes locks or time. A crash may lose it, so what it does is repeated later.
 account_closed = Signal()
 
+# The owner of an address has taken the account of `user` (a User) back: undo what others have connected with it.
+account_reclaimed = Signal()
+
 # Answered with an `accounts.privacy.Part`: what an app holds about `user` (a User).
 personal_data = Signal()
 

@@ -15,17 +15,18 @@ from django.urls import reverse
 from django.utils import timezone, translation
 from django.utils.cache import patch_cache_control
 from django.utils.http import content_disposition_header, url_has_allowed_host_and_scheme
-from django.utils.translation import get_language
+from django.utils.translation import get_language, gettext_noop
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 from django.views.i18n import JavaScriptCatalog, set_language
 
-from accounts import api_keys, languages, ledger, notices, privacy
+from accounts import api_keys, languages, ledger, notices, privacy, security_log
 from accounts.auth import SiteRequest, signed_in
 from accounts.forms import ApiKeyForm, CloseAccountForm
-from accounts.models import ApiKey, CreditAccount, User
+from accounts.models import ApiKey, CreditAccount, SecurityEvent, User
 
 HISTORY_PAGE_SIZE = 50
+SHOWN_EVENTS = 10
 
 
 # --- Language ---------------------------------------------------------------------------------------------------------
@@ -75,6 +76,7 @@ def account(request: SiteRequest) -> HttpResponse:
         "passkeys": types.count(Authenticator.Type.WEBAUTHN),
         "keys": ApiKey.objects.filter(user=user, revoked_at=None).count(),
         "telegram_enabled": bool(settings.TELEGRAM_BOT_TOKEN),
+        "events": SecurityEvent.objects.filter(user=user)[:SHOWN_EVENTS],
     }
     return render(request, "accounts/account.html", context)
 
@@ -93,10 +95,11 @@ def choose_mails(request: SiteRequest) -> HttpResponse:
     return redirect(f"{reverse('account')}#notifications")
 
 
-@signed_in("POST")
+@signed_in("POST", lately=True)
 def export_data(request: SiteRequest) -> StreamingHttpResponse:
     """Send a ZIP of everything that is known about the visitor, with their videos."""
     user = request.user
+    security_log.note(gettext_noop("data exported"), user, request)
     chunks = privacy.archive(user=user)
     filename = f"{user.username}-{timezone.now():%Y-%m-%d}.zip"
     return StreamingHttpResponse(
@@ -145,14 +148,15 @@ def credit_history(request: SiteRequest) -> HttpResponse:
     return render(request, "accounts/credits.html", context)
 
 
-@signed_in("GET", "HEAD", "POST")
+@signed_in("GET", "HEAD", "POST", lately=True)
 def api_keys_page(request: SiteRequest) -> HttpResponse:
     """List the keys that work, and make a new one, which only this response shows; a reload makes no second one."""
     fresh = ApiKeyForm(initial={"key_id": uuid.uuid4()})
     form, secret = (ApiKeyForm(request.POST) if request.method == "POST" else fresh), None
     if request.method == "POST" and form.is_valid():
         try:
-            _key, secret = api_keys.issue(user=request.user, **form.cleaned_data)
+            key, secret = api_keys.issue(user=request.user, **form.cleaned_data)
+            security_log.note(gettext_noop("API key made"), request.user, request, detail=str(key))
         except api_keys.IssuedBefore:
             text = _(
                 "This key was made already, and it is shown only once. If you did not copy it, revoke it."
@@ -168,5 +172,6 @@ def api_keys_page(request: SiteRequest) -> HttpResponse:
 def revoke_api_key(request: SiteRequest, key_id: uuid.UUID) -> HttpResponse:
     key = get_object_or_404(ApiKey, pk=key_id, user=request.user)
     api_keys.revoke(key=key)
+    security_log.note(gettext_noop("API key revoked"), request.user, request, detail=str(key))
     messages.success(request, _("The key “%(name)s” was revoked: it no longer works.") % {"name": key.name})
     return redirect("api_keys")

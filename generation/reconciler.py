@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from django.conf import settings
 from django.db.models.functions import Now
 
-from accounts import limits
+from accounts import limits, security_log
 from generation import mails, media, privacy
 from generation.database import DATABASE_AWAY, in_database
 from generation.jobs import canary, enqueue, lifecycle, locks, node_health, stored_files
@@ -101,6 +101,7 @@ class Reconciler:
             "having files removed": (REMOVAL_SECONDS, in_database(_remove_files)),
             "forgetting closed accounts": (REMOVAL_SECONDS, in_database(privacy.forget_closed_accounts)),
             "forgetting used-up limits": (REMOVAL_SECONDS, in_database(limits.prune)),
+            "forgetting old entries of the security log": (REMOVAL_SECONDS, in_database(security_log.prune)),
             "having figures added up": (ADDING_UP_SECONDS, in_database(enqueue.add_up)),
             "going on with refunds": (SWEEP_SECONDS, in_database(bulk_refunds.wake_stalled)),
         }

@@ -83,6 +83,7 @@ class TelegramAccountAdmin(ReadOnlyAdmin):
 
 @admin.register(TelegramUpdate)
 class TelegramUpdateAdmin(ReadOnlyAdmin):
+    private = True
     list_display = ("update_id", "state", "received_at", "settled_at", "error")
     list_filter = ("state", "received_at")
     search_fields = ("=update_id", "error")
@@ -140,6 +141,7 @@ UserAdmin.search_fields = (
 
 @admin.register(ChatNotice)
 class NoticeAdmin(ReadOnlyAdmin):
+    private = True
     list_display = ("id", "chat_id", "state", "attempts", "created_at", "sent_at", "error")
     list_filter = ("state", "created_at")
     search_fields = ("=chat_id", "text", "error")

@@ -12,7 +12,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 from django.utils.translation import gettext_lazy, gettext_noop
 
-from accounts import merging
+from accounts import merging, security_log
 from accounts.models import CreditAccount, User, UserLimits, WalletMerge
 from generation import privacy
 from telegram_bot import links
@@ -209,6 +209,7 @@ def _join(*, account_id: int, user: User, by: User) -> WalletMerge:
     account.former_user, account.user = source, user
     account.save(update_fields=["former_user", "user"])
     _retire(source, heir=user)
+    security_log.note(gettext_noop("Telegram connected"), user, detail=str(account))
     return merge
 
 
@@ -243,7 +244,8 @@ def undo(*, merge: WalletMerge, reason: str, actor: User) -> None:
 
 def _go_back(row: TelegramAccount) -> None:
     assert row.former_user is not None
-    User.objects.filter(pk=row.former_user.pk).update(is_active=True)
+    User.objects.filter(pk=row.former_user.pk, ban=None).update(is_active=True)
+    security_log.note(gettext_noop("Telegram disconnected"), row.user, detail=str(row))
     row.user, row.former_user = row.former_user, None
     row.save(update_fields=["user", "former_user"])
 

@@ -16,11 +16,20 @@ from django.utils import translation
 from accounts import notices
 from accounts.models import Ban, Notice, User
 from accounts.privacy import Part
-from accounts.signals import account_closed, account_closing, personal_data
+from accounts.signals import account_closed, account_closing, account_reclaimed, personal_data
 from generation.jobs.events import jobs_finished, jobs_retried
 from generation.models import GenerationJob
-from telegram_bot import users, wakeup
-from telegram_bot.models import ChatNotice, CreditPack, JobMessage, MessageRef, StarPayment, TelegramAccount
+from telegram_bot import linking, users, wakeup
+from telegram_bot.models import (
+    ChatNotice,
+    CreditPack,
+    JobMessage,
+    LinkRequest,
+    LoginLink,
+    MessageRef,
+    StarPayment,
+    TelegramAccount,
+)
 from telegram_bot.sending import outbox
 
 
@@ -79,6 +88,16 @@ def unlink(user: User, **_: Any) -> None:
     joined.update(username=f"deleted_{uuid.uuid4().hex[:12]}", anonymised_at=Now())
     ChatNotice.objects.filter(chat_id__in=accounts.values("telegram_id")).delete()
     accounts.delete()
+
+
+@receiver(account_reclaimed, dispatch_uid="telegram_bot.disconnect")
+def disconnect(user: User, **_: Any) -> None:
+    """Part the account from one in Telegram that was connected with it, and end what would connect or sign in."""
+    account = TelegramAccount.objects.filter(user=user).exclude(former_user=None).first()
+    if account is not None:
+        linking.part(account=account)
+    for model in (LinkRequest, LoginLink):
+        model.objects.filter(user=user, expires_at__gt=Now()).update(expires_at=Now())
 
 
 @receiver(account_closed, dispatch_uid="telegram_bot.forget_messages")

@@ -31,7 +31,7 @@ Answer = TypeVar("Answer", bound=HttpResponseBase)
 # --- Connecting and disconnecting -----------------------------------------------------------------------------------
 
 
-@signed_in("GET", "HEAD", "POST")
+@signed_in("GET", "HEAD", "POST", lately=True)
 def connect(request: SiteRequest) -> HttpResponse:
     """Show the stage; a POST makes a new link to the bot, which is shown in this one answer."""
     user, to_bot = request.user, None
@@ -84,7 +84,7 @@ def confirm(request: SiteRequest, request_id: int) -> HttpResponse:
     return redirect("account")
 
 
-@signed_in("GET", "HEAD", "POST")
+@signed_in("GET", "HEAD", "POST", lately=True)
 def link(request: SiteRequest, token: str) -> HttpResponse:
     """Show the person in the chat who made the link; a POST answers, and the chat has the last word."""
     user = request.user

@@ -22,6 +22,7 @@ from tests.databases import copy_of_the_template
 from tests.emptying import Emptying
 from tests.fork_server import fork_server
 from tests.processes import Processes
+from tests.signing_in import signed_in
 
 # `make test SHUFFLE=7` runs the tests in an order that this number stands for.
 SHUFFLE = os.environ.get("SHUFFLE")
@@ -229,10 +230,8 @@ def staff(make_user: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def browser(user: Any) -> Client:
-    """The user's browser, signed in."""
-    client = Client()
-    client.force_login(user)
-    return client
+    """The user's browser, signed in a moment ago."""
+    return signed_in(user)
 
 
 @pytest.fixture

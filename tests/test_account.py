@@ -97,8 +97,6 @@ def test_a_mail_is_in_the_language_of_the_page(browser):
 @pytest.fixture
 def with_app(browser, user):
     """An authenticator app, set up as a person does it."""
-    assert browser.get("/accounts/2fa/totp/activate/").url.startswith("/accounts/reauthenticate/")
-    browser.post("/accounts/reauthenticate/", {"password": PASSWORD})
     secret = browser.get("/accounts/2fa/totp/activate/").context["form"].secret
     code = format_hotp_value(hotp_value(secret, next(iter(yield_hotp_counters_from_time()))))
     browser.post("/accounts/2fa/totp/activate/", {"code": code})

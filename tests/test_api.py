@@ -105,7 +105,7 @@ class TestWho:
     def test_the_key_of_a_banned_person_is_refused(self, user: Any, api: Api) -> None:
         user.is_active = False
         user.save()
-        refusal(api.get("videos"), 401)
+        assert refusal(api.get("videos"), 403)["code"] == "account_inactive"
 
     def test_a_session_of_the_website_is_no_key(self, user: Any) -> None:
         client = Client()

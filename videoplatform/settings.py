@@ -188,7 +188,10 @@ ACCOUNT_CHANGE_EMAIL = True
 ACCOUNT_EMAIL_NOTIFICATIONS = True
 ACCOUNT_LOGOUT_ON_GET = False
 ACCOUNT_SESSION_REMEMBER = True
+# Before what a thief of a session would do first: a sign-in within this time, or the password or a code again.
+ACCOUNT_REAUTHENTICATION_REQUIRED = True
 ACCOUNT_REAUTHENTICATION_TIMEOUT = 600
+SECURITY_LOG_DAYS = env.int("SECURITY_LOG_DAYS", 180, validate=POSITIVE)
 # allauth's own limits live in each process's memory; these, of accounts.limits, in the database. Times in seconds;
 # 0 times: not limited.
 ACCOUNT_RATE_LIMITS = MFA_RATE_LIMITS = False
@@ -204,6 +207,8 @@ RATE_LIMITS = {
     "proof": (1, 1200),  # each solution of a sign-up's puzzle, for as long as it is good
     "report": (10, 3600),
     "api_wrong_key": (60, 60),
+    "log_wrong_key": (1, 3600),  # entries of the security log about them, for a network
+    "look": (1, 3600),  # entries of the audit log about one who looks at one thing
     "api_create": (60, 60),
     "api_read": (1200, 60),
 }

@@ -53,6 +53,7 @@ NAVIGATION = [
     _group(
         "Checks",
         _rows("Audit log", "history", "accounts.auditevent"),
+        _rows("Security log", "shield", "accounts.securityevent"),
         _rows("Audits of the books", "fact_check", "accounts.auditrun"),
         _rows("Failed tasks", "error", "django_q.failure"),
     ),

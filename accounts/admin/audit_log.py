@@ -14,7 +14,7 @@ from unfold.contrib.filters.admin import RangeDateTimeFilter
 from unfold.decorators import display
 
 from accounts.admin.base import ReadOnlyAdmin, bullets, link, once_a_row
-from accounts.models import AuditEvent
+from accounts.models import AuditEvent, SecurityEvent
 
 LATEST = 10
 
@@ -41,6 +41,18 @@ class AuditEventAdmin(ReadOnlyAdmin):
     @display(description="After")
     def became(self, entry: AuditEvent) -> SafeString | str:
         return _values(entry.after)
+
+
+@admin.register(SecurityEvent)
+class SecurityEventAdmin(ReadOnlyAdmin):
+    """The security log: sign-ins, failures, keys and passwords, with addresses."""
+
+    list_display = ("at", "what", "user", "detail", "address", "agent")
+    list_select_related = ("user",)
+    list_filter = ("what", ("at", RangeDateTimeFilter))
+    list_filter_submit = True
+    search_fields = ("=user__username", "=address", "=detail")
+    fields = list_display
 
 
 def _values(values: dict[str, Any]) -> SafeString | str:

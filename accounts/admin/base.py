@@ -116,6 +116,14 @@ class FastAdmin(ModelAdmin):
     show_full_result_count = False
     list_per_page = 50
     list_max_show_all = 0
+    # Whether a row shows what a user has not shown to others: the audit log tells who looked.
+    private = False
+
+    def change_view(self, request: HttpRequest, object_id: str, *args: Any, **kwargs: Any) -> Any:
+        response = super().change_view(request, object_id, *args, **kwargs)
+        if self.private and response.status_code == 200 and (seen := self.get_object(request, object_id)):
+            audit_log.note_look(Actor.of(request), seen)
+        return response
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[FastList]:
         return FastList

@@ -13,7 +13,7 @@ from django.utils.text import slugify
 
 from accounts.admin.audit_log import latest_about, line
 from accounts.admin.base import link
-from accounts.models import ApiKey, CreditTransaction, User, UserLimits
+from accounts.models import ApiKey, CreditTransaction, SecurityEvent, User, UserLimits
 from accounts.staff import operations
 from accounts.staff.actor import Actor
 
@@ -136,6 +136,13 @@ def account(user: User, actor: Actor) -> Iterable[Moment]:
             yield Moment(key.created_at, format_html("Made the API key {}", named))
             if key.revoked_at:
                 yield Moment(key.revoked_at, format_html("API key {} revoked", named))
+
+
+@moments
+def security(user: User, actor: Actor) -> Iterable[Moment]:
+    if actor.may("accounts.view_securityevent"):
+        for event in SecurityEvent.objects.filter(user=user)[:LATEST]:
+            yield Moment(event.at, " · ".join(filter(None, (event.what, event.detail, event.address))))
 
 
 @moments

@@ -296,6 +296,25 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name="SecurityEvent",
+            fields=[
+                ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),
+                ("at", models.DateTimeField(db_default=Now(), db_index=True, editable=False, verbose_name="time")),
+                ("user", models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+")),
+                ("what", models.CharField(max_length=40)),
+                ("address", models.CharField(max_length=45, blank=True, db_index=True, verbose_name="IP address")),
+                ("agent", models.CharField(max_length=200, blank=True, verbose_name="browser or program")),
+                ("detail", models.CharField(max_length=200, blank=True, help_text="The name that was typed, or what was added.")),
+            ],
+            options={
+                "verbose_name": "entry of the security log",
+                "verbose_name_plural": "entries of the security log",
+                "ordering": ["-id"],
+                "default_permissions": ("view",),
+                "indexes": [models.Index(fields=["user", "-id"], name="security_event_of_user")],
+            },
+        ),
+        migrations.CreateModel(
             name="UserLimits",
             fields=[
                 ("id", models.BigAutoField(primary_key=True, serialize=False, auto_created=True, verbose_name="ID")),

@@ -4,7 +4,7 @@
 - A balance cannot be changed in any other way; an entry cannot be changed, deleted or truncated.
 - A transfer counts only together with its other half, checked when the transaction commits.
 - A merge of wallets can be undone once, and not be changed or deleted.
-- A row of the staff's log cannot be changed, deleted or truncated.
+- A row of the staff's log cannot be changed, deleted or truncated; one of the security log not changed.
 """
 
 from django.db import migrations
@@ -133,6 +133,8 @@ BEGIN
 END $$;
 
 CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON accounts_auditevent
+    FOR EACH ROW EXECUTE FUNCTION accounts_keep_audit_events();
+CREATE TRIGGER no_update BEFORE UPDATE ON accounts_securityevent
     FOR EACH ROW EXECUTE FUNCTION accounts_keep_audit_events();
 CREATE TRIGGER no_truncate BEFORE TRUNCATE ON accounts_auditevent
     FOR EACH STATEMENT EXECUTE FUNCTION accounts_keep_audit_events();

@@ -86,6 +86,29 @@ class Approval(models.Model):
         return f"{self.act}, {self.credits} credits"
 
 
+class SecurityEvent(models.Model):
+    """One thing done with an account, or tried, and from where. Written once; `accounts.security_log` is the writer."""
+
+    at = models.DateTimeField("time", db_default=Now(), editable=False, db_index=True)
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.PROTECT, null=True, related_name="+")
+    what = models.CharField(max_length=40)
+    address = models.CharField("IP address", max_length=45, blank=True, db_index=True)
+    agent = models.CharField("browser or program", max_length=200, blank=True)
+    detail = models.CharField(
+        max_length=200, blank=True, help_text="The name that was typed, or what was added."
+    )
+
+    class Meta:
+        verbose_name = "entry of the security log"
+        verbose_name_plural = "entries of the security log"
+        ordering = ["-id"]
+        default_permissions = ("view",)
+        indexes = [models.Index(fields=["user", "-id"], name="security_event_of_user")]
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.user or self.detail}"
+
+
 class UserLimits(models.Model):
     """Limits and prices of one user, in place of the service's own. Empty: as for all."""
 

@@ -15,7 +15,7 @@ from django.db import IntegrityError, models, transaction
 from django.db.models import Sum
 from django.db.models.functions import Now
 
-from accounts import merging
+from accounts import limits, merging
 from accounts.models import Approval, AuditEvent, User
 from accounts.staff.actor import Actor, DoneBefore, NeedsApproval, Refused
 
@@ -209,6 +209,16 @@ def note_command(user: User, credits: int, reason: str) -> None:  # noqa: A002
     )
     entry.actor = None
     entry.save()
+
+
+def note_look(actor: Actor, subject: models.Model) -> None:
+    """Add the entry of a look at private things of a user, once an hour."""
+    try:
+        limits.take("look", f"{actor.user.pk} {subject._meta.label_lower} {subject.pk}")
+    except limits.TooOften:
+        return
+    if getattr(subject, "user_id", None) != actor.user.pk:
+        Operation(actor, "look", "").record(subject)
 
 
 def carried_out(once: uuid.UUID) -> bool:

@@ -61,6 +61,8 @@ def why_not_lift_ban(user: User) -> str | None:
         return f"{user} is not banned."
     if user.anonymised_at is not None:
         return "This account was closed by its owner and cannot be opened again."
+    if not Ban.objects.filter(user=user).exists():
+        return "This account is not banned: it sleeps because it was joined with another one."
     return None
 
 

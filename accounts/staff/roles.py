@@ -41,6 +41,7 @@ RIGHTS: dict[str, frozenset[str]] = {
         _LOOK
         | {
             "accounts.ban_user",
+            "accounts.view_securityevent",
             "accounts.limit_user",
             "accounts.change_apikey",
             "generation.refund_job",

@@ -33,6 +33,8 @@ from accounts.admin.base import (
     state_now,
 )
 from accounts.models import User
+from accounts.staff.actor import Actor
+from accounts.staff.audit_log import note_look
 from generation.admin.bulk_refunds import refund_chosen
 from generation.admin.job_search import FoundJobs, ids_in, is_by_words, with_words
 from generation.jobs import lifecycle
@@ -122,6 +124,8 @@ def _retry(job: GenerationJob, **values: Any) -> str:
 @admin.register(GenerationJob)
 class GenerationJobAdmin(ReadOnlyAdmin):
     """Jobs. Only the lifecycle changes them; staff cancel, refund, retry and move them by operations."""
+
+    private = True
 
     class Media:
         js = ("admin_live.js",)
@@ -240,6 +244,7 @@ class GenerationJobAdmin(ReadOnlyAdmin):
         job: GenerationJob = row(self, request, str(job_id))
         if not self.has_view_permission(request, job):
             raise PermissionDenied
+        note_look(Actor.of(request), job)
         if variant == "poster":
             return serve_file(request, job.poster.name or "", content_type="image/jpeg")
         return serve_file(request, job.video.name or "")

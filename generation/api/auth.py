@@ -17,9 +17,10 @@ from rest_framework.permissions import SAFE_METHODS
 from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 
-from accounts import api_keys, limits
-from accounts.models import ApiKey, User
+from accounts import api_keys, limits, security_log
+from accounts.models import ApiKey, Ban, User
 from accounts.staff.actor import address_of
+from generation.errors import AccountInactive
 
 REALM = 'Bearer realm="api"'
 READS = limits.Merged("api_read")
@@ -38,6 +39,7 @@ class ApiKeyAuthentication(BaseAuthentication):
         key = key_of_header(header)
         if key is None:
             limits.take("api_wrong_key", limits.network_of(address_of(request)))
+            security_log.note_wrong_key(request)
             raise AuthenticationFailed("This API key is not valid.")
         if request.method in SAFE_METHODS:
             READS.take(str(key.pk))
@@ -50,11 +52,12 @@ class ApiKeyAuthentication(BaseAuthentication):
 
 
 def key_of_header(header: bytes) -> ApiKey | None:
-    """Find the live key that an Authorization header names. Any bytes are fine."""
+    """Find the live key that an Authorization header names. Any bytes are fine. Raises AccountInactive."""
     scheme, _, secret = header.partition(b" ")
-    if scheme.lower() != b"bearer":
-        return None
-    return api_keys.verify(secret.strip().decode("latin-1"))
+    key = api_keys.verify(secret.strip().decode("latin-1")) if scheme.lower() == b"bearer" else None
+    if key is not None and not key.user.is_active:
+        raise AccountInactive(Ban.words_for(key.user))
+    return key
 
 
 class ApiKeyScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]

@@ -19,6 +19,7 @@ from django.http import HttpResponse
 from generation.api import errors
 from generation.api.errors import App, Message, Receive, Send
 from generation.database import DATABASE_AWAY, check_hearing, in_database
+from generation.errors import AccountInactive
 from generation.models import fields
 from generation.sse import streams
 
@@ -69,6 +70,8 @@ class EventStreams:
             stream = await self._stream_for(request)
         except DisallowedHost:
             return self._inner
+        except AccountInactive as error:
+            return _refusal(request.path_info, errors.describe(error))
         except DATABASE_AWAY as error:
             logger.error("an event stream could not be opened: %s", str(error).strip())
             return _refusal(request.path_info, errors.describe(error))

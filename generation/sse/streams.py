@@ -27,6 +27,7 @@ from accounts.models import User
 from generation.api.auth import key_of_header
 from generation.api.serializers import video_json
 from generation.database import in_database
+from generation.errors import AccountInactive
 from generation.jobs.events import JobEvent, event_of, hub
 from generation.models import GenerationJob
 from generation.web.presenters import kept_jobs, render_card
@@ -209,7 +210,10 @@ class VideoStream(Stream):
         self._sent = b""
 
     async def still_allowed(self) -> bool:
-        return await in_database(owner_of_video)(self._key, self._job) == self.inbox.user
+        try:
+            return await in_database(owner_of_video)(self._key, self._job) == self.inbox.user
+        except AccountInactive:
+            return False
 
     async def read(self) -> list[bytes]:
         if not any(self.inbox.take()):

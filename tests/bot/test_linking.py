@@ -24,6 +24,7 @@ from telegram_bot.users import open_account
 from tests.bot.bot_process import GROUP, Bot, inbox_is_empty, labels, link_below, people
 from tests.bot_api_server import Message, PressOfButton
 from tests.processes import wait_for
+from tests.signing_in import signed_in
 
 
 @pytest.fixture(autouse=True)
@@ -41,9 +42,7 @@ def web(make_user: Any) -> User:
 
 @pytest.fixture
 def browser(web: User) -> Client:
-    client = Client()
-    client.force_login(web)
-    return client
+    return signed_in(web)
 
 
 def account_of(telegram_id: int) -> TelegramAccount:
@@ -208,8 +207,7 @@ def test_begun_in_the_chat_agreed_on_the_web_and_confirmed_in_the_chat(bot, ada,
 
 def test_whoever_gets_hold_of_the_chats_link_joins_nothing_without_the_chat(bot, ada, browser, make_user):
     path = from_chat(bot, ada)
-    thief = Client()
-    thief.force_login(make_user("thief"))
+    thief = signed_in(make_user("thief"))
     thief.post(path, {"answer": "yes"})
     question = wait_for(
         lambda: [m for m in bot.telegram.shown(ada) if "Yes, connect" in labels(m)], message=bot.log
