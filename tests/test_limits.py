@@ -52,6 +52,9 @@ class TestGuesses:
         assert codes == [200, 200, 200, 429]
         assert guess(visitor("2001:db8:0:1::1")) == 200
 
+    def test_addresses_of_ipv4_on_a_socket_of_ipv6_are_each_their_own(self, user: User) -> None:
+        assert [guess(visitor(f"::ffff:192.0.2.{n}")) for n in range(5)] == [200] * 5
+
     def test_all_networks_together_lock_out_strangers_but_no_known_device(self, user: User) -> None:
         own = visitor("192.0.2.99")
         assert guess(own, password=PASSWORD) == 302

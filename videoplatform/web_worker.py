@@ -7,7 +7,6 @@ import asyncio
 import re
 from collections import Counter
 from functools import partial
-from ipaddress import ip_network
 from typing import ClassVar
 
 from django.conf import settings
@@ -45,7 +44,7 @@ class ImpatientProtocol(ASGIProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         self._unread_head = b""
-        self._source = source_of(transport)
+        self._source = str((transport.get_extra_info("peername") or ["a socket"])[0])
         seconds = settings.REQUEST_SECONDS
         if self._refused():
             self._source, seconds = "", min(seconds, 2.0)
@@ -56,9 +55,11 @@ class ImpatientProtocol(ASGIProtocol):
 
     def _refused(self) -> bool:
         """Check the bounds; one more connection gets one small page from the event loop, and is closed."""
-        from generation.api import errors  # Django is set up in the workers only
+        from accounts.limits import network_of  # Django is set up in the workers only
+        from generation.api import errors
         from videoplatform.asgi import logged
 
+        self._source = network_of(self._source)
         if self._served.total() >= settings.MAX_CONNECTIONS:
             problem = errors.UNAVAILABLE
         elif self._served[self._source] >= settings.CONNECTIONS_PER_SOURCE:
@@ -99,9 +100,3 @@ class ImpatientProtocol(ASGIProtocol):
             if not self._served[self._source]:
                 del self._served[self._source]
         super().connection_lost(exc)
-
-
-def source_of(transport: asyncio.Transport) -> str:
-    """Name where a connection comes from: an IPv4 address, or the network of an IPv6 address, which has one owner."""
-    host = str((transport.get_extra_info("peername") or ["a socket"])[0]).partition("%")[0]
-    return str(ip_network(f"{host}/64", strict=False)) if ":" in host else host
