@@ -39,9 +39,18 @@ def main() -> None:
 
 def take(browser: Browser, url: str, folder: Path, job: str) -> None:
     page = browser.new_context(base_url=url, viewport=SIZE, color_scheme="light").new_page()
+    desk = browser.new_context(base_url=url, viewport=SIZE, color_scheme="light").new_page()
+    sign_in(desk, "the-finance")
+    open_person(desk, "carla")
+    desk.get_by_role("link", name="Grant credits").click()
+    desk.get_by_label("Amount").fill("20000")
+    confirm(desk, "Grant credits", reason="Prize of the spring contest")
     sign_in(page, "the-owner")
     page.wait_for_timeout(1500)  # the chart draws itself
     shoot(page, folder, "staff-home", full=True)
+    page.goto("/admin/accounts/approval/")
+    page.locator("#result_list tbody a[href*='/change/']").first.click()
+    shoot(page, folder, "staff-approval")
     open_person(page, "carla")
     shoot(page, folder, "staff-person")
     job_page(page, job)
