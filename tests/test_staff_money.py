@@ -323,7 +323,7 @@ class TestCanceled:
         assert "the 37 credits" in client.get(address).content.decode()
         assert "37 credits to ada" in said(client.post(address, sent(reason="Sorry"), follow=True))
         assert balance(user) == 500
-        assert AuditEvent.objects.get().credits == 37
+        assert AuditEvent.objects.get(act="job.refund").credits == 37
         assert not ledger_check.audit().discrepancies
 
     @pytest.mark.parametrize("how", ["earlier", "by staff", "switched off"])
