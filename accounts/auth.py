@@ -16,7 +16,7 @@ from allauth.account.decorators import reauthentication_required
 from allauth.account.internal.flows.login import record_authentication
 from allauth.core import context
 from allauth.core.exceptions import ImmediateHttpResponse
-from allauth.mfa.adapter import get_adapter
+from allauth.mfa.adapter import DefaultMFAAdapter, get_adapter
 from allauth.mfa.models import Authenticator
 from allauth.mfa.signals import authenticator_added
 from django.conf import settings
@@ -39,6 +39,7 @@ from django_htmx.middleware import HtmxDetails
 
 from accounts import limits, spelling
 from accounts.models import Ban, CreditAccount, User
+from accounts.models.ciphers import decrypted, encrypted
 from accounts.staff.actor import address_of
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,16 @@ class AccountAdapter(DefaultAccountAdapter):
         value = signing.dumps({"id": device["id"], "users": users}, salt=DEVICE)
         response.set_cookie(DEVICE, value, DEVICE_AGE, secure=settings.HTTPS, httponly=True, samesite="Lax")
         return response
+
+
+class SecondStepAdapter(DefaultMFAAdapter):
+    """allauth's adapter, which would keep the secrets of authenticator apps and recovery codes in clear."""
+
+    def encrypt(self, text: str) -> str:
+        return encrypted(text)
+
+    def decrypt(self, encrypted_text: str) -> str:
+        return decrypted(encrypted_text)
 
 
 def _device(request: HttpRequest) -> dict[str, Any]:

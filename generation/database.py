@@ -16,6 +16,7 @@ from typing import Any, ParamSpec, TypeVar
 import psycopg
 from asgiref.sync import SyncToAsync
 from django.conf import settings
+from django.core.checks import CheckMessage, Tags, Warning, register  # noqa: A004  (Django's name)
 from django.db import InterfaceError, OperationalError, close_old_connections, connection
 from psycopg.conninfo import conninfo_to_dict
 
@@ -41,6 +42,17 @@ SELECT pg_try_advisory_xact_lock(%s), ARRAY(
 )
 """
 LOCK_RETRY_SECONDS = 0.5
+# FOR UPDATE needs the right to change one column at least; a trigger keeps the id of a wallet as it is.
+GRANTS = """
+GRANT USAGE ON SCHEMA public TO serving;
+GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO serving;
+GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA public TO serving;
+REVOKE INSERT, UPDATE, DELETE ON django_migrations FROM serving;
+REVOKE UPDATE, DELETE ON accounts_creditaccount, accounts_credittransaction, accounts_auditevent FROM serving;
+GRANT UPDATE (id) ON accounts_creditaccount TO serving;
+REVOKE DELETE ON accounts_walletmerge FROM serving;
+REVOKE UPDATE ON accounts_securityevent FROM serving;
+"""
 # Where the process has a pool of connections, its requests keep at least half of them.
 THREADS = max(1, min(8, settings.DATABASE_POOL_SIZE // 2)) if settings.DATABASE_POOL_SIZE else 8
 
@@ -78,9 +90,40 @@ def _parameters() -> dict[str, Any]:
     return parameters
 
 
+@register(Tags.security, deploy=True)
+def check_roles(**_: Any) -> list[CheckMessage]:
+    """Warn where the site's own role could take the ledger's guards away."""
+    if settings.DATABASE_OWNER:
+        return []
+    text = "DATABASE_OWNER_URL is not set: the role that serves the site owns the ledger's guards."
+    return [Warning(text, hint="See docs/security.md.", id="generation.W001")]
+
+
+@contextmanager
+def as_owner() -> Iterator[None]:
+    """Connect as the role that owns the tables while the block runs, where there is one beside the serving role."""
+    ours = dict(connection.settings_dict)
+    connection.close()
+    how = {name: value for name, value in settings.DATABASE_OWNER.items() if name != "NAME"}
+    connection.settings_dict.update(how, AS_OWNER=True)
+    try:
+        yield
+    finally:
+        connection.close()
+        connection.settings_dict.update(ours, AS_OWNER=False)
+
+
+def grant_serving_role() -> None:
+    """Let the serving role read and change rows, but for the columns and tables that only guards and owner write."""
+    if connection.settings_dict["USER"] != settings.SERVING_ROLE:
+        with connection.cursor() as cursor:
+            cursor.execute(GRANTS.replace("serving", connection.ops.quote_name(settings.SERVING_ROLE)))
+
+
 def listen_parameters() -> dict[str, Any]:
     """Connection parameters for psycopg itself, for a session that is kept: to the server, past any pooler."""
-    direct: dict[str, Any] = dict(conninfo_to_dict(settings.DATABASE_LISTEN_URL))
+    is_direct = connection.settings_dict.get("AS_OWNER") and settings.DATABASE_OWNER
+    direct: dict[str, Any] = dict(conninfo_to_dict("" if is_direct else settings.DATABASE_LISTEN_URL))
     return (direct or _parameters()) | {
         "keepalives_idle": 30,
         "keepalives_interval": 10,

@@ -41,6 +41,12 @@ def bot_id_of(token: str) -> int:
     return int(match[1])
 
 
+def our_bot() -> int | None:
+    """Return the id of this site's bot; None without a token, or with one that cannot work, of which the bot tells."""
+    match = BOT_TOKEN.fullmatch(settings.TELEGRAM_BOT_TOKEN)
+    return int(match[1]) if match else None
+
+
 def video_page(job: GenerationJob) -> str:
     """Make the URL of a video's page, which needs no sign-in: people in the chat may have no password."""
     return page("telegram_video", _videos.sign(job.pk.hex))
@@ -62,15 +68,14 @@ def page(name: str, *args: str) -> str:
 
 def to_bot(start: str) -> str | None:
     """Make a link that opens the chat and sends `/start <start>`; None before the bot first ran."""
-    if not settings.TELEGRAM_BOT_TOKEN:
-        return None
-    known = KnownBot.objects.filter(bot_id=bot_id_of(settings.TELEGRAM_BOT_TOKEN)).first()
+    bot_id = our_bot()
+    known = KnownBot.objects.filter(bot_id=bot_id).first() if bot_id else None
     return f"https://t.me/{known.username}?start={start}" if known else None
 
 
 def to_shop() -> str | None:
     """Make a link to the offers in the chat; None when nothing is for sale."""
-    if not settings.TELEGRAM_BOT_TOKEN or not CreditPack.objects.filter(for_sale=True).exists():
+    if our_bot() is None or not CreditPack.objects.filter(for_sale=True).exists():
         return None
     return to_bot("buy_here")
 

@@ -146,6 +146,8 @@ def django_db_modify_db_settings(django_db_modify_db_settings_parallel_suffix: N
     if not django_settings.EMBEDDED_POSTGRES:
         yield
         return
+    # Tests make databases and empty tables: as the owner. Whole platforms have both roles, as they do for people.
+    connection.settings_dict.update(django_settings.DATABASE_OWNER)
     with embedded_postgres.hold(django_settings.DATA_DIR):
         yield
 
@@ -190,7 +192,8 @@ def database_url(transactional_db: None) -> str:
     password = f":{quote(parameters['PASSWORD'], safe='')}" if parameters["PASSWORD"] else ""
     host = quote(parameters["HOST"], safe="")
     port = f":{parameters['PORT']}" if parameters["PORT"] else ""
-    return f"postgresql://{parameters['USER']}{password}@{host}{port}/{parameters['NAME']}"
+    passwords = f"?passfile={quote(passfile)}" if (passfile := parameters["OPTIONS"].get("passfile")) else ""
+    return f"postgresql://{parameters['USER']}{password}@{host}{port}/{parameters['NAME']}{passwords}"
 
 
 @pytest.fixture

@@ -18,11 +18,21 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from psycopg import pq
+from psycopg.conninfo import make_conninfo
+
 from tests.processes import wait_for
 
 NO_ENCRYPTION = (80877103, 80877104)  # asked for before the start, refused with an N
 SYNC, QUERY, TERMINATE, READY = b"S", b"Q", b"X", b"Z"
 IDLE = b"I"  # in READY: no transaction is open
+PARAMETERS = (
+    b"server_version",
+    b"client_encoding",
+    b"DateStyle",
+    b"TimeZone",
+    b"standard_conforming_strings",
+)
 SERVERS = 6
 
 
@@ -43,12 +53,14 @@ def _pgbouncer(where: dict[str, Any]) -> Iterator[int]:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "pgbouncer.ini"
         config.write_text(
-            f"[databases]\n* = host={where['HOST']} port={where['PORT']} user={where['USER']}\n"
+            f"[databases]\n* = host={where['HOST']} port={where['PORT']} user={where['USER']} "
+            f"password={_password(where)}\n"
             f"[pgbouncer]\npool_mode = transaction\nauth_type = any\nunix_socket_dir =\n"
             f"listen_addr = 127.0.0.1\nlisten_port = {port}\n"
         )
         os.chown(folder, account.st_uid, account.st_gid)
-        config.chmod(0o644)
+        config.chmod(0o600)
+        os.chown(config, account.st_uid, account.st_gid)
         other = (
             {"user": account.st_uid, "group": account.st_gid, "extra_groups": ()} if os.getuid() == 0 else {}
         )
@@ -61,6 +73,14 @@ def _pgbouncer(where: dict[str, Any]) -> Iterator[int]:
             process.wait(10)
 
 
+def _password(where: dict[str, Any]) -> str:
+    for line in Path(where["OPTIONS"]["passfile"]).read_text().splitlines():
+        *_, role, password = line.split(":")
+        if role == where["USER"]:
+            return password
+    raise LookupError(where["USER"])
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
@@ -68,10 +88,8 @@ def _listens(port: int) -> bool:
 
 @contextmanager
 def _stand_in(where: dict[str, Any]) -> Iterator[int]:
-    address = f"{where['HOST']}/.s.PGSQL.{where['PORT']}"
-    facts = f"user\0{where['USER']}\0database\0{where['NAME']}\0\0".encode()
     servers: SimpleQueue[_Wire] = SimpleQueue()
-    opened = [_Wire.to_server(address, facts) for _ in range(SERVERS)]
+    opened = [_Wire.to_server(where) for _ in range(SERVERS)]
     for server in opened:
         servers.put(server)
     with socket.create_server(("127.0.0.1", 0)) as door:
@@ -105,15 +123,17 @@ class _Wire:
         self.socket = connection
 
     @classmethod
-    def to_server(cls, address: str, facts: bytes) -> "_Wire":
-        """Connect, and keep what the server says at the start."""
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(address)
-        connection.sendall(struct.pack("!ii", 8 + len(facts), 3 << 16) + facts)
-        wire = cls(connection)
-        while not wire.greeting.endswith(IDLE) or wire.greeting[-6:-5] != READY:
-            kind, rest = wire.read()
-            wire.greeting += kind + rest
+    def to_server(cls, where: dict[str, Any]) -> "_Wire":
+        """Connect and sign in by libpq, and make up what the server says at the start."""
+        place = {"host": where["HOST"], "port": where["PORT"], "user": where["USER"], "dbname": where["NAME"]}
+        server = pq.PGconn.connect(make_conninfo(**place, **where["OPTIONS"]).encode())
+        assert server.status == pq.ConnStatus.OK, server.error_message
+        wire = cls(socket.socket(fileno=os.dup(server.socket)))
+        wire.socket.setblocking(True)
+        wire._server = server  # open as long as the wire
+        facts = [(name, server.parameter_status(name) or b"") for name in PARAMETERS]
+        said = [(b"R", struct.pack("!i", 0)), *((b"S", b"%s\0%s\0" % fact) for fact in facts), (READY, IDLE)]
+        wire.greeting = b"".join(kind + struct.pack("!i", 4 + len(rest)) + rest for kind, rest in said)
         return wire
 
     def exactly(self, size: int) -> bytes:

@@ -15,7 +15,7 @@ import psycopg
 from tests import preforked
 from tests.environment import RUN
 from tests.fork_server import fork_server
-from videoplatform.embedded_postgres import connection_settings
+from videoplatform.embedded_postgres import NAME, connection_settings
 from videoplatform.process import Instance, InstanceFailed
 
 # A word of the command line by which each program of supervisord.conf is known.
@@ -64,8 +64,14 @@ class Stack(Instance):
         return fork_server.run(*arguments, environment=self.environment)
 
     def connect(self) -> "psycopg.Connection[Any]":
-        at = connection_settings(self.data_dir)
-        place = {"host": at["HOST"], "port": at["PORT"], "user": at["USER"], "dbname": at["NAME"]}
+        at = connection_settings(self.data_dir, role=NAME)
+        place = {
+            "host": at["HOST"],
+            "port": at["PORT"],
+            "user": at["USER"],
+            "dbname": at["NAME"],
+            **at["OPTIONS"],
+        }
         return psycopg.connect(**place, autocommit=True, connect_timeout=5)
 
     def sql(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:

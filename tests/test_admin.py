@@ -184,7 +184,7 @@ class TestUsers:
         assert said(response) == "ada is banned (Spam)."
         job.refresh_from_db()
         assert (job.state, wallet(user).held) == ("canceled", 0)
-        assert api_keys.verify(secret) is None
+        assert Client().get("/v1/videos", headers={"Authorization": f"Bearer {secret}"}).status_code == 403
         assert "banned since" in response.content.decode()
         assert "by grace: Spam" in response.content.decode()
         again = admin.post(page("accounts_user_ban", user.pk), sent(reason="Spam"))

@@ -15,7 +15,7 @@ import psutil
 import psycopg
 import pytest
 
-from videoplatform.embedded_postgres import EmbeddedPostgresError, connection_settings, hold
+from videoplatform.embedded_postgres import NAME, SERVING, EmbeddedPostgresError, connection_settings, hold
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 # A process of its own that holds the server, says its number, and leaves when its standard input ends.
@@ -50,12 +50,13 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
 
 
 def connect(data_dir: Path, **overrides: str) -> "psycopg.Connection[tuple[object, ...]]":
-    settings = connection_settings(data_dir)
+    settings = connection_settings(data_dir, role=NAME)
     parameters = {
         "host": settings["HOST"],
         "port": settings["PORT"],
         "user": settings["USER"],
         "dbname": settings["NAME"],
+        **settings["OPTIONS"],
     }
     return psycopg.connect(**{**parameters, **overrides}, autocommit=True)
 
@@ -327,3 +328,32 @@ def test_a_management_command_brings_the_server_and_takes_it_away(data_dir: Path
     )
     assert result.stdout.startswith("18"), result.stderr
     assert not (data_dir / "postgres" / "postmaster.pid").exists()
+
+
+def test_who_reaches_the_socket_without_a_password_is_let_in_nowhere(data_dir: Path, tmp_path: Path) -> None:
+    with hold(data_dir):
+        with connect(data_dir) as connection:
+            assert connection.execute("SELECT current_user").fetchone() == (NAME,)
+        passwords = connection_settings(data_dir)["OPTIONS"]["passfile"]
+        assert stat.S_IMODE(Path(passwords).stat().st_mode) == 0o600
+        for role in ("postgres", NAME, SERVING):
+            for passfile in ("/dev/null", str(tmp_path / "nowhere")):
+                with pytest.raises(psycopg.OperationalError, match="no password"):
+                    connect(data_dir, user=role, dbname="postgres", passfile=passfile)
+            with pytest.raises(psycopg.OperationalError, match="authentication failed"):
+                connect(data_dir, user=role, dbname="postgres", password="guessed")
+
+
+def test_a_folder_of_before_or_one_that_was_cut_off_asks_for_passwords_from_its_next_start(
+    data_dir: Path,
+) -> None:
+    with hold(data_dir), connect(data_dir) as connection:
+        connection.execute("CREATE TABLE kept (n int)")
+    rules = data_dir / "postgres" / "pg_hba.conf"
+    for cut_off_before in ("the rules", "the passwords"):
+        rules.write_text("local all all trust\n")
+        if cut_off_before == "the passwords":
+            (data_dir / "postgres" / "passwords").write_text("*:*:*:postgres")
+        with hold(data_dir), connect(data_dir) as connection:
+            connection.execute("SELECT FROM kept")
+        assert "trust" not in rules.read_text()

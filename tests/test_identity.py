@@ -1,12 +1,15 @@
 """Whose an account is: addresses that others signed up with, proof before what a thief would do, and traces."""
 
 import re
+import time
 import uuid
 from typing import Any
 
 import pytest
 from allauth.account.models import EmailAddress
 from allauth.mfa.models import Authenticator
+from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+from allauth.mfa.totp.internal.auth import TOTP, format_hotp_value, hotp_value
 from allauth.usersessions.models import UserSession
 from django.core import mail
 from django.db import Error, connection, transaction
@@ -330,3 +333,44 @@ class TestBans:
         Ban.objects.create(user=sleeping, reason="Spam", by=staff)
         linking.part(account=TelegramAccount.objects.get(telegram_id=42))
         assert not User.objects.get(pk=sleeping.pk).is_active
+
+
+class TestSecretsAtRest:
+    """What an authenticator app and the recovery codes are made from."""
+
+    @pytest.fixture
+    def kept(self, user: User) -> str:
+        TOTP.activate(user, "JBSWY3DPEHPK3PXP")
+        RecoveryCodes.activate(user)
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT string_agg(data::text, ' ') FROM mfa_authenticator")
+            return str(cursor.fetchone()[0])
+
+    def test_they_are_encrypted_and_work(self, kept: str, user: User) -> None:
+        app = Authenticator.objects.get(user=user, type="totp")
+        assert "JBSWY3DPEHPK3PXP" not in kept
+        assert kept.count("fernet:") == 2
+        assert app.wrap().validate_code(
+            format_hotp_value(hotp_value("JBSWY3DPEHPK3PXP", int(time.time()) // 30))
+        )
+        codes = Authenticator.objects.get(user=user, type="recovery_codes").wrap().get_unused_codes()
+        assert len(codes) == 10
+
+    @pytest.mark.parametrize(
+        ("page", "lookup"),
+        [
+            ("mfa_authenticator", "data__secret__startswith"),
+            ("mfa_authenticator", "data__contains"),
+            ("accounts_apikey", "digest__startswith"),
+            ("generation_gpunode", "api_key__startswith"),
+            ("telegram_bot_linkrequest", "digest__gt"),
+            ("accounts_user", "password__startswith"),
+            ("accounts_apikey", "user__password__startswith"),
+        ],
+    )
+    def test_no_filter_in_an_address_reads_them_letter_by_letter(
+        self, staff: User, page: str, lookup: str
+    ) -> None:
+        boss = Client()
+        boss.force_login(staff)
+        assert boss.get(reverse(f"admin:{page}_changelist"), {lookup: "a"}).status_code == 400

@@ -2,13 +2,16 @@
 """The ledger's guards, attacked in raw SQL: whatever a script, a shell or a bug tries, the database refuses it."""
 
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
+import psycopg
 import pytest
 from django.db import DatabaseError, connection, transaction
 
 from accounts import ledger, merging
 from accounts.models import CreditTransaction
+from generation.database import listen_parameters
 
 pytestmark = pytest.mark.django_db
 
@@ -168,3 +171,77 @@ def test_what_an_entry_claims_as_its_balance_is_not_believed(books, user):
         == (587, 50)
         == (user.credit_account.posted, user.credit_account.held)
     )
+
+
+# --- The role that serves ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def serving(books: dict[str, Any], settings: Any) -> Iterator["psycopg.Connection[Any]"]:
+    """A connection with the rights of a web process."""
+    parameters = listen_parameters() | {"user": settings.SERVING_ROLE}
+    with psycopg.connect(**parameters, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE accounts_creditaccount SET posted = posted + 1",
+        "UPDATE accounts_creditaccount SET held = 0",
+        "DELETE FROM accounts_creditaccount",
+        "UPDATE accounts_credittransaction SET reason = 'mine'",
+        "DELETE FROM accounts_credittransaction",
+        "DELETE FROM accounts_walletmerge",
+        "UPDATE accounts_auditevent SET reason = 'mine'",
+        "DELETE FROM accounts_auditevent",
+        "UPDATE accounts_securityevent SET what = 'mine'",
+        "DELETE FROM django_migrations",
+        "TRUNCATE accounts_credittransaction CASCADE",
+        "TRUNCATE accounts_notice",
+        "ALTER TABLE accounts_creditaccount DISABLE TRIGGER ALL",
+        "ALTER TABLE accounts_creditaccount DROP CONSTRAINT account_posted_not_negative",
+        "DROP TRIGGER guard_balance ON accounts_creditaccount",
+        "DROP TABLE accounts_notice",
+        "CREATE TABLE mine (n int)",
+        "CREATE FUNCTION mine() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        "CREATE OR REPLACE FUNCTION accounts_guard_balance() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'",
+        "CREATE TRIGGER mine BEFORE INSERT ON accounts_notice FOR EACH ROW EXECUTE FUNCTION accounts_apply_entry()",
+        "SET session_replication_role = replica",
+        "SET ROLE videoplatform",
+        "SET ROLE postgres",
+        "COPY accounts_notice FROM PROGRAM 'id'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "CREATE DATABASE mine",
+    ],
+)
+def test_the_serving_role_reaches_no_guard(serving: "psycopg.Connection[Any]", statement: str) -> None:
+    with pytest.raises((psycopg.errors.InsufficientPrivilege, psycopg.errors.InvalidParameterValue)):
+        serving.execute(statement)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_serving_role_does_its_work(serving: "psycopg.Connection[Any]", books: dict[str, Any]) -> None:
+    before = serving.execute(
+        "SELECT posted FROM accounts_creditaccount WHERE id = %s FOR UPDATE", [books["mine"]]
+    )
+    [(posted,)] = before.fetchall()
+    serving.execute(INSERT, NOTHING | {"account": books["mine"], "kind": "grant", "posted": 7})
+    after = serving.execute("SELECT posted FROM accounts_creditaccount WHERE id = %s", [books["mine"]])
+    assert after.fetchall() == [(posted + 7,)]
+
+
+TRIGGER_OF_AN_ATTACKER = """
+CREATE FUNCTION mine() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN UPDATE accounts_creditaccount SET posted = posted + 1000000; RETURN NEW; END $$;
+CREATE TRIGGER mine BEFORE INSERT ON accounts_ratelimit FOR EACH ROW EXECUTE FUNCTION mine();
+INSERT INTO accounts_ratelimit (key, free_at) VALUES ('x', now());
+"""
+
+
+def test_a_balance_that_another_trigger_moves_is_refused_where_one_role_does_both(
+    books: dict[str, Any],
+) -> None:
+    with pytest.raises(DatabaseError, match="newest entry"):
+        attempt(TRIGGER_OF_AN_ATTACKER)

@@ -90,7 +90,8 @@ def database_url_now() -> str:
     where = connection.settings_dict
     password = f":{quote(where['PASSWORD'], safe='')}" if where["PASSWORD"] else ""
     port = f":{where['PORT']}" if where["PORT"] else ""
-    return f"postgresql://{where['USER']}{password}@{quote(where['HOST'], safe='')}{port}/{where['NAME']}"
+    passwords = f"?passfile={quote(passfile)}" if (passfile := where["OPTIONS"].get("passfile")) else ""
+    return f"postgresql://{where['USER']}{password}@{quote(where['HOST'], safe='')}{port}/{where['NAME']}{passwords}"
 
 
 def wait_until_up(server: Server) -> None:

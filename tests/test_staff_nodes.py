@@ -16,6 +16,7 @@ from django.utils import timezone
 from django_q.conf import Conf
 
 from accounts.models import AuditEvent, CreditAccount, Notice, User
+from accounts.models.ciphers import decrypted
 from generation import sharing
 from generation.errors import PromptBlocked
 from generation.jobs import node_health, scheduling, submission, tasks
@@ -28,7 +29,6 @@ from generation.models import (
     JobAttempt,
     Preset,
     Report,
-    fields,
 )
 from generation.staff import jobs, nodes, stats
 from telegram_bot.models import CreditPack
@@ -77,7 +77,7 @@ class TestKeysAtRest:
         settings.ENCRYPTION_KEYS = ["something else"]
         assert admin.get(page("generation_gpunode_changelist")).status_code == 200
         assert "Type the key in again" in caplog.text
-        assert fields.decrypted("plain, from before") == "plain, from before"
+        assert decrypted("plain, from before") == "plain, from before"
 
 
 class TestCures:

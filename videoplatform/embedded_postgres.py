@@ -20,6 +20,7 @@ import importlib.util
 import math
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import subprocess
@@ -36,8 +37,10 @@ import psutil
 import psycopg
 from psycopg import sql
 
-# The database and the role that owns it, which is no superuser: what works here works on a hosted server too.
+# The database and the role that owns it, which is no superuser: what works here works on a hosted server too. SERVING
+# is the role of all processes but those that migrate: it can change rows, and none of the guards of the tables.
 NAME = "videoplatform"
+SERVING = "videoplatform_serving"
 SUPERUSER = "postgres"
 PORT = 5432  # names the socket's file only; nothing listens on TCP
 SOCKET_PATH_BYTES = 103  # sun_path holds 108 bytes on Linux and 104 on macOS, the closing zero included
@@ -76,6 +79,11 @@ class Cluster:
         return self.data_dir / "postgres"
 
     @property
+    def passwords(self) -> Path:
+        """The passwords of the three roles, in the format of libpq, which reads them itself."""
+        return self.pgdata / "passwords"
+
+    @property
     def log(self) -> Path:
         return self.data_dir / "logs" / "postgresql.log"
 
@@ -90,18 +98,19 @@ class Cluster:
         return Path("/tmp") / f"{NAME}-{hashlib.sha256(path).hexdigest()[:16]}"  # noqa: S108  (its owner is checked)
 
 
-def connection_settings(data_dir: Path) -> dict[str, Any]:
+def connection_settings(data_dir: Path, *, role: str = SERVING) -> dict[str, Any]:
     """Django's DATABASES entry for the server in `data_dir`, whether it runs yet or not."""
+    cluster = Cluster(Path(data_dir).resolve())
     return {
         "ENGINE": "django.db.backends.postgresql",
         "NAME": NAME,
-        "USER": NAME,
+        "USER": role,
         "PASSWORD": "",
-        "HOST": str(Cluster(Path(data_dir).resolve()).socket_dir),
+        "HOST": str(cluster.socket_dir),
         "PORT": str(PORT),
         "CONN_MAX_AGE": 600,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {},
+        "OPTIONS": {"passfile": str(cluster.passwords)},
     }
 
 
@@ -189,6 +198,7 @@ def _bring_up(cluster: Cluster) -> "tuple[psutil.Process, subprocess.Popen[bytes
     while time.monotonic() - began < START_SECONDS:
         server = _live_server(cluster)
         if server is not None and _status(cluster) == "ready":
+            _ask_for_passwords(cluster)
             _create_database(cluster)
             return server, child
         if child is not None and child.poll() is not None:
@@ -319,7 +329,7 @@ def _initialise(cluster: Cluster) -> None:
         shutil.rmtree(leftover)
     fresh = Path(tempfile.mkdtemp(prefix="postgres.new-", dir=cluster.data_dir))
     _give_to_server_account(cluster, fresh)
-    # Trust, because the socket's folder is closed to other users.
+    # Until the first start: see `_ask_for_passwords`.
     login = ["-U", SUPERUSER, "--auth-local=trust", "--auth-host=reject"]
     locale = ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
     with _initdb(cluster) as initdb:
@@ -375,13 +385,42 @@ def _check_version(cluster: Cluster) -> None:
         )
 
 
+def _superuser(cluster: Cluster) -> "psycopg.Connection[Any]":
+    place, passfile = str(cluster.socket_dir), str(cluster.passwords)
+    return psycopg.connect(
+        host=place, port=PORT, passfile=passfile, user=SUPERUSER, dbname="postgres", autocommit=True
+    )
+
+
+def _ask_for_passwords(cluster: Cluster) -> None:
+    """Let nobody in without one: a process that reaches the socket, but may not read the file, reaches no data.
+
+    Repeated at the next start when it is cut off, with the passwords that are in the file by then.
+    """
+    rules = cluster.pgdata / "pg_hba.conf"
+    wanted = "local all all scram-sha-256\n"
+    if rules.read_text() == wanted:
+        return
+    roles = (SUPERUSER, NAME, SERVING)
+    with os.fdopen(os.open(cluster.passwords, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
+        if len(file.readlines()) < len(roles):
+            file.seek(0)
+            file.writelines(f"*:*:*:{role}:{secrets.token_urlsafe(32)}\n" for role in roles)
+    with _superuser(cluster) as connection:
+        for line in cluster.passwords.read_text().splitlines():
+            *_rest, role, password = line.split(":")
+            if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [role]).rowcount:
+                connection.execute(sql.SQL("CREATE ROLE {} LOGIN").format(sql.Identifier(role)))
+            change = sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(role), sql.Literal(password))
+            connection.execute(change)
+        # CREATEDB: the tests make databases of their own.
+        connection.execute(sql.SQL("ALTER ROLE {} CREATEDB").format(sql.Identifier(NAME)))
+        rules.write_text(wanted)
+        connection.execute("SELECT pg_reload_conf()")
+
+
 def _create_database(cluster: Cluster) -> None:
-    with psycopg.connect(
-        host=str(cluster.socket_dir), port=PORT, user=SUPERUSER, dbname="postgres", autocommit=True
-    ) as connection:
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [NAME]).rowcount:
-            # CREATEDB: the tests make databases of their own.
-            connection.execute(sql.SQL("CREATE ROLE {} LOGIN CREATEDB").format(sql.Identifier(NAME)))
+    with _superuser(cluster) as connection:
         if not connection.execute("SELECT FROM pg_database WHERE datname = %s", [NAME]).rowcount:
             connection.execute(sql.SQL("CREATE DATABASE {0} OWNER {0}").format(sql.Identifier(NAME)))
 

@@ -134,6 +134,17 @@ if not DATABASES["default"]["ENGINE"].endswith("postgresql"):
     raise ImproperlyConfigured(
         "DATABASE_URL must name a PostgreSQL server: the ledger's guards are PostgreSQL triggers."
     )
+# The role that owns the tables and their guards, for `migrate` and `restore`; all else is done as one that reads and
+# changes rows. Where it is empty, one role does both.
+DATABASE_OWNER_URL = env.str("DATABASE_OWNER_URL", "")
+DATABASE_OWNER: dict[str, Any] = (
+    embedded_postgres.connection_settings(DATA_DIR, role=embedded_postgres.NAME)
+    if EMBEDDED_POSTGRES
+    else dict(dj_database_url.parse(DATABASE_OWNER_URL))
+    if DATABASE_OWNER_URL
+    else {}
+)
+SERVING_ROLE = DATABASES["default"]["USER"]
 # A pooler in transaction mode between this and PostgreSQL drops LISTEN, and what a session holds: that goes here.
 DATABASE_LISTEN_URL = env.str("DATABASE_LISTEN_URL", "")
 if DATABASE_LISTEN_URL and not DATABASE_URL:
@@ -149,6 +160,12 @@ DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = bool(DATABASE_LISTEN_URL)
 # for it.
 WEB_PROCESS = env.str("VIDEOPLATFORM_WEB_PID", "") == str(os.getpid())
 DATABASE_POOL_SIZE = env.int("DATABASE_POOL_SIZE", 10, validate=NOT_NEGATIVE) if WEB_PROCESS else 0
+# A page's statement is canceled after this, and answered 503; a pooler would refuse the option.
+DATABASE_STATEMENT_SECONDS = env.float("DATABASE_STATEMENT_SECONDS", 30.0, validate=POSITIVE)
+if WEB_PROCESS and not DATABASE_LISTEN_URL:
+    DATABASES["default"].setdefault("OPTIONS", {})["options"] = (
+        f"-c statement_timeout={DATABASE_STATEMENT_SECONDS * 1000:.0f}"
+    )
 if DATABASE_POOL_SIZE:
     DATABASES["default"] |= {
         "ENGINE": "videoplatform.postgresql",
@@ -217,6 +234,7 @@ for _limit in names("RATE_LIMITS", []):
     if _parts is None or _parts[1] not in RATE_LIMITS:
         raise ImproperlyConfigured(f"RATE_LIMITS: {_limit} is not like sign_in=30/60 (times in seconds).")
     RATE_LIMITS[_parts[1]] = (int(_parts[2]), int(_parts[3]))
+MFA_ADAPTER = "accounts.auth.SecondStepAdapter"
 MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
 MFA_PASSKEY_LOGIN_ENABLED = True
 ACCOUNT_FORMS = {"signup": "accounts.forms.SignUpForm"}

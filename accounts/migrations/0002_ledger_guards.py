@@ -1,7 +1,7 @@
 """Guards of the ledger and of the staff's log, in the database: no page or script gets around them with ordinary SQL.
 
 - An entry moves the balance itself, in the same statement, after it was checked against the entry it resolves.
-- A balance cannot be changed in any other way; an entry cannot be changed, deleted or truncated.
+- A balance cannot be changed in any other way, and is what the newest entry says when a transaction commits; an entry cannot be changed, deleted or truncated.
 - A transfer counts only together with its other half, checked when the transaction commits.
 - A merge of wallets can be undone once, and not be changed or deleted.
 - A row of the staff's log cannot be changed, deleted or truncated; one of the security log not changed.
@@ -10,9 +10,11 @@
 from django.db import migrations
 
 # A purchase has one refund that stands: another one may follow only when an adjust took the last one back. The wallet's
-# row is locked before that is looked at, so two at once cannot both pass.
+# row is locked before that is looked at, so two at once cannot both pass. The function runs with the rights of its owner:
+# the role that serves may not write a balance.
 ENTRIES = """
-CREATE FUNCTION accounts_apply_entry() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION accounts_apply_entry() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path = public, pg_temp AS $$
 DECLARE
     wallet accounts_creditaccount%ROWTYPE;
     origin accounts_credittransaction%ROWTYPE;
@@ -80,7 +82,8 @@ BEGIN
     ELSIF NEW.id <> OLD.id OR NEW.user_id <> OLD.user_id THEN
         RAISE EXCEPTION 'ledger: an account keeps its owner' USING ERRCODE = 'check_violation';
     ELSIF (NEW.posted <> OLD.posted OR NEW.held <> OLD.held) AND pg_trigger_depth() < 2 THEN
-        -- Depth 2 is the update that apply_entry makes; a statement of a client runs at depth 1.
+        -- A client's own statement runs at depth 1, apply_entry's update deeper, and so would another trigger's: what
+        -- holds is that each balance is the newest entry's, which check_balance sees to at the end.
         RAISE EXCEPTION 'ledger: a balance moves only through an entry' USING ERRCODE = 'check_violation';
     END IF;
     RETURN NEW;
@@ -88,6 +91,22 @@ END $$;
 
 CREATE TRIGGER guard_balance BEFORE INSERT OR UPDATE ON accounts_creditaccount
     FOR EACH ROW EXECUTE FUNCTION accounts_guard_balance();
+
+CREATE FUNCTION accounts_check_balance() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    wallet accounts_creditaccount%ROWTYPE;
+    newest accounts_credittransaction%ROWTYPE;
+BEGIN
+    SELECT * INTO wallet FROM accounts_creditaccount WHERE id = NEW.id;
+    SELECT * INTO newest FROM accounts_credittransaction WHERE account_id = NEW.id ORDER BY id DESC LIMIT 1;
+    IF (wallet.posted, wallet.held) IS DISTINCT FROM (newest.posted_after, newest.held_after) THEN
+        RAISE EXCEPTION 'ledger: a balance is what its newest entry says' USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE CONSTRAINT TRIGGER check_balance AFTER UPDATE ON accounts_creditaccount DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.posted <> OLD.posted OR NEW.held <> OLD.held) EXECUTE FUNCTION accounts_check_balance();
 """
 
 MERGES = """
@@ -150,7 +169,7 @@ CREATE INDEX accounts_cache_expires ON accounts_cache (expires);
 BACKWARD = """
 DROP TABLE accounts_cache;
 DROP INDEX purchase_refunds_of;
-DROP FUNCTION accounts_apply_entry(), accounts_check_transfer(), accounts_guard_balance(), accounts_guard_merge(),
+DROP FUNCTION accounts_apply_entry(), accounts_check_transfer(), accounts_guard_balance(), accounts_check_balance(), accounts_guard_merge(),
     accounts_refuse(), accounts_keep_audit_events() CASCADE;
 """
 

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from django.conf import settings
 from django.db import transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from generation.models import GenerationJob
 from telegram_bot import wakeup
-from telegram_bot.links import bot_id_of
+from telegram_bot.links import our_bot
 from telegram_bot.models import ChatNotice, JobMessage, MessageRef, TelegramAccount
 
 if TYPE_CHECKING:
@@ -27,7 +26,9 @@ KEEP_NOTICES = timedelta(days=7)
 def tell(*, chat_id: int, text: str, markup: "InlineKeyboardMarkup | None" = None) -> None:
     """Have the bot send a text in Telegram's HTML when the current transaction commits."""
     keyboard = markup.to_dict()["inline_keyboard"] if markup else []
-    bot_id = bot_id_of(settings.TELEGRAM_BOT_TOKEN)
+    bot_id = our_bot()
+    if bot_id is None:
+        return
     ChatNotice.objects.create(bot_id=bot_id, chat_id=chat_id, text=text, keyboard=keyboard)
     wakeup.call(wakeup.OUTBOX)
 

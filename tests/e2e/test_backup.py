@@ -243,7 +243,7 @@ def test_a_clip_that_its_owner_deletes_meanwhile_stays_deleted(saved: Saved, tmp
     assert sql(new, deleted, job) == [(True,)]
 
 
-WAITING = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pg_dump' AND wait_event_type = 'Lock'"
+WAITING = "SELECT 1 FROM pg_locks WHERE NOT granted"
 
 
 def begin_backup(stack: Stack, file: Path) -> "subprocess.Popen[str]":

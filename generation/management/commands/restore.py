@@ -6,6 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from generation.database import as_owner
 from videoplatform.backup import BackupError, restore
 from videoplatform.run import CannotRun, only_one
 
@@ -20,7 +21,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, file: Path, force: bool, **options: Any) -> None:
         try:
-            with only_one(settings.DATA_DIR):
+            with only_one(settings.DATA_DIR), as_owner():
                 manifest, contents = restore(file.absolute(), replace=force)
         except (BackupError, CannotRun, OSError) as error:
             raise CommandError(str(error)) from error
