@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import time
@@ -336,10 +337,13 @@ def test_a_clip_is_not_answered_with_what_is_said_of_the_one_before(
     slow.write_text(
         "import json, time\n"
         "def main(limits, source, *_):\n"
-        "    time.sleep(30 if 'slow' in source else 0)\n"
-        "    print(json.dumps({'unplayable': source}))\n"
+        "    name = open(source).read()\n"
+        "    time.sleep(30 if name == 'slow.mp4' else 0)\n"
+        "    print(json.dumps({'unplayable': name}))\n"
     )
     monkeypatch.setattr(sandbox, "DECODER", slow)
+    for name in ("slow.mp4", "quick.mp4"):
+        (tmp_path / name).write_text(name)
     with pytest.raises(MediaFailure, match=r"more than 0\.3 s"):
         prepare(tmp_path / "slow.mp4", seconds=0.3)
     with pytest.raises(UnplayableVideo, match=r"quick\.mp4"):
@@ -350,6 +354,7 @@ def test_a_clip_is_not_answered_with_what_is_said_of_the_one_before(
 def test_decoders_end_with_the_process_that_asked(tmp_path: Path) -> None:
     slow = tmp_path / "slow.py"
     slow.write_text("import time\ndef main(*_): time.sleep(60)\n")
+    (tmp_path / "a.mp4").touch()
     asking = subprocess.Popen([sys.executable, "-c", ASKING, str(slow), str(tmp_path)], cwd=REPOSITORY)
     wait_for(lambda: len(psutil.Process(asking.pid).children(recursive=True)) == 2)
     below = psutil.Process(asking.pid).children(recursive=True)
@@ -387,10 +392,86 @@ def test_the_decoder_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     monkeypatch.setattr(sandbox, "DECODER", spy)
     monkeypatch.setenv("SECRET_KEY", "secret")
+    (tmp_path / "clip.mp4").touch()
     with pytest.raises(MediaFailure) as caught:
         prepare(tmp_path / "clip.mp4")
     assert "MALLOC_ARENA_MAX" in str(caught.value)
     assert not {"SECRET_KEY", "DATABASE_URL", "HOME", "PATH"} & set(str(caught.value).split())
+
+
+# What one who has taken the decoder over by a file would try next.
+HOSTILE = """
+import ctypes, json, os, signal, socket, subprocess, threading
+parent = os.getppid()
+def attempt(what, name):
+    try:
+        return name if what() is not False else ""
+    except OSError:
+        return ""
+def connect(kind, place):
+    with socket.socket(kind) as s:
+        s.settimeout(2); s.connect(place)
+def thread():
+    threading.Thread(target=lambda: None).start(); return False
+def main(limits, source, video, poster):
+    secret, port, path, folder = open(source).read().split()
+    open(video, "wb").write(b"x"); open(poster, "wb").write(b"x")
+    tried = {
+        "read a secret": lambda: open(secret).read(),
+        "read the parent's environment": lambda: open(f"/proc/{parent}/environ").read(),
+        "read the parent's memory": lambda: open(f"/proc/{parent}/mem", "rb").read(1),
+        "read the passwords of the system": lambda: open("/etc/passwd").read(),
+        "list a folder": lambda: os.listdir("/"),
+        "write elsewhere": lambda: open(os.path.join(folder, "mine"), "w"),
+        "write what it may only read": lambda: open(source, "r+"),
+        "remove a file": lambda: os.remove(secret),
+        "connect by TCP": lambda: connect(socket.AF_INET, ("127.0.0.1", int(port))),
+        "connect to a socket": lambda: connect(socket.AF_UNIX, path),
+        "start a program": lambda: subprocess.run(["/bin/true"]),
+        "become a program": lambda: os.execv("/bin/true", ["true"]),
+        "fork": os.fork,
+        "end the parent": lambda: os.kill(parent, signal.SIGTERM),
+        "end all": lambda: os.kill(-1, signal.SIGTERM),
+        "trace the parent": lambda: ctypes.CDLL(None).ptrace(16, parent, 0, 0) == 0,
+        "make a namespace": lambda: ctypes.CDLL(None).unshare(0x10000000) == 0,
+        "not make a thread": thread,
+    }
+    print(json.dumps({"failed": "; ".join(filter(None, (attempt(what, name) for name, what in tried.items())))}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have neither Landlock nor seccomp")
+def test_who_takes_the_decoder_over_gains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile, secret, clip = (tmp_path / name for name in ("hostile.py", "secret", "clip.mp4"))
+    hostile.write_text(HOSTILE)
+    secret.write_text("SECRET_KEY=secret")
+    tmp_path.chmod(0o777)
+    secret.chmod(0o666)
+    monkeypatch.setattr(sandbox, "DECODER", hostile)
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as local:
+        place = str(tmp_path / "s")
+        local.bind(place)
+        local.listen()
+        Path(place).chmod(0o777)
+        clip.write_text(f"{secret} {tcp.getsockname()[1]} {place} {tmp_path}")
+        with pytest.raises(MediaFailure) as caught:
+            prepare(clip)
+    assert str(caught.value) == "The clip could not be worked on: ."
+    assert secret.read_text() == "SECRET_KEY=secret"
+    assert (clip.stat().st_uid, clip.stat().st_gid) == (os.geteuid(), os.getegid())
+
+
+def test_a_system_without_guards_is_told_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bare = tmp_path / "confinement.py"
+    bare.write_text("def missing(): return ['all that there is']\ndef confine(*paths): return list(paths)\n")
+    monkeypatch.setattr(sandbox, "CONFINEMENT", bare)
+    monkeypatch.setattr(sandbox, "decoders", sandbox.Decoders())
+    for _ in range(2):
+        assert prepare(write(tmp_path / "clip.mp4")).frames
+    sandbox.decoders.stop()
+    assert caplog.text.count("all that there is") == 1
 
 
 def in_the_decoder(program: str) -> subprocess.CompletedProcess[str]:

@@ -14,9 +14,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import heapq
+import importlib
 import json
 import math
 import os
+import pkgutil
 import resource
 import shutil
 import signal
@@ -43,6 +45,11 @@ from av.sidedata.sidedata import Type as SideDataType
 from av.stream import Disposition
 from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
+
+# PyAV imports some of itself when it meets a stream of that kind; by then no file can be read any more.
+for found in pkgutil.walk_packages(av.__path__, "av."):
+    if found.name != "av.__main__":
+        importlib.import_module(found.name)
 
 SMALLEST_SIDE = 16
 POSTER_SIDE = 1280

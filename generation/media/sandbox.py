@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import select
 import signal
@@ -17,10 +18,14 @@ from generation.media.folders import atomic_write
 # Started by their paths, so that nothing else of the project is imported with them.
 DECODER = Path(__file__).with_name("decoder.py")
 FORKING = Path(__file__).with_name("forking.py")
+CONFINEMENT = Path(__file__).with_name("confinement.py")
 # The decoder sees neither our secrets nor anything else of the environment but what Python needs to start.
 KEPT_ENVIRONMENT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT", "TMPDIR")
 # The worker is stopped, the machine is out of memory, or the decoder's own alarm went off: no fault of the file.
 OUR_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL, signal.SIGALRM})
+
+
+logger = logging.getLogger(__name__)
 
 
 class UnplayableVideo(Exception):
@@ -82,6 +87,7 @@ class Decoders:
         self._lock = threading.Lock()
         self._program: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._warned = False
 
     def run(self, *arguments: str, seconds: float) -> tuple[str, int]:
         """Run a decoder; returns what it printed and its exit status, negative for a signal.
@@ -103,10 +109,16 @@ class Decoders:
                 if isinstance(error, BrokenPipeError | ValueError):
                     raise MediaFailure(f"The decoder was stopped (status {program.returncode}).") from None
                 raise
+        if done["missing"] and not self._warned:
+            self._warned = True
+            text = (
+                "This system cannot keep the decoder of clips, which a hostile file may take over, from: %s."
+            )
+            logger.warning(text, ", ".join(done["missing"]))
         return done["answer"], done["status"]
 
     def _running(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-s", "-P", str(FORKING), str(DECODER)]
+        command = [sys.executable, "-s", "-P", str(FORKING), str(DECODER), str(CONFINEMENT)]
         ours = self._program if self._owner == os.getpid() else None
         if ours is not None and (ours.args != command or ours.poll() is not None):
             self.stop()
