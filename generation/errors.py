@@ -4,6 +4,7 @@ Each class's `text` is its message unless one is given. A message is in the lang
 English for the API, the user's own on the site and in Telegram.
 """
 
+import re
 from typing import Any, ClassVar
 
 from django.conf import settings
@@ -12,6 +13,12 @@ from django.utils.translation import gettext_lazy as _
 
 # Part of what is stored: English there, translated where it is shown.
 NOTHING_DEDUCTED = gettext_noop("No credits were deducted.")
+
+
+def in_its_words(said: str) -> str:
+    """Mark a node's own message for users as such: short, and without addresses that one could open."""
+    line = re.sub(r"\S*(://|www\.)\S+", "…", said)
+    return f"The GPU node says: “{line[:200]}”"
 
 
 class GenerationError(Exception):

@@ -100,7 +100,7 @@ def test_what_two_nodes_refuse_fails_with_their_reason_and_they_stay(
     [job] = submit(user, negative_prompt="refuse this")
     wait_for(lambda: GenerationJob.objects.get(pk=job.pk).state == "failed")
     job.refresh_from_db()
-    assert (job.error_code, job.error_message) == ("rejected", "No such negative prompt")
+    assert (job.error_code, job.error_message) == ("rejected", "The GPU node says: “No such negative prompt”")
     assert sorted(job.attempts.values_list("state", flat=True)) == ["failed", "refused"]
     assert not GpuNode.objects.filter(set_aside_at__isnull=False).exists()
     submit(user)
@@ -114,7 +114,7 @@ def test_what_the_only_node_refuses_fails_once_it_has_shown_that_it_works(
     [job] = submit(user, negative_prompt="refuse this")
     all_end(1, "failed")
     job.refresh_from_db()
-    assert job.error_message == "No such negative prompt"
+    assert job.error_message == "The GPU node says: “No such negative prompt”"
     assert CanaryRun.objects.get().passed
     assert len(servers["picky"].bodies) == 3, "the job, the canary clip, and the job again"
     assert GpuNode.objects.get().set_aside_at is None

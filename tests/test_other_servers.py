@@ -14,7 +14,7 @@ import pytest
 from django.core.exceptions import ValidationError
 from django.core.management import CommandError, call_command
 
-from generation import nodes
+from generation import errors, nodes
 from generation.jobs import lifecycle, submission
 from generation.models import GenerationJob, GpuNode
 from generation.nodes import GenerationRequest, NodeClient, NodeEndpoint, open_client, transport
@@ -321,3 +321,11 @@ def test_check_gpu_node_names_the_cure(servers: OtherServers, settings: Any, tmp
     ).items():
         assert cure in said.partition(f"{way} at ")[2].partition(" at http")[0], (way, said)
     assert "made 16 frames at 8 fps" in said.partition("fine at ")[2]
+
+
+def test_a_nodes_words_are_marked_as_its_own_and_lead_nowhere():
+    said = "Pay at https://evil.example/pay or www.evil.example, " + "x" * 500
+    words = errors.in_its_words(said)
+    assert words.startswith("The GPU node says: “Pay at … or …")
+    assert "evil" not in words
+    assert len(words) < 230

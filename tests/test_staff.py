@@ -400,17 +400,3 @@ class TestExport:
         assert client.get(address).status_code == 403
         assert client.post(address, sent(reason="x")).status_code == 403
         assert address not in client.get(page("accounts_credittransaction_changelist")).content.decode()
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ("accounts/staffact/?act__exact=user.ban", "accounts/auditevent/?act__exact=user.ban"),
-        ("generation/refundbatch/begin", "generation/bulkrefund/begin"),
-        ("telegram_bot/notice/", "telegram_bot/chatnotice/"),
-    ],
-)
-def test_an_address_from_before_a_model_was_renamed_leads_to_its_page(admin: Client, old: str, new: str):
-    answer = admin.post(f"/admin/{old}")
-    assert (answer.status_code, answer["Location"]) == (308, f"/admin/{new}")
-    assert admin.get(f"/admin/{old}", follow=True).status_code == 200

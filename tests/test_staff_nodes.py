@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.core.files.storage import default_storage
 from django.db import connection
 from django.test import Client
@@ -106,6 +107,7 @@ class TestCures:
 
     def test_another_address_may_be_of_another_protocol(self, admin: Client, node: GpuNode) -> None:
         values = {"name": node.name, "base_url": "http://10.0.0.9", "protocol": "auto", "reason": "moved"}
+        values["api_key"] = "new"
         admin.post(page("generation_gpunode_change", node.pk), values)
         node.refresh_from_db()
         assert (node.base_url, node.detected_protocol, node.status) == ("http://10.0.0.9", "", "unknown")
@@ -434,3 +436,52 @@ def test_a_credit_pack_shows_what_was_changed_too(make_user: MakeUser) -> None:
     assert client.post(address, form).status_code == 302
     assert "credits 100 → 120" in client.get(address).content.decode()
     assert signed_in(in_role(make_user, "operator").user).post(address, form).status_code == 403
+
+
+class TestKeysAndAddresses:
+    def form(self, node: GpuNode, **changed: Any) -> dict[str, Any]:
+        fields = {"name": node.name, "base_url": node.base_url, "protocol": node.protocol, "reason": "Moved"}
+        return fields | {"cost_per_hour": "", "file_hosts": "", "enabled": "on"} | changed
+
+    @pytest.mark.parametrize("rights", [["view_gpunode"], ["view_gpunode", "change_gpunode"]])
+    def test_the_key_is_shown_to_nobody(self, node: GpuNode, make_user: Any, rights: list[str]) -> None:
+        helper = make_user("helper", is_staff=True)
+        helper.user_permissions.set(Permission.objects.filter(codename__in=rights))
+        client = Client()
+        client.force_login(helper)
+        html = client.get(page("generation_gpunode_change", node.pk)).content.decode()
+        assert "node-key" not in html
+        assert re.search(r">\s*set\s*<", html)
+
+    def test_another_address_needs_the_key_again(self, admin: Client, node: GpuNode) -> None:
+        address = page("generation_gpunode_change", node.pk)
+        for elsewhere in ("http://127.0.0.1:10", "https://127.0.0.1:9", "http://localhost:9"):
+            answer = admin.post(address, self.form(node, base_url=elsewhere))
+            assert "type the key of the node there" in answer.content.decode()
+        node.refresh_from_db()
+        assert node.base_url == "http://127.0.0.1:9"
+        assert (
+            admin.post(address, self.form(node, base_url="http://127.0.0.1:10", api_key="new")).status_code
+            == 302
+        )
+        node.refresh_from_db()
+        assert (node.base_url, node.api_key) == ("http://127.0.0.1:10", "new")
+        assert admin.post(address, self.form(node, file_hosts="files.example.org")).status_code == 302
+
+    @pytest.mark.parametrize(
+        "elsewhere",
+        ["http://169.254.169.254", "http://[::ffff:169.254.169.254]", "http://[fe80::1]", "http://100.100.100.200",
+         "http://2852039166", "http://[fd00:ec2::254]", "http://168.63.129.16"],
+    )  # fmt: skip
+    def test_no_node_is_where_a_cloud_keeps_its_keys(
+        self, admin: Client, node: GpuNode, elsewhere: str
+    ) -> None:
+        form = self.form(node, base_url=elsewhere, api_key="new")
+        answer = admin.post(page("generation_gpunode_change", node.pk), form)
+        assert "where no node may be" in answer.content.decode()
+
+    def test_private_networks_are_a_setting(self, admin: Client, node: GpuNode, settings: Any) -> None:
+        settings.NODE_PRIVATE_NETWORKS = False
+        form = self.form(node, base_url="http://10.1.2.3:8081", api_key="new")
+        answer = admin.post(page("generation_gpunode_change", node.pk), form)
+        assert "where no node may be" in answer.content.decode()

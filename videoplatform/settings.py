@@ -300,6 +300,8 @@ VIDEO_API_URL = env.str("VIDEO_API_URL", "").rstrip("/")
 VIDEO_API_KEY = env.str("VIDEO_API_KEY", "")
 if VIDEO_API_URL and urlsplit(VIDEO_API_URL).scheme not in ("http", "https"):
     raise ImproperlyConfigured("VIDEO_API_URL must start with http:// or https://")
+# Where all nodes stand elsewhere: false, and no address of a node leads into the own network.
+NODE_PRIVATE_NETWORKS = env.bool("NODE_PRIVATE_NETWORKS", True)
 FIELD_NODE_TIMEOUT_SECONDS = env.int("FIELD_NODE_TIMEOUT_SECONDS", 90, validate=POSITIVE)
 NODE_HEALTH_SECONDS = env.float("NODE_HEALTH_SECONDS", 5.0, validate=POSITIVE)
 NODE_ANSWER_SECONDS = env.float("NODE_ANSWER_SECONDS", 10.0, validate=POSITIVE)

@@ -190,9 +190,16 @@ class LoggedAdmin(FastAdmin):
         return [name for name in super().get_fields(request, obj) if name != "reason"]
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        """Ask for a reason only where something can be changed."""
+        """Ask for a reason only where something can be changed; elsewhere Django would show the value of a secret."""
         asked = self.has_change_permission(request, obj) if obj else self.has_add_permission(request)
-        return [*super().get_fieldsets(request, obj), *([WHY] if asked else [])]
+        fieldsets = super().get_fieldsets(request, obj)
+        if asked:
+            return [*fieldsets, WHY]
+        hidden = {*self.secret_fields, *(f"forget_{name}" for name in self.secret_fields)}
+        return [
+            (title, options | {"fields": [name for name in options["fields"] if name not in hidden]})
+            for title, options in fieldsets
+        ]
 
     def delete_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """Delete only with a reason given."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from asgiref.sync import async_to_sync
 from django import forms
 from django.contrib import admin
 from django.db.models.functions import Now
@@ -25,6 +26,8 @@ from accounts.admin.base import (
     state_now,
 )
 from generation.models import CanaryRun, GpuNode, GpuNodeQuerySet
+from generation.nodes import NodeError
+from generation.nodes.transport import check_host, checked_url
 from generation.staff import nodes, stats
 
 CANARIES = 5
@@ -65,6 +68,10 @@ class NodeForm(forms.ModelForm):
             raise forms.ValidationError(
                 "The address must have neither a password nor a query: scheme, host and port."
             )
+        try:
+            async_to_sync(check_host)(checked_url(address).host)
+        except NodeError as error:
+            raise forms.ValidationError(str(error)) from None
         return address
 
     def clean_api_key(self) -> str:
@@ -72,9 +79,13 @@ class NodeForm(forms.ModelForm):
         return given or self.instance.api_key
 
     def clean(self) -> dict[str, Any]:
+        """Keep a key from another server than it was typed for: it could be read there."""
         values = super().clean() or {}
         if values.get("forget_api_key"):
             values["api_key"] = ""
+        elif self.instance.api_key and not self.data.get("api_key") and "base_url" in self.changed_data:
+            text = "The address is another one: type the key of the node there, or tick Forget the API key."
+            self.add_error("api_key", text)
         return values
 
 
@@ -120,7 +131,7 @@ class GpuNodeAdmin(LoggedAdmin):
         "next_canary_at",
         "from_environment",
     )
-    added_up = ("standing", "enabled", "last_test", "canaries", "account", "history")
+    added_up = ("standing", "key", "enabled", "last_test", "canaries", "account", "history")
     fieldsets = (
         (
             None,
@@ -129,6 +140,7 @@ class GpuNodeAdmin(LoggedAdmin):
                     "standing",
                     "name",
                     "base_url",
+                    "key",
                     "api_key",
                     "forget_api_key",
                     "protocol",
@@ -165,6 +177,10 @@ class GpuNodeAdmin(LoggedAdmin):
 
     def get_queryset(self, request: HttpRequest) -> GpuNodeQuerySet:
         return super().get_queryset(request).with_health()  # type: ignore[no-any-return]  # by the model's own manager
+
+    @display(description="Key")
+    def key(self, node: GpuNode) -> str:
+        return "set" if node.api_key else "not set"
 
     @display(description="Seconds a step", ordering="seconds_per_step")
     def speed(self, node: GpuNode) -> str:

@@ -14,7 +14,7 @@ from django.utils.translation import gettext_noop
 
 from accounts import ledger
 from accounts.models import CreditTransaction, User
-from generation.errors import BeingStored, CannotCancel, CannotDelete
+from generation.errors import BeingStored, CannotCancel, CannotDelete, in_its_words
 from generation.jobs import enqueue, events, locks, node_health, scheduling, stored_files
 from generation.media import VideoFacts
 from generation.models import GenerationJob, GpuNode, JobAttempt
@@ -180,7 +180,7 @@ def attempt_rejected(*, attempt_id: uuid.UUID, token: uuid.UUID, why: str) -> No
         node_health.have_canaries_made(asked)
     may_go_on = others or (len(asked) == 1 and attempt.job.attempt_count < settings.JOB_MAX_ATTEMPTS)
     if certain or not may_go_on:
-        verdict = {"code": "rejected", "message": why, "error": why}
+        verdict = {"code": "rejected", "message": in_its_words(why), "error": why}
         attempt_failed(attempt_id=attempt_id, token=token, blame_node=False, **verdict)
         return
     logger.warning("job %s: %s refuses it: %s", attempt.job_id.hex, attempt.node, why)

@@ -19,6 +19,7 @@ from django.conf import settings
 
 from generation import nodes
 from generation.database import DATABASE_AWAY, delays, in_database, written
+from generation.errors import in_its_words
 from generation.jobs import lifecycle, locks, scheduling
 from generation.jobs.node_health import endpoint_of
 from generation.models import JobAttempt
@@ -281,7 +282,8 @@ class AttemptRunner:
             await self._lost(remote.error or remote.error_code)
         else:
             reason = remote.error or "The node gave no reason."
-            await self._failed(code="generation_failed", message=reason, error=reason)
+            message = in_its_words(reason) if remote.error else reason
+            await self._failed(code="generation_failed", message=message, error=reason)
 
     def _step(self, remote: nodes.RemoteJob) -> int:
         """Denoising steps done: the node's own number, else one from its percentage, else the last known."""

@@ -12,7 +12,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,6 +20,7 @@ from functools import cache
 from typing import Any
 
 import httpx
+from django.conf import settings
 
 from generation.nodes import protocol
 from generation.nodes.protocol import NodeEndpoint
@@ -38,6 +39,11 @@ PIECE_BYTES = 256 * 1024
 # OpenSSL's codes for a certificate that is signed by itself, or by one that is not known here.
 UNKNOWN_AUTHORITY = (18, 19, 20, 21)
 # What an address is often pasted with: a route of a protocol, or where OpenAI's clients expect their base.
+# Services that clouds offer to each of their machines, keys included: link-local, and those of Alibaba, Azure and AWS.
+METADATA = [
+    ipaddress.ip_network(network)
+    for network in ("169.254.0.0/16", "fe80::/10", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
+]
 _ROUTE = re.compile(r"(/v1(/videos|/models)?|/health|/generate_video)?/*$")
 
 
@@ -85,6 +91,7 @@ class Transport:
             verify=_tls_context(),
             # A proxy named in the environment must never be asked for a node on this machine.
             trust_env=not _is_loopback(url.host),
+            event_hooks={"request": [lambda request: check_host(request.url.host)]},
         )
 
     async def aclose(self) -> None:
@@ -407,6 +414,21 @@ def _usable_url(address: str) -> httpx.URL:
     if "%" in url.host and ":" not in url.host:
         raise protocol.NodeMisconfigured("The node's address has characters that no host name has.")
     return url
+
+
+async def check_host(host: str) -> None:
+    """Let no node, and no redirect of one, lead to what only this machine reaches, such as its cloud's metadata.
+
+    Raises NodeMisconfigured. A name that leads elsewhere a moment later passes.
+    """
+    loop = asyncio.get_running_loop()
+    with suppress(OSError, UnicodeError):  # connecting says what is wrong with the name
+        for *_rest, place in await loop.getaddrinfo(host, None, type=socket.SOCK_STREAM):
+            ip = ipaddress.ip_address(str(place[0]).partition("%")[0])
+            ip = getattr(ip, "ipv4_mapped", None) or ip
+            private = not ip.is_global and not settings.NODE_PRIVATE_NETWORKS
+            if private or ip.is_multicast or any(ip in network for network in METADATA):
+                raise protocol.NodeMisconfigured(f"The node leads to {host}, where no node may be.")
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None]:

@@ -117,8 +117,6 @@ class Address:
             "shown": "waiting",
             "request_id": "1",
             "notice_id": "1",
-            "page": "accounts/staffact",
-            "rest": "",
         }
         return values[name]
 
