@@ -17,6 +17,7 @@ from django.test import Client
 from accounts import api_keys, merging, notices, privacy
 from accounts.ledger_check import audit
 from accounts.models import ApiKey, Ban, CreditTransaction, Notice, User, UserLimits
+from accounts.models.ciphers import decrypted
 from generation import privacy as video_privacy
 from generation import sharing
 from generation.jobs import lifecycle, stored_files, submission, tasks
@@ -53,7 +54,7 @@ def link_in(message):
 
 
 def code_for(user):
-    secret = Authenticator.objects.get(user=user, type="totp").data["secret"]
+    secret = decrypted(Authenticator.objects.get(user=user, type="totp").data["secret"])
     return format_hotp_value(hotp_value(secret, next(iter(yield_hotp_counters_from_time()))))
 
 

@@ -273,7 +273,7 @@ PARTS = {
     "submission.check_prompt",
     "submission.check_seed",
     "submission.matching",
-    "submission.normal",
+    
     "node_health.endpoint_of",
     "node_health.examine",
     "node_health.are_proven",
