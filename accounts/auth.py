@@ -73,11 +73,15 @@ class AccountAdapter(DefaultAccountAdapter):
         return name
 
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        """Send a mail, or say that it could not be sent: signing up and changing a password go on without it."""
+        """Send a mail, or say that it could not be sent: signing up and changing a password go on without it.
+
+        An address gets few: whoever types it in need not be its owner.
+        """
         try:
+            limits.take("mail", email.lower())
             super().send_mail(template_prefix, email, context)
-        except (SMTPException, OSError):
-            logger.exception("a mail (%s) could not be sent", template_prefix)
+        except (SMTPException, OSError, limits.TooOften) as error:
+            logger.warning("a mail (%s) could not be sent: %s", template_prefix, error)
             text = _("An email to %(address)s could not be sent just now. Please ask for it again later.")
             messages.error(self.request, text % {"address": email})
 

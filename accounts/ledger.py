@@ -225,7 +225,7 @@ def refund(*, reference: uuid.UUID, reason: str, actor: User | None = None) -> C
 
 
 @transaction.atomic
-def adjust(*, user: User, amount: int, reason: str, actor: User) -> CreditTransaction:
+def adjust(*, user: User, amount: int, reason: str, actor: User | None) -> CreditTransaction:
     """Correct a balance up or down by hand.
 
     Raises:
@@ -235,7 +235,7 @@ def adjust(*, user: User, amount: int, reason: str, actor: User) -> CreditTransa
 
 
 def adjust_each(
-    *, accounts: Sequence[CreditAccount], amount: int, reason: str, actor: User
+    *, accounts: Sequence[CreditAccount], amount: int, reason: str, actor: User | None
 ) -> list[CreditTransaction]:
     """Correct each of these locked balances, in one query. Raises InvalidAmount, InsufficientBalance, as `adjust`."""
     if amount == 0:

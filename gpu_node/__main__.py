@@ -86,6 +86,7 @@ def _options() -> argparse.Namespace:
 def main() -> int:
     """Serve, or check. The exit status is 2 when the settings are wrong."""
     options = _options()
+    os.umask(0o077)  # clips and prompts are for no other user of the machine
     if options.check is not None:
         command = [sys.executable, "-m", "gpu_node.check", *filter(None, [options.check])]
         os.execv(sys.executable, command)  # noqa: S606 - torch stays out of this process

@@ -24,6 +24,7 @@ from telegram_bot.texts import payments as texts
 logger = logging.getLogger(__name__)
 
 State = StarPayment.State
+BY_TELEGRAM = "Refunded by Telegram:"
 
 
 def why_not(payment: StarPayment) -> str | None:
@@ -90,7 +91,7 @@ def refused(payment_id: int, *, error: str) -> None:
 def seen_outside(*, charge_id: str) -> None:
     """Follow a refund that Telegram reports, which may not have been asked for here."""
     row = _locked().filter(charge_id=charge_id).first()
-    if row is None or row.state == State.REFUNDED:
+    if row is None or row.state == State.REFUNDED or row.error.startswith(BY_TELEGRAM):
         return
     if row.state != State.REFUNDING:
         if row.purchase is not None:
@@ -98,8 +99,15 @@ def seen_outside(*, charge_id: str) -> None:
                 reason = gettext_noop("Refunded by Telegram")
                 row.refund = ledger.purchase_refund(purchase=row.purchase, reason=reason)
             except InsufficientBalance as error:
+                # What is left of them goes; with what was spent already, staff have to live.
+                wallet = CreditAccount.objects.select_related("user").get(pk=holder_of(row.purchase))
+                if left := min(wallet.balance, row.purchase.posted_delta):
+                    ledger.adjust(user=wallet.user, amount=-left, reason=reason, actor=None)
                 logger.error("charge %s was refunded by Telegram, but %s", charge_id, error)
-                StarPayment.objects.filter(pk=row.pk).update(error=f"Refunded by Telegram, but {error}")
+                text = (
+                    f"{BY_TELEGRAM} {row.purchase.posted_delta} credits; {left} were left and are taken back."
+                )
+                StarPayment.objects.filter(pk=row.pk).update(error=text)
                 return
         row.state = State.REFUNDING
         row.save()

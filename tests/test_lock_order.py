@@ -273,7 +273,6 @@ PARTS = {
     "submission.check_prompt",
     "submission.check_seed",
     "submission.matching",
-    
     "node_health.endpoint_of",
     "node_health.examine",
     "node_health.are_proven",

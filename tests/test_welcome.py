@@ -179,3 +179,24 @@ def test_two_sign_ups_with_one_name_at_once_are_one_account_and_one_message(sett
         ]
         assert len(refused) == 5
         privacy.close(user=User.objects.get(username__iexact="ada"))
+
+
+# --- Mails to addresses that may be a stranger's ----------------------------------------------------------------------
+
+
+def test_a_mail_to_a_stranger_says_nothing_that_its_sender_has_chosen(_mails: None) -> None:
+    sign_up("buy_now_at_evil_example", email="stranger@example.org")
+    Client().post("/accounts/password/reset/", {"email": "stranger@example.org"})
+    assert len(mail.outbox) == 2
+    for each in mail.outbox:
+        assert "evil" not in each.subject + each.body
+
+
+def test_an_address_gets_few_mails_however_often_and_from_wherever_it_is_typed_in(
+    _mails: None, settings: Any
+) -> None:
+    settings.RATE_LIMITS = settings.RATE_LIMITS | {"mail": (3, 3600)}
+    sign_up("ada", email="ada@example.org")
+    for n in range(6):
+        Client(REMOTE_ADDR=f"192.0.2.{n}").post("/accounts/password/reset/", {"email": "Ada@example.org"})
+    assert len(mail.outbox) == 3

@@ -221,6 +221,7 @@ RATE_LIMITS = {
     "guess_device": (20, 600),  # of one name's password, on a device that was signed in with it
     "guess_own": (5, 60),  # of one's own password or code, signed in
     "form": (20, 60),
+    "mail": (6, 3600),  # to one address, about signing in
     "proof": (1, 1200),  # each solution of a sign-up's puzzle, for as long as it is good
     "report": (10, 3600),
     "api_wrong_key": (60, 60),

@@ -55,6 +55,7 @@ def deliver_here(job: GenerationJob, *, place: dict[str, int | None]) -> None:
 
 @command("history", menu=gettext_lazy("Show your last videos"))
 async def history(request: Request) -> None:
+    request.must_be_private()
     latest = await last_jobs(request.person)
     text = texts.history(latest, example=await example_of())
     await request.reply(text, reply_markup=texts.of_history(latest))

@@ -37,6 +37,7 @@ def statement_of(person: User) -> tuple[CreditAccount, list[ledger.HistoryLine]]
 @command("balance", menu=gettext_lazy("Show your credits"))
 async def balance(request: Request) -> None:
     """Show free credits and the last entries."""
+    request.must_be_private()
     wallet, latest = await statement_of(request.person)
     text = jobs.balance(free=wallet.balance, held=wallet.held, latest=latest)
     await request.reply(text, reply_markup=await way_to_buy(request))

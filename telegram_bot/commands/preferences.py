@@ -64,6 +64,7 @@ async def _settings(asked: Asked) -> dict[str, Any]:
 
 @command("settings", menu=gettext_lazy("Your preset and language"))
 async def show_settings(request: Request) -> None:
+    request.must_be_private()
     await request.reply(**await _settings(request))
 
 

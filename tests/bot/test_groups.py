@@ -21,7 +21,16 @@ def test_in_a_group_the_bot_is_silent_when_it_is_not_meant(bot: Bot, ada: int):
     bot.telegram.say("/balance", sender=ada, chat=GROUP)
     wait_for(lambda: bot.telegram.shown(GROUP) and inbox_is_empty())
     [answer] = bot.telegram.shown(GROUP)
-    assert answer.text.startswith("💰 Balance: 500 credits")
+    assert "in private" in answer.text
+
+
+@pytest.mark.parametrize("command", ["/balance", "/history", "/settings", "/paysupport", "/login"])
+def test_in_a_group_nothing_private_is_told(bot: Bot, ada: int, command: str):
+    bot.telegram.say(command, sender=ada, chat=GROUP)
+    wait_for(lambda: bot.telegram.shown(GROUP) and inbox_is_empty())
+    [answer] = bot.telegram.shown(GROUP)
+    assert "in private" in answer.text
+    assert not any(character.isdigit() for character in answer.text)
 
 
 @pytest.mark.parametrize("text", ["@videos_test_bot a red fox", "a red fox @Videos_Test_Bot"])

@@ -404,3 +404,29 @@ def test_the_audit_finds_what_does_not_fit(ada, pack):
     ledger.purchase(user=account.user, amount=9, external_id="nobody paid this", reason="Invented")
     ledger.purchase_refund(purchase=StarPayment.objects.get().purchase, reason="Behind the back")
     assert len(audit().discrepancies) == 2
+
+
+@pytest.mark.parametrize("left", [100, 0])
+def test_what_telegram_refunds_by_itself_is_no_longer_there_to_spend(
+    bot: Bot, ada: int, pack: CreditPack, left: int
+):
+    payment, user = bought(bot, ada), user_of(ada)
+    spent = user.credit_account.balance - left
+    ledger.adjust(user=user, amount=-spent, reason="Spent on videos", actor=None)
+    refund = {
+        "currency": "XTR",
+        "total_amount": 100,
+        "invoice_payload": "x",
+        "telegram_payment_charge_id": payment.charge_id,
+    }
+    person = {"id": ada, "is_bot": False, "first_name": "Ada"}
+    for _ in range(2):
+        bot.telegram.push_message(
+            {"chat": {"id": ada, "type": "private"}, "from": person, "refunded_payment": refund}
+        )
+    wait_for(lambda: TelegramUpdate.objects.filter(raw__contains="refunded_payment").count() == 2)
+    wait_for(inbox_is_empty, message=bot.log)
+    payment.refresh_from_db()
+    assert balance(ada) == 0
+    assert payment.error == f"Refunded by Telegram: 250 credits; {left} were left and are taken back."
+    assert audit().discrepancies == []
