@@ -17,7 +17,7 @@ export PYTHONUTF8 := 1
 DECODING := tests/chaos/test_many_nodes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test train-tiny chaos bench lint types format messages clips screenshots clean
+.PHONY: help setup demo run test train-tiny chaos attack bench lint types format messages clips screenshots clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,11 @@ chaos: setup ## every fault at full strength, about half an hour (needs PgBounce
 	-CHAOS=full CHAOS_SEED="$(SEED)" CHAOS_REPORT=.data/chaos $(BIN)/python -m pytest tests/chaos -n 2 --ignore $(DECODING)
 	-CHAOS=full CHAOS_SEED="$(SEED)" CHAOS_REPORT=.data/chaos $(BIN)/python -m pytest $(DECODING)
 	@$(BIN)/python -m tests.chaos.scorecard .data/chaos docs/reliability docs/reliability.md
+
+attack: setup ## attack a running copy on this machine in bounded rounds, about five minutes; the table goes into docs/security.md
+	@rm -rf .data/attack
+	-ATTACK=full ATTACK_REPORT=.data/attack $(BIN)/python -m pytest tests/attack
+	@$(BIN)/python -m tests.attack.report .data/attack docs/security.md
 
 bench: setup ## delay of a background task and of the bot's answer, each beside the plain way
 	@$(BIN)/python -m benchmarks.dispatch_latency
