@@ -17,7 +17,7 @@ export PYTHONUTF8 := 1
 DECODING := tests/chaos/test_many_nodes.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run test train-tiny chaos attack bench lint types format messages clips screenshots clean
+.PHONY: help setup demo run test train-tiny chaos attack bench lint types format messages clips screenshots lock clean
 
 help: ## list the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -87,6 +87,13 @@ $(STAMP): requirements.txt $(wildcard requirements/*.txt)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH_INSTALL)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
+
+# torch is left out: its index depends on the card, and it is installed first.
+lock: setup ## hashes of all that is installed, for deploy/: requirements/*.lock from requirements/*.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	@for part in platform node test; do $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+		--no-header --no-annotate --no-emit-index-url --override requirements/without-torch.txt \
+		requirements/$$part.txt -o requirements/$$part.lock || exit 1; done
 
 clean: ## remove the virtual environment and caches; .data (database, clips) and .env stay
 	rm -rf .venv .data/demo demo.mp4 .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

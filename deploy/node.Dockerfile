@@ -7,8 +7,8 @@ ENV GPU_NODE_HOST=0.0.0.0 GPU_NODE_SAVE_DIR=/data/videos HF_HOME=/data/huggingfa
 # torch.compile builds its kernels' launchers with a C compiler when the node starts.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
-COPY requirements/node.txt requirements/node.txt
-RUN pip install -r requirements/node.txt
+COPY requirements/node.lock requirements/node.lock
+RUN pip install torch==2.13.0 && pip install --no-deps --require-hashes -r requirements/node.lock
 COPY gpu_node gpu_node
 RUN useradd --create-home app && install -d -o app /data
 USER app

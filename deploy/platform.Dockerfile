@@ -4,8 +4,8 @@ FROM python:3.12-slim
 
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 DATA_DIR=/data
 WORKDIR /app
-COPY requirements/platform.txt requirements/platform.txt
-RUN pip install -r requirements/platform.txt
+COPY requirements/platform.lock requirements/platform.lock
+RUN pip install --no-deps --require-hashes -r requirements/platform.lock
 COPY manage.py ./
 COPY videoplatform videoplatform
 COPY accounts accounts

@@ -51,6 +51,7 @@ class Traits:
     fixed_size: bool = False
     guidance_scale: float = 6.0  # of all published models (their cards)
     dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
+    revision: str = "main"  # of the hub's repository: a commit, where one is known
 
     @property
     def download_gb(self) -> float:
@@ -69,7 +70,12 @@ _FIFTEEN = Traits(
     fps=16,
 )
 PUBLISHED = (
-    Traits(name="CogVideoX-5B", hub_id="THUDM/CogVideoX-5b", parameters=5.57),
+    Traits(
+        name="CogVideoX-5B",
+        hub_id="THUDM/CogVideoX-5b",
+        parameters=5.57,
+        revision="8d6ea3f817438460b25595a120f109b88d5fdfad",
+    ),
     # Its weights are float16, and so is what its card recommends; only of the 5B is float16 known to give black frames.
     Traits(
         name="CogVideoX-2B",
@@ -78,6 +84,7 @@ PUBLISHED = (
         blocks=30,
         channels=1920,
         dtypes=("float16", "bfloat16", "float32"),
+        revision="1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01",
     ),
     Traits(name="CogVideoX-5B-I2V", hub_id="THUDM/CogVideoX-5b-I2V", parameters=5.57, takes_image=True),
     _FIFTEEN,

@@ -37,6 +37,7 @@ class EngineOptions(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     model: str = Field("THUDM/CogVideoX-5b", min_length=1)
+    revision: str = ""  # as the catalogue says
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     profile: ProfileName = "exact"
     dtype: Dtype | Literal["auto"] = "auto"

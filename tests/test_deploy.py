@@ -80,3 +80,20 @@ def test_the_proxies_examples_can_be_read(tmp_path: Path) -> None:
     command = [program, "-t", "-q", "-e", "stderr", "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize("part", ["platform", "node", "test"])
+def test_what_is_pinned_is_locked_with_its_hash(part: str) -> None:
+    """`make lock` was run after the last change. torch is installed before, from the index that fits the card."""
+    folder = REPOSITORY / "requirements"
+    pins = re.findall(r"^([\w-]+)(?:\[[\w,-]+\])?==(\S+)", (folder / f"{part}.txt").read_text(), re.MULTILINE)
+    pinned = {name.lower().replace("_", "-"): version for name, version in pins if name != "torch"}
+    locked = dict(
+        re.findall(
+            r"^([\w-]+)==([^\s;]+).*?\\\n    --hash=sha256:",
+            (folder / f"{part}.lock").read_text(),
+            re.MULTILINE,
+        )
+    )
+    assert len(pinned) > 10
+    assert {name: locked.get(name) for name in pinned} == pinned

@@ -161,11 +161,15 @@ def _from_disk(options: EngineOptions, dtype: torch.dtype) -> AnyPipeline:
     if source in EMBEDDED:
         assert options.cache_dir is not None
         source = str(model_folder(source, options.cache_dir))
-    name = CogVideoXPipeline.load_config(source)["_class_name"]
+    known = catalog.find(options.model)
+    revision = options.revision or (known.revision if known else "main")
+    name = CogVideoXPipeline.load_config(source, revision=revision)["_class_name"]
     classes = {kind.__name__: kind for kind in (CogVideoXPipeline, CogVideoXImageToVideoPipeline)}
     if name not in classes:
         raise ModelUnavailable(f"{shown} is a {name}, not one of {', '.join(classes)}.")
-    pipe: AnyPipeline = classes[name].from_pretrained(source, dtype=dtype)
+    pipe: AnyPipeline = classes[name].from_pretrained(
+        source, dtype=dtype, revision=revision, use_safetensors=True
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -10,7 +10,7 @@ import pytest
 from gpu_node import catalog, check
 from gpu_node.catalog import PROFILES
 from gpu_node.check import Card
-from gpu_node.settings import NodeSettings
+from gpu_node.settings import EngineOptions, NodeSettings
 from tests.node_process import free_port, node_environment
 
 H200 = Card(name="NVIDIA H200", memory_gb=150.1, capability=(9, 0))
@@ -146,3 +146,32 @@ def test_without_a_gpu_the_command_says_so_and_exits_with_1(tmp_path: Path) -> N
     assert "  * exact  16 GB at least, 34 GB for full speed" in result.stdout
     assert result.stdout.endswith("It will not run as it is set up.\n")
     assert not (Path(os.environ.get("HF_HOME", tmp_path)) / "hub" / "models--THUDM--CogVideoX-5b").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "set_to", "expected"),
+    [
+        ("THUDM/CogVideoX-5b", "", "8d6ea3f817438460b25595a120f109b88d5fdfad"),
+        ("2b", "", "1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01"),
+        ("THUDM/CogVideoX-5b", "main", "main"),
+        ("another/model", "", "main"),
+    ],
+)
+def test_weights_are_of_a_known_commit_and_no_pickles(
+    monkeypatch: pytest.MonkeyPatch, model: str, set_to: str, expected: str
+) -> None:
+    from gpu_node.engine import loading
+
+    asked: list[dict[str, object]] = []
+
+    def remember(source: str, **options: object) -> object:
+        asked.append({"source": source} | options)
+        raise OSError("there is no network here")
+
+    pipeline = loading.CogVideoXPipeline
+    monkeypatch.setattr(pipeline, "load_config", lambda source, **_: {"_class_name": "CogVideoXPipeline"})
+    monkeypatch.setattr(pipeline, "from_pretrained", remember)
+    options = EngineOptions(model=catalog.hub_id(model), revision=set_to)
+    with pytest.raises(OSError, match="no network"):
+        loading._from_disk(options, loading.torch.float32)
+    assert (asked[0]["revision"], asked[0]["use_safetensors"]) == (expected, True)
