@@ -273,7 +273,7 @@ class TestSecurityLog:
         self, browser: Client, user: User, staff: User, make_user: Any
     ) -> None:
         SecurityEvent.objects.create(what="second step failed", user=user, address="192.0.2.7")
-        assert "second step failed" in browser.get("/account/").content.decode()
+        assert "Second step failed" in browser.get("/account/").content.decode()
         boss = Client()
         boss.force_login(staff)
         page = reverse("admin:accounts_securityevent_changelist")
