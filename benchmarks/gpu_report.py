@@ -11,7 +11,7 @@ HEAD = (
 )
 
 
-DATA_DEPENDENT = ("first_block", "cache_dit")  # they skip by what the model computes
+DATA_DEPENDENT = ("first_block",)  # it skips by what the model computes
 
 
 class DifferentMachines(Exception):

@@ -12,7 +12,7 @@ from typing import Literal
 Dtype = Literal["bfloat16", "float16", "float32"]
 ProfileName = Literal["exact", "fast", "memory"]
 Quantization = Literal["none", "fp8", "int8"]
-StepCache = Literal["none", "faster_cache", "pab", "first_block", "cache_dit"]
+StepCache = Literal["none", "faster_cache", "pab", "first_block"]
 
 TEXT_ENCODER_GB = 9.5  # T5-XXL's encoder, 4.76 billion parameters in 16 bits
 VAE_GB = 0.43

@@ -1,7 +1,7 @@
 """Processes forked from one that has imported torch, diffusers and transformers, which would take each seven seconds.
 
 `forked_command("gpu_node.worker")` is a command line that does what `python -m gpu_node.worker` does, with the same
-arguments, environment, working directory and standard streams, but in a process forked from a server that all test
+arguments, environment, folder, umask and standard streams, but in a process forked from a server that all test
 processes of a run share. `worker_settings()` is the node's setting that starts its worker so; the node within a whole
 platform reads it too. It stands in for the real command:
 
@@ -144,7 +144,9 @@ def stand_in(path: str, module: str, arguments: list[str]) -> None:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(path)
     about = {"pid": os.getpid(), "module": module, "arguments": arguments, "folder": str(Path.cwd())}
-    request = json.dumps(about | {"environment": dict(os.environ)}).encode()
+    umask = os.umask(0o077)
+    os.umask(umask)
+    request = json.dumps(about | {"environment": dict(os.environ), "umask": umask}).encode()
     socket.send_fds(connection, [struct.pack("!I", len(request))], [0, 1, 2])
     connection.sendall(request)
     for stream in (0, 1):  # the forked process alone has them now
@@ -262,6 +264,7 @@ def _run(request: dict, streams: list[int]) -> int:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
+    os.umask(request["umask"])
     sys.path[:0] = [request["folder"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     sys.argv = [request["module"], *request["arguments"]]
     try:

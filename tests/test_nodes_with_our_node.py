@@ -105,6 +105,32 @@ def test_a_cancel_stops_within_the_run_and_says_where(node: NodeProcess) -> None
     assert 0 < stopped.stopped_at_step < 200
 
 
+def test_what_is_stored_here_is_nowhere_on_the_node(node: NodeProcess) -> None:
+    prompt = "a quokka that nobody else may see"
+
+    async def make(client: NodeClient) -> str:
+        done = (await followed(client, await client.submit(request("private", prompt=prompt))))[-1]
+        return done.remote_id or ""
+
+    def holding() -> list[Path]:
+        files = [
+            file for file in node.save_dir.parent.rglob("*") if file.is_file() and "log" not in file.name
+        ]
+        assert [file for file in files if node.save_dir in file.parents and file.stat().st_mode & 0o077] == []
+        return [
+            file
+            for file in files
+            if prompt.encode() in file.read_bytes() or remote_id.split("_")[-1] in file.name
+        ]
+
+    remote_id = with_client(node, make)
+    assert holding()
+    with_client(node, lambda client: client.forget(remote_id))
+    assert holding() == []
+    with pytest.raises(nodes.RemoteJobLost):
+        with_client(node, lambda client: client.retrieve(remote_id))
+
+
 def test_waiting_for_a_finished_job_does_not_wait(node: NodeProcess) -> None:
     async def act(client: NodeClient) -> float:
         job = (await followed(client, await client.submit(request("done"))))[-1]

@@ -23,7 +23,6 @@ from torch import nn
 from torch.nn import functional
 
 from gpu_node.catalog import StepCache
-from gpu_node.engine.errors import ModelUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +75,6 @@ def compiled_parts(name: str) -> tuple[str, ...]:
 
 def enable_step_cache(pipe: CogVideoXPipeline, name: StepCache) -> None:
     """Turn a step cache on. After compiling, so that its hooks stay outside."""
-    if name == "cache_dit":
-        _enable_cache_dit(pipe)
-        return
 
     def moment() -> int:
         return int(pipe._current_timestep)
@@ -104,17 +100,6 @@ def enable_step_cache(pipe: CogVideoXPipeline, name: StepCache) -> None:
         "first_block": FirstBlockCacheConfig(threshold=RESIDUAL_DIFFERENCE),
     }
     pipe.transformer.enable_cache(configs[name])
-
-
-def _enable_cache_dit(pipe: CogVideoXPipeline) -> None:
-    """Use the dual block cache of cache-dit, with its own defaults. https://github.com/vipshop/cache-dit."""
-    try:
-        import cache_dit  # an extra: nothing else needs it
-    except ImportError as error:
-        raise ModelUnavailable("GPU_NODE_STEP_CACHE=cache_dit needs the package cache-dit.") from error
-    blocks = len(pipe.transformer.transformer_blocks)
-    config: Any = cache_dit.DBCacheConfig(Fn_compute_blocks=min(8, blocks // 2))
-    cache_dit.enable_cache(pipe, cache_config=config)
 
 
 class SumOfConv2d(nn.Module):

@@ -94,15 +94,15 @@ def test_the_fastest_step_cache_is_named(tmp_path: Path) -> None:
     one |= {"step": 1.0, "text": 0.1, "decode": 1.0, "encode": 1.0}
     said = []
     for weights in ("random", "THUDM/CogVideoX-5b"):
-        for way, clip in (("fast", 30.0), ("fp8+pab", 20.0), ("fp8+cache_dit", 10.0), ("cache_dit", 5.0)):
+        for way, clip in (("fast", 30.0), ("fp8+pab", 20.0), ("fp8+first_block", 10.0), ("first_block", 5.0)):
             cache = "faster_cache" if way == "fast" else way.removeprefix("fp8+")
             figures = one | {"clip": clip, "weights": weights, "setup": {"step_cache": cache}}
             (tmp_path / f"quick.{way}.json").write_text(json.dumps(figures))
         said.append(write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS)))
 
     assert "`pab` is the fastest here" in said[0]
-    assert "`cache_dit` skip by what the model computes: their times mean nothing" in said[0]
-    assert "`cache_dit` is the fastest here" in said[1]
+    assert "`first_block` skip by what the model computes: their times mean nothing" in said[0]
+    assert "`first_block` is the fastest here" in said[1]
     assert "mean nothing" not in said[1]
 
 
