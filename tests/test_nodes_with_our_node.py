@@ -105,7 +105,7 @@ def test_a_cancel_stops_within_the_run_and_says_where(node: NodeProcess) -> None
     assert 0 < stopped.stopped_at_step < 200
 
 
-def test_what_is_stored_here_is_nowhere_on_the_node(node: NodeProcess) -> None:
+def test_files_are_for_the_nodes_own_user_and_a_deleted_video_leaves_nothing_there(node: NodeProcess) -> None:
     prompt = "a quokka that nobody else may see"
 
     async def make(client: NodeClient) -> str:
@@ -125,7 +125,7 @@ def test_what_is_stored_here_is_nowhere_on_the_node(node: NodeProcess) -> None:
 
     remote_id = with_client(node, make)
     assert holding()
-    with_client(node, lambda client: client.forget(remote_id))
+    with_client(node, lambda client: client.transport.call("DELETE", f"/v1/videos/{remote_id}", timeout=10))
     assert holding() == []
     with pytest.raises(nodes.RemoteJobLost):
         with_client(node, lambda client: client.retrieve(remote_id))

@@ -5,7 +5,6 @@ Short, by id, safe to repeat: the job table is the truth and a lost task is heal
 
 import logging
 import uuid
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +68,6 @@ def store(attempt_id: str) -> None:
     else:
         logger.warning("job %s ended before its file was stored: the file is discarded", attempt.job_id.hex)
         stored_files.discard(files)
-    async_to_sync(_forget)(attempt)
-
-
-async def _forget(attempt: JobAttempt) -> None:
-    """Leave no copy on the node, which other people may use: what is deleted here is then deleted everywhere."""
-    with suppress(nodes.NodeError):
-        async with nodes.open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
-            await client.forget(attempt.remote_id)
 
 
 def remove_files() -> None:

@@ -62,9 +62,6 @@ class NodeClient(ABC):
     async def health(self) -> NodeHealth:
         """Ask the node how it is."""
 
-    async def forget(self, remote_id: str) -> None:  # noqa: B027  (field nodes cannot)
-        """Have the node delete a finished clip and its prompt, where it can."""
-
     async def submit(self, request: GenerationRequest) -> RemoteJob:
         """Hand the job over and return at once; repeat it with the same request when no answer came."""
         raise PermanentNodeError(f"A /{self.protocol} node takes no jobs to run in the background.")

@@ -203,9 +203,6 @@ class VideosClient(NodeClient):
         job = await self.retrieve(remote_id)
         return await self._delete(job) if has_no_route and not job.finished else job
 
-    async def forget(self, remote_id: str) -> None:
-        await self.transport.call("DELETE", _job_path(remote_id), timeout=HEALTH_TIMEOUT)
-
     async def _delete(self, job: RemoteJob) -> RemoteJob | None:
         """vLLM-Omni has no cancel, but stops a job that is deleted. SGLang forgets it: nothing more comes of it."""
         answer = await self.transport.call("DELETE", _job_path(job.remote_id), timeout=CANCEL_TIMEOUT)
