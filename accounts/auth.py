@@ -75,7 +75,7 @@ class AccountAdapter(DefaultAccountAdapter):
     def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
         """Send a mail, or say that it could not be sent: signing up and changing a password go on without it.
 
-        An address gets few: whoever types it in need not be its owner.
+        An address gets few of them: its owner may not be the one who typed it.
         """
         try:
             limits.take("mail", email.lower())
@@ -207,7 +207,6 @@ class SiteRequest(HttpRequest):
 
 SiteView = Callable[Concatenate[SiteRequest, P], HttpResponseBase]
 View = Callable[Concatenate[HttpRequest, P], HttpResponseBase]
-proves_lately = functools.partial(reauthentication_required, allow_get=True)
 
 
 def signed_in(*methods: str, lately: bool = False) -> Callable[[SiteView[P]], View[P]]:
@@ -222,7 +221,7 @@ def signed_in(*methods: str, lately: bool = False) -> Callable[[SiteView[P]], Vi
         def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
             if not request.user.is_authenticated:
                 return _redirect_to_sign_in(request)
-            checked = proves_lately(view) if lately else view
+            checked = reauthentication_required(view, allow_get=True) if lately else view
             response = checked(cast("SiteRequest", request), *args, **kwargs)
             if not response.has_header("Cache-Control"):
                 add_never_cache_headers(response)

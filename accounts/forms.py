@@ -47,12 +47,8 @@ class SignUpForm(SignupForm):
             solved, _why = verify_solution(proof, settings.SECRET_KEY, check_expires=True)
             if solved:
                 limits.take("proof", json.loads(b64decode(proof))["salt"])
-        except (
-            limits.TooOften,
-            ValueError,
-            TypeError,
-            AttributeError,
-        ):  # the library trusts the shape of the JSON
+        # The library trusts the shape of the JSON.
+        except (limits.TooOften, ValueError, TypeError, AttributeError):
             solved = False
         if not solved:
             text = _("The check against programs has failed or is too old. Please press Sign up once more.")

@@ -75,7 +75,7 @@ class TooOften(Exception):
 
 
 class TooBusy(TooOften):
-    """The service has no place for this just now, whoever asks."""
+    """The service is too busy for this just now."""
 
 
 def network_of(address: str) -> str:
@@ -119,9 +119,8 @@ def prune() -> int:
 def _steps(limit: str) -> dict[str, timedelta] | None:
     """Return the period, and the share of it that one try takes; None where there is no limit."""
     times, seconds = settings.RATE_LIMITS[limit]
-    return (
-        {"step": timedelta(seconds=seconds / times), "period": timedelta(seconds=seconds)} if times else None
-    )
+    period = timedelta(seconds=seconds)
+    return {"step": period / times, "period": period} if times else None
 
 
 def _key(limit: str, source: str) -> str:

@@ -82,7 +82,7 @@ for _signal, _what in TOLD:
 
 @receiver(user_login_failed, dispatch_uid="accounts.security_log.failed")
 def failed(credentials: dict[str, Any], request: HttpRequest | None = None, **__: Any) -> None:
-    """Write the name that was typed, which may be nobody's."""
+    """Write the name that was typed, which no user may have."""
     name = str(credentials.get("username") or credentials.get("email") or "")
     user = User.objects.filter(username__iexact=name).first() if name.isprintable() else None
     note(_("sign-in failed"), user, request, detail=name)

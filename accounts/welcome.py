@@ -1,4 +1,4 @@
-"""The credits that every new user starts with: once an identity, and only so many a day where nobody knows who it is.
+"""The credits that every new user starts with: once an identity, and a limited number a day for users without one.
 
 The ledger itself remembers: a grant's external id is a keyed hash of the identity, and stays when the account is gone.
 """
@@ -13,7 +13,7 @@ from django.db.models import QuerySet, Sum
 from django.utils.translation import gettext_noop
 
 from accounts import ledger, limits
-from accounts.models import CreditAccount, CreditTransaction, User, WalletMerge
+from accounts.models import CreditAccount, CreditTransaction, User
 
 PREFIX = "signup:"
 Kind = CreditTransaction.Kind
@@ -47,7 +47,7 @@ def give_for_address(user: User, address: str) -> None:
     if domain in ("gmail.com", "googlemail.com"):
         name, domain = name.replace(".", ""), "gmail.com"
     account = CreditAccount.objects.get(user=user)
-    if account.merges_in.filter(brought_welcome=True, undone_at=None).exists():
+    if _brought(account):
         return
     had = granted(account).aggregate(total=Sum("posted_delta"))["total"] or 0
     _give(user, settings.SIGNUP_CREDITS - had, f"mail:{name}@{domain}")
@@ -60,8 +60,11 @@ def granted(account: CreditAccount) -> "QuerySet[CreditTransaction]":
 
 def has_had(account: CreditAccount) -> bool:
     """Look for sign-up credits of its own, or of another that came with an earlier merge."""
-    brought = WalletMerge.objects.filter(target=account, brought_welcome=True, undone_at=None)
-    return granted(account).exists() or brought.exists()
+    return granted(account).exists() or _brought(account)
+
+
+def _brought(account: CreditAccount) -> bool:
+    return account.merges_in.filter(brought_welcome=True, undone_at=None).exists()
 
 
 def _give(user: User, amount: int, identity: str) -> None:
@@ -72,8 +75,6 @@ def _give(user: User, amount: int, identity: str) -> None:
     ]
     if amount <= 0 or CreditTransaction.objects.filter(kind=Kind.GRANT, external_id__in=ids).exists():
         return
-    with (
-        suppress(IntegrityError),
-        transaction.atomic(),
-    ):  # the same identity at the same moment, in another account
+    # Refused where another account has the same identity at the same moment.
+    with suppress(IntegrityError), transaction.atomic():
         ledger.grant(user=user, amount=amount, reason=gettext_noop("Welcome credits"), external_id=ids[0])

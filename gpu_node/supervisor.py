@@ -243,9 +243,8 @@ def _environment(settings: NodeSettings) -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     environment.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.model_cache.absolute() / "compiled"))
-    environment.setdefault(
-        "PYTORCH_ALLOC_CONF", "expandable_segments:True"
-    )  # clips of many sizes, no fragments
+    # Clips of many sizes leave no fragments.
+    environment.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return environment
 
 

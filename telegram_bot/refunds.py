@@ -99,7 +99,7 @@ def seen_outside(*, charge_id: str) -> None:
                 reason = gettext_noop("Refunded by Telegram")
                 row.refund = ledger.purchase_refund(purchase=row.purchase, reason=reason)
             except InsufficientBalance as error:
-                # What is left of them goes; with what was spent already, staff have to live.
+                # Take back what is left; what was spent already is lost.
                 wallet = CreditAccount.objects.select_related("user").get(pk=holder_of(row.purchase))
                 if left := min(wallet.balance, row.purchase.posted_delta):
                     ledger.adjust(user=wallet.user, amount=-left, reason=reason, actor=None)

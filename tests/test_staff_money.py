@@ -48,6 +48,13 @@ def colleague(make_user: MakeUser, finance: Actor) -> Client:
     return signed_in(user)
 
 
+@pytest.fixture
+def clips(user: User, finish_job: Callable[..., Any]) -> list[GenerationJob]:
+    """Four of the user's, charged with 50 credits each."""
+    prompts = ("One", "Two", "Three", "Four")
+    return [finish_job(submission.submit(user=user, prompt=prompt, source="web")) for prompt in prompts]
+
+
 def give(client: Client, user: User, amount: int, *, act: str = "grant_credits", **form: Any) -> str:
     """What the page says."""
     values = sent(amount=amount, reason="Contest") | form
@@ -80,7 +87,7 @@ class TestGifts:
         assert not Approval.objects.exists()
         assert "may give 0 more" not in give(signed_in(in_role(make_user, "owner").user), user, 1)
 
-    def test_nothing_for_oneself_under_whichever_account(
+    def test_nothing_for_oneself_under_any_account(
         self, finance: Actor, user: User, make_user: MakeUser, colleague: Client
     ) -> None:
         chat, older = make_user("chat"), make_user("older")
@@ -188,15 +195,11 @@ class TestASecondPerson:
         self,
         make_user: MakeUser,
         user: User,
-        finish_job: Callable[..., Any],
+        clips: list[GenerationJob],
         colleague: Client,
         settings: Any,
     ) -> None:
         settings.REFUND_LIMIT_CREDITS = 60
-        clips = [
-            finish_job(submission.submit(user=user, prompt=prompt, source="web"))
-            for prompt in ("1", "2", "3", "4")
-        ]
         support, other = (signed_in(in_role(make_user, role).user) for role in ("support", "operator"))
         one, two, *_ = (page("generation_generationjob_refund", job.pk) for job in clips)
         support.post(one, sent(reason="Grey"))
@@ -223,16 +226,12 @@ class TestASecondPerson:
     def test_a_bulk_refund_that_has_changed_meanwhile_is_not_carried_out(
         self,
         make_user: MakeUser,
-        user: User,
-        finish_job: Callable[..., Any],
+        clips: list[GenerationJob],
         colleague: Client,
         settings: Any,
     ) -> None:
         settings.REFUND_LIMIT_CREDITS = 0
-        clips = [
-            finish_job(submission.submit(user=user, prompt=prompt, source="web")) for prompt in ("1", "2")
-        ]
-        chosen = {"action": "refund_all", "_selected_action": [str(job.pk) for job in clips]}
+        chosen = {"action": "refund_all", "_selected_action": [str(job.pk) for job in clips[:2]]}
         form = sent(reason="Grey", jobs=2, people=1, credits=100) | chosen
         support = signed_in(in_role(make_user, "support").user)
         assert "this waits" in said(

@@ -352,9 +352,8 @@ def _initdb(cluster: Cluster) -> Iterator[Path]:
         yield binaries() / "initdb"
         return
     package = binaries().parents[1]
-    libraries = package.with_name(
-        f"{package.name}.libs"
-    )  # the programs find them by a path from their own folder
+    # The programs find them by a path from their own folder.
+    libraries = package.with_name(f"{package.name}.libs")
     with tempfile.TemporaryDirectory(prefix="postgres.bin-", dir=cluster.data_dir) as folder:
         copies = Path(folder) / binaries().relative_to(package.parent)
         copies.mkdir(parents=True)
@@ -394,7 +393,7 @@ def _superuser(cluster: Cluster) -> "psycopg.Connection[Any]":
 
 
 def _ask_for_passwords(cluster: Cluster) -> None:
-    """Let nobody in without one: a process that reaches the socket, but may not read the file, reaches no data.
+    """Require one of everybody: a process that reaches the socket, but may not read the file, reaches no data.
 
     Repeated at the next start when it is cut off, with the passwords that are in the file by then.
     """

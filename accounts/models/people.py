@@ -1,7 +1,7 @@
 """Users, their wallets, the append-only ledger and API keys.
 
 The guards of the ledger are in the database (see the migrations): balances move only through an inserted entry, entries
-are never changed, and every entry is checked against the one it resolves. `ledger` is the only writer.
+are never changed, and every entry is checked against the one it resolves. Only `ledger` writes them.
 """
 
 import uuid
@@ -323,7 +323,7 @@ class ApiKey(models.Model):
 
 
 class RateLimit(models.Model):
-    """How much of a limit one source has used. `accounts.limits` is the only writer."""
+    """How much of a limit one source has used. Only `accounts.limits` writes it."""
 
     key = models.CharField(primary_key=True, max_length=60)
     free_at = models.DateTimeField(db_index=True)

@@ -65,7 +65,7 @@ def confine(source: str, *outputs: str) -> list[str]:
     files = [os.open(source, os.O_RDONLY), *(os.open(path, os.O_RDWR) for path in outputs)]
     paths = [source, *outputs]
     if os.geteuid() == 0:
-        _become_nobody(files)
+        _use_own_uid(files)
         paths = [f"/proc/self/fd/{file}" for file in files]  # the folders are closed to that user
     if len(lacks) < 2:
         _check(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
@@ -76,8 +76,8 @@ def confine(source: str, *outputs: str) -> list[str]:
     return paths
 
 
-def _become_nobody(files: list[int]) -> None:
-    """Become a user of this process's own. Containers may know only 65536 of them."""
+def _use_own_uid(files: list[int]) -> None:
+    """Become a user that no other process is. Containers may know only 65536 of them."""
     for user in (2_000_000_000 + os.getpid(), 60_000 + os.getpid() % 5_000):
         try:
             for file in files:

@@ -24,9 +24,8 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
-    with contextlib.suppress(
-        AttributeError
-    ):  # other systems have no prctl; the decoder's alarm ends it there
+    # Other systems have no prctl; the decoder's alarm ends it there.
+    with contextlib.suppress(AttributeError):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

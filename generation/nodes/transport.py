@@ -38,12 +38,12 @@ MESSAGE_KEYS = ("error", "detail", "message", "msg", "errors", "error_message", 
 PIECE_BYTES = 256 * 1024
 # OpenSSL's codes for a certificate that is signed by itself, or by one that is not known here.
 UNKNOWN_AUTHORITY = (18, 19, 20, 21)
-# What an address is often pasted with: a route of a protocol, or where OpenAI's clients expect their base.
 # Services that clouds offer to each of their machines, keys included: link-local, and those of Alibaba, Azure and AWS.
 METADATA = [
     ipaddress.ip_network(network)
     for network in ("169.254.0.0/16", "fe80::/10", "100.100.100.200", "168.63.129.16", "fd00:ec2::254")
 ]
+# What an address is often pasted with: a route of a protocol, or where OpenAI's clients expect their base.
 _ROUTE = re.compile(r"(/v1(/videos|/models)?|/health|/generate_video)?/*$")
 
 
@@ -417,7 +417,7 @@ def _usable_url(address: str) -> httpx.URL:
 
 
 async def check_host(host: str) -> None:
-    """Let no node, and no redirect of one, lead to what only this machine reaches, such as its cloud's metadata.
+    """Refuse what only this machine reaches, such as its cloud's metadata, to nodes and to their redirects.
 
     Raises NodeMisconfigured. A name that leads elsewhere a moment later passes.
     """

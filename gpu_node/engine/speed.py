@@ -175,9 +175,8 @@ class DPMScheduler(CogVideoXDPMScheduler):
         if not is_first_order:
             noise = _noise(sample, generator)  # the base class draws, and leaves, another before this one
 
-        if (
-            self.config.prediction_type == "sample"
-        ):  # the demonstration model predicts the clean sample itself
+        # The demonstration model predicts the clean sample itself.
+        if self.config.prediction_type == "sample":
             original = model_output
         else:
             assert self.config.prediction_type == "v_prediction", self.config.prediction_type

@@ -41,7 +41,7 @@ for name in ("customer", "victim"):
 
 
 class Target(Stack):
-    """What `make run` starts, with a bot; no setting is other than delivered but the model, which is the smallest."""
+    """What `make run` starts, with a bot. All settings are as delivered, but the model is the smallest."""
 
     def __init__(self, folder: Path, telegram: BotApiServer) -> None:
         self.telegram = telegram
