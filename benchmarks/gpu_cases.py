@@ -16,12 +16,11 @@ from diffusers.utils import logging as diffusers_logging
 
 from benchmarks.gpu_shapes import SHAPES, build, floating_point_operations
 from gpu_node import ipc
-from gpu_node.catalog import PROFILES, Placement
+from gpu_node.catalog import Placement
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.engine.loading import set_up
 from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
 from gpu_node.engine.quantization import check_hardware
-from gpu_node.engine.speed import STEP_CACHES
 from gpu_node.schemas import Clip
 from gpu_node.settings import EngineOptions, NodeSettings
 from gpu_node.video import ClipEncoder
@@ -42,13 +41,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "attention": EXACT | {"compile": "off"},
     "exact": EXACT,
     "fp8": FAST | {"step_cache": "none"},
-    **{cache: FAST | {"quantization": "none", "step_cache": cache} for cache in STEP_CACHES},
+    "faster_cache": FAST | {"quantization": "none"},
     "fast": FAST,
-    **{
-        f"fp8+{cache}": FAST | {"step_cache": cache}
-        for cache in STEP_CACHES
-        if cache != PROFILES["fast"].step_cache
-    },
     "memory": {"profile": "memory"},
 }
 PRESETS = {"5B": {"quick": (17, 20), "standard": (49, 50)}, "tiny": {"quick": (9, 6), "standard": (17, 8)}}

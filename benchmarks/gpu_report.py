@@ -11,9 +11,6 @@ HEAD = (
 )
 
 
-DATA_DEPENDENT = ("first_block",)  # it skips by what the model computes
-
-
 class DifferentMachines(Exception):
     """The figures were not taken on one machine with one torch, so nothing can be said by comparing them."""
 
@@ -61,8 +58,7 @@ def _table(preset: str, measured: dict[str, dict[str, Any]]) -> str:
     speed = max((figures["operations_per_second"] for figures in clips.values()), default=1.0)
     stock = clips.get("stock", {}).get("clip")
     rows = [_row(way, figures, stock, speed) for way, figures in measured.items()]
-    lines = [_title(preset, clips, speed), "", HEAD, "|---" * (HEAD.count("|") - 1) + "|", *rows]
-    return "\n".join([*lines, *_fastest_lossy(clips)])
+    return "\n".join([_title(preset, clips, speed), "", HEAD, "|---" * (HEAD.count("|") - 1) + "|", *rows])
 
 
 def _title(preset: str, clips: dict[str, dict[str, Any]], speed: float) -> str:
@@ -74,30 +70,6 @@ def _title(preset: str, clips: dict[str, dict[str, Any]], speed: float) -> str:
         f"{one['dtype'].removeprefix('torch.')}. The arithmetic floor of a clip is "
         f"{one['operations'] / speed:.2f} s at the {speed / 1e12:.2g} TFLOP/s of a large matrix product."
     )
-
-
-def _fastest_lossy(clips: dict[str, dict[str, Any]]) -> list[str]:
-    """Name the step cache that the profile `fast` should take on this card: the operator's question."""
-    by_cache = {
-        figures["setup"]["step_cache"]: figures["clip"]
-        for way, figures in clips.items()
-        if way == "fast" or way.startswith("fp8+")
-    }
-    lines = []
-    if any(figures["weights"] == "random" for figures in clips.values()):
-        by_cache = {cache: took for cache, took in by_cache.items() if cache not in DATA_DEPENDENT}
-        names = " and ".join(f"`{name}`" for name in DATA_DEPENDENT)
-        lines = [
-            "",
-            f"The weights are random, and {names} skip by what the model computes: their times mean nothing.",
-        ]
-    if by_cache:
-        best = min(by_cache, key=by_cache.__getitem__)
-        lines += [
-            "",
-            f"Of fp8 with a step cache, `{best}` is the fastest here: `GPU_NODE_STEP_CACHE={best}`.",
-        ]
-    return lines
 
 
 def _row(way: str, figures: dict[str, Any], stock: float | None, speed: float) -> str:

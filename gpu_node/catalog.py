@@ -12,7 +12,7 @@ from typing import Literal
 Dtype = Literal["bfloat16", "float16", "float32"]
 ProfileName = Literal["exact", "fast", "memory"]
 Quantization = Literal["none", "fp8", "int8"]
-StepCache = Literal["none", "faster_cache", "pab", "first_block"]
+StepCache = Literal["none", "faster_cache"]
 
 TEXT_ENCODER_GB = 9.5  # T5-XXL's encoder, 4.76 billion parameters in 16 bits
 VAE_GB = 0.43
@@ -111,8 +111,8 @@ PROFILES: dict[ProfileName, Profile] = {
     profile.name: profile
     for profile in (
         Profile(name="exact", promise="the model as published, rounding apart"),
-        # FasterCache has the best published figure of the step caches on CogVideoX-5B: 1.55 times as fast, against
-        # 1.34 for PAB (huggingface/diffusers#10163, #9562). Not measured here; benchmarks/gpu_node.py does.
+        # FasterCache has the best published figure of the step caches of diffusers on CogVideoX-5B: 1.55 times as
+        # fast (huggingface/diffusers#10163). Not measured here; benchmarks/gpu_node.py does.
         Profile(
             name="fast",
             quantization="fp8",
@@ -178,18 +178,17 @@ def peak_gb(traits: Traits, profile: Profile, *, text_on_gpu: bool, tiled: bool)
     # 16×16 pixels and 4 frames each, 8 frames for CogVideoX 1.5
     tokens = ((traits.frames - 1) // 4 + 1) * pixels // 256 // (2 if traits.frame_unit == 16 else 1)
     denoise = DENOISE_GB * tokens / REFERENCE_TOKENS * (0.6 if traits.parameters < 3 else 1)
-    denoise += step_cache_gb(
-        profile.step_cache, blocks=traits.blocks, tokens=tokens + TEXT_TOKENS, channels=traits.channels
-    )
+    if profile.step_cache != "none":
+        denoise += faster_cache_gb(
+            blocks=traits.blocks, tokens=tokens + TEXT_TOKENS, channels=traits.channels
+        )
     decode = TILED_DECODE_GB if tiled else UNTILED_DECODE_GB * pixels / REFERENCE_PIXELS
     return round(weights + max(denoise, decode) + SPARE_GB, 1)
 
 
-def step_cache_gb(step_cache: StepCache, *, blocks: int, tokens: int, channels: int) -> float:
-    """Return the memory that is kept from step to step until the denoising ends, in 16 bits, with guidance.
+def faster_cache_gb(*, blocks: int, tokens: int, channels: int) -> float:
+    """Return what the last two results of every attention take, in 16 bits, with guidance, while it denoises.
 
-    tokens: of video and text together. FasterCache keeps the last two results of every attention, Pyramid Attention
-    Broadcast the last one; the others keep some results of whole blocks, whatever their number.
+    tokens: of video and text together.
     """
-    results = {"none": 0, "faster_cache": 2 * blocks, "pab": blocks}.get(step_cache, 4)
-    return results * 2 * tokens * channels * 2 / GB
+    return 2 * blocks * 2 * tokens * channels * 2 / GB

@@ -49,12 +49,10 @@ def verdict(traits: Traits, profile: Profile, card: Card) -> tuple[bool, str]:
     place = catalog.choose_placement(traits, profile, card_gb=card.memory_gb)
     if place is None:
         least = f"no: it takes at least {_least_gb(traits, profile):.0f} GB"
-        # A step cache that keeps little may be the difference.
-        light = replace(profile, step_cache="first_block")
-        fits = catalog.choose_placement(traits, light, card_gb=card.memory_gb)
-        if profile.step_cache == "none" or not fits:
-            return False, least
-        return False, f"{least}, {_least_gb(traits, light):.0f} GB with GPU_NODE_STEP_CACHE=first_block"
+        light = replace(profile, step_cache="none")
+        if catalog.choose_placement(traits, light, card_gb=card.memory_gb):
+            least += f", {_least_gb(traits, light):.0f} GB with GPU_NODE_STEP_CACHE=none"
+        return False, least
     ways = ["text encoder on the CPU"] * (not place.text_on_gpu) + ["decoding in tiles"] * place.tiled
     return True, f"yes: about {place.peak_gb:.0f} GB" + (f" ({', '.join(ways)})" if ways else "")
 

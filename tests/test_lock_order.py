@@ -288,6 +288,7 @@ PARTS = {
     "locks.kept",
     "locks.until",
     "stored_files.due",
+    "stored_files.all_of",
     "stored_files.new_names",
     "stored_files.store",
     "stored_files.held",

@@ -125,7 +125,7 @@ def test_files_are_for_the_nodes_own_user_and_a_deleted_video_leaves_nothing_the
 
     remote_id = with_client(node, make)
     assert holding()
-    with_client(node, lambda client: client.transport.call("DELETE", f"/v1/videos/{remote_id}", timeout=10))
+    with_client(node, lambda client: client.forget(remote_id))
     assert holding() == []
     with pytest.raises(nodes.RemoteJobLost):
         with_client(node, lambda client: client.retrieve(remote_id))

@@ -5,16 +5,21 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psycopg
 import pytest
 from django.core.files.base import ContentFile
 from django.core.files.storage import default_storage
 from django.db import transaction
 from django.db.models.functions import Now
+from django.urls import reverse
 
+from generation import privacy
 from generation.jobs import lifecycle, stored_files, submission, tasks
 from generation.media.folders import work_folder
 from generation.models import GenerationJob, GpuNode, UnclaimedFile
@@ -130,6 +135,100 @@ def test_a_worker_that_is_killed_between_storing_and_charging_leaves_nothing_beh
     job.refresh_from_db()
     assert files(settings.MEDIA_ROOT) == {job.video.name, job.poster.name}
     assert lifecycle.receipt(job) == {"reserved": 50, "captured": 50, "released": 0, "refunded": 0}
+
+
+# --- What nodes keep ---
+
+
+@pytest.fixture(scope="module")
+def deleting() -> Iterator[VideosServer]:
+    with VideosServer.start(deletes=True) as server:
+        yield server
+
+
+@pytest.fixture
+def kept(user: Any, node: GpuNode, finish_job: Any) -> Callable[[VideosServer], GenerationJob]:
+    """Complete a job whose clip is on that server, too."""
+
+    def keep(server: VideosServer) -> GenerationJob:
+        job = finish_job(submit(user))
+        body = httpx.post(f"{server.url}/v1/videos", files={"prompt": (None, "a red ball")}).json()
+        job.attempts.update(remote_id=body["id"])
+        GpuNode.objects.filter(pk=node.pk).update(base_url=server.url)
+        return job
+
+    return keep
+
+
+def is_on(server: VideosServer, job: GenerationJob) -> bool:
+    return httpx.get(f"{server.url}/v1/videos/{job.attempts.get().remote_id}").status_code == 200
+
+
+def test_a_video_that_its_owner_deletes_goes_from_its_node_too(browser, kept, deleting, settings):
+    job = kept(deleting)
+    tasks.remove_files()
+    assert is_on(deleting, job), "it may be needed until its owner deletes it"
+    assert browser.post(reverse("video_delete", args=[job.pk])).status_code == 302
+    tasks.remove_files()
+    assert not is_on(deleting, job)
+    assert not UnclaimedFile.objects.exists()
+
+
+def test_closing_the_account_takes_its_videos_from_the_nodes(user, kept, deleting):
+    job = kept(deleting)
+    privacy.forget(user=user)
+    tasks.remove_files()
+    assert not is_on(deleting, job)
+
+
+def test_a_node_that_is_away_is_asked_again_and_keeps_no_file_here(kept, node, deleting, settings, caplog):
+    settings.VIDEO_COOLDOWN_SECONDS = 0
+    jobs = [kept(deleting), kept(deleting)]
+    GpuNode.objects.update(base_url="http://127.0.0.1:9")
+    for job in jobs:
+        lifecycle.delete(job=job)
+    tasks.remove_files()
+    assert not files(settings.MEDIA_ROOT)
+    assert caplog.text.count("No connection to the node") == 1, "the node is asked once in a round"
+    assert all(is_on(deleting, job) for job in jobs)
+    GpuNode.objects.update(base_url=deleting.url)
+    wait_an_hour()
+    tasks.remove_files()
+    assert not any(is_on(deleting, job) for job in jobs)
+    assert not UnclaimedFile.objects.exists()
+
+
+def test_a_node_that_stays_away_is_asked_for_a_week(kept, deleting, caplog):
+    job = kept(deleting)
+    GpuNode.objects.update(base_url="http://127.0.0.1:9")
+    lifecycle.delete(job=job)
+    tasks.remove_files()
+    GenerationJob.objects.update(deleted_at=Now() - timedelta(days=8))
+    wait_an_hour()
+    tasks.remove_files()
+    assert not UnclaimedFile.objects.exists()
+    assert f"job {job.pk.hex}: node-1 keeps what it has of it" in caplog.text
+
+
+def test_a_node_that_deletes_nothing_is_asked_once(kept):
+    with VideosServer.start() as server:
+        job = kept(server)
+        lifecycle.delete(job=job)
+        tasks.remove_files()
+        assert is_on(server, job)
+    assert not UnclaimedFile.objects.exists()
+
+
+def test_what_a_canceled_attempt_still_runs_is_deleted_when_it_has_ended(user, start_job, node, deleting):
+    attempt = start_job(submit(user))
+    lifecycle.cancel(job=attempt.job)
+    lifecycle.delete(job=attempt.job)
+    tasks.remove_files()
+    assert UnclaimedFile.objects.count() == 1
+    lifecycle.attempt_stopped(attempt_id=attempt.pk, token=attempt.pk, stopped_at_step=3)
+    wait_an_hour()
+    tasks.remove_files()
+    assert not UnclaimedFile.objects.exists()
 
 
 # --- Scratch folders ---

@@ -334,8 +334,7 @@ def expire(*, job_id: uuid.UUID) -> bool:
 
 @transaction.atomic
 def delete(*, job: GenerationJob) -> None:
-    """Hide an ended job from its owner for good; the row stays for the books, the files go (see
-    tasks.remove_files).
+    """Hide an ended job from its owner for good; the row stays for the books, all else goes.
 
     Raises:
         CannotDelete: it is still live.
@@ -343,7 +342,7 @@ def delete(*, job: GenerationJob) -> None:
     hidden = GenerationJob.objects.filter(pk=job.pk, finished_at__isnull=False, deleted_at=None)
     if hidden.update(deleted_at=Now()):
         job.refresh_from_db()
-        stored_files.let_go([name for name in (job.video.name, job.poster.name) if name])
+        stored_files.let_go(stored_files.all_of(job))
         enqueue.remove_files()
         return
     job.refresh_from_db()

@@ -77,6 +77,10 @@ class NodeClient(ABC):
         """Stop the job and return its last state, or None when the node cannot stop a job."""
         return None
 
+    async def forget(self, remote_id: str) -> None:
+        """Have the node delete its record of an ended job, and its clip."""
+        raise PermanentNodeError(f"A /{self.protocol} node has no jobs to delete.")
+
     async def generate(self, request: GenerationRequest, *, timeout: float = 90.0) -> RemoteJob:
         """Run the job within one request of at most `timeout` seconds (where `background` is off)."""
         raise PermanentNodeError(f"A /{self.protocol} node does not generate within one request.")

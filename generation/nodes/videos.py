@@ -223,6 +223,11 @@ class VideosClient(NodeClient):
         except protocol.RemoteJobLost:
             return RemoteJob(remote_id=remote_id, state="canceled")
 
+    async def forget(self, remote_id: str) -> None:
+        answer = await self.transport.call("DELETE", _job_path(remote_id), timeout=HEALTH_TIMEOUT)
+        if answer.status >= 300:
+            raise self.transport.refuse(answer)
+
     def content_path(self, job: RemoteJob) -> str:
         return _job_path(job.remote_id) + "/content"
 

@@ -87,10 +87,10 @@ def set_up(
     backend = _set_attention(pipe, options.attention, traits, device, dtype)
     compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
     if compiled:  # before the step cache, so that its hooks stay outside
-        names = speed.compiled_parts(levers.step_cache)
+        names = speed.BLOCKS if levers.step_cache == "none" else speed.PARTS
         speed.compile_forward(pipe.transformer, names=names, backend=compile_backend)
     if levers.step_cache != "none":
-        speed.enable_step_cache(pipe, levers.step_cache)
+        speed.enable_faster_cache(pipe)
     setup: dict[str, str | bool] = {
         "model": shown_name(options.model),
         "profile": levers.name,

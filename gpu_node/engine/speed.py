@@ -1,12 +1,12 @@
-"""Levers that make a clip faster: compiled blocks, step caches, convolutions on a CPU, and a scheduler without waits.
+"""Levers that make a clip faster: compiled blocks, a step cache, convolutions on a CPU, and a scheduler without waits.
 
-Only the step caches are lossy, and so they belong to the profile `fast` alone.
+Only the step cache is lossy, and so it belongs to the profile `fast` alone.
 """
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from diffusers import (
@@ -15,26 +15,17 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     FasterCacheConfig,
-    FirstBlockCacheConfig,
-    PyramidAttentionBroadcastConfig,
 )
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from torch import nn
 from torch.nn import functional
 
-from gpu_node.catalog import StepCache
-
 log = logging.getLogger(__name__)
 
 BLOCKS = ("CogVideoXBlock",)
-# For step caches whose hooks sit on the attention inside a block.
+# Beneath the step cache, whose hooks sit on the attention inside a block.
 PARTS = ("Attention", "FeedForward", "CogVideoXLayerNormZero")
 MOST_SHAPES = 64  # graphs that Dynamo keeps of one function; its own limit is 8
-
-STEP_CACHES: tuple[StepCache, ...] = tuple(name for name in get_args(StepCache) if name != "none")
-# The ranges of time are those that diffusers' documentation gives for CogVideoX.
-SKIPPED_TIMES = (100, 800)
-RESIDUAL_DIFFERENCE = 0.08  # of the first block, between two steps; below it the others are not computed
 
 FEW_CHANNELS = 64
 
@@ -68,38 +59,21 @@ def new_shapes_compile() -> Iterator[None]:
         torch.compiler.set_stance("eager_on_recompile")
 
 
-def compiled_parts(name: str) -> tuple[str, ...]:
-    """Return what may be compiled beneath this cache: whole blocks, unless its hooks sit inside them."""
-    return PARTS if name in ("faster_cache", "pab") else BLOCKS
+def enable_faster_cache(pipe: CogVideoXPipeline) -> None:
+    """Compute attention every second step, the unconditional half every fifth. https://arxiv.org/abs/2410.19355.
 
-
-def enable_step_cache(pipe: CogVideoXPipeline, name: StepCache) -> None:
-    """Turn a step cache on. After compiling, so that its hooks stay outside."""
-
-    def moment() -> int:
-        return int(pipe._current_timestep)
-
-    configs: dict[str, Any] = {
-        # Attention every second step, the unconditional half every fifth. https://arxiv.org/abs/2410.19355.
-        "faster_cache": FasterCacheConfig(
-            spatial_attention_block_skip_range=2,
-            spatial_attention_timestep_skip_range=(-1, 681),
-            unconditional_batch_skip_range=5,
-            unconditional_batch_timestep_skip_range=(-1, 641),
-            attention_weight_callback=lambda _: 0.3,
-            tensor_format="BFCHW",
-            current_timestep_callback=moment,
-        ),
-        # Pyramid Attention Broadcast: attention every second step. https://arxiv.org/abs/2408.12588.
-        "pab": PyramidAttentionBroadcastConfig(
-            spatial_attention_block_skip_range=2,
-            spatial_attention_timestep_skip_range=SKIPPED_TIMES,
-            current_timestep_callback=moment,
-        ),
-        # All blocks but the first are left out while the first hardly changes.
-        "first_block": FirstBlockCacheConfig(threshold=RESIDUAL_DIFFERENCE),
-    }
-    pipe.transformer.enable_cache(configs[name])
+    Call it after compiling, so that its hooks stay outside. The times are those of diffusers' documentation.
+    """
+    config = FasterCacheConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(-1, 681),
+        unconditional_batch_skip_range=5,
+        unconditional_batch_timestep_skip_range=(-1, 641),
+        attention_weight_callback=lambda _: 0.3,
+        tensor_format="BFCHW",
+        current_timestep_callback=lambda: int(pipe._current_timestep),
+    )
+    pipe.transformer.enable_cache(config)
 
 
 class SumOfConv2d(nn.Module):

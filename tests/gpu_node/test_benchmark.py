@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -12,8 +12,8 @@ from benchmarks.gpu_cases import WAYS, Case
 from benchmarks.gpu_node import run_cases, run_one
 from benchmarks.gpu_report import BEGIN, END, DifferentMachines, write_report
 from benchmarks.gpu_shapes import SHAPES, floating_point_operations
+from gpu_node.catalog import PROFILES, StepCache
 from gpu_node.engine.errors import ModelUnavailable
-from gpu_node.engine.speed import STEP_CACHES
 from tests.gpu_node import variants
 from tests.node_process import REPOSITORY
 from tests.preforked import forked_command
@@ -58,17 +58,18 @@ def test_a_way_that_cannot_be_measured_is_told_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(case: Case, *_: object) -> dict[str, Any]:
-        raise {"fp8": ModelUnavailable("no such units"), "pab": RuntimeError("a kernel\nis missing")}[
-            case.way
-        ]
+        raise {
+            "fp8": ModelUnavailable("no such units"),
+            "faster_cache": RuntimeError("a kernel\nis missing"),
+        }[case.way]
 
     monkeypatch.setattr(gpu_cases, "_node", broken)
-    for way in ("fp8", "pab"):
+    for way in ("fp8", "faster_cache"):
         run_one(Case(model="tiny", preset="quick", way=way, backend="eager"), tmp_path)
 
     tables = write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS))
     assert "| fp8 | no such units |" in tables
-    assert "| pab | failed: RuntimeError: a kernel is missing |" in tables
+    assert "| faster_cache | failed: RuntimeError: a kernel is missing |" in tables
 
 
 def test_figures_of_two_machines_are_not_compared(tmp_path: Path) -> None:
@@ -78,32 +79,6 @@ def test_figures_of_two_machines_are_not_compared(tmp_path: Path) -> None:
 
     with pytest.raises(DifferentMachines, match=r"A100, torch 2\.13\.0; NVIDIA H200"):
         write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS))
-
-
-def test_the_fastest_step_cache_is_named(tmp_path: Path) -> None:
-    """The profile `fast` should take that one on this card. Some can be judged by real weights only."""
-    one = {
-        "model": "5B",
-        "frames": 17,
-        "steps": 20,
-        "device": "a card",
-        "torch": "2",
-        "dtype": "torch.bfloat16",
-    }
-    one |= {"operations": 10**12, "operations_per_second": 10.0**12, "peak_memory_mb": 1, "distance": 0.1}
-    one |= {"step": 1.0, "text": 0.1, "decode": 1.0, "encode": 1.0}
-    said = []
-    for weights in ("random", "THUDM/CogVideoX-5b"):
-        for way, clip in (("fast", 30.0), ("fp8+pab", 20.0), ("fp8+first_block", 10.0), ("first_block", 5.0)):
-            cache = "faster_cache" if way == "fast" else way.removeprefix("fp8+")
-            figures = one | {"clip": clip, "weights": weights, "setup": {"step_cache": cache}}
-            (tmp_path / f"quick.{way}.json").write_text(json.dumps(figures))
-        said.append(write_report(tmp_path, tmp_path / "new.md", ways=list(WAYS)))
-
-    assert "`pab` is the fastest here" in said[0]
-    assert "`first_block` skip by what the model computes: their times mean nothing" in said[0]
-    assert "`first_block` is the fastest here" in said[1]
-    assert "mean nothing" not in said[1]
 
 
 def test_weights_that_are_there_are_used(tmp_path: Path) -> None:
@@ -117,10 +92,7 @@ def test_weights_that_are_there_are_used(tmp_path: Path) -> None:
 
 
 def test_all_that_the_profiles_may_use_is_measured() -> None:
-    assert {"stock", "exact", "fast", "memory", "fp8", *STEP_CACHES} <= set(WAYS)
-    assert {"fast", *(f"fp8+{cache}" for cache in STEP_CACHES)} - set(WAYS) == {"fp8+faster_cache"}, (
-        "which is `fast`"
-    )
+    assert {"stock", *PROFILES, "fp8", *get_args(StepCache)} - set(WAYS) == {"none"}
 
 
 def test_the_page_says_nothing_that_was_not_measured(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ T4 = Card(name="Tesla T4", memory_gb=15.6, capability=(7, 5))
         ("5B", H200, {"exact": "yes", "fast": "yes", "memory": "yes"}),
         ("5B", A100, {"exact": "yes", "fast": "no: the card has no 8-bit floats", "memory": "yes"}),
         ("5B", RTX_4090, {"exact": "yes: about 24 GB (text encoder on the CPU)", "memory": "yes"}),
-        ("5B", RTX_4090, {"fast": "no: it takes at least 29 GB, 12 GB with GPU_NODE_STEP_CACHE=first_block"}),
+        ("5B", RTX_4090, {"fast": "no: it takes at least 29 GB, 11 GB with GPU_NODE_STEP_CACHE=none"}),
         (
             "5B",
             A4000,
@@ -113,7 +113,7 @@ def test_it_is_about_the_card_and_the_levers_that_are_set(monkeypatch: pytest.Mo
     assert not will_run([T4, H200]), "the first is taken unless told otherwise"
     assert not will_run([H200], device="cuda:1")
     assert not will_run([RTX_4090], profile="fast")
-    assert will_run([RTX_4090], profile="fast", step_cache="first_block")
+    assert will_run([RTX_4090], profile="fast", step_cache="none")
     assert will_run([A100], profile="fast", quantization="none", step_cache="none")
     assert will_run([], device="cpu")
     assert not will_run([], device="cpu", profile="fast"), "no CPU has matrix units for 8-bit floats"

@@ -54,7 +54,7 @@ def test_a_wrong_setting_is_one_line_and_exit_status_2(tmp_path: Path) -> None:
         ({"GPU_NODE_DEVICE": "tpu"}, "GPU_NODE_DEVICE"),
         ({"GPU_NODE_PROFILE": "best"}, "GPU_NODE_PROFILE"),
         (
-            {"GPU_NODE_STEP_CACHE": "pab"},
+            {"GPU_NODE_STEP_CACHE": "faster_cache"},
             "exact allows neither GPU_NODE_QUANTIZATION nor GPU_NODE_STEP_CACHE",
         ),
         (
