@@ -26,7 +26,7 @@ from gpu_node.demo_model.architecture import TRAINED
 from gpu_node.demo_model.renderer import FRAMES, HEIGHT, WIDTH, draw, scenes
 from gpu_node.demo_model.scoring import look
 from gpu_node.demo_model.vocabulary import MAX_TOKENS, Combination, combinations, held_out_combinations
-from gpu_node.engine.speed import flatten_small_convolutions
+from gpu_node.engine.vae import flatten_small_convolutions
 
 ATTRIBUTES = ("colour", "background", "motion", "shape")
 ALL, CLIPS = "all four", "clips"

@@ -9,7 +9,6 @@ from typing import TypeAlias
 
 import torch
 from diffusers import (
-    AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
     CogVideoXImageToVideoPipeline,
     CogVideoXPipeline,
@@ -20,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from gpu_node import catalog
 from gpu_node.catalog import GB, Placement, Traits
 from gpu_node.demo_model.architecture import model_folder
-from gpu_node.engine import attention, quantization, speed
+from gpu_node.engine import attention, quantization, speed, vae
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
 
@@ -80,8 +79,7 @@ def set_up(
     levers = options.levers
     if levers.quantization != "none":
         quantization.quantize(pipe.transformer, levers.quantization)
-    if device.type == "cpu":
-        speed.flatten_small_convolutions(pipe.vae)
+    vae.set_up(pipe.vae, device)
     embed = _put_in_place(pipe, place, device, dtype)
     traits = _traits(pipe, options)
     backend = _set_attention(pipe, options.attention, traits, device, dtype)
@@ -190,7 +188,6 @@ def _put_in_place(
     )
     pipe.register_modules(tokenizer=None, text_encoder=None)
     pipe.to(device)
-    _make_tiles_fit(pipe.vae)
     if device.type == "cuda":
         speed.times_to(pipe.transformer, device)
     tokens = pipe.transformer.config.max_text_seq_length
@@ -209,25 +206,6 @@ def _put_in_place(
         return on_the_gpu
 
     return embed
-
-
-def _make_tiles_fit(vae: AutoencoderKLCogVideoX) -> None:
-    """Cut tiles whose overlaps are whole latents. As diffusers cuts them, that is so at the published sizes only."""
-    scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    height, width = vae.tile_latent_min_height, vae.tile_latent_min_width
-    steps = (
-        int(height * (1 - vae.tile_overlap_factor_height)),
-        int(width * (1 - vae.tile_overlap_factor_width)),
-    )
-    kept = (
-        vae.tile_sample_min_height - int(vae.tile_sample_min_height * vae.tile_overlap_factor_height),
-        vae.tile_sample_min_width - int(vae.tile_sample_min_width * vae.tile_overlap_factor_width),
-    )
-    if kept == (steps[0] * scale, steps[1] * scale):
-        return
-    even = [max(2, side // 2 * 2) * scale for side in (height, width)]
-    vae.enable_tiling(even[0], even[1], 0.5, 0.5)
-    vae.disable_tiling()
 
 
 def fresh_scheduler(pipe: AnyPipeline) -> CogVideoXDDIMScheduler | speed.DPMScheduler:

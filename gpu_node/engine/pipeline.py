@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch._dynamo.exc import TorchDynamoException
 
+from gpu_node.engine import vae
 from gpu_node.engine.errors import ModelUnavailable, UnusableResult, free_memory, poisons_process
 from gpu_node.engine.loading import COMPILE_BACKEND, Loaded, fresh_scheduler, load
 from gpu_node.engine.speed import new_shapes_compile
@@ -192,27 +193,14 @@ class VideoPipeline:
     def _note_first_step(self, *_: object) -> None:
         self.first_step_began = self.first_step_began or time.perf_counter()
 
-    @torch.no_grad()
     def decode(self, latents: torch.Tensor, *, tiled: bool = False) -> Iterator[NDArray[np.uint8]]:
         """Yield frames as they come, in pieces of shape (count, height, width, 3), RGB: 9, then 8 at a time.
 
         The pieces together are bit by bit what the VAE's `decode` gives. In tiles, for want of memory, all frames
         come at once.
         """
-        vae = self._pipe.vae
         scaled = 1 / self._pipe.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4)
-        if tiled or self.decodes_in_tiles:
-            before, vae.use_tiling = vae.use_tiling, True
-            try:
-                yield _to_frames(vae.decode(scaled).sample)
-            finally:
-                vae.use_tiling = before
-            return
-        cache = None
-        for piece in _pieces(scaled, vae.num_latent_frames_batch_size):
-            piece = piece if vae.post_quant_conv is None else vae.post_quant_conv(piece)
-            pixels, cache = vae.decoder(piece, conv_cache=cache)
-            yield _to_frames(pixels)
+        yield from vae.decode(self._pipe.vae, scaled, tiled=tiled or self.decodes_in_tiles)
 
 
 class StepReport:
@@ -246,20 +234,6 @@ class StepReport:
             if done is not None:
                 done.synchronize()
             self._on_step(step)
-
-
-def _pieces(latents: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    """Cut `size` latent frames at a time, as the VAE's own decoding does; an odd one belongs to the first piece."""
-    first = size + latents.shape[2] % size if latents.shape[2] >= size else latents.shape[2]
-    yield latents[:, :, :first]
-    yield from torch.split(latents[:, :, first:], size, dim=2) if latents.shape[2] > first else ()
-
-
-def _to_frames(pixels: torch.Tensor) -> NDArray[np.uint8]:
-    """(1, 3, count, height, width) from −1 to 1 → (count, height, width, 3) in bytes."""
-    scaled = (pixels[0].float() / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
-    frames: NDArray[np.uint8] = scaled.permute(1, 2, 3, 0).cpu().numpy()
-    return frames
 
 
 def memory_of(device: torch.device) -> Memory:

@@ -1,4 +1,4 @@
-"""Levers that make a clip faster: compiled blocks, a step cache, convolutions on a CPU, and a scheduler without waits.
+"""Levers that make a clip faster: compiled blocks, a step cache, and a scheduler without waits.
 
 Only the step cache is lossy, and so it belongs to the profile `fast` alone.
 """
@@ -10,15 +10,11 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKLCogVideoX,
     CogVideoXDPMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     FasterCacheConfig,
 )
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
-from torch import nn
-from torch.nn import functional
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +22,6 @@ BLOCKS = ("CogVideoXBlock",)
 # Beneath the step cache, whose hooks sit on the attention inside a block.
 PARTS = ("Attention", "FeedForward", "CogVideoXLayerNormZero")
 MOST_SHAPES = 64  # graphs that Dynamo keeps of one function; its own limit is 8
-
-FEW_CHANNELS = 64
 
 
 def compile_forward(
@@ -74,45 +68,6 @@ def enable_faster_cache(pipe: CogVideoXPipeline) -> None:
         current_timestep_callback=lambda: int(pipe._current_timestep),
     )
     pipe.transformer.enable_cache(config)
-
-
-class SumOfConv2d(nn.Module):
-    """Stand-in for a Conv3d of stride 1 that pads height and width only, as all of CogVideoX's VAE do.
-
-    The same arithmetic in another order (the sums differ by about 2e-6). Below 64 channels PyTorch's Conv3d has no fast
-    kernel for one clip at a time; the tiny model's decoder is 3.4 times as fast this way on one core, and from 64
-    channels on it would be slower.
-    """
-
-    def __init__(self, conv: nn.Conv3d) -> None:
-        super().__init__()
-        self.weight, self.bias = conv.weight, conv.bias
-        self._padding = conv.padding[1:]
-
-    def forward(self, video: torch.Tensor) -> torch.Tensor:
-        """(batch, channels, frames, height, width) → the same with frames − kernel + 1 frames."""
-        depth = self.weight.shape[2]
-        frames = video.transpose(1, 2)  # (batch, frames, channels, height, width)
-        count = frames.shape[1] - depth + 1
-        out: torch.Tensor | None = None
-        for offset in range(depth):
-            images = frames[:, offset : offset + count].flatten(0, 1)
-            bias = self.bias if offset == 0 else None
-            part = functional.conv2d(images, self.weight[:, :, offset], bias, padding=self._padding)
-            out = part if out is None else out.add_(part)
-        assert out is not None
-        return out.reshape(frames.shape[0], count, *out.shape[1:]).transpose(1, 2)
-
-
-def flatten_small_convolutions(vae: AutoencoderKLCogVideoX) -> None:
-    """Replace what is faster so. For a VAE on the CPU; the weights stay where they are."""
-    for layer in vae.modules():
-        if not isinstance(layer, CogVideoXCausalConv3d) or not isinstance(layer.conv, nn.Conv3d):
-            continue
-        conv = layer.conv
-        is_plain = conv.padding[0] == 0 and all(step == 1 for step in (*conv.stride, *conv.dilation))
-        if is_plain and max(conv.in_channels, conv.out_channels) < FEW_CHANNELS:
-            layer.conv = SumOfConv2d(conv)
 
 
 class DPMScheduler(CogVideoXDPMScheduler):

@@ -15,7 +15,8 @@ from gpu_node.engine import attention, loading, quantization, speed
 from gpu_node.engine.errors import Canceled, ModelUnavailable, UnusableResult
 from gpu_node.engine.loading import load
 from gpu_node.engine.pipeline import VideoPipeline
-from gpu_node.engine.speed import DPMScheduler, SumOfConv2d
+from gpu_node.engine.speed import DPMScheduler
+from gpu_node.engine.vae import SumOfConv2d
 from gpu_node.schemas import Clip
 from gpu_node.settings import EngineOptions, NodeSettings
 from tests.gpu_node import variants
