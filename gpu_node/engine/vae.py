@@ -22,9 +22,13 @@ def set_up(vae: AutoencoderKLCogVideoX, device: torch.device) -> None:
     _make_tiles_fit(vae)
     if device.type == "cpu":
         flatten_small_convolutions(vae)
-    else:
-        torch.backends.cudnn.benchmark = True  # the kernels for a clip's few shapes are chosen by their times
-        use_channels_last(vae)
+        return
+    torch.backends.cudnn.benchmark = True  # the kernels for a clip's few shapes are chosen by their times
+    for layer in vae.modules():
+        if isinstance(
+            layer, nn.Conv3d
+        ):  # `vae.to(memory_format=…)` raises, for the upsamplers' weights are 4-D
+            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
 
 
 @torch.no_grad()
@@ -73,13 +77,6 @@ def save_memory(vae: AutoencoderKLCogVideoX) -> None:
             layer.__class__ = SpatialNorm
 
 
-def use_channels_last(vae: AutoencoderKLCogVideoX) -> None:
-    """Store the weights as cuDNN's fastest kernels read them. `vae.to(memory_format=…)` raises: some are 4-D."""
-    for layer in vae.modules():
-        if isinstance(layer, nn.Conv3d):
-            layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last_3d)
-
-
 class SumOfConv2d(nn.Module):
     """Stand-in for a Conv3d of stride 1 that pads height and width only, as all of CogVideoX's VAE do.
 
@@ -122,20 +119,13 @@ def flatten_small_convolutions(vae: AutoencoderKLCogVideoX) -> None:
 def _make_tiles_fit(vae: AutoencoderKLCogVideoX) -> None:
     """Cut tiles whose overlaps are whole latents. As diffusers cuts them, that is so at the published sizes only."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
-    height, width = vae.tile_latent_min_height, vae.tile_latent_min_width
-    steps = (
-        int(height * (1 - vae.tile_overlap_factor_height)),
-        int(width * (1 - vae.tile_overlap_factor_width)),
+    sides = (
+        (vae.tile_latent_min_height, vae.tile_sample_min_height, vae.tile_overlap_factor_height),
+        (vae.tile_latent_min_width, vae.tile_sample_min_width, vae.tile_overlap_factor_width),
     )
-    kept = (
-        vae.tile_sample_min_height - int(vae.tile_sample_min_height * vae.tile_overlap_factor_height),
-        vae.tile_sample_min_width - int(vae.tile_sample_min_width * vae.tile_overlap_factor_width),
-    )
-    if kept == (steps[0] * scale, steps[1] * scale):
-        return
-    even = [max(2, side // 2 * 2) * scale for side in (height, width)]
-    vae.enable_tiling(even[0], even[1], 0.5, 0.5)
-    vae.disable_tiling()
+    if any(int(tile * (1 - lap)) * scale != pixels - int(pixels * lap) for tile, pixels, lap in sides):
+        vae.enable_tiling(*(max(2, tile // 2 * 2) * scale for tile, _, _ in sides), 0.5, 0.5)
+        vae.disable_tiling()
 
 
 def _pieces(latents: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
