@@ -88,26 +88,18 @@ class PasskeyForm(AddWebAuthnForm):
 
 
 class CloseAccountForm(forms.Form):
-    """Asks for the password, or for the user name where there is none (an account made in Telegram)."""
+    """Asks for the user name, so that it is no slip; who it is the sign-in or the password has shown lately."""
 
-    proof = forms.CharField(max_length=200, strip=False)
+    proof = forms.CharField(max_length=200, widget=forms.TextInput(attrs={"autocomplete": "off"}))
 
     def __init__(self, *args: Any, user: User, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._user = user
-        field = self.fields["proof"]
-        if user.has_usable_password():
-            field.label = _("Your password")
-            field.widget = forms.PasswordInput(attrs={"autocomplete": "current-password"})
-        else:
-            field.label = format_lazy(_("Type your user name, {name}, to confirm"), name=user.username)
-            field.widget.attrs["autocomplete"] = "off"
+        label = _("Type your user name, {name}, to confirm")
+        self.fields["proof"].label = format_lazy(label, name=user.username)
 
     def clean_proof(self) -> str:
         proof: str = self.cleaned_data["proof"]
-        if self._user.has_usable_password():
-            if not self._user.check_password(proof):
-                raise forms.ValidationError(_("That is not your password."))
-        elif proof.strip() != self._user.username:
+        if proof != self._user.username:
             raise forms.ValidationError(_("That is not your user name."))
         return proof

@@ -19,6 +19,7 @@ from django.contrib.auth.hashers import make_password
 from django.core.files.storage import default_storage
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import transaction
+from django.http import HttpRequest
 from django.utils import timezone
 from zipstream import ZIP_STORED, ZipStream
 
@@ -29,6 +30,7 @@ from accounts.models import (
     CreditAccount,
     CreditTransaction,
     Notice,
+    SecurityEvent,
     User,
     UserLimits,
     WalletMerge,
@@ -49,7 +51,7 @@ class LastSuperuser(Exception):
 # --- Closing ----------------------------------------------------------------------------------------------------------
 
 
-def close(*, user: User) -> None:
+def close(*, user: User, request: HttpRequest | None = None) -> None:
     """End every way to sign in as `user`; live jobs are canceled, videos removed.
 
     Ledger entries and rows of jobs stay, belonging to `deleted_<random>`. Closing twice is harmless.
@@ -57,7 +59,7 @@ def close(*, user: User) -> None:
     Raises:
         LastSuperuser: this account must stay.
     """
-    _anonymise(user)
+    _anonymise(user, request)
     # Jobs are locked before users everywhere else, so they come after this transaction. A receiver that breaks is
     # logged and stops nothing; the reconciler repeats what was left.
     for receiver, answer in account_closed.send_robust(sender=User, user=user):
@@ -66,14 +68,14 @@ def close(*, user: User) -> None:
 
 
 @transaction.atomic
-def _anonymise(user: User) -> None:
+def _anonymise(user: User, request: HttpRequest | None) -> None:
     superusers = User.objects.select_for_update(no_key=True).filter(is_superuser=True, is_active=True)
     if {row.pk for row in superusers.order_by("pk")} == {user.pk}:
         raise LastSuperuser
     account_closing.send(sender=User, user=user)
     # Sessions that are not listed, if there are any, end with the password they were made under.
     end_sessions(user)
-    for model in (ApiKey, EmailAddress, Authenticator, Notice):
+    for model in (ApiKey, EmailAddress, Authenticator, Notice, SecurityEvent):
         model.objects.filter(user=user).delete()
     user.groups.clear()
     user.user_permissions.clear()
@@ -92,7 +94,7 @@ def _anonymise(user: User) -> None:
         is_superuser=False,
         anonymised_at=timezone.now(),
     )
-    security_log.note("account closed", user)
+    security_log.note("account closed", user, request)
 
 
 # --- The export -------------------------------------------------------------------------------------------------------

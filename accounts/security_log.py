@@ -11,6 +11,7 @@ from allauth.account import signals as account
 from allauth.mfa import signals as mfa
 from django.conf import settings
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.db.models import Q
 from django.db.models.functions import Now
 from django.dispatch import Signal, receiver
 from django.http import HttpRequest
@@ -82,7 +83,8 @@ for _signal, _what in TOLD:
 
 @receiver(user_login_failed, dispatch_uid="accounts.security_log.failed")
 def failed(credentials: dict[str, Any], request: HttpRequest | None = None, **__: Any) -> None:
-    """Write the name that was typed, which no user may have."""
+    """Write the name or address that was typed, which no user may have."""
     name = str(credentials.get("username") or credentials.get("email") or "")
-    user = User.objects.filter(username__iexact=name).first() if name.isprintable() else None
+    known = Q(username__iexact=name) | Q(emailaddress__email__iexact=name, emailaddress__verified=True)
+    user = User.objects.filter(known).first() if name.isprintable() else None
     note(_("sign-in failed"), user, request, detail=name)

@@ -112,13 +112,13 @@ def export_data(request: SiteRequest) -> StreamingHttpResponse:
     )
 
 
-@signed_in("GET", "HEAD", "POST")
+@signed_in("GET", "HEAD", "POST", lately=True)
 def close_account(request: SiteRequest) -> HttpResponse:
-    """Ask for the password, then close the account for good."""
+    """Ask for the user name, then close the account for good."""
     form = CloseAccountForm(request.POST or None, user=request.user)
     if request.method == "POST" and form.is_valid():
         try:
-            privacy.close(user=request.user)
+            privacy.close(user=request.user, request=request)
         except privacy.LastSuperuser:
             text = _("You are the last superuser of this site: make another superuser first.")
             messages.error(request, text)

@@ -24,6 +24,7 @@ from generation.jobs import lifecycle, stored_files, submission, tasks
 from generation.models import GenerationJob, SharedLink
 from telegram_bot.models import JobMessage, TelegramAccount
 from tests.clips import FACTS, FILES
+from tests.signing_in import signed_in
 
 pytestmark = pytest.mark.django_db
 
@@ -211,29 +212,21 @@ def test_an_export_goes_on_without_a_file_that_was_just_deleted(browser, submit,
 # --- Leaving ----------------------------------------------------------------------------------------------------------
 
 
-def leave(client, proof=PASSWORD):
+def leave(client, proof="ada"):
     return client.post("/account/delete/", {"proof": proof})
 
 
-def test_leaving_takes_the_password(browser, user):
-    answer = leave(browser, "guess")
+def test_leaving_takes_the_user_name(browser, user):
+    answer = leave(browser, "bob")
     assert answer.status_code == 422
-    assert "That is not your password." in answer.content.decode()
+    assert "That is not your user name." in answer.content.decode()
     assert User.objects.get(pk=user.pk).is_active
-
-
-def test_guessing_the_password_there_is_stopped(browser):
-    assert [leave(browser, "guess").status_code for _ in range(12)][-1] == 429
-
-
-def test_without_a_password_the_user_name_closes_the_account(user):
-    user.set_unusable_password()
-    user.save()
-    client = Client()
-    client.force_login(user)
-    assert leave(client, "bob").status_code == 422
-    assert leave(client, "ada").status_code == 200
+    assert leave(browser).status_code == 200
     assert User.objects.get(pk=user.pk).anonymised_at
+
+
+def test_guessing_there_is_stopped(browser):
+    assert [leave(browser, "guess").status_code for _ in range(12)][-1] == 429
 
 
 def test_a_closed_account_cannot_sign_in_anywhere(browser, user):
@@ -291,9 +284,8 @@ def test_a_video_that_was_just_being_stored_is_forgotten_later(browser, user, su
 
 
 def test_the_last_superuser_stays(staff):
-    client = Client()
-    client.force_login(staff)
-    answer = client.post("/account/delete/", {"proof": PASSWORD}, follow=True)
+    client = signed_in(staff)
+    answer = client.post("/account/delete/", {"proof": staff.username}, follow=True)
     assert "make another superuser first" in answer.content.decode()
     assert User.objects.get(pk=staff.pk).is_superuser
 

@@ -153,6 +153,7 @@ class TestProof:
         ("/account/export/", {}),
         ("/accounts/email/", {"email": "thief@example.org", "action_add": ""}),
         ("/telegram/connect/", {}),
+        ("/account/delete/", {"proof": "ada"}),
     )
 
     @pytest.fixture
@@ -175,6 +176,7 @@ class TestProof:
         assert answer.url.startswith("/accounts/reauthenticate/")
         assert not ApiKey.objects.exists()
         assert not EmailAddress.objects.exists()
+        assert User.objects.get(username="ada").is_active
 
     def test_what_was_asked_for_is_done_after_the_password(self, stolen: Client) -> None:
         asks = stolen.post("/api-keys/", {"name": "mine", "key_id": str(uuid.uuid4())}).url
@@ -184,6 +186,18 @@ class TestProof:
         done = stolen.post(asks, {"password": PASSWORD})
         assert "vk_" in done.content.decode()
         assert ApiKey.objects.count() == 1
+
+    def test_the_account_is_closed_after_the_password_and_its_traces_go(
+        self, stolen: Client, user: User
+    ) -> None:
+        asks = stolen.post("/account/delete/", {"proof": "ada"}, REMOTE_ADDR="192.0.2.8").url
+        stolen.post(asks, {"password": "wrong"}, REMOTE_ADDR="192.0.2.8")
+        assert SecurityEvent.objects.get(what="sign-in failed").address == "192.0.2.8"
+        done = stolen.post(asks, {"password": PASSWORD}, REMOTE_ADDR="192.0.2.8")
+        assert "Your account is deleted" in done.content.decode()
+        assert User.objects.get(pk=user.pk).anonymised_at
+        left = SecurityEvent.objects.filter(user=user).values_list("what", "address", "detail")
+        assert set(left) == {("account closed", "192.0.2.8", ""), ("signed out", "192.0.2.8", "")}
 
     def test_a_fresh_sign_in_is_proof(self, user: User) -> None:
         client = Client()
@@ -244,6 +258,16 @@ class TestSecurityLog:
             "signed out",
         ]
         assert f"signed in user={user.pk} address=192.0.2.7" in caplog.text
+
+    def test_a_wrong_password_is_the_users_by_name_and_by_confirmed_address(self, user: User) -> None:
+        EmailAddress.objects.create(user=user, email="ada@example.org", verified=True, primary=True)
+        for login in ("ADA", "Ada@example.org", "eve@example.org"):
+            Client().post("/accounts/login/", {"login": login, "password": "wrong"})
+        assert list(SecurityEvent.objects.order_by("pk").values_list("user", "detail")) == [
+            (user.pk, "ADA"),
+            (user.pk, "Ada@example.org"),
+            (None, "eve@example.org"),
+        ]
 
     def test_names_that_are_nobodys_and_what_would_break_a_line(self, caplog: Any) -> None:
         caplog.set_level("INFO", logger="security")
