@@ -1,8 +1,7 @@
 """The published models, the profiles in which they run, and the cards they fit: known before anything is downloaded.
 
 Sources: the models' cards and configurations on huggingface.co/zai-org (formerly THUDM) and the CogVideo README. What a
-card needs is estimated from parameter counts and one measured peak: 31.7 GB for the 5B in bfloat16 with all parts on
-the GPU and its VAE decoding 49 frames of 720×480 in one piece, 19.8 GB of them weights.
+card needs is counted on tensors of their shapes without data (tests/gpu_node/test_memory.py does it again).
 """
 
 from dataclasses import dataclass, replace
@@ -14,16 +13,11 @@ ProfileName = Literal["exact", "fast", "memory"]
 Quantization = Literal["none", "fp8", "int8"]
 StepCache = Literal["none", "faster_cache"]
 
-TEXT_ENCODER_GB = 9.5  # T5-XXL's encoder, 4.76 billion parameters in 16 bits
-VAE_GB = 0.43
 GB = 10**9
-UNTILED_DECODE_GB = 11.9  # beyond the weights, at 720×480; it grows with the size, not with the frames
-TILED_DECODE_GB = 3.5
-DENOISE_GB = 3.2  # beyond the weights, for two times 17,776 tokens: 49 frames of 720×480
-REFERENCE_PIXELS = 720 * 480
+TEXT_ENCODER_GB = 9.52  # T5-XXL's encoder in 16 bits
+VAE_GB = 0.43
 TEXT_TOKENS = 226
-REFERENCE_TOKENS = 13 * REFERENCE_PIXELS / 256
-SPARE_GB = 1.0  # CUDA's context, and what its allocator cannot use
+SPARE_GB = 1.0  # what CUDA's allocator cannot use, and room that kernels work in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,15 +25,22 @@ class Traits:
     """A model as it was made to be used: as published, or as it turned out when it was loaded.
 
     width, height: pixels. frames: the most it was trained for. frame_unit: it makes frame_unit·N + 1. fps: frames a
-    second in the training data. parameters: of the transformer, in billions; blocks, channels: of the transformer.
+    second in the training data. blocks, channels: of the transformer.
     takes_image: makes every clip from a picture. fixed_size: makes no other size; the places of its tokens were learned
     for this one (CogVideoX-5B-I2V), or it knows pictures of no other (tiny). guidance_scale: used where none is asked
     for. dtypes: those in which its pictures are sound, the published one first.
+
+    In 16 bits, for a clip of its own size and length: transformer_gb: its weights; denoise_gb, decode_gb: the most
+    besides all weights, in a step with guidance and in the VAE.
     """
 
     name: str
     hub_id: str
-    parameters: float
+    transformer_gb: float = 11.14
+    transformer_8bit_gb: float = 6.39
+    denoise_gb: float = 3.04
+    decode_gb: float = 9.88
+    decode_tiled_gb: float = 2.57
     blocks: int = 42
     channels: int = 3072
     width: int = 720
@@ -56,13 +57,15 @@ class Traits:
     @property
     def download_gb(self) -> float:
         """All files of the model, in 16 bits as they are published."""
-        return round(2 * self.parameters + TEXT_ENCODER_GB + VAE_GB, 1)
+        return round(self.transformer_gb + TEXT_ENCODER_GB + VAE_GB, 1)
 
 
 _FIFTEEN = Traits(
     name="CogVideoX1.5-5B",
     hub_id="THUDM/CogVideoX1.5-5B",
-    parameters=5.57,
+    denoise_gb=7.74,
+    decode_gb=36.29,
+    decode_tiled_gb=3.01,
     width=1360,
     height=768,
     frames=81,
@@ -73,20 +76,21 @@ PUBLISHED = (
     Traits(
         name="CogVideoX-5B",
         hub_id="THUDM/CogVideoX-5b",
-        parameters=5.57,
         revision="8d6ea3f817438460b25595a120f109b88d5fdfad",
     ),
     # Its weights are float16, and so is what its card recommends; only of the 5B is float16 known to give black frames.
     Traits(
         name="CogVideoX-2B",
         hub_id="THUDM/CogVideoX-2b",
-        parameters=1.69,
+        transformer_gb=3.46,
+        transformer_8bit_gb=2.13,
+        denoise_gb=1.64,
         blocks=30,
         channels=1920,
         dtypes=("float16", "bfloat16", "float32"),
         revision="1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01",
     ),
-    Traits(name="CogVideoX-5B-I2V", hub_id="THUDM/CogVideoX-5b-I2V", parameters=5.57, takes_image=True),
+    Traits(name="CogVideoX-5B-I2V", hub_id="THUDM/CogVideoX-5b-I2V", takes_image=True),
     _FIFTEEN,
     replace(_FIFTEEN, name="CogVideoX1.5-5B-I2V", hub_id="THUDM/CogVideoX1.5-5B-I2V", takes_image=True),
 )
@@ -98,12 +102,14 @@ class Profile:
     """A way to run a model: which of its parts may lose precision for speed or for memory. Recorded with every clip.
 
     `saves_memory`: the text encoder stays on the CPU, and the VAE decodes in tiles, however large the card is.
+    `is_float32`: the operator asked for twice the 16 bits.
     """
 
     name: ProfileName
     quantization: Quantization = "none"
     step_cache: StepCache = "none"
     saves_memory: bool = False
+    is_float32: bool = False
     promise: str
 
 
@@ -157,33 +163,30 @@ class Placement:
     peak_gb: float
 
 
-def choose_placement(traits: Traits, profile: Profile, *, card_gb: float) -> Placement | None:
-    """Return the best placement that fits a card with so much memory; None when there is none.
+def choose_placement(traits: Traits, profile: Profile, *, free_gb: float) -> Placement | None:
+    """Return the best placement that fits a card with so much free memory; None when there is none.
 
     Tiles cost 1.4 times the decoding and blend their seams, a text encoder on the CPU only the first clip of a prompt.
     """
     best_first = [(True, False), (False, False), (True, True), (False, True)]
     for text_on_gpu, tiled in best_first[3:] if profile.saves_memory else best_first:
         peak = peak_gb(traits, profile, text_on_gpu=text_on_gpu, tiled=tiled)
-        if peak <= card_gb:
+        if peak <= free_gb:
             return Placement(text_on_gpu=text_on_gpu, tiled=tiled, peak_gb=peak)
     return None
 
 
 def peak_gb(traits: Traits, profile: Profile, *, text_on_gpu: bool, tiled: bool) -> float:
     """Return the most GPU memory that a clip of the model's own size and length takes."""
-    bytes_each = 2 if profile.quantization == "none" else 1.1  # 8 bits, and what is not quantised
-    weights = bytes_each * traits.parameters + VAE_GB + (TEXT_ENCODER_GB if text_on_gpu else 0)
-    pixels = traits.width * traits.height
-    # 16×16 pixels and 4 frames each, 8 frames for CogVideoX 1.5
-    tokens = ((traits.frames - 1) // 4 + 1) * pixels // 256 // (2 if traits.frame_unit == 16 else 1)
-    denoise = DENOISE_GB * tokens / REFERENCE_TOKENS * (0.6 if traits.parameters < 3 else 1)
+    transformer = traits.transformer_gb if profile.quantization == "none" else traits.transformer_8bit_gb
+    weights, denoise = transformer + VAE_GB + (TEXT_ENCODER_GB if text_on_gpu else 0), traits.denoise_gb
     if profile.step_cache != "none":
-        denoise += faster_cache_gb(
-            blocks=traits.blocks, tokens=tokens + TEXT_TOKENS, channels=traits.channels
-        )
-    decode = TILED_DECODE_GB if tiled else UNTILED_DECODE_GB * pixels / REFERENCE_PIXELS
-    return round(weights + max(denoise, decode) + SPARE_GB, 1)
+        # 16×16 pixels and 4 frames each, 8 frames for CogVideoX 1.5
+        tokens = ((traits.frames - 1) // 4 + 1) * traits.width * traits.height // 256
+        tokens = tokens // (2 if traits.frame_unit == 16 else 1) + TEXT_TOKENS
+        denoise += faster_cache_gb(blocks=traits.blocks, tokens=tokens, channels=traits.channels)
+    beside = max(denoise, traits.decode_tiled_gb if tiled else traits.decode_gb)
+    return round((weights + beside) * (2 if profile.is_float32 else 1) + SPARE_GB, 1)
 
 
 def faster_cache_gb(*, blocks: int, tokens: int, channels: int) -> float:

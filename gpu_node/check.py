@@ -22,22 +22,24 @@ from gpu_node.settings import EMBEDDED, BadConfiguration, NodeSettings, load_set
 FITS, DOES_NOT_FIT, BAD_CONFIGURATION = 0, 1, 2
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Card:
-    """One GPU. `capability`: compute capability, (9, 0) for Hopper."""
+    """One GPU. `free_gb`: what no process has taken of its memory. `capability`: (9, 0) for Hopper."""
 
     name: str
     memory_gb: float
+    free_gb: float
     capability: tuple[int, int]
 
 
 def cards() -> list[Card]:
     """List the GPUs that torch sees."""
-    found = (torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count()))
-    return [
-        Card(name=card.name, memory_gb=card.total_memory / GB, capability=(card.major, card.minor))
-        for card in found
-    ]
+    found = []
+    for index in range(torch.cuda.device_count()):
+        card, memory = torch.cuda.get_device_properties(index), torch.cuda.mem_get_info(index)
+        free_gb, memory_gb = (size / GB for size in memory)
+        found.append(Card(card.name, memory_gb, free_gb, (card.major, card.minor)))
+    return found
 
 
 def verdict(traits: Traits, profile: Profile, card: Card) -> tuple[bool, str]:
@@ -46,11 +48,11 @@ def verdict(traits: Traits, profile: Profile, card: Card) -> tuple[bool, str]:
         return False, "no: the card has no bfloat16, and float16 gives black frames"
     if profile.quantization == "fp8" and card.capability < FP8_CAPABILITY:
         return False, "no: the card has no 8-bit floats (Ada, Hopper or newer have)"
-    place = catalog.choose_placement(traits, profile, card_gb=card.memory_gb)
+    place = catalog.choose_placement(traits, profile, free_gb=card.free_gb)
     if place is None:
         least = f"no: it takes at least {_least_gb(traits, profile):.0f} GB"
         light = replace(profile, step_cache="none")
-        if catalog.choose_placement(traits, light, card_gb=card.memory_gb):
+        if catalog.choose_placement(traits, light, free_gb=card.free_gb):
             least += f", {_least_gb(traits, light):.0f} GB with GPU_NODE_STEP_CACHE=none"
         return False, least
     ways = ["text encoder on the CPU"] * (not place.text_on_gpu) + ["decoding in tiles"] * place.tiled
@@ -138,7 +140,8 @@ def _cards_verdict(traits: Traits, settings: NodeSettings, found: list[Card]) ->
     for number, card in enumerate(found):
         major, minor = card.capability
         lines.append(
-            f"GPU {number}: {card.name}, {card.memory_gb:.0f} GB, compute capability {major}.{minor}"
+            f"GPU {number}: {card.name}, {card.memory_gb:.0f} GB, {card.free_gb:.0f} GB free, "
+            f"compute capability {major}.{minor}"
         )
         for profile in profiles:
             fits, why = verdict(traits, profile, card)

@@ -63,12 +63,13 @@ class EngineOptions(BaseModel):
 
     @property
     def levers(self) -> Profile:
-        """The profile, with what GPU_NODE_QUANTIZATION and GPU_NODE_STEP_CACHE change in it."""
+        """The profile, with what GPU_NODE_QUANTIZATION, GPU_NODE_STEP_CACHE and GPU_NODE_DTYPE change in it."""
         profile = PROFILES[self.profile]
         return replace(
             profile,
             quantization=profile.quantization if self.quantization == "auto" else self.quantization,
             step_cache=profile.step_cache if self.step_cache == "auto" else self.step_cache,
+            is_float32=self.dtype == "float32",
         )
 
     @property

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,11 +26,11 @@ from gpu_node.engine.errors import (
     Canceled,
     ModelUnavailable,
     UnusableResult,
-    free_memory,
     is_out_of_memory,
     poisons_process,
 )
 from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
+from gpu_node.engine.vae import Frames
 from gpu_node.settings import LOG_FORMAT, EngineOptions, shown_name
 from gpu_node.video import ClipEncoder
 
@@ -127,7 +128,7 @@ class Worker:
         except Exception as error:
             log.exception("job %s failed", job.job_id)
             self._outbox.send(_failure(job, error))
-            free_memory()
+            torch.cuda.empty_cache()
             return poisons_process(error)
         finally:
             self._gpu_free_since = time.perf_counter()
@@ -150,20 +151,9 @@ class Worker:
         picture = Path(job.image_path) if job.image_path is not None else None
         latents = self._pipeline.denoise(job.clip, prompts, picture=picture, on_step=on_step)
         clock.first_step_began = self._pipeline.first_step_began
-        fits = True
-        try:
-            self._decode(job, latents, clock, tiled=False)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            fits = False
-        # The error has ended here: while it is known, it keeps alive what filled the memory.
-        if not fits:
-            log.warning("out of memory while decoding %s: once more, in tiles", job.job_id)
-            free_memory()
-            self._decode(job, latents, clock, tiled=True)
+        self._pipeline.decode_to(partial(self._write, job, clock), latents)
 
-    def _decode(self, job: ipc.Run, latents: torch.Tensor, clock: JobClock, *, tiled: bool) -> None:
+    def _write(self, job: ipc.Run, clock: JobClock, pieces: Frames, tiled: bool) -> None:
         def on_end(error: Exception | None) -> None:
             self._on_clip_end(job, clock, tiled, error)
 
@@ -171,7 +161,7 @@ class Worker:
         self._encoders = [*(known for known in self._encoders if known.is_alive()), encoder]
         try:
             wanted = job.clip.num_frames
-            for frames in self._pipeline.decode(latents, tiled=tiled):
+            for frames in pieces:
                 self._stop_if_canceled(job)
                 encoder.add(frames[:wanted])
                 wanted -= len(frames[:wanted])
@@ -194,7 +184,7 @@ class Worker:
             seconds_per_step=clock.seconds_per_step,
             seconds_besides=clock.seconds_besides,
             idle_seconds=clock.idle_seconds,
-            tiled=tiled or self._pipeline.decodes_in_tiles,
+            tiled=tiled,
             memory=memory_of(self._pipeline.device),
         )
         self._outbox.send(done)

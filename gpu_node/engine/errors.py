@@ -17,7 +17,8 @@ class UnusableResult(Exception):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return True when the GPU ran out of memory, after which the process can go on."""
-    return isinstance(error, torch.OutOfMemoryError)
+    # cuDNN's words when there is no room for any of its kernels to work in
+    return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
 
 
 def poisons_process(error: BaseException) -> bool:
@@ -25,9 +26,3 @@ def poisons_process(error: BaseException) -> bool:
     if is_out_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
-
-
-def free_memory() -> None:
-    """Give cached GPU memory back after a failure."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

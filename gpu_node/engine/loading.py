@@ -1,12 +1,14 @@
 """Loading: from the operator's options to a model in place, with its class, precision, device and levers."""
 
 import logging
+import timeit
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
+import psutil
 import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
@@ -14,6 +16,7 @@ from diffusers import (
     CogVideoXPipeline,
 )
 from diffusers.utils import logging as diffusers_logging
+from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from gpu_node import catalog
@@ -51,7 +54,7 @@ class Loaded:
 def load(options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> Loaded:
     """Load `tiny`, a published model by name, a hub id or a folder, and set up its profile.
 
-    Raises ModelUnavailable where trying again is no use; OSError when a download or the disk fails.
+    Raises ModelUnavailable where trying again is no use; OSError or MemoryError where it may be of some.
     """
     device = _choose_device(options)
     dtype = _choose_dtype(options, device)
@@ -139,12 +142,14 @@ def _choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
 def _choose_placement(options: EngineOptions, device: torch.device) -> Placement:
     if device.type == "cpu":
         return Placement(text_on_gpu=False, tiled=options.profile == "memory", peak_gb=0)
-    card_gb = torch.cuda.get_device_properties(device).total_memory / GB
-    found = catalog.choose_placement(options.traits, options.levers, card_gb=card_gb)
-    if found is None:
-        raise ModelUnavailable(
+    free, total = (size / GB for size in torch.cuda.mem_get_info(device))
+    place = partial(catalog.choose_placement, options.traits, options.levers)
+    found = place(free_gb=free)
+    if found is None:  # what another process has may come free; what the card does not have will not
+        raise (MemoryError if place(free_gb=total) else ModelUnavailable)(
             f"{shown_name(options.model)} in the profile {options.profile} does not fit "
-            f"{torch.cuda.get_device_name(device)} with {card_gb:.0f} GB. `python -m gpu_node --check` says what does."
+            f"{torch.cuda.get_device_name(device)}: of its {total:.0f} GB are {free:.0f} GB free. "
+            "`python -m gpu_node --check` says what fits."
         )
     return found
 
@@ -177,17 +182,16 @@ def _put_in_place(
 ) -> Callable[[str], torch.Tensor]:
     """Move the parts; the text encoder leaves the pipeline, so that it can work ahead of it. Return how it embeds."""
     text_device = device if place.text_on_gpu else torch.device("cpu")
-    # On a CPU, T5 in float16 is slow and overflows; in bfloat16 it does neither.
-    text_dtype = torch.bfloat16 if text_device.type == "cpu" and dtype == torch.float16 else dtype
+    tokenizer, encoder = pipe.tokenizer, pipe.text_encoder
+    pipe.register_modules(tokenizer=None, text_encoder=None)
+    pipe.to(device)  # first: what the weights leave behind may be needed for the text encoder
     text = CogVideoXPipeline(
-        tokenizer=pipe.tokenizer,
-        text_encoder=pipe.text_encoder.to(text_device, text_dtype),
+        tokenizer=tokenizer,
+        text_encoder=encoder.to(text_device, _text_dtype(encoder, text_device, dtype)),
         vae=None,
         transformer=None,
         scheduler=pipe.scheduler,
     )
-    pipe.register_modules(tokenizer=None, text_encoder=None)
-    pipe.to(device)
     if device.type == "cuda":
         speed.times_to(pipe.transformer, device)
     tokens = pipe.transformer.config.max_text_seq_length
@@ -206,6 +210,25 @@ def _put_in_place(
         return on_the_gpu
 
     return embed
+
+
+def _text_dtype(encoder: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the model's; for one of 16 bits on a CPU, bfloat16 or, where that is faster and has the room, float32.
+
+    Without AVX-512 or AMX bfloat16 takes ten times as long. In float16 T5 is slow there, and overflows.
+    """
+    if device.type != "cpu" or dtype == torch.float32:
+        return dtype
+    weight = next(part.weight for part in encoder.modules() if isinstance(part, torch.nn.Linear))
+    seconds = []
+    for kind in (torch.bfloat16, torch.float32):
+        inputs, matrix = torch.ones(catalog.TEXT_TOKENS, weight.shape[1], dtype=kind), weight.to("cpu", kind)
+        work = partial(torch.nn.functional.linear, inputs, matrix)
+        seconds.append(min(timeit.repeat(work, number=1, repeat=4)))
+    log.info("text encoder: bfloat16 %.4f s, float32 %.4f s a layer", *seconds)
+    # float32 takes 2 bytes more of each number; the third is to spare.
+    has_room = psutil.virtual_memory().available > 3 * encoder.num_parameters()
+    return torch.float32 if has_room and seconds[1] < seconds[0] / 1.5 else torch.bfloat16
 
 
 def fresh_scheduler(pipe: AnyPipeline) -> CogVideoXDDIMScheduler | speed.DPMScheduler:

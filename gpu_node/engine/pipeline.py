@@ -1,36 +1,33 @@
 """A loaded model, owned by one process and used by one job at a time: prompt, latents, frames."""
 
 import logging
-import os
 import resource
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import psutil
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch._dynamo.exc import TorchDynamoException
 
 from gpu_node.engine import vae
-from gpu_node.engine.errors import ModelUnavailable, UnusableResult, free_memory, poisons_process
+from gpu_node.engine.errors import ModelUnavailable, UnusableResult, is_out_of_memory, poisons_process
 from gpu_node.engine.loading import COMPILE_BACKEND, Loaded, fresh_scheduler, load
 from gpu_node.engine.speed import new_shapes_compile
 from gpu_node.ipc import Memory, Pace
 from gpu_node.schemas import Clip
-from gpu_node.settings import EMBEDDED, EngineOptions
+from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
 
 log = logging.getLogger(__name__)
 
 Prompts = tuple[torch.Tensor, torch.Tensor]  # embeddings of the prompt and of the negative prompt
 WARM_STEPS = 4  # enough for a step cache to have gone through both of its ways
-MEASURED_FRAMES = (
-    17  # of the clip by which the pace is measured where none is made to warm up: the shorter preset's
-)
+# Of the clip by which the pace is measured where none is made to warm up: the shorter preset's.
+MEASURED_FRAMES = 17
 MEGABYTE = 2**20
 RUSAGE_UNIT = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, kilobytes on Linux
 
@@ -52,13 +49,16 @@ class VideoPipeline:
 
     @classmethod
     def load(cls, options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> "VideoPipeline":
-        """Load, warm up and measure.
-
-        Raises ModelUnavailable where trying again is no use; OSError for downloads and disks.
-        """
-        loaded = load(options, compile_backend=compile_backend)
-        pipeline = cls(loaded, lower_case=options.model in EMBEDDED)
-        pipeline.warm_up(options)
+        """Load, warm up and measure. Raises what `load` raises."""
+        try:
+            loaded = load(options, compile_backend=compile_backend)
+            pipeline = cls(loaded, lower_case=options.model in EMBEDDED)
+            pipeline.warm_up(options)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            about = f"{shown_name(options.model)} needs more memory than the GPU has, even decoding in tiles"
+            raise ModelUnavailable(f"{about}: {str(error).partition(chr(10))[0]}") from error
         pipeline.measure(options)
         return pipeline
 
@@ -102,7 +102,7 @@ class VideoPipeline:
                 if poisons_process(error):
                     raise
                 log.warning("the pace of %d frames could not be measured: %s", frames, error)
-                free_memory()
+                torch.cuda.empty_cache()
 
     def _make_blank(self, frames: int) -> Pace:
         """Make a clip that is thrown away; return how long it took."""
@@ -122,8 +122,8 @@ class VideoPipeline:
         picture = Image.new("RGB", (width, height)) if self.traits.takes_image else None
         prompts = self.encode("", "")
         latents = self._denoise(clip, prompts, lambda _: steps.append(time.perf_counter()), picture)
-        for _ in self.decode(latents):
-            pass
+        # Where it had to be in tiles now, it is at once from now on.
+        self.decodes_in_tiles = self.decode_to(lambda frames, _: deque(frames, maxlen=0), latents)
         took = time.perf_counter() - started
         log.info("%d frames of %dx%d: made in %.1f s", frames, width, height, took)
         # Without the first step, which carries what is done once.
@@ -193,7 +193,7 @@ class VideoPipeline:
     def _note_first_step(self, *_: object) -> None:
         self.first_step_began = self.first_step_began or time.perf_counter()
 
-    def decode(self, latents: torch.Tensor, *, tiled: bool = False) -> Iterator[NDArray[np.uint8]]:
+    def decode(self, latents: torch.Tensor, *, tiled: bool = False) -> vae.Frames:
         """Yield frames as they come, in pieces of shape (count, height, width, 3), RGB: 9, then 8 at a time.
 
         The pieces together are bit by bit what the VAE's `decode` gives. In tiles, for want of memory, all frames
@@ -201,6 +201,20 @@ class VideoPipeline:
         """
         scaled = 1 / self._pipe.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4)
         yield from vae.decode(self._pipe.vae, scaled, tiled=tiled or self.decodes_in_tiles)
+
+    def decode_to(self, take: Callable[[vae.Frames, bool], object], latents: torch.Tensor) -> bool:
+        """Let `take` have the frames, of tiles from anew if memory runs out; tell it, and return, whether they are."""
+        try:
+            take(self.decode(latents), self.decodes_in_tiles)
+            return self.decodes_in_tiles
+        except Exception as error:
+            if self.decodes_in_tiles or not is_out_of_memory(error):
+                raise
+        # The error has ended here: while it is known, it keeps alive what filled the memory.
+        log.warning("out of memory while decoding: once more, in tiles")
+        torch.cuda.empty_cache()
+        take(self.decode(latents, tiled=True), True)
+        return True
 
 
 class StepReport:
@@ -242,8 +256,6 @@ def memory_of(device: torch.device) -> Memory:
         free, total = torch.cuda.mem_get_info(device)
         peak = torch.cuda.max_memory_reserved(device)
     else:
-        page = os.sysconf("SC_PAGE_SIZE")
-        total = os.sysconf("SC_PHYS_PAGES") * page
-        free = os.sysconf("SC_AVPHYS_PAGES") * page if "SC_AVPHYS_PAGES" in os.sysconf_names else 0
+        total, free = psutil.virtual_memory()[:2]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RUSAGE_UNIT
     return Memory(total_mb=total // MEGABYTE, free_mb=free // MEGABYTE, peak_mb=peak // MEGABYTE)

@@ -1,22 +1,33 @@
 """The engine against diffusers as it comes: what is said to be exact is exact, what is lossy says so."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy
+import psutil
 import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 from PIL import Image
+from transformers import T5EncoderModel
 
-from gpu_node import catalog
-from gpu_node.engine import attention, loading, quantization, speed
-from gpu_node.engine.errors import Canceled, ModelUnavailable, UnusableResult
+from gpu_node import catalog, worker
+from gpu_node.engine import attention, loading, quantization, speed, vae
+from gpu_node.engine.errors import (
+    Canceled,
+    ModelUnavailable,
+    UnusableResult,
+    is_out_of_memory,
+    poisons_process,
+)
 from gpu_node.engine.loading import load
 from gpu_node.engine.pipeline import VideoPipeline
 from gpu_node.engine.speed import DPMScheduler
-from gpu_node.engine.vae import SumOfConv2d
+from gpu_node.engine.vae import FlatConv
 from gpu_node.schemas import Clip
 from gpu_node.settings import EngineOptions, NodeSettings
 from tests.gpu_node import variants
@@ -150,12 +161,12 @@ class TestExactness:
         conv = torch.nn.Conv3d(8, 12, 3, padding=(0, 1, 1))
         video = torch.randn(2, 8, 6, 10, 14)
 
-        assert torch.allclose(SumOfConv2d(conv)(video), conv(video), atol=1e-5)
+        assert torch.allclose(FlatConv(conv)(video), conv(video), atol=1e-5)
 
     def test_the_convolutions_are_replaced_where_that_is_faster(self, pipeline: VideoPipeline) -> None:
         kinds = {type(module) for module in pipeline._pipe.vae.modules()}
 
-        assert SumOfConv2d in kinds
+        assert FlatConv in kinds
 
     def test_a_prompt_is_encoded_once(self, pipeline: VideoPipeline) -> None:
         first, again = pipeline.encode("a unicorn", ""), pipeline.encode("a unicorn", "")
@@ -429,3 +440,101 @@ class TestModels:
         )
 
         assert distance(first, second) > 0.1
+
+
+class TestMemory:
+    """A card that is too small for the decoding: without a GPU, one whose memory runs out is pretended."""
+
+    @staticmethod
+    def runs_out(monkeypatch: pytest.MonkeyPatch, *, in_tiles: bool = False) -> None:
+        decode = vae.decode
+
+        def faulty(model: Any, latents: torch.Tensor, *, tiled: bool) -> Iterator[Any]:
+            if in_tiles or not tiled:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.\nGPU 0 …")
+            assert sys.exc_info()[0] is None, (
+                "an error that is being handled keeps alive what filled the memory"
+            )
+            yield from decode(model, latents, tiled=tiled)
+
+        monkeypatch.setattr(vae, "decode", faulty)
+
+    @pytest.mark.parametrize("warm_frames", ["9", None])
+    def test_one_that_is_a_little_too_small_becomes_ready_and_decodes_in_tiles(
+        self, warm_frames: str | None, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Whether it is the warming up that shows it or, where there is none, the measuring."""
+        self.runs_out(monkeypatch)
+
+        small = loaded(folders("CogVideoX-5B"), warm_frames=warm_frames)
+
+        assert small.decodes_in_tiles
+        assert len(small.paces) == 1
+        assert sum(len(frames) for frames in small.decode(latents_of(small))) == 9
+
+    def test_one_that_is_too_small_even_for_tiles_is_given_up_in_plain_words(
+        self, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Not started again and again."""
+        self.runs_out(monkeypatch, in_tiles=True)
+
+        with pytest.raises(ModelUnavailable) as refused:
+            loaded(folders("CogVideoX-5B"), warm_frames="9")
+
+        reason = "mini-CogVideoX-5B needs more memory than the GPU has, even decoding in tiles: CUDA out of memory."
+        assert str(refused.value).startswith(reason)
+        assert worker._load_failure("5B", refused.value).permanent
+
+    def test_what_cannot_be_measured_keeps_no_node_from_its_start(
+        self, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.runs_out(monkeypatch, in_tiles=True)
+
+        assert loaded(folders("CogVideoX-5B")).paces == []
+
+    def test_convolutions_without_room_to_work_in_count_too(self) -> None:
+        error = RuntimeError("GET was unable to find an engine to execute this computation")
+
+        assert is_out_of_memory(error)
+        assert not poisons_process(error)
+
+    @pytest.mark.parametrize(
+        ("slow", "room", "expected"),
+        [
+            (torch.bfloat16, 10**10, torch.float32),
+            (torch.bfloat16, 10**3, torch.bfloat16),
+            (torch.float32, 10**10, torch.bfloat16),
+        ],
+    )
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_a_text_encoder_on_the_cpu_computes_in_what_is_faster_there(
+        self,
+        slow: torch.dtype,
+        room: int,
+        expected: torch.dtype,
+        dtype: str,
+        folders: Callable[[str], Path],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """If there is the memory. Old CPUs take ten times as long in bfloat16."""
+        linear = torch.nn.functional.linear
+
+        def timed(inputs: torch.Tensor, *rest: Any) -> torch.Tensor:
+            time.sleep(0.02 if inputs.dtype == slow and inputs.shape[0] == catalog.TEXT_TOKENS else 0)
+            return linear(inputs, *rest)
+
+        monkeypatch.setattr(torch.nn.functional, "linear", timed)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=room))
+        wanted = options(folders("CogVideoX-2B")).model_copy(update={"dtype": dtype, "warm_frames": ()})
+        used: list[torch.dtype] = []
+        forward = T5EncoderModel.forward
+
+        def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            used.append(self.dtype)
+            return forward(self, *args, **kwargs)
+
+        monkeypatch.setattr(T5EncoderModel, "forward", noted)
+        embedding = load(wanted).embed("a red ball")
+
+        assert used == [expected]
+        assert embedding.dtype == getattr(torch, dtype), "the transformer has its own"
