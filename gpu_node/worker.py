@@ -30,7 +30,7 @@ from gpu_node.engine.errors import (
     poisons_process,
 )
 from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
-from gpu_node.engine.vae import Frames
+from gpu_node.engine.vae import Pieces
 from gpu_node.settings import LOG_FORMAT, EngineOptions, shown_name
 from gpu_node.video import ClipEncoder
 
@@ -153,7 +153,7 @@ class Worker:
         clock.first_step_began = self._pipeline.first_step_began
         self._pipeline.decode_to(partial(self._write, job, clock), latents)
 
-    def _write(self, job: ipc.Run, clock: JobClock, pieces: Frames, tiled: bool) -> None:
+    def _write(self, job: ipc.Run, clock: JobClock, pieces: Pieces, tiled: bool) -> None:
         def on_end(error: Exception | None) -> None:
             self._on_clip_end(job, clock, tiled, error)
 

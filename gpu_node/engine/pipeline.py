@@ -193,7 +193,7 @@ class VideoPipeline:
     def _note_first_step(self, *_: object) -> None:
         self.first_step_began = self.first_step_began or time.perf_counter()
 
-    def decode(self, latents: torch.Tensor, *, tiled: bool = False) -> vae.Frames:
+    def decode(self, latents: torch.Tensor, *, tiled: bool = False) -> vae.Pieces:
         """Yield frames as they come, in pieces of shape (count, height, width, 3), RGB: 9, then 8 at a time.
 
         The pieces together are bit by bit what the VAE's `decode` gives. In tiles, for want of memory, all frames
@@ -202,7 +202,7 @@ class VideoPipeline:
         scaled = 1 / self._pipe.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4)
         yield from vae.decode(self._pipe.vae, scaled, tiled=tiled or self.decodes_in_tiles)
 
-    def decode_to(self, take: Callable[[vae.Frames, bool], object], latents: torch.Tensor) -> bool:
+    def decode_to(self, take: Callable[[vae.Pieces, bool], object], latents: torch.Tensor) -> bool:
         """Let `take` have the frames, of tiles from anew if memory runs out; tell it, and return, whether they are."""
         try:
             take(self.decode(latents), self.decodes_in_tiles)

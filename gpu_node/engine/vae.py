@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-Frames: TypeAlias = Iterator[NDArray[np.uint8]]
+Pieces: TypeAlias = Iterator[NDArray[np.uint8]]
 FEW_CHANNELS = 64
 
 
@@ -34,7 +34,7 @@ def set_up(vae: AutoencoderKLCogVideoX, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKLCogVideoX, latents: torch.Tensor, *, tiled: bool) -> Frames:
+def decode(vae: AutoencoderKLCogVideoX, latents: torch.Tensor, *, tiled: bool) -> Pieces:
     """(1, channels, frames, height, width) of latents → pieces, (count, height, width, 3), RGB; of tiles only one."""
     if tiled:
         before, vae.use_tiling = vae.use_tiling, True
