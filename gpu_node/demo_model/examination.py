@@ -129,11 +129,7 @@ def real_clips(count: int, *, seed: int = 99, frames: int = FRAMES) -> Iterator[
 
 
 def made_clips(
-    pipe: CogVideoXPipeline,
-    wanted: list[Combination],
-    *,
-    first_seed: int = FIRST_SEED,
-    frames: int = FRAMES,
+    pipe: CogVideoXPipeline, wanted: list[Combination], *, first_seed: int = FIRST_SEED, frames: int = FRAMES
 ) -> Iterator[tuple[Combination, Tensor]]:
     """Make one clip of each combination, with seeds counted from `first_seed`."""
     for start in range(0, len(wanted), PART):

@@ -76,10 +76,7 @@ def _place_at(scene: Scenes, offset: int) -> tuple[Tensor, Tensor]:
     """Return the object's coordinates of every cell, (n, l, 12, 18, 2), and its radius, (n, l, 1, 1)."""
     frames = (torch.arange(0, scene.centre.shape[1], GROUP) + offset).clamp(min=0)
     chosen = replace(
-        scene,
-        centre=scene.centre[:, frames],
-        radius=scene.radius[:, frames],
-        angle=scene.angle[:, frames],
+        scene, centre=scene.centre[:, frames], radius=scene.radius[:, frames], angle=scene.angle[:, frames]
     )
     return object_coordinates(chosen, pixel_grid(step=CELL)), chosen.radius[:, :, None, None]
 

@@ -10,11 +10,7 @@ from typing import TypeAlias
 
 import psutil
 import torch
-from diffusers import (
-    CogVideoXDDIMScheduler,
-    CogVideoXImageToVideoPipeline,
-    CogVideoXPipeline,
-)
+from diffusers import CogVideoXDDIMScheduler, CogVideoXImageToVideoPipeline, CogVideoXPipeline
 from diffusers.utils import logging as diffusers_logging
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging

@@ -197,7 +197,4 @@ def _optimisers(half: nn.Module) -> list[torch.optim.Optimizer]:
     large = [value for value in half.parameters() if value.ndim == 5 and value[0].numel() >= 128]
     kept = {id(value) for value in large}
     rest = [value for value in half.parameters() if id(value) not in kept]
-    return [
-        muon(large, lr=0.01),
-        torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
+    return [muon(large, lr=0.01), torch.optim.AdamW(rest, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)]
