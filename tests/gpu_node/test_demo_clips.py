@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from benchmarks.demo_model import ATTRIBUTES, judge, prompts, real_clips
+from benchmarks.demo_scorer import look
 from gpu_node.demo_model import architecture, latents, vocabulary
-from gpu_node.demo_model.examination import ATTRIBUTES, judge, prompts, real_clips
 from gpu_node.demo_model.renderer import FRAMES, HEIGHT, WIDTH, background_pictures, draw, scenes
-from gpu_node.demo_model.scoring import look
 from gpu_node.demo_model.vocabulary import (
     Combination,
     combinations,

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5Tokenizer
 
+from benchmarks.demo_scorer import Seen, look
 from gpu_node.demo_model import vocabulary
 from gpu_node.demo_model.architecture import TRAINED
-from gpu_node.demo_model.scoring import Seen, look
 from tests.gpu_node.client import Client, frames_of
 from tests.node_process import NodeProcess
 

@@ -57,7 +57,7 @@ def main() -> int:
         return 0
     weights = options.folder / "weights"
     export(checkpoints=options.folder, to=weights, start=options.start)
-    command = f"python -m gpu_node.demo_model.examination --model {weights}"
+    command = f"python -m benchmarks.demo_model --model {weights}"
     log.info("the weights are in %s; %s examines them", weights, command)
     return 0
 

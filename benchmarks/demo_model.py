@@ -1,4 +1,4 @@
-"""`python -m gpu_node.demo_model.examination`: how well a model draws what it is asked for, beside the bars.
+"""`python -m benchmarks.demo_model`: how well a model draws what it is asked for, beside the bars.
 
 It makes clips of combinations that training never saw, and the scorer says what they show. With --contact-sheet
 FILE.jpg the first twelve of those clips become a picture instead, none left out.
@@ -21,10 +21,10 @@ from diffusers import CogVideoXPipeline
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from benchmarks.demo_scorer import look
 from gpu_node.demo_model import latents
 from gpu_node.demo_model.architecture import TRAINED
 from gpu_node.demo_model.renderer import FRAMES, HEIGHT, WIDTH, draw, scenes
-from gpu_node.demo_model.scoring import look
 from gpu_node.demo_model.vocabulary import MAX_TOKENS, Combination, combinations, held_out_combinations
 from gpu_node.engine.vae import flatten_small_convolutions
 
@@ -56,7 +56,7 @@ def judge(wanted: Combination, clip: Tensor) -> Counter[str]:
 
 def main() -> None:
     """Print the table, or write the contact sheet; the same weights give the same figures, times excepted."""
-    parser = argparse.ArgumentParser(prog="python -m gpu_node.demo_model.examination")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_model")
     parser.add_argument(
         "--model", type=Path, default=TRAINED, help="a folder in the layout of save_pretrained"
     )
