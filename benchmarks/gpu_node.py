@@ -111,7 +111,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--compile-backend", default="inductor")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    is_there = arguments.model == "5B" and is_downloaded(DEFAULT)
+    is_there = arguments.model == "5B" and is_downloaded(DEFAULT.hub_id, DEFAULT.revision)
     arguments.weights = arguments.weights or (DEFAULT.hub_id if is_there else RANDOM)
     arguments.out = arguments.out or Path(".data/bench/gpu_node") / arguments.model
     arguments.report = arguments.report or (PAGE if arguments.model == "5B" else arguments.out / "report.md")

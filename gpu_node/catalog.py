@@ -19,6 +19,12 @@ VAE_GB = 0.43
 TEXT_TOKENS = 226
 SPARE_GB = 1.0  # what CUDA's allocator cannot use, and room that kernels work in
 
+# LICENSE in the repositories of all but the 2B.
+COGVIDEOX_LICENSE = (
+    "CogVideoX License: research is free; commercial use takes a free registration at open.bigmodel.cn/mla/form, "
+    "and another agreement beyond a million visits a month"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Traits:
@@ -53,11 +59,13 @@ class Traits:
     guidance_scale: float = 6.0  # of all published models (their cards)
     dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
     revision: str = "main"  # of the hub's repository: a commit, where one is known
+    license: str = COGVIDEOX_LICENSE
+    text_encoder_bits: int = 16  # as published; it is loaded in 16
 
     @property
     def download_gb(self) -> float:
-        """All files of the model, in 16 bits as they are published."""
-        return round(self.transformer_gb + TEXT_ENCODER_GB + VAE_GB, 1)
+        """All files of the model."""
+        return round(self.transformer_gb + TEXT_ENCODER_GB * self.text_encoder_bits / 16 + VAE_GB, 1)
 
 
 _FIFTEEN = Traits(
@@ -71,6 +79,8 @@ _FIFTEEN = Traits(
     frames=81,
     frame_unit=16,
     fps=16,
+    revision="fdc5267c90b5c06492985b966e43aae984e189e0",
+    text_encoder_bits=32,
 )
 PUBLISHED = (
     Traits(
@@ -89,10 +99,22 @@ PUBLISHED = (
         channels=1920,
         dtypes=("float16", "bfloat16", "float32"),
         revision="1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01",
+        license="Apache-2.0, also for commercial use",
     ),
-    Traits(name="CogVideoX-5B-I2V", hub_id="THUDM/CogVideoX-5b-I2V", takes_image=True),
+    Traits(
+        name="CogVideoX-5B-I2V",
+        hub_id="THUDM/CogVideoX-5b-I2V",
+        takes_image=True,
+        revision="a6f0f4858a8395e7429d82493864ce92bf73af11",
+    ),
     _FIFTEEN,
-    replace(_FIFTEEN, name="CogVideoX1.5-5B-I2V", hub_id="THUDM/CogVideoX1.5-5B-I2V", takes_image=True),
+    replace(
+        _FIFTEEN,
+        name="CogVideoX1.5-5B-I2V",
+        hub_id="THUDM/CogVideoX1.5-5B-I2V",
+        takes_image=True,
+        revision="46c90528707aebbe69066390b4fe7e7d24c9c2a4",
+    ),
 )
 DEFAULT = PUBLISHED[0]
 

@@ -5,21 +5,26 @@ It downloads nothing. It runs in a process of its own that imports torch, which 
 
 import importlib.metadata
 import os
+import re
 import shutil
 import sys
+import sysconfig
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub import constants, try_to_load_from_cache
 
 from gpu_node import catalog
 from gpu_node.catalog import GB, PROFILES, Profile, Traits
+from gpu_node.engine.download import INDEX, missing_parts
 from gpu_node.engine.quantization import FP8_CAPABILITY
 from gpu_node.settings import EMBEDDED, BadConfiguration, NodeSettings, load_settings
 
 FITS, DOES_NOT_FIT, BAD_CONFIGURATION = 0, 1, 2
+DRIVER, MEMORY = Path("/proc/driver/nvidia/version"), Path("/proc/meminfo")
+# By CUDA's major version: docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html
+OLDEST_DRIVERS = {"11": 450, "12": 525, "13": 580}
 
 
 @dataclass(frozen=True)
@@ -63,12 +68,12 @@ def _least_gb(traits: Traits, profile: Profile) -> float:
     return catalog.peak_gb(traits, profile, text_on_gpu=False, tiled=True)
 
 
-def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
+def disk_verdict(traits: Traits, model: str, revision: str) -> tuple[bool, str]:
     """Return whether the weights are there, or fit where they would be kept, and for people where."""
     if Path(model).is_dir():
         return _folder_verdict(Path(model))
     cache = Path(constants.HF_HUB_CACHE)
-    if is_downloaded(traits):
+    if is_downloaded(model, revision):
         return True, f"downloaded already, in {cache}"
     nearest = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
     free = shutil.disk_usage(nearest).free / GB
@@ -76,16 +81,45 @@ def disk_verdict(traits: Traits, model: str) -> tuple[bool, str]:
     return free > traits.download_gb + 1, text
 
 
-def is_downloaded(traits: Traits) -> bool:
-    """Return True when the published weights are on this machine."""
-    folder = repo_folder_name(repo_id=traits.hub_id, repo_type="model")
-    return any(Path(constants.HF_HUB_CACHE, folder).glob("snapshots/*/model_index.json"))
+def is_downloaded(model: str, revision: str) -> bool:
+    """Return True when all files of the published model are on this machine, at this revision."""
+    index = try_to_load_from_cache(catalog.hub_id(model), INDEX, revision=revision)
+    return isinstance(index, str) and not missing_parts(Path(index).parent)
 
 
 def _folder_verdict(folder: Path) -> tuple[bool, str]:
-    if not (folder / "model_index.json").is_file():
-        return False, f"the folder {folder} has no model_index.json, so it is no model"
+    if missing := missing_parts(folder):
+        return False, f"the folder {folder} is no whole model: files are missing of {', '.join(missing)}"
     return True, f"a folder on this machine: {folder}"
+
+
+def why_no_gpu() -> str:
+    """Say why torch sees no GPU, and what it needs."""
+    cuda = torch.version.cuda
+    if cuda is None:
+        return "this torch is built without CUDA"
+    oldest = OLDEST_DRIVERS.get(cuda.partition(".")[0], 0)
+    found = re.search(r"Module.*?\s(\d+)\.\d", DRIVER.read_text()) if DRIVER.is_file() else None
+    if found and int(found[1]) >= oldest:
+        return f"torch sees none, though the NVIDIA driver {found[1]} is loaded"
+    return (
+        f"the NVIDIA driver is {found[1] if found else 'not loaded'}, and this torch, built for CUDA {cuda}, needs "
+        f"{oldest} or newer. Update the driver, or install a torch for an older CUDA (download.pytorch.org)"
+    )
+
+
+def _machine_verdict(traits: Traits, settings: NodeSettings) -> tuple[bool, list[str]]:
+    """Return whether memory suffices for loading, and whether Triton can compile if it must."""
+    kilobytes = re.findall(r"^(?:MemAvailable|SwapFree): +(\d+) kB", MEMORY.read_text(), re.MULTILINE)
+    free = sum(map(int, kilobytes)) * 1024 / GB
+    needed = traits.transformer_gb + catalog.TEXT_ENCODER_GB + catalog.VAE_GB  # all parts, in 16 bits
+    has_compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    has_headers = Path(sysconfig.get_path("include"), "Python.h").is_file()
+    missing = " and ".join(["gcc"] * (not has_compiler) + ["python3-dev"] * (not has_headers))
+    words = f"loading takes about {needed:.0f} GB, and {free:.0f} GB are free, swap included"
+    compiles = f"no: {missing} missing; slower, the same clips" if missing else "yes"
+    lines = [f"RAM: {'yes' if free > needed else 'no'}: {words}", f"compiling: {compiles}"]
+    return free > needed and not (missing and settings.compile == "on"), lines
 
 
 def report(settings: NodeSettings, found: list[Card]) -> tuple[bool, list[str]]:
@@ -99,10 +133,12 @@ def report(settings: NodeSettings, found: list[Card]) -> tuple[bool, list[str]]:
         return works, [*lines, f"{model}: {text}"]
     length = f"{traits.frames} frames of {traits.width}x{traits.height}"
     lines.append(f"{traits.name}: {length}" + (", from a picture" if traits.takes_image else ""))
-    disk_ok, text = disk_verdict(traits, model)
+    lines.append(f"license of the weights: {traits.license}")
+    disk_ok, text = disk_verdict(traits, model, settings.known_revision)
     lines.append(f"disk: {'yes' if disk_ok else 'no'}: {text}")
+    machine_ok, about_machine = _machine_verdict(traits, settings)
     works, about_cards = _cards_verdict(traits, settings, found)
-    return works and disk_ok, [*lines, *about_cards]
+    return works and disk_ok and machine_ok, [*lines, *about_machine, *about_cards]
 
 
 def _unknown_verdict(model: str) -> tuple[bool, str]:
@@ -128,8 +164,7 @@ def _cards_verdict(traits: Traits, settings: NodeSettings, found: list[Card]) ->
         for profile in profiles
     }
     if not found:
-        why = "torch sees no CUDA GPU" if torch.version.cuda else "this torch is built without CUDA"
-        lines = [f"GPU: no: {why}. What a card needs:"]
+        lines = [f"GPU: no: {why_no_gpu()}. What a card needs:"]
         for profile in profiles:
             saves = profile.saves_memory
             best = catalog.peak_gb(traits, profile, text_on_gpu=not saves, tiled=saves)

@@ -69,6 +69,13 @@ class Ready(Message):
     paces: list[Pace] = []
 
 
+class Loading(Message):
+    """The model is on its way; `detail` says how far, for people."""
+
+    kind: Literal["loading"] = "loading"
+    detail: str
+
+
 class LoadFailed(Message):
     """The model could not be loaded; `permanent` when trying again is no use."""
 
@@ -126,7 +133,9 @@ class Failed(Message):
 
 
 Command = Annotated[Run | Cancel, Field(discriminator="kind")]
-Event = Annotated[Ready | LoadFailed | Started | Step | Done | Stopped | Failed, Field(discriminator="kind")]
+Event = Annotated[
+    Loading | Ready | LoadFailed | Started | Step | Done | Stopped | Failed, Field(discriminator="kind")
+]
 COMMANDS: TypeAdapter[Command] = TypeAdapter(Command)
 EVENTS: TypeAdapter[Event] = TypeAdapter(Event)
 

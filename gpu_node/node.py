@@ -130,6 +130,7 @@ class Node:
         return {
             "status": self.status,
             "reason": self.reason,
+            "detail": self.reason or self.worker.detail,
             "backend": self.settings.backend,
             "model": self.settings.model_name,
             "device": ready.device if ready else None,

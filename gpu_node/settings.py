@@ -62,6 +62,13 @@ class EngineOptions(BaseModel):
         return catalog.find(self.model) or catalog.DEFAULT
 
     @property
+    def known_revision(self) -> str:
+        """The commit or branch that is set, else the catalogue's: of other repositories the newest."""
+        owner = catalog.hub_id(self.model).partition("/")[0]
+        known = catalog.find(self.model) if owner in ("THUDM", "zai-org") else None
+        return self.revision or (known.revision if known else "main")
+
+    @property
     def levers(self) -> Profile:
         """The profile, with what GPU_NODE_QUANTIZATION, GPU_NODE_STEP_CACHE and GPU_NODE_DTYPE change in it."""
         profile = PROFILES[self.profile]

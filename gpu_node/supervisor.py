@@ -42,6 +42,7 @@ class WorkerSupervisor:
         self._kill_reason: str | None = None
         self.state: State = "starting"
         self.reason: str | None = None
+        self.detail: str | None = None  # how far the model is while it starts
         self.ready: ipc.Ready | None = None  # the report of the last worker that loaded the model
         self.memory: ipc.Memory | None = None
         self.restarts = 0
@@ -129,11 +130,14 @@ class WorkerSupervisor:
         self._on_exit(await process.wait())
 
     def _on_event(self, event: ipc.Event) -> None:
+        if isinstance(event, ipc.Loading):
+            self.state, self.reason, self.detail = "starting", None, event.detail
+            return
         if isinstance(event, ipc.Ready):
             log.info("%s is ready on %s", self._settings.backend, event.device)
             self.ready, self.memory = event, event.memory
             self.estimates.begin_with(event.paces)
-            self.state, self.reason = "ready", None
+            self.state, self.reason, self.detail = "ready", None, None
             self._failed_loads = 0
             return
         if isinstance(event, ipc.LoadFailed):

@@ -231,7 +231,7 @@ def main() -> int:
     os.dup2(2, 1)  # events alone go to standard output: whatever a library prints goes to standard error
     inbox = ipc.Inbox(sys.stdin.buffer)
     try:
-        pipeline = VideoPipeline.load(options)
+        pipeline = VideoPipeline.load(options, report=lambda detail: outbox.send(ipc.Loading(detail=detail)))
     except Exception as error:
         log.exception("the model cannot be loaded")
         outbox.send(_load_failure(options.model, error))

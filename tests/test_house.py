@@ -71,7 +71,9 @@ def test_every_folder_with_modules_is_on_the_map() -> None:
     assert set(rows_of_the_map()) == folders
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "deploy/README.md", *DOCUMENTS])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CHANGELOG.md", "deploy/README.md", "docs/gpu-node.md", *DOCUMENTS]
+)
 def test_links_of_a_document_lead_somewhere(document: str) -> None:
     file = REPOSITORY / document
     links = re.findall(r"\]\(([^)#]+)\)", file.read_text())

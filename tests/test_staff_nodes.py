@@ -31,6 +31,7 @@ from generation.models import (
     Preset,
     Report,
 )
+from generation.nodes import protocol
 from generation.staff import jobs, nodes, stats
 from telegram_bot.models import CreditPack
 from tests.other_servers import OtherServers
@@ -158,6 +159,19 @@ class TestSwitches:
         assert node.set_aside_at is None
         html = signed_in(operator.user).get(page("generation_gpunode_change", node.pk)).content.decode()
         assert "gets jobs" in html
+
+
+def test_how_far_a_node_is_with_its_download_is_on_its_page(admin: Client, node: GpuNode) -> None:
+    said = {
+        "status": "starting",
+        "reason": None,
+        "detail": "downloading 3.4 of 21.1 GB",
+        "model": "CogVideoX-5B",
+    }
+    node_health.record_health(node, protocol.node_health(said, "videos"))
+
+    text = admin.get(page("generation_gpunode_change", node.pk)).content.decode()
+    assert "downloading 3.4 of 21.1 GB" in text
 
 
 class TestWhatItCosts:

@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 from gpu_node import catalog
 from gpu_node.catalog import GB, Placement, Traits
 from gpu_node.demo_model.architecture import model_folder
-from gpu_node.engine import attention, quantization, speed, vae
+from gpu_node.engine import attention, download, quantization, speed, vae
+from gpu_node.engine.download import Report
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
 
@@ -47,7 +48,9 @@ class Loaded:
     setup: dict[str, str | bool]
 
 
-def load(options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> Loaded:
+def load(
+    options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND, report: Report = log.info
+) -> Loaded:
     """Load `tiny`, a published model by name, a hub id or a folder, and set up its profile.
 
     Raises ModelUnavailable where trying again is no use; OSError or MemoryError where it may be of some.
@@ -60,7 +63,7 @@ def load(options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> L
     transformers_logging.disable_progress_bar()
     if device.type == "cpu":
         torch.set_num_threads(1 if options.model in EMBEDDED else torch.get_num_threads())
-    pipe = _from_disk(options, dtype)
+    pipe = _from_disk(options, dtype, report)
     return set_up(pipe, options, place, device, dtype, compile_backend=compile_backend)
 
 
@@ -97,6 +100,9 @@ def set_up(
         "quantization": levers.quantization,
         "step_cache": levers.step_cache,
     }
+    folder = Path(pipe.name_or_path or "")  # none of one with random weights
+    if folder.parent.name == "snapshots":  # as the hub's cache keeps them
+        setup["revision"] = folder.name
     log.info("set up: %s", ", ".join(f"{name} {value}" for name, value in setup.items()))
     return Loaded(pipe=pipe, embed=embed, traits=traits, device=device, tiled=place.tiled, setup=setup)
 
@@ -109,7 +115,9 @@ def _choose_device(options: EngineOptions) -> torch.device:
     if wanted == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ModelUnavailable(f"{shown_name(options.model)} needs a CUDA GPU, and this process sees none.")
+        raise ModelUnavailable(
+            f"{shown_name(options.model)} needs a CUDA GPU, and sees none: --check says why."
+        )
     device = torch.device(wanted if ":" in wanted else "cuda:0")
     if device.index >= torch.cuda.device_count():
         raise ModelUnavailable(
@@ -150,25 +158,22 @@ def _choose_placement(options: EngineOptions, device: torch.device) -> Placement
     return found
 
 
-def _from_disk(options: EngineOptions, dtype: torch.dtype) -> AnyPipeline:
-    """Load the pipeline onto the CPU, of the class that its model_index.json names."""
-    source, shown = options.model, shown_name(options.model)
-    folder = Path(source)
-    # A folder is local and complete, or it will not become so by trying again.
-    if (folder.is_dir() or folder.is_absolute()) and not (folder / "model_index.json").is_file():
-        raise ModelUnavailable(f"{shown} cannot be loaded: the folder has no model_index.json.")
-    if source in EMBEDDED:
+def _from_disk(options: EngineOptions, dtype: torch.dtype, report: Report) -> AnyPipeline:
+    """Load the pipeline onto the CPU, of the class that its model_index.json names; download it if need be."""
+    shown, folder = shown_name(options.model), Path(options.model)
+    if options.model in EMBEDDED:
         assert options.cache_dir is not None
-        source = str(model_folder(source, options.cache_dir))
-    known = catalog.find(options.model)
-    revision = options.revision or (known.revision if known else "main")
-    name = CogVideoXPipeline.load_config(source, revision=revision)["_class_name"]
+        folder = Path(model_folder(options.model, options.cache_dir))
+    elif not (folder.is_dir() or folder.is_absolute()):
+        folder = download.fetch(options.model, options.known_revision, report)
+    report("loading the model")
+    if missing := download.missing_parts(folder):
+        raise ModelUnavailable(f"{shown} cannot be loaded: files are missing of {', '.join(missing)}.")
+    name = CogVideoXPipeline.load_config(folder)["_class_name"]
     classes = {kind.__name__: kind for kind in (CogVideoXPipeline, CogVideoXImageToVideoPipeline)}
     if name not in classes:
         raise ModelUnavailable(f"{shown} is a {name}, not one of {', '.join(classes)}.")
-    pipe: AnyPipeline = classes[name].from_pretrained(
-        source, dtype=dtype, revision=revision, use_safetensors=True
-    )
+    pipe: AnyPipeline = classes[name].from_pretrained(str(folder), dtype=dtype, use_safetensors=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from torch._dynamo.exc import TorchDynamoException
 
 from gpu_node.engine import vae
+from gpu_node.engine.download import Report
 from gpu_node.engine.errors import ModelUnavailable, UnusableResult, is_out_of_memory, poisons_process
 from gpu_node.engine.loading import COMPILE_BACKEND, Loaded, fresh_scheduler, load
 from gpu_node.engine.speed import new_shapes_compile
@@ -48,10 +49,12 @@ class VideoPipeline:
         loaded.pipe.transformer.register_forward_pre_hook(self._note_first_step)
 
     @classmethod
-    def load(cls, options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND) -> "VideoPipeline":
-        """Load, warm up and measure. Raises what `load` raises."""
+    def load(
+        cls, options: EngineOptions, *, compile_backend: str = COMPILE_BACKEND, report: Report = log.info
+    ) -> "VideoPipeline":
+        """Load, warm up and measure; `report` is told how far it is. Raises what `load` raises."""
         try:
-            loaded = load(options, compile_backend=compile_backend)
+            loaded = load(options, compile_backend=compile_backend, report=report)
             pipeline = cls(loaded, lower_case=options.model in EMBEDDED)
             pipeline.warm_up(options)
         except Exception as error:

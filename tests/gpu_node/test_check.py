@@ -1,5 +1,6 @@
 """`python -m gpu_node --check`: what an operator is told before anything is downloaded."""
 
+import json
 import os
 import subprocess
 import sys
@@ -119,20 +120,153 @@ def test_other_names_are_left_as_they_are(name: str) -> None:
 def test_a_folder_is_no_download(tmp_path: Path) -> None:
     folder = tmp_path / "CogVideoX-5b"
     folder.mkdir()
-    assert check.disk_verdict(catalog.DEFAULT, str(folder))[0] is False, "an empty one is no model"
-    (folder / "model_index.json").write_text("{}")
+    assert disk_verdict(str(folder))[0] is False, "an empty one is no model"
+    write_model(folder)
 
-    assert check.disk_verdict(catalog.DEFAULT, str(folder)) == (True, f"a folder on this machine: {folder}")
+    assert disk_verdict(str(folder)) == (True, f"a folder on this machine: {folder}")
+
+    (folder / SHARDS[1]).unlink()
+    assert disk_verdict(str(folder))[1].endswith("files are missing of text_encoder")
 
 
-def test_weights_that_are_there_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def disk_verdict(model: str = "5B", **given: str) -> tuple[bool, str]:
+    return check.disk_verdict(catalog.DEFAULT, model, settings(model=model, **given).known_revision)
+
+
+SHARDS = ["text_encoder/model-00001-of-00002.safetensors", "text_encoder/model-00002-of-00002.safetensors"]
+# As CogVideoX-5B is published, without what its files hold.
+MODEL_FILES = [
+    "model_index.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.safetensors.index.json",
+    *SHARDS,
+    "tokenizer/tokenizer_config.json",
+    "tokenizer/spiece.model",
+    "transformer/config.json",
+    "transformer/diffusion_pytorch_model.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+
+
+def write_model(folder: Path) -> None:
+    texts = {
+        MODEL_FILES[0]: json.dumps(
+            {"_class_name": "CogVideoXPipeline"}
+            | {name.split("/")[0]: ["a", "b"] for name in MODEL_FILES[1:]}
+        ),
+        MODEL_FILES[3]: json.dumps({"weight_map": {name: Path(name).name for name in SHARDS}}),
+    }
+    for name in MODEL_FILES:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(texts.get(name, "{}"))
+
+
+@pytest.mark.parametrize("broken", [None, *MODEL_FILES])
+def test_weights_that_are_there_are_seen_unless_a_file_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str | None
+) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert "to download" in check.disk_verdict(catalog.DEFAULT, "5B")[1]
-    snapshot = tmp_path / "models--THUDM--CogVideoX-5b" / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text("{}")
+    repository = tmp_path / "models--THUDM--CogVideoX-5b"
+    write_model(repository / "snapshots" / catalog.DEFAULT.revision)
+    if (
+        broken is not None
+    ):  # stopped halfway: the file has no name in the snapshot, or one that leads to nothing
+        file = repository / "snapshots" / catalog.DEFAULT.revision / broken
+        file.unlink()
+        file.symlink_to(tmp_path / "blobs" / "x")
+        (tmp_path / "blobs").mkdir()
+        (tmp_path / "blobs" / "x.incomplete").touch()
+        assert "to download" in disk_verdict()[1]
+        return
 
-    assert check.disk_verdict(catalog.DEFAULT, "5B") == (True, f"downloaded already, in {tmp_path}")
+    assert disk_verdict() == (True, f"downloaded already, in {tmp_path}")
+    assert "to download" in disk_verdict(revision="main")[1], "another revision is another download"
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(catalog.DEFAULT.revision)
+    assert disk_verdict(revision="main")[0]
+
+
+MEMORY = "MemTotal: 70000000 kB\nMemFree: 1000 kB\nMemAvailable: {} kB\nSwapFree: 1000000 kB\n"
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with memory enough, a C compiler and no NVIDIA driver."""
+    folder = tmp_path_factory.mktemp("machine")
+    (folder / "meminfo").write_text(MEMORY.format(60_000_000))
+    (folder / "Python.h").touch()
+    monkeypatch.setattr(check, "MEMORY", folder / "meminfo")
+    monkeypatch.setattr(check, "DRIVER", folder / "driver")
+    monkeypatch.setattr(check.sysconfig, "get_path", lambda _: str(folder))
+    monkeypatch.setenv("CC", "cc")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n",
+            "the NVIDIA driver is 550, and this torch, built for CUDA 13.0, needs 580 or newer. Update the driver, or",
+        ),
+        ("", "the NVIDIA driver is not loaded, and this torch, built for CUDA 13.0, needs 580 or newer"),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n",
+            "torch sees none, though the NVIDIA driver 580 is loaded",
+        ),
+    ],
+)
+def test_a_driver_that_is_too_old_for_torch_is_told(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, driver: str, words: str
+) -> None:
+    monkeypatch.setattr(check.torch.version, "cuda", "13.0")
+    if driver:
+        (machine / "driver").write_text(driver)
+
+    works, lines = check.report(settings(), [])
+
+    assert not works
+    assert f"GPU: no: {words}" in "\n".join(lines)
+
+
+def test_what_the_machine_lacks_is_told(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "disk_verdict", lambda *_: (True, "plenty"))
+    assert check.report(settings(), [H200])[0]
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr(check.shutil, "which", lambda _: None)
+    (machine / "Python.h").unlink()
+    works, lines = check.report(settings(), [H200])
+    assert works, "it runs uncompiled"
+    assert "compiling: no: gcc and python3-dev missing; slower, the same clips" in lines
+    assert not check.report(settings(compile="on"), [H200])[0]
+
+    (machine / "meminfo").write_text(MEMORY.format(10_000_000))
+    works, lines = check.report(settings(), [H200])
+    assert not works
+    assert "RAM: no: loading takes about 21 GB, and 11 GB are free, swap included" in lines
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (
+            "5B",
+            "license of the weights: CogVideoX License: research is free; commercial use takes a free registration",
+        ),
+        ("1.5-5B-I2V", "license of the weights: CogVideoX License"),
+        ("2B", "license of the weights: Apache-2.0"),
+    ],
+)
+def test_the_license_of_the_weights_is_told(model: str, words: str) -> None:
+    assert any(line.startswith(words) for line in check.report(settings(model=model), [H200])[1])
+
+
+def test_the_size_of_the_download_is_that_of_the_files() -> None:
+    sizes = {traits.name: round(traits.download_gb) for traits in catalog.PUBLISHED}
+    assert sizes["CogVideoX-5B"] == 21
+    assert sizes["CogVideoX1.5-5B"] == 31, "its text encoder has 32 bits"
 
 
 def settings(**given: str) -> NodeSettings:
@@ -144,7 +278,7 @@ def test_the_report_names_the_card_and_marks_the_profile_that_is_set() -> None:
 
     assert any("RTX 4090, 25 GB, 25 GB free, compute capability 8.9" in line for line in lines)
     assert [line for line in lines if line.startswith("  * exact  yes")]
-    assert works is check.disk_verdict(catalog.DEFAULT, "5B")[0]
+    assert works is disk_verdict()[0]
 
 
 def test_it_is_about_the_card_and_the_levers_that_are_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +320,8 @@ def test_without_a_gpu_the_command_says_so_and_exits_with_1(tmp_path: Path) -> N
 
     assert result.returncode == 1, result.stderr
     assert "CogVideoX-5B: 49 frames of 720x480" in result.stdout
+    assert "license of the weights: CogVideoX License" in result.stdout
+    assert "RAM: " in result.stdout
     assert "GPU: no: t" in result.stdout, "torch sees none, or is built without CUDA"
     assert "  * exact  16 GB at least, 32 GB for full speed" in result.stdout
     assert result.stdout.endswith("It will not run as it is set up.\n")
@@ -198,22 +334,23 @@ def test_without_a_gpu_the_command_says_so_and_exits_with_1(tmp_path: Path) -> N
         ("THUDM/CogVideoX-5b", "", "8d6ea3f817438460b25595a120f109b88d5fdfad"),
         ("2b", "", "1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01"),
         ("THUDM/CogVideoX-5b", "main", "main"),
+        ("CogVideoX-5B-I2V", "", "a6f0f4858a8395e7429d82493864ce92bf73af11"),
+        ("zai-org/CogVideoX1.5-5B", "", "fdc5267c90b5c06492985b966e43aae984e189e0"),
+        ("1.5-5B-I2V", "", "46c90528707aebbe69066390b4fe7e7d24c9c2a4"),
         ("another/model", "", "main"),
+        ("another/CogVideoX-5b", "", "main"),
     ],
 )
-def test_weights_are_of_a_known_commit_and_no_pickles(
+def test_weights_are_of_a_known_commit(
     monkeypatch: pytest.MonkeyPatch, model: str, set_to: str, expected: str
 ) -> None:
-    asked: list[dict[str, object]] = []
+    asked: list[str] = []
 
-    def remember(source: str, **options: object) -> object:
-        asked.append({"source": source} | options)
+    def remember(model: str, revision: str, _: object) -> object:
+        asked.append(revision)
         raise OSError("there is no network here")
 
-    pipeline = loading.CogVideoXPipeline
-    monkeypatch.setattr(pipeline, "load_config", lambda source, **_: {"_class_name": "CogVideoXPipeline"})
-    monkeypatch.setattr(pipeline, "from_pretrained", remember)
-    options = EngineOptions(model=catalog.hub_id(model), revision=set_to)
+    monkeypatch.setattr(loading.download, "fetch", remember)
     with pytest.raises(OSError, match="no network"):
-        loading._from_disk(options, loading.torch.float32)
-    assert (asked[0]["revision"], asked[0]["use_safetensors"]) == (expected, True)
+        loading.load(EngineOptions(model=catalog.hub_id(model), revision=set_to, device="cpu"))
+    assert asked == [expected]

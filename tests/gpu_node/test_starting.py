@@ -199,6 +199,7 @@ def test_health_tells_what_the_node_is(client: Client) -> None:
     assert health == {
         "status": "ready",
         "reason": None,
+        "detail": None,
         "backend": "CogVideoX-tiny-random",
         "model": "tiny-random",
         "profile": "exact",
@@ -322,7 +323,8 @@ def test_a_real_model_without_a_gpu_is_a_clear_failure(tmp_path: Path) -> None:
         health = node.wait_for("failed")
 
         assert health["backend"] == "CogVideoX-5B"
-        assert health["reason"] == "THUDM/CogVideoX-5b needs a CUDA GPU, and this process sees none."
+        assert health["reason"].startswith("THUDM/CogVideoX-5b needs a CUDA GPU, and sees none")
+        assert health["detail"] == health["reason"], "which the platform shows"
         assert client.finish(waiting["id"])["error"]["code"] == "model_unavailable"
         assert client.post("/v1/videos", json={"prompt": "x"}).status_code == 503
         assert client.post("/generate_video", json={"prompt": "x"}).json()["error"] == health["reason"]
