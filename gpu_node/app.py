@@ -9,14 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import FileResponse, JSONResponse, Response
 
 from gpu_node.errors import Code, InvalidRequest, Refusal
-from gpu_node.http import (
-    Gate,
-    handle_errors,
-    idempotency_key,
-    preferred_wait,
-    read_json,
-    read_json_or_form,
-)
+from gpu_node.http import Gate, handle_errors, idempotency_key, preferred_wait, read_json, read_json_or_form
 from gpu_node.metrics import render
 from gpu_node.node import Node
 from gpu_node.queue import Job

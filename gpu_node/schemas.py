@@ -8,14 +8,7 @@ import re
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gpu_node.errors import InvalidRequest
 from gpu_node.settings import NodeSettings
