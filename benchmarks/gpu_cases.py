@@ -8,15 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import CogVideoXPipeline
 from diffusers.utils import logging as diffusers_logging
 
-from benchmarks.gpu_shapes import SHAPES, build, floating_point_operations
+from benchmarks.gpu_shapes import SHAPES, TEXT_TOKENS, build, floating_point_operations
 from gpu_node import ipc
-from gpu_node.catalog import Placement
+from gpu_node.catalog import Placement, StepCache
+from gpu_node.engine import pipeline as pipeline_module
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.engine.loading import set_up
 from gpu_node.engine.pipeline import Prompts, VideoPipeline, memory_of
@@ -33,6 +34,10 @@ SHORT_STEPS = (
     4  # of the clips that go before the one that is measured: the idle time between clips is the same
 )
 
+CACHES = tuple(name for name in get_args(StepCache) if name != "none")
+# The share of steps that is computed, as published for these strengths. Random weights would say something else.
+COMPUTED = {"skip_light": 1 / 1.57, "skip": 1 / 2.07, "skip_strong": 1 / 2.68}
+
 # What the node is told for each way; `stock` does not go through the node at all.
 EXACT: dict[str, Any] = {"profile": "exact"}
 FAST: dict[str, Any] = {"profile": "fast"}
@@ -41,7 +46,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "attention": EXACT | {"compile": "off"},
     "exact": EXACT,
     "fp8": FAST | {"step_cache": "none"},
-    "faster_cache": FAST | {"quantization": "none"},
+    **{cache: FAST | {"quantization": "none", "step_cache": cache} for cache in CACHES},
     "fast": FAST,
     "memory": {"profile": "memory"},
 }
@@ -144,14 +149,17 @@ def _stock(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> d
         text, _ = _timed(lambda: pipe.encode_prompt(PROMPT, "", True, device=device), device)
     frames = ((video[0].float() / 2 + 0.5).clamp(0, 1) * 255).to(torch.uint8).permute(1, 2, 3, 0)
     encode = _encode(frames.cpu().numpy())
-    torch.save(latents.cpu(), _latents_of_stock(case, out))
+    ours = _one_call(pipe, case)
+    pipe.transformer.float()
+    reference = _one_call(pipe, case)
+    torch.save(reference, _one_call_of_stock(case, out))
     return {
         "step": statistics.median(after - before for before, after in itertools.pairwise(moments)),
         "text": text,
         "decode": decode,
         "encode": encode,
         "clip": denoise + decode + encode,
-        "distance": 0.0,
+        "distance": _distance(ours, reference),
     }
 
 
@@ -162,6 +170,8 @@ def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> di
     check_hardware(options.levers.quantization, device)
     place = Placement(text_on_gpu=case.way != "memory", tiled=case.way == "memory", peak_gb=0)
     pipe = _pipeline(case, device, dtype)
+    if case.weights == RANDOM:
+        pipeline_module.mask_of = _fixed_mask  # in this process, which ends with this case
     pipeline = KeepingPipeline(
         set_up(pipe, options, place, device, dtype, compile_backend=case.backend), lower_case=False
     )
@@ -177,6 +187,8 @@ def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> di
     done = _in_a_row(case, pipeline)
     clip, idle = done[-1], [event.idle_seconds for event in done if event.idle_seconds is not None]
     decode, pieces = _timed(lambda: list(pipeline.decode(pipeline.latents)), device)
+    kept = _one_call_of_stock(case, out)
+    reference = torch.load(kept) if kept.exists() else None
     return {
         "step": clip.seconds_per_step,
         "text": text,
@@ -186,7 +198,7 @@ def _node(case: Case, device: torch.device, dtype: torch.dtype, out: Path) -> di
         "clip": clip.seconds_per_step * case.steps + clip.seconds_besides + (clip.idle_seconds or 0),
         "idle": max(idle, default=None),
         "warm_up": warm_up,
-        "distance": _distance(pipeline.latents, _latents_of_stock(case, out)),
+        "distance": _distance(_one_call(pipe, case), reference),
         "setup": pipeline.setup,
     }
 
@@ -244,16 +256,39 @@ def _in_a_row(case: Case, pipeline: VideoPipeline) -> list[ipc.Done]:
     return done
 
 
-def _latents_of_stock(case: Case, out: Path) -> Path:
-    return out / f"{case.preset}.latents.pt"
+def _fixed_mask(_: Any, times: torch.Tensor, __: Any, *, strength: str) -> list[bool]:
+    """As many steps as COMPUTED says, evenly; the first and the last always."""
+    last = len(times) - 1
+    gaps = max(1, round(COMPUTED[strength] * len(times)) - 1)
+    computed = {round(gap * last / gaps) for gap in range(gaps + 1)}
+    return [step in computed for step in range(len(times))]
 
 
-def _distance(latents: torch.Tensor, path: Path) -> float | None:
-    """Relative, of the whole clip's latents; None where stock's are not there."""
-    if not path.exists():
-        return None
-    reference = torch.load(path).float()
-    return float((latents.cpu().float() - reference).norm() / reference.norm())
+def _one_call_of_stock(case: Case, out: Path) -> Path:
+    return out / f"{case.preset}.call.pt"
+
+
+@torch.no_grad()
+def _one_call(pipe: CogVideoXPipeline, case: Case) -> torch.Tensor:
+    """The transformer's result for one step of the clip, float32, on the CPU; the same input for every way."""
+    transformer, shapes, generator = pipe.transformer, SHAPES[case.model], torch.Generator().manual_seed(SEED)
+    weights = next(transformer.parameters())
+    frames, height, width = (case.frames - 1) // 4 + 1, shapes.height // 8, shapes.width // 8
+    latents = torch.randn(2, frames, 16, height, width, generator=generator)
+    text = torch.randn(2, TEXT_TOKENS, transformer.config.text_embed_dim, generator=generator)
+    rotary = pipe._prepare_rotary_positional_embeddings(shapes.height, shapes.width, frames, weights.device)
+    out = transformer(
+        *(states.to(weights.device, weights.dtype) for states in (latents, text)),
+        timestep=torch.tensor([500, 500], device=weights.device),
+        image_rotary_emb=rotary,
+    )
+    result: torch.Tensor = out.sample.float().cpu()
+    return result
+
+
+def _distance(ours: torch.Tensor, reference: torch.Tensor | None) -> float | None:
+    """Relative; None where there is nothing to compare with."""
+    return None if reference is None else float((ours - reference).norm() / reference.norm())
 
 
 def _operations_per_second(device: torch.device, dtype: torch.dtype) -> float:

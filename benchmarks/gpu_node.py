@@ -1,13 +1,14 @@
 """The GPU node's levers side by side with diffusers as it comes, at the real shapes of CogVideoX-5B.
 
     python -m benchmarks.gpu_node               # measure all, then write docs/gpu-performance.md
-    python -m benchmarks.gpu_node --minutes 10  # at most so long: again until it says that all is measured
+    python -m benchmarks.gpu_node --minutes 8.5 --resume  # at most so long: again until it says that all is measured
 
-Each way of making a clip is measured for each preset in a process of its own, in less than ten minutes, and its figures
-are kept: a run that ends, or is cut off, goes on where it was. What fails, or takes longer, is told in the report and
-does not stop the others. Where no weights are there they are random (`benchmarks/gpu_shapes.py`): time does not depend
-on them, except for the step caches that skip by what the model computes, and the distance to the latents of stock
-diffusers then shows that a lever does what it says, not how a picture looks.
+What tells most comes first: of half an hour on a rented GPU nothing is lost. Each way of making a clip is measured for
+each preset in a process of its own, in less than ten minutes, and its figures are kept in --out: with --resume a run
+goes on where the last one ended, or was cut off; without, it begins anew. What fails, or takes longer, is told in the
+report and does not stop the others. Where no weights are there they are random (`benchmarks/gpu_shapes.py`): time does
+not depend on them, except for the steps that are left out, which then are as many as is published. The distance of one
+call of the transformer to stock diffusers in float32 shows that a lever does what it says, not how a picture looks.
 `--model tiny --compile-backend eager` runs all of it on a CPU in some minutes, to try the script itself.
 """
 
@@ -33,6 +34,11 @@ from gpu_node.check import is_downloaded
 COMMAND = [sys.executable, "-m", "benchmarks.gpu_node"]  # measures one case
 LONGEST_CASE = 570.0  # seconds: some machines grant ten minutes to a command
 PAGE = Path("docs/gpu-performance.md")
+# Three commands of less than ten minutes each; the rest follows.
+FIRST = (
+    *(f"quick.{way}" for way in ("stock", "attention", "exact", "fp8", "fast")),
+    *(f"standard.{way}" for way in ("stock", "exact", "fp8", "fast", "skip")),
+)
 TOOK_TOO_LONG = "took too long"
 SOME_FAILED, CASES_LEFT = 1, 3  # exit status
 
@@ -96,8 +102,8 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="5B", choices=SHAPES)
-    parser.add_argument("--ways", default=",".join(WAYS), help="by commas; the first must be stock")
-    parser.add_argument("--presets", default="quick,standard", help="by commas")
+    parser.add_argument("--ways", help="by commas; the first must be stock")
+    parser.add_argument("--presets", help="by commas")
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="of this call; default: until all is done"
     )
@@ -108,6 +114,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--weights", help="a folder, a hub id, or random; default: the 5B's if they are downloaded"
     )
+    parser.add_argument("--resume", action="store_true", help="go on with what is measured already")
     parser.add_argument("--compile-backend", default="inductor")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -120,9 +127,11 @@ def _arguments() -> argparse.Namespace:
 
 def _cases(arguments: argparse.Namespace) -> list[Case]:
     names = [arguments.one] if arguments.one else None
-    names = names or [
-        f"{each}.{way}" for each in arguments.presets.split(",") for way in arguments.ways.split(",")
-    ]
+    if arguments.presets or arguments.ways:
+        presets, ways = arguments.presets or "quick,standard", arguments.ways or ",".join(WAYS)
+        names = names or [f"{preset}.{way}" for preset in presets.split(",") for way in ways.split(",")]
+    everything = (f"{preset}.{way}" for preset in PRESETS[arguments.model] for way in WAYS)
+    names = names or list(dict.fromkeys([*FIRST, *everything]))
     cases = []
     for name in names:
         preset, _, way = name.partition(".")
@@ -141,6 +150,9 @@ def main() -> int:
     if arguments.one is not None:
         run_one(cases[0], out)
         return 0
+    if not arguments.resume:
+        for case in cases:
+            _kept(case, out).unlink(missing_ok=True)
     if arguments.model == "5B" and not torch.cuda.is_available():
         sys.exit("The shapes of the 5B need a CUDA GPU; `--model tiny` runs on a CPU.")
     signal.signal(

@@ -11,7 +11,12 @@ from typing import Literal
 Dtype = Literal["bfloat16", "float16", "float32"]
 ProfileName = Literal["exact", "fast", "memory"]
 Quantization = Literal["none", "fp8", "int8"]
-StepCache = Literal["none", "faster_cache"]
+StepCache = Literal["none", "skip_light", "skip", "skip_strong", "faster_cache"]
+# The names are diffusers', but for `flash_3` and `flash_3_fp8`, which are of the package fa3-fwd.
+AttentionBackend = Literal[
+    "auto", "native", "_native_cudnn", "_native_flash", "flash", "flash_3", "flash_3_fp8", "sage"
+]
+LOSSY_ATTENTION = ("flash_3_fp8", "sage")
 
 GB = 10**9
 TEXT_ENCODER_GB = 9.52  # T5-XXL's encoder in 16 bits
@@ -31,7 +36,7 @@ class Traits:
     """A model as it was made to be used: as published, or as it turned out when it was loaded.
 
     width, height: pixels. frames: the most it was trained for. frame_unit: it makes frame_unit·N + 1. fps: frames a
-    second in the training data. blocks, channels: of the transformer.
+    second in the training data.
     takes_image: makes every clip from a picture. fixed_size: makes no other size; the places of its tokens were learned
     for this one (CogVideoX-5B-I2V), or it knows pictures of no other (tiny). guidance_scale: used where none is asked
     for. dtypes: those in which its pictures are sound, the published one first.
@@ -47,8 +52,7 @@ class Traits:
     denoise_gb: float = 3.04
     decode_gb: float = 9.88
     decode_tiled_gb: float = 2.57
-    blocks: int = 42
-    channels: int = 3072
+    faster_cache_gb: float = 18.35
     width: int = 720
     height: int = 480
     frames: int = 49
@@ -58,6 +62,8 @@ class Traits:
     fixed_size: bool = False
     guidance_scale: float = 6.0  # of all published models (their cards)
     dtypes: tuple[Dtype, ...] = ("bfloat16", "float32")
+    # TeaCache's polynomials (github.com/ali-vilab/TeaCache), by which `step_skip` judges steps.
+    skip_coefficients: tuple[float, ...] = (-1538.80483, 843.202495, -134.363087, 7.97131516, -0.0523162339)
     revision: str = "main"  # of the hub's repository: a commit, where one is known
     license: str = COGVIDEOX_LICENSE
     text_encoder_bits: int = 16  # as published; it is loaded in 16
@@ -74,11 +80,13 @@ _FIFTEEN = Traits(
     denoise_gb=7.74,
     decode_gb=36.29,
     decode_tiled_gb=3.01,
+    faster_cache_gb=44.45,
     width=1360,
     height=768,
     frames=81,
     frame_unit=16,
     fps=16,
+    skip_coefficients=(250.210439, -165.061612, 35.7804877, -0.781551492, 0.0358559703),
     revision="fdc5267c90b5c06492985b966e43aae984e189e0",
     text_encoder_bits=32,
 )
@@ -95,9 +103,9 @@ PUBLISHED = (
         transformer_gb=3.46,
         transformer_8bit_gb=2.13,
         denoise_gb=1.64,
-        blocks=30,
-        channels=1920,
+        faster_cache_gb=8.19,
         dtypes=("float16", "bfloat16", "float32"),
+        skip_coefficients=(-31.0658903, 25.4732368, -5.92380459, 1.75769064, -0.00361568434),
         revision="1137dacfc2c9c012bed6a0793f4ecf2ca8e7ba01",
         license="Apache-2.0, also for commercial use",
     ),
@@ -113,6 +121,7 @@ PUBLISHED = (
         name="CogVideoX1.5-5B-I2V",
         hub_id="THUDM/CogVideoX1.5-5B-I2V",
         takes_image=True,
+        skip_coefficients=(122.842302, -104.088754, 26.2981677, -0.306009921, 0.037121322),
         revision="46c90528707aebbe69066390b4fe7e7d24c9c2a4",
     ),
 )
@@ -139,13 +148,13 @@ PROFILES: dict[ProfileName, Profile] = {
     profile.name: profile
     for profile in (
         Profile(name="exact", promise="the model as published, rounding apart"),
-        # FasterCache has the best published figure of the step caches of diffusers on CogVideoX-5B: 1.55 times as
-        # fast (huggingface/diffusers#10163). Not measured here; benchmarks/gpu_node.py does.
+        # Published of a model made from the 5B, on one H100: 1.57, 2.07, 2.68 times as fast in the three strengths
+        # (TeaCache for ConsisID); of FasterCache 1.55 (huggingface/diffusers#10163). benchmarks/gpu_node.py measures.
         Profile(
             name="fast",
             quantization="fp8",
-            step_cache="faster_cache",
-            promise="8-bit arithmetic and a step cache: clips differ a little from exact ones",
+            step_cache="skip",
+            promise="8-bit arithmetic, and steps left out: clips differ a little from exact ones",
         ),
         Profile(
             name="memory",
@@ -202,18 +211,7 @@ def peak_gb(traits: Traits, profile: Profile, *, text_on_gpu: bool, tiled: bool)
     """Return the most GPU memory that a clip of the model's own size and length takes."""
     transformer = traits.transformer_gb if profile.quantization == "none" else traits.transformer_8bit_gb
     weights, denoise = transformer + VAE_GB + (TEXT_ENCODER_GB if text_on_gpu else 0), traits.denoise_gb
-    if profile.step_cache != "none":
-        # 16×16 pixels and 4 frames each, 8 frames for CogVideoX 1.5
-        tokens = ((traits.frames - 1) // 4 + 1) * traits.width * traits.height // 256
-        tokens = tokens // (2 if traits.frame_unit == 16 else 1) + TEXT_TOKENS
-        denoise += faster_cache_gb(blocks=traits.blocks, tokens=tokens, channels=traits.channels)
+    if profile.step_cache == "faster_cache":
+        denoise += traits.faster_cache_gb
     beside = max(denoise, traits.decode_tiled_gb if tiled else traits.decode_gb)
     return round((weights + beside) * (2 if profile.is_float32 else 1) + SPARE_GB, 1)
-
-
-def faster_cache_gb(*, blocks: int, tokens: int, channels: int) -> float:
-    """Return what the last two results of every attention take, in 16 bits, with guidance, while it denoises.
-
-    tokens: of video and text together.
-    """
-    return 2 * blocks * 2 * tokens * channels * 2 / GB

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import sysconfig
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -55,11 +55,7 @@ def verdict(traits: Traits, profile: Profile, card: Card) -> tuple[bool, str]:
         return False, "no: the card has no 8-bit floats (Ada, Hopper or newer have)"
     place = catalog.choose_placement(traits, profile, free_gb=card.free_gb)
     if place is None:
-        least = f"no: it takes at least {_least_gb(traits, profile):.0f} GB"
-        light = replace(profile, step_cache="none")
-        if catalog.choose_placement(traits, light, free_gb=card.free_gb):
-            least += f", {_least_gb(traits, light):.0f} GB with GPU_NODE_STEP_CACHE=none"
-        return False, least
+        return False, f"no: it takes at least {_least_gb(traits, profile):.0f} GB"
     ways = ["text encoder on the CPU"] * (not place.text_on_gpu) + ["decoding in tiles"] * place.tiled
     return True, f"yes: about {place.peak_gb:.0f} GB" + (f" ({', '.join(ways)})" if ways else "")
 

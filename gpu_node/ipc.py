@@ -160,6 +160,10 @@ class Inbox:
     def is_canceled(self, job_id: str) -> bool:
         return job_id in self._canceled
 
+    def forget(self, job_id: str) -> None:
+        """Forget a job that has ended."""
+        self._canceled.discard(job_id)
+
     def _read(self) -> None:
         try:
             for line in self._source:

@@ -21,7 +21,16 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gpu_node import catalog
-from gpu_node.catalog import PROFILES, Dtype, Profile, ProfileName, Quantization, StepCache
+from gpu_node.catalog import (
+    LOSSY_ATTENTION,
+    PROFILES,
+    AttentionBackend,
+    Dtype,
+    Profile,
+    ProfileName,
+    Quantization,
+    StepCache,
+)
 
 EMBEDDED = ("tiny", "tiny-random")  # come with the project: one that draws its prompts, and one for tests
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -43,7 +52,7 @@ class EngineOptions(BaseModel):
     dtype: Dtype | Literal["auto"] = "auto"
     quantization: Quantization | Literal["auto"] = "auto"  # as the profile says, and so is the step cache
     step_cache: StepCache | Literal["auto"] = "auto"
-    attention: str = "auto"
+    attention: AttentionBackend = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     warm_frames: Annotated[tuple[int, ...] | None, NoDecode] = None
     cache_dir: Path | None = None  # beside save_dir
@@ -121,9 +130,11 @@ class NodeSettings(EngineOptions, BaseSettings):
             raise ValueError(
                 f"GPU_NODE_DTYPE: float16 gives black frames with {self.model_name}; use bfloat16 or auto"
             )
-        if self.profile == "exact" and (self.levers.quantization, self.levers.step_cache) != ("none", "none"):
+        levers = (self.levers.quantization, self.levers.step_cache)
+        if self.profile == "exact" and (levers != ("none", "none") or self.attention in LOSSY_ATTENTION):
             raise ValueError(
-                "GPU_NODE_PROFILE: exact allows neither GPU_NODE_QUANTIZATION nor GPU_NODE_STEP_CACHE"
+                "GPU_NODE_PROFILE: exact allows no GPU_NODE_QUANTIZATION, no GPU_NODE_STEP_CACHE and no lossy "
+                "GPU_NODE_ATTENTION"
             )
         if self.api_key is None and not is_loopback(self.host):
             raise ValueError(f"VIDEO_API_KEY must be set to listen on {self.host}: anyone could use the GPU")

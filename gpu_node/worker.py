@@ -132,6 +132,7 @@ class Worker:
             return poisons_process(error)
         finally:
             self._gpu_free_since = time.perf_counter()
+            self._inbox.forget(job.job_id)
         return False
 
     def finish_files(self) -> None:

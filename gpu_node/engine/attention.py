@@ -1,28 +1,36 @@
 """The kernel that computes the attention: measured at start-up, because the fastest differs from card to card.
 
 diffusers' `set_attention_backend` does nothing for CogVideoX (huggingface/diffusers#13622): its own processor calls
-PyTorch's attention directly. The processor here goes through diffusers' dispatcher.
+PyTorch's attention directly. The processor here goes through diffusers' dispatcher, or to FlashAttention 3 of the
+package fa3-fwd, which diffusers does not know.
 """
 
+import importlib
 import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeAlias, get_args
 
 import torch
-from diffusers import CogVideoXTransformer3DModel
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 
+from gpu_node.catalog import LOSSY_ATTENTION, AttentionBackend
 from gpu_node.engine.errors import ModelUnavailable, poisons_process
+from gpu_node.engine.quantization import FP8, FP8_LARGEST, SMALLEST_SCALE
 
 log = logging.getLogger(__name__)
 
+# Of query, key and value, each (batch, tokens, heads, width of a head).
+Kernel: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 STOCK = "native"
-# All compute the same attention, and differ by rounding only. `flash` and `_flash_3` need their packages.
-EXACT = (STOCK, "_native_cudnn", "_native_flash", "flash", "_flash_3")
-ROUNDING = 0.02  # relative, of the whole result: bfloat16 alone gives about 0.005, 8-bit attention above this
+# All compute the same attention, and differ by rounding only. `flash` and `flash_3` need their packages.
+EXACT = tuple(name for name in get_args(AttentionBackend) if name not in ("auto", *LOSSY_ATTENTION))
+# Relative, of the whole result: bfloat16 alone gives about 0.005, 8 bits some hundredths, a fault more than that.
+ROUNDING, LOSSY_ROUNDING = 0.02, 0.15
 ROUNDS = 5
 
 
@@ -30,7 +38,7 @@ class DispatchedAttention:
     """CogVideoX's joint attention of text and video by one of diffusers' attention backends."""
 
     def __init__(self, backend: str) -> None:
-        self._backend = AttentionBackendName(backend)
+        self._kernel = kernel(backend)
 
     def __call__(
         self,
@@ -49,7 +57,7 @@ class DispatchedAttention:
         value = attn.to_v(tokens).unflatten(2, (attn.heads, -1))
         if image_rotary_emb is not None:
             query, key = (_rotated(states, image_rotary_emb, text) for states in (query, key))
-        out = dispatch_attention_fn(query, key, value, backend=self._backend)
+        out = self._kernel(query, key, value)
         out = attn.to_out[0](out.flatten(2).to(query.dtype))
         return out[:, text:], out[:, :text]
 
@@ -60,11 +68,26 @@ def _rotated(states: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], te
     return torch.cat([states[:, :text], video], dim=1)
 
 
-def use_backend(transformer: CogVideoXTransformer3DModel, backend: str) -> None:
-    """Compute all attention of the transformer by this backend. Raises ModelUnavailable for an unknown one."""
-    if backend not in {known.value for known in AttentionBackendName}:
-        raise ModelUnavailable(f"GPU_NODE_ATTENTION: diffusers has no attention backend {backend!r}.")
-    transformer.set_attn_processor(DispatchedAttention(backend))
+def kernel(name: str) -> Kernel:
+    """Return the function of a backend. ImportError when its package is missing."""
+    if not name.startswith("flash_3"):
+        return partial(dispatch_attention_fn, backend=AttentionBackendName(name))
+    flash_3: Kernel = importlib.import_module("fa3_fwd_interface").flash_attn_func
+    return partial(_in_8_bits, flash_3) if name == "flash_3_fp8" else flash_3
+
+
+def _in_8_bits(flash_3: Callable[..., torch.Tensor], *states: torch.Tensor) -> torch.Tensor:
+    """Attend with queries, keys and values in 8-bit floats, each head with a scale of its own."""
+    scales = [each.abs().amax(dim=(1, 3)).float().clamp_min(SMALLEST_SCALE) / FP8_LARGEST for each in states]
+    small = [(each / scale[:, None, :, None]).to(FP8) for each, scale in zip(states, scales, strict=True)]
+    return flash_3(*small, q_descale=scales[0], k_descale=scales[1], v_descale=scales[2]).to(states[0].dtype)
+
+
+def check_backend(name: str, *, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise ModelUnavailable for a backend that does not run here: the operator named it."""
+    query, key, value = _random((1, 256, 4, 64), dtype, device)
+    if (reason := _why_not(name, query, key, value, kernel(STOCK)(query, key, value))) is not None:
+        raise ModelUnavailable(f"GPU_NODE_ATTENTION: {name} cannot be used here: {reason}")
 
 
 def fastest_backend(
@@ -74,36 +97,36 @@ def fastest_backend(
 
     One that does not run here, or whose result is not that of PyTorch's own, is left out.
     """
-    generator = torch.Generator("cpu").manual_seed(0)
-    query, key, value = (torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3))
-    expected = _attend(query, key, value, STOCK)
-    times = {STOCK: _seconds(lambda: _attend(query, key, value, STOCK), device)}
-    for name in candidates:
-        if name != STOCK and _agrees(name, query, key, value, expected):
-            times[name] = _seconds(lambda backend=name: _attend(query, key, value, backend), device)  # type: ignore[misc]
+    query, key, value = _random(shape, dtype, device)
+    expected = kernel(STOCK)(query, key, value)
+    times: dict[str, float] = {}
+    for name in (STOCK, *candidates):
+        if (reason := _why_not(name, query, key, value, expected)) is not None:
+            log.info("attention: %s is left out: %s", name, reason)
+        elif name not in times:
+            times[name] = _seconds(partial(kernel(name), query, key, value), device)
     log.info("attention: %s", ", ".join(f"{name} {took * 1000:.2f} ms" for name, took in times.items()))
     return min(times, key=times.__getitem__)
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, name: str) -> torch.Tensor:
-    out: torch.Tensor = dispatch_attention_fn(query, key, value, backend=AttentionBackendName(name))
-    return out
+def _random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[torch.Tensor]:
+    generator = torch.Generator("cpu").manual_seed(0)
+    return [torch.randn(shape, generator=generator).to(device, dtype) for _ in range(3)]
 
 
-def _agrees(
+def _why_not(
     name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, expected: torch.Tensor
-) -> bool:
+) -> str | None:
+    """Return why this backend cannot be used; None when it computes what PyTorch's own does."""
     try:
-        out = _attend(query, key, value, name)
+        out = kernel(name)(query, key, value)
         distance = float((out - expected).float().norm() / expected.float().norm())
     except Exception as error:  # a package is missing, a card is too old: each kernel says it in its own way
         if poisons_process(error):
             raise
-        log.info("attention: %s does not run here: %s", name, str(error).partition("\n")[0][:200])
-        return False
-    if distance > ROUNDING:
-        log.warning("attention: %s differs by %.3f and is left out", name, distance)
-    return distance <= ROUNDING
+        return str(error).partition("\n")[0][:200]
+    allowed = LOSSY_ROUNDING if name in LOSSY_ATTENTION else ROUNDING
+    return None if distance <= allowed else f"its result differs by {distance:.3f}"
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -1,6 +1,11 @@
 """Failures in the worker, and what each means for the process."""
 
+import re
+
 import torch
+
+# A kernel that failed to launch; one that does not fit a shape says other words, and leaves the context whole.
+_BROKEN_CONTEXT = re.compile(r"CUDA error|CUDA driver error|Triton Error \[CUDA\]|STATUS_EXECUTION_FAILED")
 
 
 class ModelUnavailable(Exception):
@@ -25,4 +30,4 @@ def poisons_process(error: BaseException) -> bool:
     """Return True when the error leaves the CUDA context unusable, so that only a new process helps."""
     if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+    return isinstance(error, torch.AcceleratorError) or bool(_BROKEN_CONTEXT.search(str(error)))

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from gpu_node import catalog
 from gpu_node.catalog import GB, Placement, Traits
 from gpu_node.demo_model.architecture import model_folder
-from gpu_node.engine import attention, download, quantization, speed, vae
+from gpu_node.engine import attention, download, quantization, speed, step_skip, vae
 from gpu_node.engine.download import Report
 from gpu_node.engine.errors import ModelUnavailable
 from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
@@ -46,6 +46,7 @@ class Loaded:
     device: torch.device
     tiled: bool
     setup: dict[str, str | bool]
+    skipping: step_skip.SkippingBlocks | None
 
 
 def load(
@@ -84,13 +85,13 @@ def set_up(
     vae.set_up(pipe.vae, device)
     embed = _put_in_place(pipe, place, device, dtype)
     traits = _traits(pipe, options)
-    backend = _set_attention(pipe, options.attention, traits, device, dtype)
+    backend = _set_attention(pipe, options, traits, device, dtype)
     compiled = options.compile == "on" or (options.compile == "auto" and device.type == "cuda")
-    if compiled:  # before the step cache, so that its hooks stay outside
-        names = speed.BLOCKS if levers.step_cache == "none" else speed.PARTS
+    if compiled:
+        names = speed.PARTS if levers.step_cache == "faster_cache" else speed.BLOCKS
         speed.compile_forward(pipe.transformer, names=names, backend=compile_backend)
-    if levers.step_cache != "none":
-        speed.enable_faster_cache(pipe)
+    skips = levers.step_cache in step_skip.THRESHOLDS
+    skipping = step_skip.install(pipe.transformer) if skips else None
     setup: dict[str, str | bool] = {
         "model": shown_name(options.model),
         "profile": levers.name,
@@ -104,7 +105,15 @@ def set_up(
     if folder.parent.name == "snapshots":  # as the hub's cache keeps them
         setup["revision"] = folder.name
     log.info("set up: %s", ", ".join(f"{name} {value}" for name, value in setup.items()))
-    return Loaded(pipe=pipe, embed=embed, traits=traits, device=device, tiled=place.tiled, setup=setup)
+    return Loaded(
+        pipe=pipe,
+        embed=embed,
+        traits=traits,
+        device=device,
+        tiled=place.tiled,
+        setup=setup,
+        skipping=skipping,
+    )
 
 
 def _choose_device(options: EngineOptions) -> torch.device:
@@ -135,7 +144,11 @@ def _choose_dtype(options: EngineOptions, device: torch.device) -> torch.dtype:
         wanted = "float32"
     else:
         wanted = options.traits.dtypes[0]
-    if wanted == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if (
+        wanted == "bfloat16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise ModelUnavailable(
             f"{torch.cuda.get_device_name(device)} has no bfloat16, and float16 gives black frames."
         )
@@ -261,16 +274,19 @@ def _traits(pipe: AnyPipeline, options: EngineOptions) -> Traits:
 
 
 def _set_attention(
-    pipe: AnyPipeline, wanted: str, traits: Traits, device: torch.device, dtype: torch.dtype
+    pipe: AnyPipeline, options: EngineOptions, traits: Traits, device: torch.device, dtype: torch.dtype
 ) -> str:
-    """Use the operator's backend; else on a GPU the fastest of the exact ones, at the model's own size."""
-    backend = wanted
-    if wanted == "auto":
+    """Use the operator's backend; else on a GPU the fastest that the profile allows, at the model's own size."""
+    backend: str = options.attention
+    if backend != "auto":
+        attention.check_backend(backend, dtype=dtype, device=device)
+    elif device.type == "cuda":
+        candidates = (*attention.EXACT, "flash_3_fp8") if options.profile == "fast" else attention.EXACT
+        shape = _attention_shape(pipe, traits)
+        backend = attention.fastest_backend(candidates, shape=shape, dtype=dtype, device=device)
+    else:
         backend = attention.STOCK
-        if device.type == "cuda":
-            shape = _attention_shape(pipe, traits)
-            backend = attention.fastest_backend(attention.EXACT, shape=shape, dtype=dtype, device=device)
-    attention.use_backend(pipe.transformer, backend)
+    pipe.transformer.set_attn_processor(attention.DispatchedAttention(backend))
     return backend
 
 

@@ -18,7 +18,8 @@ from gpu_node.engine import vae
 from gpu_node.engine.download import Report
 from gpu_node.engine.errors import ModelUnavailable, UnusableResult, is_out_of_memory, poisons_process
 from gpu_node.engine.loading import COMPILE_BACKEND, Loaded, fresh_scheduler, load
-from gpu_node.engine.speed import new_shapes_compile
+from gpu_node.engine.speed import enable_faster_cache, new_shapes_compile
+from gpu_node.engine.step_skip import mask_of
 from gpu_node.ipc import Memory, Pace
 from gpu_node.schemas import Clip
 from gpu_node.settings import EMBEDDED, EngineOptions, shown_name
@@ -39,6 +40,7 @@ class VideoPipeline:
     def __init__(self, loaded: Loaded, *, lower_case: bool) -> None:
         self._pipe = loaded.pipe
         self._embed = loaded.embed
+        self._skipping = loaded.skipping
         self._lower_case = lower_case
         self.traits = loaded.traits
         self.setup = loaded.setup
@@ -170,6 +172,7 @@ class VideoPipeline:
         self.first_step_began = 0.0
         report = StepReport(on_step, self.device)
         try:
+            self._turn_step_cache_on(clip)
             output = self._pipe(
                 prompt_embeds=prompts[0],
                 negative_prompt_embeds=prompts[1],
@@ -184,14 +187,31 @@ class VideoPipeline:
                 **({"image": picture} if picture is not None else {}),
             )
         finally:
-            # Of a run that was cut off, cached blocks would leak into the next; of any other, up to 18 GB of them
-            # would take the decoding's place.
-            self._pipe.transformer._reset_stateful_cache()
+            # What it keeps would leak from a run that was cut off into the next, and take the decoding's place.
+            if self._skipping is not None:
+                self._skipping.begin([])
+            elif self._pipe.transformer.is_cache_enabled:
+                self._pipe.transformer.disable_cache()
         report.finish()
         # Models with a temporal patch (CogVideoX 1.5) add latent frames in front, as padding.
         wanted = (clip.generated_frames - 1) // self._pipe.vae_scale_factor_temporal + 1
         latents: torch.Tensor = output.frames[:, output.frames.shape[1] - wanted :]
         return latents
+
+    def _turn_step_cache_on(self, clip: Clip) -> None:
+        if self._skipping is not None:
+            scheduler = fresh_scheduler(self._pipe)
+            scheduler.set_timesteps(clip.steps)
+            mask = mask_of(
+                self._pipe.transformer,
+                scheduler.timesteps,
+                self.traits.skip_coefficients,
+                strength=str(self.setup["step_cache"]),
+            )
+            self._skipping.begin(mask)
+        # FasterCache compares the two halves of guidance, which are one without.
+        elif self.setup["step_cache"] == "faster_cache" and clip.guidance_scale > 1:
+            enable_faster_cache(self._pipe)
 
     def _note_first_step(self, *_: object) -> None:
         self.first_step_began = self.first_step_began or time.perf_counter()

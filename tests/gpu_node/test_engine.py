@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import T5EncoderModel
 
 from gpu_node import catalog, worker
-from gpu_node.engine import attention, loading, quantization, speed, vae
+from gpu_node.engine import attention, loading, quantization, speed, step_skip, vae
 from gpu_node.engine.errors import (
     Canceled,
     ModelUnavailable,
@@ -31,6 +31,7 @@ from gpu_node.engine.vae import FlatConv
 from gpu_node.schemas import Clip
 from gpu_node.settings import EngineOptions, NodeSettings
 from tests.gpu_node import variants
+from tests.gpu_node.test_memory import GB, faster_cache_gb
 
 PROMPT = "a red ball"
 SMALL: dict[str, Any] = {"prompt": PROMPT, "width": 64, "height": 32, "fps": 8, "steps": 4}
@@ -183,43 +184,81 @@ class TestExactness:
         assert pipeline.encode("x", "")[0] is not first[0]
 
 
+CPU = torch.device("cpu")
+
+
 class TestAttention:
     def test_every_backend_that_is_here_gives_the_same(self, pipeline: VideoPipeline) -> None:
         native = latents_of(pipeline)
+        transformer = pipeline._pipe.transformer
         try:
-            attention.use_backend(pipeline._pipe.transformer, "_native_math")
+            transformer.set_attn_processor(attention.DispatchedAttention("_native_math"))
             assert distance(latents_of(pipeline), native) < 1e-4
         finally:
-            attention.use_backend(pipeline._pipe.transformer, "native")
+            transformer.set_attn_processor(attention.DispatchedAttention("native"))
 
     def test_the_fastest_is_measured_and_what_does_not_run_is_left_out(self) -> None:
         chosen = attention.fastest_backend(
-            ("native", "_native_math", "flash", "_flash_3"),
+            ("native", "_native_math", "flash", "flash_3"),
             shape=(2, 128, 2, 16),
             dtype=torch.float32,
-            device=torch.device("cpu"),
+            device=CPU,
         )
 
         assert chosen in ("native", "_native_math")
 
     def test_one_that_computes_something_else_is_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A kernel that is fast because it is wrong."""
-        true = attention._attend
+        true = attention.kernel
 
-        def attend(query: Any, key: Any, value: Any, name: str) -> torch.Tensor:
-            out = true(query, key, value, name)
-            return out * 0.9 if name == "_native_math" else out
+        def kernel(name: str) -> attention.Kernel:
+            return (lambda q, k, v: true(name)(q, k, v) * 0.9) if name == "_native_math" else true(name)
 
-        monkeypatch.setattr(attention, "_attend", attend)
+        monkeypatch.setattr(attention, "kernel", kernel)
         chosen = attention.fastest_backend(
-            ("_native_math",), shape=(2, 128, 2, 16), dtype=torch.float32, device=torch.device("cpu")
+            ("_native_math",), shape=(2, 128, 2, 16), dtype=torch.float32, device=CPU
         )
 
         assert chosen == "native"
 
-    def test_an_unknown_backend_is_refused(self, folders: Callable[[str], Path]) -> None:
-        with pytest.raises(ModelUnavailable, match="no attention backend 'magic'"):
-            loaded(folders("CogVideoX-5B"), attention="magic")
+    @pytest.mark.parametrize("name", ["flash", "flash_3", "_native_cudnn"])
+    def test_what_the_operator_names_and_does_not_run_here_is_refused_at_once(
+        self, name: str, folders: Callable[[str], Path]
+    ) -> None:
+        with pytest.raises(ModelUnavailable, match=f"GPU_NODE_ATTENTION: {name} cannot be used here: "):
+            loaded(folders("CogVideoX-5B"), attention=name)
+
+    def test_flash_attention_3_is_called_as_its_package_wants_it(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A stand-in with the package's signature, computed by PyTorch; the kernels themselves need a Hopper card."""
+
+        def flash_attn_func(
+            q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: Any = None, causal: bool = False,
+            qv: Any = None, q_descale: Any = None, k_descale: Any = None, v_descale: Any = None,
+        ) -> torch.Tensor:  # fmt: skip
+            kinds.append(q.dtype)
+            scales = [
+                1.0 if scale is None else scale[:, None, :, None]
+                for scale in (q_descale, k_descale, v_descale)
+            ]
+            states = [
+                (each.float() * scale).transpose(1, 2) for each, scale in zip((q, k, v), scales, strict=True)
+            ]
+            out = torch.nn.functional.scaled_dot_product_attention(*states).transpose(1, 2)
+            return out.to(torch.bfloat16)
+
+        kinds: list[torch.dtype] = []
+        monkeypatch.setitem(
+            sys.modules, "fa3_fwd_interface", SimpleNamespace(flash_attn_func=flash_attn_func)
+        )
+        attention.check_backend("flash_3", dtype=torch.bfloat16, device=CPU)
+        attention.check_backend("flash_3_fp8", dtype=torch.bfloat16, device=CPU)
+
+        assert kinds == [torch.bfloat16, torch.float8_e4m3fn]
+        with pytest.raises(ModelUnavailable, match="differs"):
+            monkeypatch.setattr(attention, "LOSSY_ATTENTION", ())
+            attention.check_backend("flash_3_fp8", dtype=torch.bfloat16, device=CPU)
 
 
 class TestCompiling:
@@ -284,11 +323,23 @@ class TestQuantization:
         inputs = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
         layer = {"int8": quantization.Int8Linear, "fp8": quantization.Float8Linear}[kind](linear)
 
-        ours, exact = layer(inputs).float(), linear(inputs).float().detach()
+        # Activations are of 8 bits only where they are compiled.
+        run = torch.compile(layer, backend="eager") if kind == "fp8" else layer
+        with torch.no_grad():
+            ours, exact = run(inputs), linear(inputs)
 
         assert ours.shape == exact.shape
-        assert ours.dtype == torch.float32
+        assert ours.dtype == torch.bfloat16
         assert 0 < float((ours - exact).norm() / exact.norm()) < bound
+
+    def test_uncompiled_the_activations_stay_as_they_are(self) -> None:
+        """Turning them into 8 bits kernel by kernel takes longer than the arithmetic saves."""
+        linear = torch.nn.Linear(64, 32).to(torch.bfloat16)
+        inputs = torch.randn(2, 24, 64, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+        layer = quantization.Float8Linear(linear)
+        weight = (layer.weight.float() * layer.scale).to(torch.bfloat16)
+
+        assert torch.equal(layer(inputs), torch.nn.functional.linear(inputs, weight, linear.bias))
 
     def test_the_weights_take_half_the_memory(self, folders: Callable[[str], Path]) -> None:
         transformer = variants.build("CogVideoX-5B").to(torch.bfloat16).transformer
@@ -334,16 +385,25 @@ def kept_bytes(transformer: torch.nn.Module) -> int:
     return sum(sizes.values())
 
 
-def with_faster_cache(folder: Path) -> VideoPipeline:
-    return loaded(folder, profile="fast", quantization="none")
+def with_cache(folder: Path, name: str = "faster_cache") -> VideoPipeline:
+    return loaded(folder, profile="fast", quantization="none", step_cache=name)
 
 
-class TestFasterCache:
-    def test_it_changes_the_clip_and_leaves_nothing_for_the_next(self, tmp_path: Path) -> None:
+CACHES = ("skip", "faster_cache")
+
+
+class TestStepCaches:
+    @pytest.mark.parametrize("name", CACHES)
+    def test_each_changes_the_clip_and_leaves_nothing_for_the_next(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Also after a run that was cut off in the middle; on more blocks than two, so that there is one to skip."""
+        monkeypatch.setattr(
+            "gpu_node.engine.pipeline.mask_of", lambda *_, **__: [True, False] * 3 + [True] * 2
+        )
         folder = variants.save("CogVideoX-5B", tmp_path / "mini", layers=4)
-        cached = with_faster_cache(folder)
-        assert cached.setup["step_cache"] == "faster_cache"
+        cached = with_cache(folder, name)
+        assert cached.setup["step_cache"] == name
         first = latents_of(cached, steps=8)
 
         def stop(step: int) -> None:
@@ -357,11 +417,90 @@ class TestFasterCache:
         assert torch.equal(latents_of(cached, steps=8), first)
         assert not torch.equal(latents_of(loaded(folder), steps=8), first)
 
+    @pytest.mark.parametrize("name", CACHES)
+    @pytest.mark.parametrize("guidance", [0.0, 1.0])
+    def test_a_clip_without_guidance_is_made_too(
+        self, name: str, guidance: float, folders: Callable[[str], Path]
+    ) -> None:
+        cached = with_cache(folders("CogVideoX-5B"), name)
+
+        assert torch.isfinite(latents_of(cached, steps=6, guidance_scale=guidance)).all()
+
+    @pytest.mark.parametrize("name", CACHES)
+    def test_what_is_compiled_lies_beneath(self, name: str, folders: Callable[[str], Path]) -> None:
+        torch._dynamo.reset()
+        plain = with_cache(folders("CogVideoX-5B"), name)
+        native = {"width": plain.traits.width, "height": plain.traits.height, "steps": 8}
+        wanted = options(
+            folders("CogVideoX-5B"),
+            profile="fast",
+            quantization="none",
+            step_cache=name,
+            compile="on",
+            warm_frames="9",
+        )
+        compiled = VideoPipeline.load(wanted, compile_backend="eager")
+
+        with torch.compiler.set_stance("fail_on_recompile"):
+            ours = latents_of(compiled, **native)
+        assert compiled.setup["compiled"] is True
+        assert torch.equal(ours, latents_of(plain, **native))
+
+
+class TestStepSkip:
+    def test_with_all_steps_computed_it_is_exact_bit_by_bit(
+        self, folders: Callable[[str], Path], pipeline: VideoPipeline, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gpu_node.engine.pipeline.mask_of", lambda *_, **__: [True] * 4)
+
+        assert torch.equal(latents_of(with_cache(folders("CogVideoX-5B"), "skip")), latents_of(pipeline))
+
+    def test_a_step_that_is_left_out_runs_no_block(
+        self, folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("gpu_node.engine.pipeline.mask_of", lambda *_, **__: [True, False, False, True])
+        skipping, calls = with_cache(folders("CogVideoX-5B"), "skip"), []
+        skipping._skipping.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        latents_of(skipping)
+
+        assert len(calls) == 2
+
+    @pytest.mark.parametrize("name", ["CogVideoX-2B", "CogVideoX-5B", "CogVideoX1.5-5B-I2V"])
+    @pytest.mark.parametrize("strength", step_skip.THRESHOLDS)
+    def test_which_steps_are_computed_follows_teacaches_rule(self, name: str, strength: str) -> None:
+        """Step by step, as TeaCache goes; with a polynomial by which a mini model leaves some steps out."""
+        pipe = variants.build(name)
+        transformer, scheduler = pipe.transformer, loading.fresh_scheduler(pipe)
+        scheduler.set_timesteps(30)
+        times = torch.tensor([float(time) for time in scheduler.timesteps])
+        with torch.no_grad():
+            whole = transformer.time_embedding(transformer.time_proj(times))
+            if transformer.ofs_embedding is not None:
+                whole = whole + transformer.ofs_embedding(transformer.ofs_proj(torch.tensor([2.0])))
+        steepness = 0.05 / float((whole[1] - whole[0]).abs().mean() / whole[0].abs().mean())
+        expected, drift = [], 0.0
+        for step in range(30):
+            if step in (0, 29):
+                computed = True
+            else:
+                change = (whole[step] - whole[step - 1]).abs().mean() / whole[step - 1].abs().mean()
+                drift += steepness * float(change)
+                computed = drift >= step_skip.THRESHOLDS[strength]
+            drift = 0.0 if computed else drift
+            expected.append(computed)
+
+        mask = step_skip.mask_of(transformer, times, (steepness, 0.0), strength=strength)
+
+        assert mask == expected
+        assert 2 < sum(mask) < 30
+
+
+class TestFasterCache:
     def test_what_it_keeps_is_reckoned_with_and_gone_before_the_decoding(
         self, folders: Callable[[str], Path]
     ) -> None:
-        """Of the 5B's long clips it keeps 18 GB: `--check` must know, and the decoding must have the room."""
-        cached = with_faster_cache(folders("CogVideoX-5B"))
+        """Of the 5B's long clips it keeps 18 GB: the decoding must have the room."""
+        cached = with_cache(folders("CogVideoX-5B"))
         transformer = cached._pipe.transformer
         tokens, channels = 226 + 3 * 4 * 2, transformer.config.num_attention_heads * 16
         kept: list[int] = []
@@ -369,18 +508,27 @@ class TestFasterCache:
             clip(steps=8), cached.encode(PROMPT, ""), on_step=lambda _: kept.append(kept_bytes(transformer))
         )
 
-        reckoned = catalog.faster_cache_gb(blocks=2, tokens=tokens, channels=channels) * catalog.GB
+        reckoned = faster_cache_gb(2, tokens, channels) * GB
         assert max(kept) == pytest.approx(2 * reckoned, rel=0.1), "reckoned in 16 bits, measured in 32"
         assert kept_bytes(transformer) == 0
 
-    def test_what_is_compiled_lies_beneath_its_hooks(self, folders: Callable[[str], Path]) -> None:
-        torch._dynamo.reset()
-        plain = with_faster_cache(folders("CogVideoX-5B"))
-        pipe = loaded(folders("CogVideoX-5B"))
-        speed.compile_forward(pipe._pipe.transformer, names=speed.PARTS, backend="eager")
-        speed.enable_faster_cache(pipe._pipe)
 
-        assert torch.equal(latents_of(pipe, steps=8), latents_of(plain, steps=8))
+@pytest.mark.parametrize(
+    ("words", "only_a_new_process_helps"),
+    [
+        ("CUDA error: an illegal memory access was encountered", True),
+        ("Triton Error [CUDA]: an illegal memory access was encountered", True),
+        ("CUDA driver error: unknown error", True),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", True),
+        ("CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`", True),
+        ("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED", False),
+        ("shape '[1, 2]' is invalid for input of size 3", False),
+    ],
+)
+def test_what_leaves_the_gpu_unusable_is_known_by_its_words(
+    words: str, only_a_new_process_helps: bool
+) -> None:
+    assert poisons_process(RuntimeError(words)) is only_a_new_process_helps
 
 
 def test_values_that_are_no_picture_fail_before_they_are_decoded(

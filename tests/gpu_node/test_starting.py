@@ -55,8 +55,10 @@ def test_a_wrong_setting_is_one_line_and_exit_status_2(tmp_path: Path) -> None:
         ({"GPU_NODE_PROFILE": "best"}, "GPU_NODE_PROFILE"),
         (
             {"GPU_NODE_STEP_CACHE": "faster_cache"},
-            "exact allows neither GPU_NODE_QUANTIZATION nor GPU_NODE_STEP_CACHE",
+            "exact allows no GPU_NODE_QUANTIZATION, no GPU_NODE_STEP_CACHE and no lossy GPU_NODE_ATTENTION",
         ),
+        ({"GPU_NODE_ATTENTION": "sage"}, "exact allows no GPU_NODE_QUANTIZATION"),
+        ({"GPU_NODE_ATTENTION": "_flash_3_hub"}, "GPU_NODE_ATTENTION"),
         (
             {"GPU_NODE_MODEL": "5B", "GPU_NODE_DTYPE": "float16"},
             "float16 gives black frames with THUDM/CogVideoX-5b",
