@@ -85,7 +85,7 @@ def is_downloaded(model: str, revision: str) -> bool:
 
 def _folder_verdict(folder: Path) -> tuple[bool, str]:
     if missing := missing_parts(folder):
-        return False, f"the folder {folder} is no whole model: files are missing of {', '.join(missing)}"
+        return False, f"the folder {folder} is no whole model: it has no complete {', '.join(missing)}"
     return True, f"a folder on this machine: {folder}"
 
 

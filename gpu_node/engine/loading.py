@@ -181,7 +181,7 @@ def _from_disk(options: EngineOptions, dtype: torch.dtype, report: Report) -> An
         folder = download.fetch(options.model, options.known_revision, report)
     report("loading the model")
     if missing := download.missing_parts(folder):
-        raise ModelUnavailable(f"{shown} cannot be loaded: files are missing of {', '.join(missing)}.")
+        raise ModelUnavailable(f"{shown} cannot be loaded: the folder has no complete {', '.join(missing)}.")
     name = CogVideoXPipeline.load_config(folder)["_class_name"]
     classes = {kind.__name__: kind for kind in (CogVideoXPipeline, CogVideoXImageToVideoPipeline)}
     if name not in classes:

@@ -126,7 +126,7 @@ def test_a_folder_is_no_download(tmp_path: Path) -> None:
     assert disk_verdict(str(folder)) == (True, f"a folder on this machine: {folder}")
 
     (folder / SHARDS[1]).unlink()
-    assert disk_verdict(str(folder))[1].endswith("files are missing of text_encoder")
+    assert disk_verdict(str(folder))[1].endswith("it has no complete text_encoder")
 
 
 def disk_verdict(model: str = "5B", **given: str) -> tuple[bool, str]:

@@ -168,7 +168,7 @@ def test_a_repository_of_something_else_is_final_too(hub: Hub) -> None:
 @pytest.mark.usefixtures("pointed")
 def test_a_repository_without_its_weights_is_final_too(hub: Hub) -> None:
     del hub.files["transformer/diffusion_pytorch_model.safetensors"]
-    with pytest.raises(ModelUnavailable, match="files are missing of transformer"):
+    with pytest.raises(ModelUnavailable, match="the folder has no complete transformer"):
         loading.load(EngineOptions(model=REPO, device="cpu"))
 
 

@@ -550,7 +550,7 @@ class TestModels:
         with pytest.raises(ModelUnavailable) as refused:
             loaded(tmp_path / "empty")
 
-        assert str(refused.value) == "empty cannot be loaded: the folder has no model_index.json."
+        assert str(refused.value) == "empty cannot be loaded: the folder has no complete model_index.json."
 
     @pytest.fixture(scope="class")
     def picture(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
