@@ -106,8 +106,10 @@ def why_no_gpu() -> str:
 
 def _machine_verdict(traits: Traits, settings: NodeSettings) -> tuple[bool, list[str]]:
     """Return whether memory suffices for loading, and whether Triton can compile if it must."""
-    kilobytes = re.findall(r"^(?:MemAvailable|SwapFree): +(\d+) kB", MEMORY.read_text(), re.MULTILINE)
-    free = sum(map(int, kilobytes)) * 1024 / GB
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GB  # no better is known, but on Linux
+    if MEMORY.is_file():
+        kilobytes = re.findall(r"^(?:MemAvailable|SwapFree): +(\d+) kB", MEMORY.read_text(), re.MULTILINE)
+        free = sum(map(int, kilobytes)) * 1024 / GB
     needed = traits.transformer_gb + catalog.TEXT_ENCODER_GB + catalog.VAE_GB  # all parts, in 16 bits
     has_compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     has_headers = Path(sysconfig.get_path("include"), "Python.h").is_file()

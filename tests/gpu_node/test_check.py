@@ -247,6 +247,9 @@ def test_what_the_machine_lacks_is_told(machine: Path, monkeypatch: pytest.Monke
     assert not works
     assert "RAM: no: loading takes about 21 GB, and 11 GB are free, swap included" in lines
 
+    (machine / "meminfo").unlink()
+    assert any(line.startswith("RAM: ") for line in check.report(settings(), [H200])[1]), "on macOS, too"
+
 
 @pytest.mark.parametrize(
     ("model", "words"),
