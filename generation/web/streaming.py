@@ -48,19 +48,6 @@ class _Stored:
         return cast("IO[bytes]", self.file)
 
 
-class _StoredResponse(StreamingHttpResponse):
-    """A part of a stored file; closes the file when the response is done or dropped."""
-
-    def __init__(self, chunks: Any, *, opened: tuple[IO[bytes], ...], **options: Any) -> None:
-        super().__init__(chunks, **options)
-        self._opened = opened
-
-    def close(self) -> None:
-        super().close()
-        for file in self._opened:
-            file.close()
-
-
 def serve_file(
     request: HttpRequest,
     name: str,
@@ -156,7 +143,10 @@ def _respond(request: HttpRequest, stored: _Stored) -> HttpResponseBase:
         return HttpResponse(first, **options)
     chunks = _chunks(first, source, length)
     body = read_in_threads(chunks) if isinstance(request, ASGIRequest) else chunks
-    return _StoredResponse(body, opened=(source, stored.file), **options)
+    response = StreamingHttpResponse(body, **options)
+    # Run when it is done or dropped, as those of Django's FileResponse.
+    response._resource_closers += [source.close, stored.file.close]  # type: ignore[attr-defined]
+    return response
 
 
 def _range_asked(request: HttpRequest, stored: _Stored) -> tuple[int, int] | None:
