@@ -87,21 +87,17 @@ class InsufficientCredits(GenerationError):
         )
         have = ngettext("Your balance: %(n)s credit", "Your balance: %(n)s credits", balance)
         super().__init__(f"{needed % {'n': cost}} {have % {'n': balance}}")
-        self.cost, self.balance = cost, balance
 
 
 class CooldownActive(GenerationError):
     text = ngettext_lazy(
-        "Please wait %(n)s second before generating another video.",
-        "Please wait %(n)s seconds before generating another video.",
-        "n",
+        "Please wait %(seconds)s second before generating another video.",
+        "Please wait %(seconds)s seconds before generating another video.",
+        "seconds",
     )
     code = "cooldown_active"
     status = 429
-
-    def __init__(self, *, seconds: int) -> None:
-        self.seconds = seconds
-        super().__init__(n=seconds)
+    seconds: int
 
 
 class TooManyAtOnce(GenerationError):
@@ -122,10 +118,7 @@ class DailyLimitReached(GenerationError):
     )
     code = "daily_limit_reached"
     status = 429
-
-    def __init__(self, *, most: int, seconds: int) -> None:
-        self.seconds = seconds
-        super().__init__(most=most, wait=in_words(seconds))
+    seconds: int
 
 
 class PromptBlocked(GenerationError):

@@ -12,7 +12,7 @@ from django.db.models import F, Q
 from django.db.models.functions import Now
 
 from accounts.models import User, UserLimits
-from generation.errors import CooldownActive, DailyLimitReached, TooManyAtOnce
+from generation.errors import CooldownActive, DailyLimitReached, TooManyAtOnce, in_words
 from generation.models import GenerationJob
 from generation.nodes import CLIENTS
 
@@ -70,4 +70,5 @@ def _check_day(user: User, most: int) -> None:
     ages = list(counted.values_list(Now() - F("created_at"), flat=True)[:most])
     if len(ages) >= most:
         left = DAY - (ages[-1] if ages else timedelta())
-        raise DailyLimitReached(most=most, seconds=max(1, math.ceil(left.total_seconds())))
+        seconds = max(1, math.ceil(left.total_seconds()))
+        raise DailyLimitReached(most=most, wait=in_words(seconds), seconds=seconds)
