@@ -102,9 +102,7 @@ def describe(error: Exception) -> Problem:
         case exceptions.ValidationError():
             return _first_of(error)
         case exceptions.APIException():
-            code = (
-                error.detail.code if isinstance(error.detail, exceptions.ErrorDetail) else error.default_code
-            )
+            code = getattr(error.detail, "code", error.default_code)
             headers = {"WWW-Authenticate": REALM} if error.status_code == 401 else {}
             return Problem(error.status_code, str(code), str(error.detail), headers=headers)
         case Http404():

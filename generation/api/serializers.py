@@ -259,34 +259,18 @@ def model_json(name: str, created: datetime) -> dict[str, Any]:
 
 
 class PresetSerializer(serializers.Serializer):
-    """A preset with its price for the caller and its expected wait, before anything is submitted."""
+    """A `Quote`: a preset with its price for the caller and its expected wait, before anything is submitted."""
 
-    id = serializers.CharField()
-    object = serializers.CharField(read_only=True)
-    label = serializers.CharField()  # type: ignore[assignment]
-    seconds = serializers.CharField(read_only=True)
-    frames = serializers.IntegerField()
-    fps = serializers.IntegerField()
-    steps = serializers.IntegerField()
+    id = serializers.CharField(source="preset.name")
+    object = serializers.CharField(read_only=True, default="preset")
+    label = serializers.CharField(source="preset.label")  # type: ignore[assignment]
+    seconds = serializers.CharField(read_only=True, source="preset.seconds")
+    frames = serializers.IntegerField(source="preset.num_frames")
+    fps = serializers.IntegerField(source="preset.fps")
+    steps = serializers.IntegerField(source="preset.num_inference_steps")
     cost = serializers.IntegerField(help_text="Credits.")
     expected_seconds = serializers.IntegerField(help_text="From submit to clip without a queue.")
-    default = serializers.BooleanField()
-
-
-def preset_json(quote: catalog.Quote) -> dict[str, Any]:
-    preset = quote.preset
-    return {
-        "id": preset.name,
-        "object": "preset",
-        "label": preset.label,
-        "seconds": str(preset.seconds),
-        "frames": preset.num_frames,
-        "fps": preset.fps,
-        "steps": preset.num_inference_steps,
-        "cost": quote.cost,
-        "expected_seconds": quote.expected_seconds,
-        "default": preset.is_default,
-    }
+    default = serializers.BooleanField(source="preset.is_default")
 
 
 def _list_of(name: str, item: type[serializers.Serializer], **fields: serializers.Field) -> Any:

@@ -108,19 +108,14 @@ class Videos(APIView):
         """Lists the newest first unless `order` says otherwise, without deleted videos."""
         query = serializers.PageQuery(data=request.query_params.dict())
         query.is_valid(raise_exception=True)
-        after = None
-        if "after" in query.validated_data:
+        page: dict[str, Any] = query.validated_data
+        if "after" in page:
             # The video may have been deleted since the page before was read.
             own = GenerationJob.objects.filter(user=caller(request))
-            after = own.named(query.validated_data["after"]).first()
-            if after is None:
+            page["after"] = own.named(page["after"]).first()
+            if page["after"] is None:
                 raise JobNotFound()
-        jobs, has_more = paginate(
-            kept_jobs(user=caller(request)),
-            after=after,
-            limit=query.validated_data["limit"],
-            order=query.validated_data["order"],
-        )
+        jobs, has_more = paginate(kept_jobs(user=caller(request)), **page)
         data = serializers.videos_json(jobs)
         return Response(
             {
@@ -254,8 +249,8 @@ class Presets(APIView):
     @documented("presets_list", "What a video costs", serializers.PresetList, 401)
     def get(self, request: Request) -> Response:
         """Lists every preset with its price for the caller and its expected wait."""
-        quotes = catalog.quotes(user=caller(request))
-        return Response({"object": "list", "data": [serializers.preset_json(quote) for quote in quotes]})
+        quotes = serializers.PresetSerializer(catalog.quotes(user=caller(request)), many=True)
+        return Response({"object": "list", "data": quotes.data})
 
 
 class Schema(SpectacularJSONAPIView):

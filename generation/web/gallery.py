@@ -67,7 +67,7 @@ class Filter:
 
 
 def paginate(
-    jobs: "QuerySet[GenerationJob]", *, after: GenerationJob | None, limit: int, order: str
+    jobs: "QuerySet[GenerationJob]", *, after: GenerationJob | None = None, limit: int, order: str
 ) -> tuple[list[GenerationJob], bool]:
     """Return at most `limit` jobs beyond `after` by time of creation, and whether there are more.
 

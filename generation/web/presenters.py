@@ -78,11 +78,8 @@ class Card:
     def percent(self) -> int:
         if self.job.state == State.STORING:
             return SAVING
-        return (
-            DENOISED
-            * min(self.job.step, self.job.num_inference_steps)
-            // max(1, self.job.num_inference_steps)
-        )
+        steps = self.job.num_inference_steps
+        return DENOISED * min(self.job.step, steps) // max(1, steps)
 
 
 def kept_jobs(**filters: Any) -> JobQuerySet:

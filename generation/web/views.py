@@ -22,7 +22,7 @@ from accounts.models import UserLimits
 from generation import sharing
 from generation.errors import GenerationError
 from generation.jobs import catalog, lifecycle, limits, submission
-from generation.models import GenerationJob, JobQuerySet
+from generation.models import GenerationJob
 from generation.web import gallery
 from generation.web.forms import ComposerForm
 from generation.web.presenters import cards, kept_jobs
@@ -36,14 +36,9 @@ WAITING_SECONDS = 3600
 MAX_WAITING = 10_000
 
 
-def own_jobs(request: SiteRequest) -> JobQuerySet:
-    """Select the visitor's clips without deleted ones."""
-    return kept_jobs(user=request.user)
-
-
 def own_job(request: SiteRequest, job_id: uuid.UUID) -> GenerationJob:
     """Get the visitor's own clip; another person's is as unknown as one that never was."""
-    return get_object_or_404(own_jobs(request), pk=job_id)
+    return get_object_or_404(kept_jobs(user=request.user), pk=job_id)
 
 
 def comes_from_dashboard(request: SiteRequest) -> bool:
@@ -178,7 +173,7 @@ def _gallery(request: SiteRequest) -> dict[str, Any]:
     search = gallery.Filter.from_query(request.GET)
     # The clip may have been deleted meanwhile; with an unknown one the gallery begins at its start.
     after = GenerationJob.objects.filter(user=request.user).named(request.GET.get("after", "")).first()
-    found = search.apply(own_jobs(request))
+    found = search.apply(kept_jobs(user=request.user))
     jobs, has_more = gallery.paginate(found, after=after, limit=gallery.PAGE_SIZE, order="desc")
     older = search.query(after=jobs[-1].public_id) if has_more else ""
     return {"filter": search, "after": after, "jobs": jobs, "older": older}
@@ -197,7 +192,7 @@ def _prefill(request: SiteRequest) -> dict[str, Any]:
     original = request.GET.get("remix", "")
     if not original:
         return {"prompt": request.GET.get("prompt", "")}
-    job = get_object_or_404(own_jobs(request).named(original))
+    job = get_object_or_404(kept_jobs(user=request.user).named(original))
     return {
         "prompt": job.prompt,
         "negative_prompt": job.negative_prompt,
@@ -251,7 +246,9 @@ def retry(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
         )
     except GenerationError as error:
         messages.error(request, error.message)
-        return _messages(request) if from_dashboard else redirect("video", job.pk)
+        return (
+            render(request, "_messages.html", {"oob": True}) if from_dashboard else redirect("video", job.pk)
+        )
     if not again.is_live:
         messages.info(request, _("You tried this one again already: here it is."))
         return _redirect(request, reverse("video", args=[again.pk]))
@@ -274,8 +271,9 @@ def delete(request: SiteRequest, job_id: uuid.UUID) -> HttpResponse:
         messages.error(request, error.message)
         return _redirect(request, reverse("video", args=[job.pk]))
     messages.success(request, _("The video was deleted."))
-    if comes_from_dashboard(request) and own_jobs(request).exists():
-        return trigger_client_event(_messages(request), "deleted", {"job": job.id.hex})
+    if comes_from_dashboard(request) and kept_jobs(user=request.user).exists():
+        response = render(request, "_messages.html", {"oob": True})
+        return trigger_client_event(response, "deleted", {"job": job.id.hex})
     return _redirect(request, reverse("dashboard"))
 
 
@@ -310,10 +308,6 @@ def poster_file(request: SiteRequest, job_id: uuid.UUID) -> HttpResponseBase:
 def _card(request: SiteRequest, job_id: uuid.UUID, *, with_messages: bool = False) -> HttpResponse:
     context = {"card": cards([own_job(request, job_id)])[0], "with_messages": with_messages}
     return render(request, "generation/_card.html", context)
-
-
-def _messages(request: SiteRequest) -> HttpResponse:
-    return render(request, "_messages.html", {"oob": True})
 
 
 def _redirect(request: SiteRequest, address: str) -> HttpResponse:
