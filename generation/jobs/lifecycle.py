@@ -241,13 +241,7 @@ def attempt_lost(
 
 @transaction.atomic
 def attempt_failed(
-    *,
-    attempt_id: uuid.UUID,
-    token: uuid.UUID,
-    code: str,
-    message: str,
-    error: str,
-    blame_node: bool = True,
+    *, attempt_id: uuid.UUID, token: uuid.UUID, code: str, message: str, error: str, blame_node: bool = True
 ) -> None:
     """End the job by a definite verdict. `message` is for its owner, `error` for staff."""
     held = locks.held(attempt_id=attempt_id, token=token)
@@ -414,11 +408,6 @@ def _leave_alone(held: "QuerySet[JobAttempt]", *, seconds: float, why: str) -> N
     )
 
 
-def _close(
-    attempt: "QuerySet[JobAttempt]", state: str, *, error: str = "", stopped_at_step: int | None = None
-) -> bool:
+def _close(attempt: "QuerySet[JobAttempt]", state: str, *, error: str = "", **values: object) -> bool:
     """Close the attempt, fenced as its caller needs it; False when it is not so any more."""
-    values: dict[str, object] = {"state": state, "closed_at": Now(), "error": error[:500]}
-    if stopped_at_step is not None:
-        values["stopped_at_step"] = stopped_at_step
-    return bool(attempt.update(**values))
+    return bool(attempt.update(state=state, closed_at=Now(), error=error[:500], **values))

@@ -74,8 +74,9 @@ class AttemptRunner:
 
     async def run(self) -> None:
         """Run until the attempt is closed, its file is being stored, or the lease is another's."""
+        endpoint = endpoint_of(self.attempt.node, protocol=self.attempt.protocol)
         try:
-            async with self._client() as client:
+            async with nodes.open_client(endpoint) as client:
                 await (self._follow if client.background else self._hold_request)(client)
                 if self._stop_there:
                     # Best effort: a node that answers nothing is asked again when it is back.
@@ -84,9 +85,6 @@ class AttemptRunner:
                             await client.cancel(self.attempt.remote_id)
         except nodes.PermanentNodeError as error:
             await self._give_up(error)
-
-    def _client(self) -> nodes.NodeClient:
-        return nodes.open_client(endpoint_of(self.attempt.node, protocol=self.attempt.protocol))
 
     # --- Nodes that run jobs in the background ---
 

@@ -7,7 +7,7 @@ with a free slot can make, so that a claim takes no longer beside any number of 
 import uuid
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
@@ -47,6 +47,9 @@ SPARE = 20
 CLAIMING = 0x4449_5350
 # Attempts after which a job tries another node first.
 DISAPPOINTED = (JobAttempt.State.REFUSED, JobAttempt.State.LOST, JobAttempt.State.FAILED)
+# As `GpuNode.runs_in_background` does.
+_BACKGROUND = [client.protocol for client in CLIENTS if client.background]
+RUNS_IN_BACKGROUND = Q(protocol__in=_BACKGROUND) | Q(protocol="auto", detected_protocol__in=_BACKGROUND)
 
 
 @dataclass
@@ -71,14 +74,6 @@ class _Place:
     @property
     def load(self) -> float:
         return self.taken / self.node.slots
-
-
-@dataclass
-class _Past:
-    """A job's earlier attempts: nodes that came to nothing with it, and those that are not to be asked again yet."""
-
-    disappointed: set[int] = field(default_factory=set)
-    barred: set[int] = field(default_factory=set)
 
 
 @transaction.atomic
@@ -167,9 +162,8 @@ def _usable_nodes() -> "QuerySet[Any]":
 
 def _with_a_free_slot() -> "QuerySet[Any]":
     """Do in SQL as `GpuNode.slots` does: of many nodes, few have a free slot while jobs wait."""
-    background = [client.protocol for client in CLIENTS if client.background]
-    queues = Q(protocol__in=background) | Q(protocol="auto", detected_protocol__in=background)
-    return _usable_nodes().filter(taken__lt=Case(When(queues, then=F("capacity") + 1), default=Value(1)))
+    slots = Case(When(RUNS_IN_BACKGROUND, then=F("capacity") + 1), default=Value(1))
+    return _usable_nodes().filter(taken__lt=slots)
 
 
 def _places(nodes: "QuerySet[Any]") -> list[_Place]:
@@ -186,13 +180,8 @@ def _places(nodes: "QuerySet[Any]") -> list[_Place]:
     )
     rate = F("generation_ms") / 1000.0 / (F("job__num_frames") * F("job__num_inference_steps"))
     rates = ArraySubquery(done.order_by("-closed_at").values_list(rate, flat=True)[:10])
-    at_once = [client.protocol for client in CLIENTS if not client.background]
-    found = nodes.defer("api_key").annotate(
-        rates=Case(
-            When(Q(protocol__in=at_once) | Q(protocol="auto", detected_protocol__in=at_once), then=rates),
-            default=None,
-        )
-    )
+    measured = Case(When(~RUNS_IN_BACKGROUND, then=rates), default=None)
+    found = nodes.defer("api_key").annotate(rates=measured)
     return [
         _Place(node, node.taken, None if node.runs_in_background else _most_work(node.rates or []))
         for node in found
@@ -212,15 +201,12 @@ def _choose(places: list[_Place], most: int) -> list[tuple[GenerationJob, GpuNod
     while places and len(chosen) < most:
         wanted = min(most - len(chosen), sum(place.node.slots - place.taken for place in places)) + SPARE
         jobs = list(_fairest(places).exclude(pk__in=seen)[:wanted])
-        past = _past_of(jobs)
+        disappointed, barred = _past_of(jobs)
         for job in jobs:
-            barred = past[job.pk].barred
-            able = [
-                each for each in places if each.is_free and each.node.pk not in barred and each.makes(job)
-            ]
+            bad, no = disappointed[job.pk], barred[job.pk]
+            able = [each for each in places if each.is_free and each.node.pk not in no and each.makes(job)]
             if not able or len(chosen) == most:
                 continue
-            bad = past[job.pk].disappointed
             place = min(
                 able, key=lambda each: (each.node.pk in bad, each.load, each.node.consecutive_failures)
             )
@@ -271,18 +257,22 @@ def _wanted(places: list[_Place]) -> Q:
     return wanted
 
 
-def _past_of(jobs: list[GenerationJob]) -> dict[uuid.UUID, _Past]:
-    """Look up where these jobs came to nothing. A node that refused one is barred until it has taken another job."""
-    past = {job.pk: _Past() for job in jobs}
+def _past_of(jobs: list[GenerationJob]) -> tuple[dict[uuid.UUID, set[int]], dict[uuid.UUID, set[int]]]:
+    """Look up which nodes came to nothing with these jobs, and which of them are not to be asked again yet.
+
+    One that refused a job is barred from it until it has taken another one.
+    """
+    disappointed: dict[uuid.UUID, set[int]] = {job.pk: set() for job in jobs}
+    barred: dict[uuid.UUID, set[int]] = {job.pk: set() for job in jobs}
     tried = JobAttempt.objects.filter(job__in=jobs, state__in=DISAPPOINTED).order_by()
     rows = list(tried.values_list("job", "node", "state", "closed_at"))
     good = node_health.last_good({node for _, node, state, _ in rows if state == JobAttempt.State.REFUSED})
     for job, node, state, closed_at in rows:
-        past[job].disappointed.add(node)
+        disappointed[job].add(node)
         since = good.get(node)
         if state == JobAttempt.State.REFUSED and not (since and closed_at and since > closed_at):
-            past[job].barred.add(node)
-    return past
+            barred[job].add(node)
+    return disappointed, barred
 
 
 def _open(chosen: list[tuple[GenerationJob, GpuNode]]) -> list[JobAttempt]:
@@ -310,7 +300,11 @@ def _open(chosen: list[tuple[GenerationJob, GpuNode]]) -> list[JobAttempt]:
 
 def open_attempts(pairs: list[tuple[GenerationJob, GpuNode]], *, counts: bool = True) -> list[JobAttempt]:
     """Open attempts at locked jobs, whose leases are free for a reconciler. counts: towards JOB_MAX_ATTEMPTS."""
-    attempts = [_attempt(job, node, counts=counts) for job, node in pairs]
+    attempts = [
+        JobAttempt(job=job, node=node, protocol=node.effective_protocol, counts=counts) for job, node in pairs
+    ]
+    for attempt in attempts:
+        attempt.lease_token = attempt.pk
     JobAttempt.objects.bulk_create(attempts)
     opened = {attempt.job_id: attempt for attempt in attempts}
     current = JobAttempt.objects.filter(job=OuterRef("pk"), state=JobAttempt.State.OPEN).values("pk")
@@ -325,9 +319,3 @@ def open_attempts(pairs: list[tuple[GenerationJob, GpuNode]], *, counts: bool = 
         opened[job.pk].job = job
     events.publish(*(attempt.job for attempt in attempts))
     return attempts
-
-
-def _attempt(job: GenerationJob, node: GpuNode, *, counts: bool) -> JobAttempt:
-    identity = uuid.uuid4()
-    protocol = node.effective_protocol
-    return JobAttempt(id=identity, job=job, node=node, protocol=protocol, counts=counts, lease_token=identity)

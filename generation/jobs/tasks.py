@@ -95,10 +95,7 @@ async def _download(attempt: JobAttempt, destination: Path) -> None:
     )
     async with nodes.open_client(endpoint_of(attempt.node, protocol=attempt.protocol)) as client:
         await client.download(
-            remote,
-            destination,
-            max_bytes=settings.MAX_VIDEO_BYTES,
-            timeout=settings.DOWNLOAD_TIMEOUT_SECONDS,
+            remote, destination, max_bytes=settings.MAX_VIDEO_BYTES, timeout=settings.DOWNLOAD_TIMEOUT_SECONDS
         )
 
 
