@@ -124,11 +124,8 @@ def listen_parameters() -> dict[str, Any]:
     """Connection parameters for psycopg itself, for a session that is kept: to the server, past any pooler."""
     is_direct = connection.settings_dict.get("AS_OWNER") and settings.DATABASE_OWNER
     direct: dict[str, Any] = dict(conninfo_to_dict("" if is_direct else settings.DATABASE_LISTEN_URL))
-    return (direct or _parameters()) | {
-        "keepalives_idle": 30,
-        "keepalives_interval": 10,
-        "keepalives_count": 3,
-    }
+    kept = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+    return (direct or _parameters()) | kept
 
 
 def hears_notifications() -> bool:

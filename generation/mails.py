@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from smtplib import SMTPException
+from typing import Any
 
 from allauth.account.models import EmailAddress
 from django.conf import settings
@@ -31,7 +32,7 @@ MOST_ATTEMPTS = 30  # two hours, about
 SUBJECT_LENGTH = 60
 
 
-def expect(jobs: Sequence[GenerationJob]) -> None:
+def expect(jobs: Sequence[GenerationJob], **_: Any) -> None:
     """Have the owners of jobs that end in this transaction get a mail, if they chose so."""
     if settings.EMAIL_HOST:
         ReadyMail.objects.bulk_create(

@@ -24,7 +24,7 @@ FORGOTTEN: dict[str, Any] = {
 # --- A closed account -------------------------------------------------------------------------------------------------
 
 
-def forget(*, user: User) -> None:
+def forget(*, user: User, **_: Any) -> None:
     """Cancel what is live, remove files, links and prompts. A job that is just being stored is left for the next time.
 
     Safe to repeat: `forget_closed_accounts` does, until nothing is left.
@@ -54,7 +54,7 @@ def forget_closed_accounts() -> int:
 # --- The export -------------------------------------------------------------------------------------------------------
 
 
-def part_of(user: User) -> Part:
+def part_of(user: User, **_: Any) -> Part:
     """Export every video of the user as data, and the files of those that are kept."""
     jobs = GenerationJob.objects.filter(user=user).select_related("preset").order_by("created_at")
     data, files = [], {}

@@ -1,6 +1,5 @@
 """Receivers: a ban cancels live jobs, a closed account is forgotten, a fresh database gets its presets."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from django.db.models.signals import post_migrate, post_save
@@ -8,12 +7,11 @@ from django.dispatch import receiver
 from django.utils.translation import gettext_noop
 
 from accounts.models import User
-from accounts.privacy import Part
 from accounts.signals import account_closed, personal_data
 from generation import mails, privacy
 from generation.jobs import lifecycle
 from generation.jobs.events import jobs_finished
-from generation.models import GenerationJob, Preset
+from generation.models import Preset
 
 QUICK, STANDARD = gettext_noop("Quick"), gettext_noop("Standard")
 # cost None: VIDEO_COST
@@ -22,26 +20,15 @@ FIRST_PRESETS: tuple[dict[str, Any], ...] = (
     {"name": "standard", "label": STANDARD, "num_frames": 49, "num_inference_steps": 50, "cost": 250},
 )
 
+jobs_finished.connect(mails.expect, dispatch_uid="generation.mail_about_jobs")
+account_closed.connect(privacy.forget, dispatch_uid="generation.forget_who_left")
+personal_data.connect(privacy.part_of, dispatch_uid="generation.personal_data")
+
 
 @receiver(post_save, sender=User, dispatch_uid="generation.cancel_jobs_of_banned")
 def cancel_jobs_of_banned(instance: User, created: bool, **_: Any) -> None:
     if not created and not instance.is_active:
         lifecycle.cancel_each(jobs=instance.jobs.all(), reason=gettext_noop("The account was closed"))
-
-
-@receiver(jobs_finished, dispatch_uid="generation.mail_about_jobs")
-def mail_about_jobs(jobs: Sequence[GenerationJob], **_: Any) -> None:
-    mails.expect(jobs)
-
-
-@receiver(account_closed, dispatch_uid="generation.forget_who_left")
-def forget_who_left(user: User, **_: Any) -> None:
-    privacy.forget(user=user)
-
-
-@receiver(personal_data, dispatch_uid="generation.personal_data")
-def clips_of(user: User, **_: Any) -> Part:
-    return privacy.part_of(user)
 
 
 @receiver(post_migrate, dispatch_uid="generation.first_presets")

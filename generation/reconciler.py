@@ -208,7 +208,10 @@ class Reconciler:
 
     async def _stop_what_was_lost(self, node: GpuNode) -> None:
         """Have a node that is back after a silence stop what was taken from it meanwhile."""
-        for attempt in await in_database(_lost_on)(node):
+        lost = JobAttempt.objects.filter(node=node, state=JobAttempt.State.LOST).select_related("node")
+        lately = lost.filter(closed_at__gt=locks.until(-settings.JOB_DEADLINE_SECONDS))
+        silenced = lately.exclude(remote_id="").exclude(silent_since=None)
+        for attempt in await in_database(list)(silenced[:50]):
             try:
                 await jobs.stop(attempt)
             except NodeError as error:
@@ -248,12 +251,6 @@ def _unfollowed_attempts(followed: list[uuid.UUID]) -> list[JobAttempt]:
         .exclude(pk__in=followed)
         .select_related("job", "node")[:FOLLOWED_AT_ONCE]
     )
-
-
-def _lost_on(node: GpuNode) -> list[JobAttempt]:
-    lately = locks.until(-settings.JOB_DEADLINE_SECONDS)
-    lost = JobAttempt.objects.filter(node=node, state=JobAttempt.State.LOST, closed_at__gt=lately)
-    return list(lost.exclude(remote_id="").exclude(silent_since=None).select_related("node")[:50])
 
 
 def _remove_files() -> None:
