@@ -4,7 +4,7 @@ without python-telegram-bot.
 
 import html
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django.conf import settings
@@ -58,24 +58,21 @@ def pass_notice_on(notice: Notice, **_: Any) -> None:
 
     A person who blocked the bot gets it after their next message.
     """
-    account = TelegramAccount.objects.select_related("user").filter(user=notice.user).first()
-    if account is None or not settings.TELEGRAM_BOT_TOKEN:
-        return
-    with translation.override(users.language_of(account)):
-        outbox.tell(
-            chat_id=account.telegram_id, text=f"ℹ️ {html.escape(notices.text_of(notice), quote=False)}"
-        )
+    _tell(notice.user, "ℹ️", lambda: notices.text_of(notice))
 
 
 @receiver(post_save, sender=Ban, dispatch_uid="telegram_bot.tell_of_ban")
 def tell_of_ban(instance: Ban, **_: Any) -> None:
     """Say why, in the transaction that bans."""
-    account = TelegramAccount.objects.select_related("user").filter(user=instance.user).first()
-    if account is None or not settings.TELEGRAM_BOT_TOKEN:
-        return
-    with translation.override(users.language_of(account)):
-        words = html.escape(Ban.words_for(instance.user), quote=False)
-        outbox.tell(chat_id=account.telegram_id, text=f"🚫 {words}")
+    _tell(instance.user, "🚫", lambda: Ban.words_for(instance.user))
+
+
+def _tell(user: User, sign: str, words: Callable[[], str]) -> None:
+    account = TelegramAccount.objects.select_related("user").filter(user=user).first()
+    if account is not None and settings.TELEGRAM_BOT_TOKEN:
+        with translation.override(users.language_of(account)):
+            text = f"{sign} {html.escape(words(), quote=False)}"
+        outbox.tell(chat_id=account.telegram_id, text=text)
 
 
 @receiver(account_closing, dispatch_uid="telegram_bot.unlink")

@@ -1,6 +1,7 @@
 """Operations of the staff on Telegram accounts, updates, deliveries and payments."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from django.db.models.functions import Now
 
@@ -10,6 +11,8 @@ from accounts.staff.actor import Refused
 from accounts.staff.audit_log import Operation, Outcome, operation
 from telegram_bot import linking, refunds, wakeup
 from telegram_bot.models import JobMessage, StarPayment, TelegramUpdate
+
+Row = TypeVar("Row", TelegramUpdate, JobMessage)
 
 
 @operation("accounts.undo_walletmerge", "merge.undo")
@@ -33,34 +36,33 @@ def undo_merge(op: Operation, merge: WalletMerge) -> None:
 @operation("telegram_bot.change_telegramupdate", "update.again")
 def handle_again(op: Operation, updates: Sequence[TelegramUpdate]) -> Outcome[TelegramUpdate]:
     """Have failed updates handled again. Handlers find what they did the first time."""
-
-    def why_not(update: TelegramUpdate) -> str | None:
-        failed = update.state == TelegramUpdate.State.FAILED
-        return None if failed else "Only what could not be handled is handled again."
-
-    chosen = TelegramUpdate.objects.filter(pk__in=[update.pk for update in updates])
-    found = op.possible(chosen, why_not)
-    op.record_each([(update, {"error": update.error}, {}) for update in found])
     again = {"state": TelegramUpdate.State.RECEIVED, "error": "", "settled_at": None}
-    chosen.filter(pk__in=[update.pk for update in found]).update(**again)
-    wakeup.call(wakeup.INBOX)
-    return op.outcome(found)
+    why_not = "Only what could not be handled is handled again."
+    return _again(op, TelegramUpdate, updates, again, why_not=why_not, wake=wakeup.INBOX)
 
 
 @operation("telegram_bot.change_jobmessage", "delivery.again")
 def deliver_again(op: Operation, messages: Sequence[JobMessage]) -> Outcome[JobMessage]:
     """Retry deliveries that failed."""
-
-    def why_not(message: JobMessage) -> str | None:
-        failed = message.state == JobMessage.State.FAILED
-        return None if failed else "Only what could not be delivered is delivered again."
-
-    chosen = JobMessage.objects.filter(pk__in=[message.pk for message in messages])
-    found = op.possible(chosen, why_not)
-    op.record_each([(message, {"error": message.error}, {}) for message in found])
     again = {"state": JobMessage.State.PENDING, "attempts": 0, "next_attempt_at": Now()}
-    chosen.filter(pk__in=[message.pk for message in found]).update(**again)
-    wakeup.call(wakeup.OUTBOX)
+    why_not = "Only what could not be delivered is delivered again."
+    return _again(op, JobMessage, messages, again, why_not=why_not, wake=wakeup.OUTBOX)
+
+
+def _again(
+    op: Operation,
+    model: type[Row],
+    rows: Sequence[Row],
+    again: Mapping[str, object],
+    *,
+    why_not: str,
+    wake: str,
+) -> Outcome[Row]:
+    chosen = model._default_manager.filter(pk__in=[row.pk for row in rows])
+    found = op.possible(chosen, lambda row: None if row.state == model.State.FAILED else why_not)
+    op.record_each([(row, {"error": row.error}, {}) for row in found])
+    chosen.filter(pk__in=[row.pk for row in found]).update(**again)
+    wakeup.call(wake)
     return op.outcome(found)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from generation.nodes.download import download_file
 from generation.nodes.protocol import (
@@ -25,7 +25,7 @@ MAX_CLIP_BYTES = 512 * 1024 * 1024
 DOWNLOAD_TIMEOUT = 120.0
 
 
-class NodeClient(ABC):
+class NodeClient(AbstractAsyncContextManager["NodeClient"]):
     """A connection to one node; whatever the node does, a method raises `NodeError` and nothing else.
 
     Use it as an async context manager, or call `aclose()`. It belongs to the event loop it was opened in.
@@ -42,12 +42,7 @@ class NodeClient(ABC):
         self.endpoint = endpoint
         self.transport = Transport(endpoint)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

@@ -1,7 +1,6 @@
 """/history, /cancel and sharing: what may be done about videos that were asked for."""
 
 import logging
-from functools import partial
 
 from django.db import transaction
 from django.db.models.functions import Now
@@ -11,12 +10,12 @@ from telegram.error import BadRequest
 
 from accounts.models import CreditAccount, User
 from generation import sharing
-from generation.database import in_database, written
+from generation.database import in_database
 from generation.errors import CannotCancel, VideoNotReady, deducted
 from generation.jobs import lifecycle
 from generation.models import GenerationJob
 from telegram_bot import wakeup
-from telegram_bot.commands.video import own_job, remember
+from telegram_bot.commands.video import own_job, remember_sent
 from telegram_bot.commands.welcome import example_of
 from telegram_bot.models import JobMessage
 from telegram_bot.receiving.context import Press, Request
@@ -90,10 +89,7 @@ async def _sent(press: Press, job: GenerationJob, file_id: str, caption: str) ->
     except BadRequest as error:
         logger.info("job %s cannot be sent again by its file_id: %s", job.id.hex, error)
         return False
-    mark = partial(
-        remember, job=job, bot_id=press.bot.id, chat_id=press.chat.id, message_id=message.message_id
-    )
-    await written(mark, about=f"the video of {press.key}")
+    await remember_sent(press, message, job=job, about=f"the video of {press.key}")
     return True
 
 

@@ -10,7 +10,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from telegram import ForceReply
+from telegram import ForceReply, Message
 from telegram.error import BadRequest
 
 from generation.database import in_database, written
@@ -77,6 +77,12 @@ def remember_status(row: JobMessage, *, message_id: int, text: str) -> bool:
         return False
     outbox.remember(job=row.job, bot_id=row.bot_id, chat_id=row.chat_id, message_id=message_id)
     return True
+
+
+async def remember_sent(asked: Asked, sent: Message, *, about: str, **facts: Any) -> None:
+    """Write down which job a message is about that was sent into the chat just now."""
+    mark = partial(remember, bot_id=asked.bot.id, chat_id=asked.chat.id, message_id=sent.message_id, **facts)
+    await written(mark, about=about)
 
 
 @command("video", menu=gettext_lazy("Generate AI video"))
@@ -149,27 +155,21 @@ async def talk(request: Request) -> None:
     says_again = request.argument.casefold().strip(" .!…") in AGAIN
     post = await meant_by(request) if says_again or request.message.reply_to_message else None
     if post is not None and says_again:
-        await make(request, with_another_seed(post.job))
+        # The same seed would give the same picture.
+        await make(request, {**same_again(post.job), "seed": None})
     elif post is not None and post.asks_for_prompt and post.job.user_id == request.person.pk:
         # Another prompt for the same seed, so that only what was changed changes.
-        remix = same_again(post.job)
-        remix["prompt"], remix["remixed_from"] = request.argument, post.job
+        remix: VideoRequest = {**same_again(post.job), "prompt": request.argument, "remixed_from": post.job}
         await make(request, remix)
     elif request.addressed:
         await make(request, {"prompt": request.argument})
 
 
-def with_another_seed(job: GenerationJob) -> VideoRequest:
-    """Ask for a job again without its seed, which would give the same picture."""
-    request = same_again(job)
-    request["seed"] = None
-    return request
-
-
 @button("again")
 async def again(press: Press) -> None:
     """Make the prompt again with another seed."""
-    await make(press, with_another_seed(await own_job(press.account, press.argument)))
+    job = await own_job(press.account, press.argument)
+    await make(press, {**same_again(job), "seed": None})
 
 
 @button("retry")
@@ -188,12 +188,4 @@ async def remix(press: Press) -> None:
     asks = ForceReply(selective=True, input_field_placeholder=placeholder)
     mention = "" if press.in_private else press.query.from_user.mention_html()
     sent = await press.reply(texts.changed_prompt(job.prompt, mention=mention), reply_markup=asks)
-    mark = partial(
-        remember,
-        job=job,
-        bot_id=press.bot.id,
-        chat_id=press.chat.id,
-        message_id=sent.message_id,
-        asks_for_prompt=True,
-    )
-    await written(mark, about=f"the question {press.key}")
+    await remember_sent(press, sent, job=job, about=f"the question {press.key}", asks_for_prompt=True)

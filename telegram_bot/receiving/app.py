@@ -58,18 +58,16 @@ class Dispatcher:
         Raises:
             TelegramError, database errors: it may be handled again, with the same outcome.
         """
+        key = f"telegram:{self._bot.id}:{update.update_id}"
+        common = {"bot": self._bot, "live": self._live, "key": key}
         if update.message is not None:
-            await self._hear(update.message, **self._common(update))
+            await self._hear(update.message, **common)
         elif update.callback_query is not None:
-            await self._press(update.callback_query, **self._common(update))
+            await self._press(update.callback_query, **common)
         else:
             for kind, handler in routes.UPDATES.items():
                 if (part := getattr(update, kind, None)) is not None:
                     await handler(self._bot, part)
-
-    def _common(self, update: Update) -> dict[str, Any]:
-        key = f"telegram:{self._bot.id}:{update.update_id}"
-        return {"bot": self._bot, "live": self._live, "key": key}
 
     async def _hear(self, message: Message, **common: Any) -> None:
         sender = message.from_user
@@ -88,18 +86,9 @@ class Dispatcher:
             addressed=choice.addressed,
             message=message,
         )
-        await self._send_what_waits(request)
+        await _send_what_waits(request)
         with translation.override(users.language_of(request.account)):
             await _run(choice.handler, request)
-
-    async def _send_what_waits(self, asked: Asked) -> None:
-        await in_database(outbox.send_what_waits)(
-            asked.account,
-            bot_id=self._bot.id,
-            chat_id=asked.chat.id,
-            thread_id=asked.thread_id,
-            in_private=asked.in_private,
-        )
 
     def _choose(self, message: Message) -> Choice | None:
         """Choose a handler; None when the bot is not meant: in a group it answers only what is addressed to it."""
@@ -148,7 +137,7 @@ class Dispatcher:
             argument=argument,
             query=query,
         )
-        await self._send_what_waits(press)
+        await _send_what_waits(press)
         with translation.override(users.language_of(press.account)):
             if handler := routes.BUTTONS.get(name):
                 await _run(handler, press)
@@ -161,6 +150,16 @@ def thread_of(message: Message) -> int | None:
     """Find the topic of a message. Elsewhere in groups the field numbers a chain of replies, which is no place."""
     is_topic = message.is_topic_message or message.chat.type == Chat.PRIVATE
     return message.message_thread_id if is_topic else None
+
+
+async def _send_what_waits(asked: Asked) -> None:
+    await in_database(outbox.send_what_waits)(
+        asked.account,
+        bot_id=asked.bot.id,
+        chat_id=asked.chat.id,
+        thread_id=asked.thread_id,
+        in_private=asked.in_private,
+    )
 
 
 async def _run(handler: Any, asked: Asked) -> None:

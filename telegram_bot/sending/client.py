@@ -265,13 +265,6 @@ async def fetch_updates(
     return [update for update in result if isinstance(update, dict)] if isinstance(result, list) else []
 
 
-def quoting(message_id: int | None) -> ReplyParameters | None:
-    """Reply to that message, or send a plain one when it is gone."""
-    if message_id is None:
-        return None
-    return ReplyParameters(message_id, allow_sending_without_reply=True)
-
-
 async def send_in_place(
     send: Callable[..., Awaitable[Message]],
     chat_id: int,
@@ -284,10 +277,9 @@ async def send_in_place(
 
     In a topic Telegram refuses a reply to a deleted message, whatever the request allows.
     """
+    quoted = None if reply_to is None else ReplyParameters(reply_to, allow_sending_without_reply=True)
     try:
-        return await send(
-            chat_id, *what, reply_parameters=quoting(reply_to), message_thread_id=thread_id, **how
-        )
+        return await send(chat_id, *what, reply_parameters=quoted, message_thread_id=thread_id, **how)
     except BadRequest as error:
         why = error.message.lower()
         if reply_to is not None and "repl" in why:

@@ -230,10 +230,8 @@ def link_instead(
 
 def ended(job: GenerationJob) -> str:
     """Say why there is no video."""
-    return canceled(job) if job.state == State.CANCELED else failed(job)
-
-
-def failed(job: GenerationJob) -> str:
+    if job.state == State.CANCELED:
+        return canceled(job)
     reason = _(job.error_message)
     error = _("Error: %(reason)s") % {"reason": escaped(reason)}
     text = lines(_("❌ Video generation failed"), prompt_line(job.prompt), error)
